@@ -1,0 +1,2 @@
+"""multicontrast."""
+from multicontrast._version import __version__ as __version__
