@@ -1,0 +1,147 @@
+"""The losses straight from the papers' equations: slow, dense, differentiable, in the type of their input.
+
+These are what the library is compared with (in float64), and the baselines that the benchmarks time. They
+share no code with the library. Nothing here is clever; where a line could follow the paper, it does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length one; a zero row stays zero."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, x / torch.where(norm > 0, norm, 1), 0 * x)
+
+
+# --- pairs --------------------------------------------------------------------------------------------------
+
+
+def directed_infonce(anchor: Tensor, candidates: Tensor, tau: float | Tensor) -> Tensor:
+    """UniHPE eq. (1) for each anchor, ``(B,)``: ``anchor[i]`` matches ``candidates[i]``."""
+    logits = unit(anchor) @ unit(candidates).mT / tau
+    return F.cross_entropy(logits, torch.arange(len(anchor), device=anchor.device), reduction="none")
+
+
+def pair_infonce(x: Tensor, y: Tensor, tau: float | Tensor, symmetric: bool = True) -> Tensor:
+    """Eq. (1), the mean of both directions, averaged over the batch."""
+    loss = directed_infonce(x, y, tau)
+    if symmetric:
+        loss = (loss + directed_infonce(y, x, tau)) / 2
+    return loss.mean()
+
+
+def clip_two_matmul(x: Tensor, y: Tensor, tau: float | Tensor) -> Tensor:
+    """The CLIP loss as most code writes it: one product for each direction. Expects unit rows."""
+    targets = torch.arange(len(x), device=x.device)
+    return (F.cross_entropy(x @ y.mT / tau, targets) + F.cross_entropy(y @ x.mT / tau, targets)) / 2
+
+
+def three_pairs(xs: Sequence[Tensor], tau: float | Tensor) -> Tensor:
+    """L_pair of eq. (4) for three modalities: the three symmetric pairs, summed."""
+    return sum((pair_infonce(x, y, tau) for x, y in itertools.combinations(xs, 2)), start=torch.zeros(()))
+
+
+# --- Algorithms 1 and 2 ---------------------------------------------------------------------------------------
+
+
+def algorithm1(batch_size: int, num_modalities: int = 3, generator: torch.Generator | None = None) -> Tensor:
+    """UniHPE Algorithm 1, with its first loop meant for the three modalities (as printed it leaves the array).
+
+    A cell may be the positive again, with probability ``1 / batch_size**2``; the paper does not exclude it.
+    """
+    rows = torch.arange(batch_size)
+    index = torch.zeros(batch_size, batch_size, num_modalities, dtype=torch.int64)
+    for i in range(batch_size):
+        index[:, i, 0] = rows
+    for m in range(num_modalities):
+        index[:, 0, m] = rows
+    for i in range(1, batch_size):
+        for m in range(1, num_modalities):
+            index[:, i, m] = torch.randperm(batch_size, generator=generator)
+    return index
+
+
+def algorithm2_triplet(
+    x_img: Tensor, x_2d: Tensor, x_3d: Tensor, index: Tensor, tau: float | Tensor, decomposition: str = "eigvalsh"
+) -> Tensor:
+    """UniHPE Algorithm 2 to the letter: gather ``(B, K, 3, D)``, multiply, decompose, cross-entropy.
+
+    ``decomposition="eigvalsh"`` takes the largest eigenvalue of the batched 3x3 products;
+    ``"svdvals"`` squares the largest singular value of the gathered 3xD matrices (the paper's slow row).
+    Rows are normalised here. ``index`` is ``(B, 1 + K, 3)`` with the positive in column 0.
+    """
+    stacked = torch.stack((unit(x_img), unit(x_2d), unit(x_3d)), dim=1)  # (B, 3, D)
+    gathered = stacked[index, torch.arange(3, device=index.device)]  # (B, 1 + K, 3, D)
+    if decomposition == "eigvalsh":
+        logits = torch.linalg.eigvalsh(gathered @ gathered.mT)[..., -1] / tau
+    elif decomposition == "svdvals":
+        logits = torch.linalg.svdvals(gathered)[..., 0].square() / tau
+    else:
+        raise ValueError(f"decomposition is 'eigvalsh' or 'svdvals', not {decomposition!r}")
+    return F.cross_entropy(logits, torch.zeros(len(index), dtype=torch.int64, device=index.device))
+
+
+# --- any similarity, any tuples ---------------------------------------------------------------------------------
+
+
+def tuple_similarity(rows: Tensor, name: str) -> Tensor:
+    """Similarity of tuples of unit rows ``(..., N, D)``, from the vectors themselves."""
+    n = rows.shape[-2]
+    gram = rows @ rows.mT
+    if name == "eigenvalue":  # UniHPE eq. (3)
+        return torch.linalg.eigvalsh(gram)[..., -1]
+    if name == "singular_value":  # UniHPE eq. (2); PMRL
+        return torch.linalg.eigvalsh(gram)[..., -1].clamp_min(0).sqrt()
+    if name == "mean_cosine":
+        upper = torch.triu_indices(n, n, 1)
+        return gram[..., upper[0], upper[1]].mean(-1)
+    if name == "volume":  # GRAM: minus the volume of the parallelotope
+        return -torch.linalg.det(gram).clamp_min(0).sqrt()
+    if name == "area":  # TRIANGLE: minus the area of the triangle (the simplex) with the rows as corners
+        edges = rows[..., 1:, :] - rows[..., :1, :]
+        return -torch.linalg.det(edges @ edges.mT).clamp_min(0).sqrt() / math.factorial(n - 1)
+    if name == "multilinear":  # Symile
+        return rows.prod(dim=-2).sum(-1)
+    raise ValueError(name)
+
+
+def sampled_infonce(
+    embeddings: Sequence[Tensor], index: Tensor, tau: float | Tensor, similarity: str = "eigenvalue"
+) -> Tensor:
+    """Eq. (3) for each anchor, ``(B,)``, over the tuples that ``index`` ``(B, 1 + K, N)`` names."""
+    stacked = torch.stack([unit(x) for x in embeddings], dim=1)
+    rows = stacked[index, torch.arange(len(embeddings), device=index.device)]
+    logits = tuple_similarity(rows, similarity) / tau
+    return torch.logsumexp(logits, 1) - logits[:, 0]
+
+
+def every_tuple(batch_size: int, num_modalities: int, anchor: int, rule: object) -> list[tuple[int, ...]]:
+    """The tuples compared with sample ``anchor`` under ``negatives="all"``, the positive first.
+
+    ``rule=0``: the tuples whose first member is the anchor's. ``rule="any"``: those that hold at least one
+    member of the anchor: for three modalities ``3 B^2 - 3 B + 1``, as the paper counts.
+    """
+    positive = (anchor,) * num_modalities
+    rest = [
+        cell
+        for cell in itertools.product(range(batch_size), repeat=num_modalities)
+        if cell != positive and (cell[0] == anchor if rule == 0 else anchor in cell)
+    ]
+    return [positive, *rest]
+
+
+def exact_infonce(
+    embeddings: Sequence[Tensor], tau: float | Tensor, similarity: str = "eigenvalue", anchor: object = 0
+) -> Tensor:
+    """Eq. (3) for each anchor, ``(B,)``, with every tuple of the batch in the denominator. Tiny batches only."""
+    size, n = len(embeddings[0]), len(embeddings)
+    index = torch.tensor([every_tuple(size, n, i, anchor) for i in range(size)])
+    return sampled_infonce(embeddings, index, tau, similarity)
