@@ -1,0 +1,371 @@
+"""Shares of joints (PCK, its area under the curve) and of poses (CPS) that are close enough."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_choice, check_same_device, describe, three_beats
+from multicontrast.metrics._inputs import (
+    REDUCTIONS,
+    Root,
+    average_joints,
+    check_values,
+    read_poses,
+    reduce_joints,
+    reduce_values,
+    root_joints,
+    weighted,
+)
+from multicontrast.metrics.hypotheses import hypotheses_first
+from multicontrast.metrics.joint_errors import JointErrors, mpjpe_joints
+from multicontrast.metrics.procrustes import pa_mpjpe_joints
+
+AVERAGES = ("micro", "macro", "none")
+AUC3D_THRESHOLDS = tuple(5.0 * step for step in range(31))  # 0, 5, ..., 150 mm
+CPS_THRESHOLDS = tuple(float(step) for step in range(1, 301))  # 1, 2, ..., 300 mm
+
+
+def pck(
+    pred: Tensor,
+    target: Tensor,
+    norm: Tensor | float | None = None,
+    *,
+    threshold: float,
+    strict: bool = True,
+    average: str = "micro",
+    mask: Tensor | None = None,
+    root: Root = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Percentage of correct keypoints, as a share in [0, 1]: joints closer than ``threshold * norm``.
+
+    Conventions, and who differs: strictly closer, as in mmpose, HRNet and MPI-INF-3DHP (``strict=False`` for <=).
+    Pooled over all visible joints, as MPII's own figures are (``average="micro"``); mmpose and HRNet average the
+    joints' shares (``"macro"``). The norm is yours to give: `bbox_norm`, `torso_norm` or `head_norm` compute the usual
+    ones; mmpose's torso falls back to the *predicted* torso where the true one is under a pixel, which ours never does.
+
+    Args:
+        pred, target: ``(..., J, 2)`` or ``(..., J, 3)``, one shape.
+        norm: ``(...)``, one positive length per item (or a number); None for a threshold in the unit of the input.
+        threshold: share of the norm, or a length where ``norm`` is None.
+        strict: whether a joint exactly at the threshold is wrong.
+        average: under ``reduction="mean"`` or ``"sum"``: ``"micro"`` pools the visible joints, ``"macro"`` averages the
+            shares of the joints that are visible anywhere, ``"none"`` gives them apart, ``(J,)``, NaN where never seen.
+        mask: ``(..., J)`` or ``(J,)``, bool or non-negative weights.
+        root: as for `mpjpe`.
+        reduction: ``"mean"`` for the share, ``"sum"`` for the number of correct joints, ``"none"`` for the items' shares.
+
+    Returns:
+        A scalar, ``(J,)``, or ``(...)``. NaN where nothing is visible, where a visible coordinate is NaN, and where the
+        norm of an item with visible joints is not positive (on the CPU that raises).
+
+    Raises:
+        ValueError, TypeError: as for `mpjpe`; a threshold that is negative or NaN; ``average="macro"`` of a sum.
+
+    Example:
+        >>> target = torch.zeros(1, 4, 2)
+        >>> pred = torch.tensor([[[0.0, 0.0], [4.0, 0.0], [5.0, 0.0], [9.0, 0.0]]])
+        >>> pck(pred, target, 100.0, threshold=0.05), pck(pred, target, 100.0, threshold=0.05, strict=False)
+        (tensor(0.5000), tensor(0.7500))
+    """
+    measured = pck_joints("pck", pred, target, norm, (threshold,), strict, mask, root)
+    return reduce_shares("pck", *measured, average, reduction)
+
+
+def pckh(
+    pred: Tensor,
+    target: Tensor,
+    norm: Tensor | float,
+    *,
+    threshold: float = 0.5,
+    strict: bool = True,
+    average: str = "micro",
+    mask: Tensor | None = None,
+    root: Root = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """PCKh: `pck` with the size of the head as norm and half of it as threshold (PCKh@0.5).
+
+    ``norm`` is the head size, ``(...)``: for MPII `head_norm` of the annotated head box. (MPII's own code compares in
+    one-based pixels by adding 1 to predictions; give both poses in the same pixels and there is nothing to add.)
+
+    Args, Returns, Raises: as for `pck`.
+
+    Reference:
+        Andriluka et al., 2D Human Pose Estimation: New Benchmark and State of the Art Analysis, CVPR 2014.
+
+    Example:
+        >>> target = torch.zeros(1, 2, 2)
+        >>> pckh(torch.tensor([[[9.0, 0.0], [11.0, 0.0]]]), target, torch.tensor([20.0]))
+        tensor(0.5000)
+    """
+    measured = pck_joints("pckh", pred, target, norm, (threshold,), strict, mask, root)
+    return reduce_shares("pckh", *measured, average, reduction)
+
+
+def pck3d(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    threshold: float = 150.0,
+    strict: bool = True,
+    average: str = "micro",
+    mask: Tensor | None = None,
+    root: Root = 0,
+    reduction: str = "mean",
+) -> Tensor:
+    """3DPCK of MPI-INF-3DHP: the share of joints within 150 mm after the roots are laid together.
+
+    The default threshold is in millimetres: with metres pass ``threshold=0.15``. The official evaluation is strict,
+    subtracts joint 15 of 17 (counted from 1, its pelvis: ``root=14`` in that order, joint 0 in Human3.6M's, which is
+    the default here) and counts 14 joints: choose them with ``mask``, which may leave the root out.
+
+    Args, Returns, Raises: as for `pck`; ``root=None`` for poses that need no alignment.
+
+    Reference:
+        Mehta et al., Monocular 3D Human Pose Estimation In The Wild Using Improved CNN Supervision, 3DV 2017.
+
+    Example:
+        >>> target = torch.zeros(1, 3, 3)
+        >>> pck3d(torch.tensor([[[0.0, 0, 0], [149.0, 0, 0], [150.0, 0, 0]]]), target)
+        tensor(0.6667)
+    """
+    measured = pck_joints("pck3d", pred, target, None, (threshold,), strict, mask, root)
+    return reduce_shares("pck3d", *measured, average, reduction)
+
+
+def auc3d(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    thresholds: Sequence[float] = AUC3D_THRESHOLDS,
+    strict: bool = True,
+    average: str = "micro",
+    mask: Tensor | None = None,
+    root: Root = 0,
+    reduction: str = "mean",
+) -> Tensor:
+    """AUC of MPI-INF-3DHP: the mean of `pck3d` over the 31 thresholds 0, 5, ..., 150 mm.
+
+    Strict, so the threshold 0 always contributes 0. A Python port in use for MuPoTS takes 40 thresholds up to 195 mm,
+    and an old version 41 up to 200: pass ``thresholds=range(0, 200, 5)`` for theirs.
+
+    Args, Returns, Raises: as for `pck3d`; ``reduction="sum"`` sums over the joints and averages over the thresholds.
+
+    Example:
+        >>> target = torch.zeros(1, 2, 3)
+        >>> auc3d(target, target)  # 30 of 31: no distance is under 0
+        tensor(0.9677)
+    """
+    measured = pck_joints("auc3d", pred, target, None, thresholds, strict, mask, root)
+    return reduce_shares("auc3d", *measured, average, reduction)
+
+
+def cps(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    joints: Sequence[int] | None = None,
+    thresholds: Sequence[float] = CPS_THRESHOLDS,
+    strict: bool = True,
+    dim: int | None = None,
+    mask: Tensor | None = None,
+    root: Root = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Correct Poses Score: the area under the share of poses *all* of whose joints are close enough.
+
+    Poses are aligned as in `pa_mpjpe`; a pose is correct at a threshold where its worst joint is closer. The area is
+    the trapezoid over thresholds 1, 2, ..., 300 mm and is not normalised, so a perfect score is 299 (with metres pass
+    ``thresholds`` in metres, and the area is in metres too). The authors check 16 of 17 joints, without the root:
+    ``joints=range(1, 17)``; the alignment uses all visible joints regardless.
+
+    Args:
+        pred, target: ``(..., J, 3)``, one shape; with ``dim``, ``pred`` has one more axis, of hypotheses.
+        joints: the joints that are checked. None: all.
+        thresholds: ascending, in the unit of the input.
+        strict: whether a joint exactly at the threshold is wrong.
+        dim: the axis of ``pred`` that holds several hypotheses, of which the best counts (an oracle). None: one pose.
+        mask: ``(..., J)`` or ``(J,)``; hidden joints are neither aligned nor checked.
+        root: accepted so that all metrics are called alike; alignment undoes any translation.
+        reduction: ``"none"`` gives each pose's own area.
+
+    Returns:
+        A scalar or ``(...)``. A pose without a visible joint among those checked is NaN and left out.
+
+    Raises:
+        ValueError, TypeError: as for `pa_mpjpe`; thresholds that do not ascend.
+
+    Reference:
+        Wandt et al., CanonPose, CVPR 2021; Wehrbein et al., Probabilistic Monocular 3D Human Pose Estimation with
+        Normalizing Flows, ICCV 2021.
+
+    Example:
+        >>> target = torch.rand(2, 17, 3)
+        >>> cps(target, target)
+        tensor(299.)
+    """
+    check_choice("cps", "reduction", reduction, REDUCTIONS)
+    values, seen = cps_items("cps", pred, target, joints, thresholds, strict, dim, mask, root)
+    return reduce_values(values, seen, reduction)
+
+
+def pck_joints(
+    operation: str,
+    pred: Tensor,
+    target: Tensor,
+    norm: Tensor | float | None,
+    thresholds: Sequence[float],
+    strict: bool,
+    mask: Tensor | None,
+    root: Root,
+) -> JointErrors:
+    """1 for a correct joint, 0 for a wrong one, NaN for NaN: averaged over the thresholds, ``(..., J)``."""
+    limits = read_thresholds(operation, thresholds)
+    distances, weight = mpjpe_joints(operation, pred, target, mask, root)
+    if norm is not None:
+        distances = distances / _read_norm(operation, norm, distances, weight)
+    correct = sum((distances < limit if strict else distances <= limit).to(distances.dtype) for limit in limits)
+    return JointErrors(torch.where(distances.isnan(), torch.nan, correct / len(limits)), weight)
+
+
+def reduce_shares(operation: str, correct: Tensor, weight: Tensor | None, average: str, reduction: str) -> Tensor:
+    """The shares that ``average`` and ``reduction`` ask for."""
+    check_choice(operation, "average", average, AVERAGES)
+    if average == "micro" or reduction == "none":
+        return reduce_joints(operation, correct, weight, reduction)
+    check_choice(operation, "reduction", reduction, REDUCTIONS)
+    if average == "macro" and reduction == "sum":
+        remedy = 'Take average="micro" for the number of correct joints, or "none" for that of each joint.'
+        raise ValueError(three_beats(f"`{operation}` can average joints only in a mean", 'reduction="sum"', remedy))
+    joints = correct.shape[-1]
+    correct = correct.reshape(-1, joints)
+    each = None if weight is None else weight.reshape(-1, joints)
+    if reduction == "sum":
+        return correct.sum(0) if each is None else weighted(correct, each).sum(0)
+    shares = average_joints(correct.mT, None if each is None else each.mT)
+    if average == "none":
+        return shares
+    return reduce_values(shares, None if each is None else (each != 0).any(0), "mean")
+
+
+def cps_items(
+    operation: str,
+    pred: Tensor,
+    target: Tensor,
+    joints: Sequence[int] | None,
+    thresholds: Sequence[float],
+    strict: bool,
+    dim: int | None,
+    mask: Tensor | None,
+    root: Root,
+) -> tuple[Tensor, Tensor]:
+    """Each pose's area ``(...)``, and whether it has a joint to check."""
+    limits = read_thresholds(operation, thresholds)
+    if len(limits) < 2 or any(after <= before for before, after in itertools.pairwise(limits)):
+        remedy = "Pass two or more, such as range(1, 301) for millimetres."
+        raise ValueError(three_beats(f"`{operation}` needs ascending `thresholds`", f"{len(limits)} of them", remedy))
+    if dim is not None:
+        pred, target, mask = hypotheses_first(operation, pred, target, dim, mask)
+    distances, weight = pa_mpjpe_joints(operation, pred, target, mask, root)
+    if joints is not None:
+        chosen = root_joints(operation, joints, target.shape[-2], name="joints")
+        distances = distances[..., chosen]
+        weight = None if weight is None else weight[..., chosen]
+    seen = torch.ones_like(distances[..., 0], dtype=torch.bool)
+    if weight is not None:
+        distances = distances.masked_fill(weight == 0, 0.0)
+        seen = (weight != 0).any(-1)
+    worst = distances.amax(-1)  # NaN wins
+    if dim is not None:
+        worst, seen = worst.amin(0), seen[0]
+    edges = torch.tensor(limits, dtype=worst.dtype)
+    halves = torch.diff(edges) / 2
+    share = torch.nn.functional.pad(halves, (1, 0)) + torch.nn.functional.pad(halves, (0, 1))  # trapezoid weights
+    remaining = torch.nn.functional.pad(share.flip(0).cumsum(0).flip(0), (0, 1))  # area from a threshold onwards
+    edges, remaining = (table.to(worst.device, non_blocking=True) for table in (edges, remaining))
+    area = remaining[torch.searchsorted(edges, worst.detach(), right=strict)]
+    return torch.where(seen & ~worst.isnan(), area, torch.nan), seen
+
+
+def read_thresholds(operation: str, thresholds: Sequence[float]) -> list[float]:
+    limits = [float(limit) for limit in thresholds]
+    if not limits or any(not limit >= 0 for limit in limits):
+        remedy = "Pass a share of the norm, or a length in the unit of the poses."
+        raise ValueError(three_beats(f"`{operation}` needs thresholds of at least 0", repr(limits), remedy))
+    return limits
+
+
+def bbox_norm(target: Tensor, *, mask: Tensor | None = None, kind: str = "max") -> Tensor:
+    """Size of the box around the visible joints: ``"max"`` of its sides (mmpose's "bbox") or its ``"diagonal"``.
+
+    With annotated boxes (which are larger than the joints' own) compute it from those instead: ``wh.amax(-1)``.
+
+    Args:
+        target: ``(..., J, 2)`` or ``(..., J, 3)``.
+        mask: ``(..., J)`` or ``(J,)``.
+        kind: ``"max"`` or ``"diagonal"``.
+
+    Returns: ``(...)``, NaN without a visible joint.
+
+    Example:
+        >>> corners = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
+        >>> bbox_norm(corners), bbox_norm(corners, kind="diagonal")
+        (tensor([4.]), tensor([5.]))
+    """
+    check_choice("bbox_norm", "kind", kind, ("max", "diagonal"))
+    _, target, weight = read_poses("bbox_norm", target, target, mask)
+    low = high = target
+    if weight is not None:
+        hidden = (weight == 0).unsqueeze(-1)
+        low, high = target.masked_fill(hidden, torch.inf), target.masked_fill(hidden, -torch.inf)
+    sides = high.amax(-2) - low.amin(-2)
+    size = sides.amax(-1) if kind == "max" else torch.linalg.vector_norm(sides, dim=-1)
+    return size if weight is None else torch.where((weight != 0).any(-1), size, torch.nan)
+
+
+def torso_norm(target: Tensor, first: int, second: int) -> Tensor:
+    """Distance between two joints, such as a shoulder and the opposite hip: ``(..., J, D)`` to ``(...)``.
+
+    Which two is the data set's business (JHMDB's neck and belly are joints 0 and 1, others take left shoulder to right
+    hip). A torso that is not visible should be hidden with ``mask`` in the metric.
+
+    Example:
+        >>> torso_norm(torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]), 0, 1)
+        tensor([5.])
+    """
+    _, target, _ = read_poses("torso_norm", target, target)
+    a, b = root_joints("torso_norm", (first, second), target.shape[-2])
+    return torch.linalg.vector_norm(target[..., a, :] - target[..., b, :], dim=-1)
+
+
+def head_norm(box: Tensor) -> Tensor:
+    """Head size of MPII: 0.6 times the diagonal of the annotated head box, ``(..., 4)`` as x1, y1, x2, y2.
+
+    Example:
+        >>> head_norm(torch.tensor([0.0, 0.0, 6.0, 8.0]))
+        tensor(6.)
+    """
+    corners = box.unflatten(-1, (2, 2))
+    return 0.6 * torch.linalg.vector_norm(corners[..., 1, :] - corners[..., 0, :], dim=-1)
+
+
+def _read_norm(operation: str, norm: Tensor | float, distances: Tensor, weight: Tensor | None) -> Tensor:
+    """The norm as ``(..., 1)``; 1 for items without a visible joint, NaN where it is not positive."""
+    items = distances.shape[:-1]
+    if not isinstance(norm, Tensor):
+        norm = torch.full((), float(norm), dtype=distances.dtype, device=distances.device)
+    check_same_device(operation, ("target", "norm"), (distances, norm))
+    if norm.dim() > len(items) or tuple(norm.shape) not in ((), tuple(items)):
+        remedy = "Give one length per item: the shape of the poses without joints and coordinates."
+        raise ValueError(three_beats(f"`{operation}` needs `norm` of shape {tuple(items)}", describe(norm), remedy))
+    norm = norm.to(distances.dtype).expand(items)
+    if weight is not None:
+        norm = torch.where((weight != 0).any(-1), norm, 1.0)
+    remedy = "Hide those items with `mask`."
+    check_values(operation, "norm", norm, ~(norm > 0), "positive lengths", remedy)
+    return torch.where(norm > 0, norm, torch.nan).unsqueeze(-1)
