@@ -1,0 +1,17 @@
+"""Contrastive losses: a function for each, and a thin module over it that owns or shares a temperature."""
+
+from multicontrast.losses.multimodal import MultimodalInfoNCE, multimodal_infonce
+from multicontrast.losses.pairwise import PairwiseInfoNCE, pairwise_infonce
+from multicontrast.losses.trimodal import TrimodalInfoNCE, trimodal_infonce
+from multicontrast.losses.triplet import TripletInfoNCE, triplet_infonce
+
+__all__ = [
+    "MultimodalInfoNCE",
+    "PairwiseInfoNCE",
+    "TrimodalInfoNCE",
+    "TripletInfoNCE",
+    "multimodal_infonce",
+    "pairwise_infonce",
+    "trimodal_infonce",
+    "triplet_infonce",
+]

@@ -1,0 +1,251 @@
+r"""Eq. (3) with every tuple of the batch in the denominator, streamed: memory stays at a few Gram blocks.
+
+``anchor=0`` compares the positive of sample ``i`` with the tuples that hold its first embedding, ``B^2`` for three
+modalities. ``anchor="any"`` takes those that hold any of its embeddings, ``3 B^2 - 3 B + 1``: a tuple ``(i, j, k)``
+then stands in the denominators of ``i``, of ``j`` and of ``k``, once in each.
+
+The sums run over slabs of a few anchors. On a CPU the closed-form derivative of the similarity goes along (one walk
+for ``anchor=0``, two for ``"any"``); elsewhere, and for second derivatives, each slab is checkpointed. The mean cosine
+factorises, and its sum over all pairs of candidates is one matmul: see :mod:`multicontrast.losses._factorised`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from multicontrast.losses._arguments import values_are_free
+from multicontrast.losses._factorised import mean_cosine_denominators
+from multicontrast.losses._pair_block import BLOCK_CELLS
+from multicontrast.losses._walk import Tuples
+from multicontrast.similarity import MeanCosine, Multilinear
+
+Pair = tuple[int, int]
+
+
+def all_tuples_loss(units: list[Tensor], blocks: Mapping[Pair, Tensor], tau: Tensor, tuples: Tuples) -> Tensor:
+    """The loss of each anchor, ``(B,)``; differentiable."""
+    similarity = tuples.similarity
+    if len(units[0]) == 1:
+        return 0 * sum(unit.sum(1) for unit in units) * tau  # type: ignore[return-value]  # no one to compare with
+    if isinstance(similarity, MeanCosine):
+        count = len(units)
+        grams = {pair: block / (len(blocks) * tau) for pair, block in blocks.items()}
+        matched = sum(gram.diagonal() for gram in grams.values())
+        return mean_cosine_denominators(grams, count, tuples.anchor) - matched
+    if len(units) == 2:
+        return _two_modalities(_pair_values(units, blocks, similarity) / tau, tuples.anchor)
+
+    def slab(start: int, stop: int, tau: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return _slab_terms(_slab_values(inputs, similarity, start, stop) / tau, start, tuples.anchor)
+
+    inputs = units if isinstance(similarity, Multilinear) else [blocks[0, 1], blocks[0, 2], blocks[1, 2]]
+    parts = [
+        checkpoint(slab, start, stop, tau, *inputs, use_reentrant=False) for start, stop in _slabs(len(units[0]))
+    ]
+    own, matched, *others = (list(column) for column in zip(*parts))  # type: ignore[arg-type]
+    denominator = torch.cat(own)
+    for sums in others:
+        denominator = torch.logaddexp(denominator, _log_sum(torch.stack(sums)))
+    return denominator - torch.cat(matched)
+
+
+def fused_all_tuples_loss(
+    blocks: Mapping[Pair, Tensor], tau: Tensor, tuples: Tuples, reduction: str
+) -> Tensor:
+    """The reduced loss over all triplets with the closed-form derivative of the similarity. CPU, three modalities."""
+    loss: Tensor = _FusedAllTuples.apply(tuples, reduction, tau, blocks[0, 1], blocks[0, 2], blocks[1, 2])
+    return loss
+
+
+def can_fuse(units: list[Tensor], tau: Tensor, tuples: Tuples, reduction: str) -> bool:
+    """Whether :func:`fused_all_tuples_loss` does this case."""
+    return (
+        len(units) == 3
+        and reduction != "none"
+        and not isinstance(tuples.similarity, (MeanCosine, Multilinear))
+        and all(values_are_free(x) for x in (*units, tau))
+    )
+
+
+def _slabs(size: int) -> list[tuple[int, int]]:
+    step = max(1, BLOCK_CELLS // (size * size))
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _slab_values(inputs: Any, similarity: Any, start: int, stop: int) -> Tensor:
+    """The similarity ``(R, B, B)`` of all triplets of some anchors."""
+    if isinstance(similarity, Multilinear):
+        x, y, z = inputs
+        return (x[start:stop, None] * y) @ z.mT
+    a, b, c = inputs
+    rows = stop - start
+    size = c.shape[0]
+    shape = (rows, size, size)
+    value: Tensor = similarity(
+        [a[start:stop, :, None].expand(shape), b[start:stop, None, :].expand(shape), c.expand(shape)]
+    )
+    return value
+
+
+def _slab_terms(logits: Tensor, start: int, anchor: int | str) -> tuple[Tensor, ...]:
+    """What a slab adds: log-sums for its own anchors, their positives, and log-sums for the second and third members."""
+    rows, size = logits.shape[:2]
+    local = torch.arange(rows, device=logits.device)
+    own = local + start
+    result = (torch.logsumexp(logits.flatten(1), 1), logits[local, own, own])
+    if anchor == 0:
+        return result
+    others = torch.arange(size, device=logits.device)
+    is_own = others == own[:, None]  # (R, B)
+    # (i, j, k) belongs to j unless j is i, and to k unless k is i or j: each tuple counts once for each sample in it.
+    second = torch.logsumexp(logits, 2).masked_fill(is_own, -torch.inf)
+    repeated = torch.eye(size, dtype=torch.bool, device=logits.device)
+    third = torch.logsumexp(logits.masked_fill(repeated, -torch.inf), 1).masked_fill(is_own, -torch.inf)
+    return (*result, _log_sum(second), _log_sum(third))
+
+
+def _log_sum(logits: Tensor) -> Tensor:
+    """logsumexp over rows whose gradient is 0, not NaN, where all of a column is -inf."""
+    empty = (logits == -torch.inf).all(0)
+    total = torch.logsumexp(logits.masked_fill(empty, 0), 0)
+    return total.masked_fill(empty, -torch.inf)
+
+
+def _pair_values(units: list[Tensor], blocks: Mapping[Pair, Tensor], similarity: Any) -> Tensor:
+    if isinstance(similarity, Multilinear):
+        return units[0] @ units[1].mT
+    value: Tensor = similarity([blocks[0, 1]])
+    return value
+
+
+def _two_modalities(logits: Tensor, anchor: int | str) -> Tensor:
+    matched = logits.diagonal()
+    if anchor == 0:
+        return torch.logsumexp(logits, 1) - matched
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    both = torch.cat((logits, logits.mT.masked_fill(own, -torch.inf)), dim=1)
+    return torch.logsumexp(both, 1) - matched
+
+
+class _FusedAllTuples(torch.autograd.Function):
+    """Slabs with the derivative by each cosine, summed into the gradients of the three blocks as they pass."""
+
+    @staticmethod
+    def forward(ctx: Any, tuples: Tuples, reduction: str, tau: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        weight = 1.0 / len(a) if reduction == "mean" else 1.0
+        needs_gradient = any(ctx.needs_input_grad)
+        stream = _Stream(tuples.similarity, tau.item(), a, b, c)
+        if tuples.anchor == 0:
+            loss, grads, slope = stream.first_member(weight, needs_gradient)
+        else:
+            loss, grads, slope = stream.any_member(weight, needs_gradient)
+        ctx.tuples, ctx.reduction, ctx.slope = tuples, reduction, slope
+        ctx.save_for_backward(tau, a, b, c, *(grads or ()))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        tau, a, b, c, *grads = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            units = [a, b, c]  # only their number and length are looked at
+            rows = all_tuples_loss(units, {(0, 1): a, (0, 2): b, (1, 2): c}, tau, ctx.tuples)
+            loss = rows.mean() if ctx.reduction == "mean" else rows.sum()
+            inputs = [x for x, needed in zip((tau, a, b, c), ctx.needs_input_grad[2:]) if needed]
+            found = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=True, materialize_grads=True))
+            return (None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[2:]))
+        grad_tau = grad_loss * (-ctx.slope / tau.item()) if ctx.needs_input_grad[2] else None
+        scaled = [grad * grad_loss if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[3:])]
+        return (None, None, grad_tau, *scaled)
+
+
+class _Stream:
+    """All triplets of a batch, slab by slab."""
+
+    def __init__(self, similarity: Any, tau: float, a: Tensor, b: Tensor, c: Tensor) -> None:
+        self.similarity, self.tau, self.a, self.b, self.c = similarity, tau, a, b, c
+        self.size = len(a)
+        self.grads = [torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(c)]
+        self.slope = 0.0
+
+    def first_member(self, weight: float, needs_gradient: bool) -> tuple[Tensor, list[Tensor] | None, float]:
+        """``anchor=0``: a slab holds the whole denominator of its anchors, so one walk does everything."""
+        loss = self.a.new_zeros(())
+        for start, stop in _slabs(self.size):
+            value, slopes = self._slab(start, stop, needs_gradient)
+            local, own = self._own(start, stop)
+            # The slope by tau needs the similarity itself; the softmax overwrites it.
+            plain = value.clone() if needs_gradient else value
+            logits = value.div_(self.tau).view(stop - start, -1)
+            positive = value[local, own, own].clone()
+            peak = logits.amax(1, keepdim=True)
+            weights = logits.sub_(peak).exp_()
+            total = weights.sum(1, keepdim=True)
+            loss += weight * (peak.squeeze(1) + total.squeeze(1).log() - positive).sum()
+            if needs_gradient:
+                weights.mul_(weight / (self.tau * total))
+                weights = weights.view_as(value)
+                weights[local, own, own] -= weight / self.tau
+                self._add(start, stop, weights, plain, slopes)
+        return loss, self.grads if needs_gradient else None, self.slope
+
+    def any_member(self, weight: float, needs_gradient: bool) -> tuple[Tensor, list[Tensor] | None, float]:
+        """``anchor="any"``: the denominators need all slabs, so a second walk spreads the weights."""
+        terms: list[tuple[Tensor, ...]] = []
+        for start, stop in _slabs(self.size):
+            value, _ = self._slab(start, stop, False)
+            terms.append(_slab_terms(value.div_(self.tau), start, "any"))
+        own, matched, second, third = zip(*terms)
+        logsum = torch.cat(own)
+        for sums in (second, third):
+            logsum = torch.logaddexp(logsum, torch.logsumexp(torch.stack(sums), 0))
+        loss = weight * (logsum - torch.cat(matched)).sum()
+        if not needs_gradient:
+            return loss, None, 0.0
+        scale = weight / self.tau
+        for start, stop in _slabs(self.size):
+            value, slopes = self._slab(start, stop, True)
+            local, own_rows = self._own(start, stop)
+            logits = value / self.tau
+            # exp(z - logsum_j) for the second member, unless it is the first again, and so on.
+            second_sum = logsum.expand(stop - start, -1).clone()
+            second_sum[local, own_rows] = torch.inf
+            weights = (logits - second_sum[:, :, None]).exp_()
+            third_share = (logits - second_sum[:, None, :]).exp_()
+            third_share.diagonal(dim1=1, dim2=2).zero_()
+            weights += third_share
+            weights += logits.sub_(logsum[start:stop, None, None]).exp_()
+            weights.mul_(scale)
+            weights[local, own_rows, own_rows] -= scale
+            self._add(start, stop, weights, value, slopes)
+        return loss, self.grads, self.slope
+
+    def _slab(self, start: int, stop: int, needs_gradient: bool) -> tuple[Tensor, list[Tensor]]:
+        rows = stop - start
+        shape = (rows, self.size, self.size)
+        cosines = [
+            self.a[start:stop, :, None].expand(shape).contiguous(),
+            self.b[start:stop, None, :].expand(shape).contiguous(),
+            self.c.expand(shape).contiguous(),
+        ]
+        if not needs_gradient:
+            return self.similarity.without_gradient(cosines), []
+        value, slopes = self.similarity.with_gradient(cosines)
+        return value, slopes
+
+    def _own(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        local = torch.arange(stop - start)
+        return local, local + start
+
+    def _add(self, start: int, stop: int, weights: Tensor, value: Tensor, slopes: list[Tensor]) -> None:
+        self.slope += torch.dot(weights.flatten(), value.flatten()).item()
+        by_a, by_b, by_c = (slope.mul_(weights) for slope in slopes)
+        self.grads[0][start:stop] = by_a.sum(2)
+        self.grads[1][start:stop] = by_b.sum(1)
+        self.grads[2] += by_c.sum(0)
+
+

@@ -1,0 +1,224 @@
+r"""The fused road on a CPU: closed-form gradients, each Gram block overwritten by its own gradient.
+
+One matmul for each pair of modalities, then row blocks that stay in cache: read the tuples' cosines, similarity and
+derivative, softmax, write the weighted derivative back; then two matmuls for each block in the backward pass. Beside the
+Gram blocks it needs memory for one row block, and for tuples that lie anywhere one more block for each pair of
+modalities that does not hold the anchor.
+
+It does means and sums of the plain terms for the first derivative. Everything else (``reduction="none"``, other
+devices, transforms, second derivatives) walks the differentiable road of :mod:`multicontrast.losses._plain`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multicontrast.losses._cells import Cells, Pair, pairs_of
+from multicontrast.losses._pair_block import PairBlock, row_blocks
+from multicontrast.losses._plain import plain_loss
+from multicontrast.losses._rows import unit_rows_backward_, unit_rows_with_inverse
+from multicontrast.losses._walk import Tuples, Walk
+from multicontrast.similarity import CosineSimilarity, Eigenvalue, MeanCosine
+
+Blocks = dict[Pair, Tensor]
+
+
+def dense_loss(embeddings: list[Tensor], tau: Tensor, walk: Walk, normalize: bool) -> Tensor:
+    """The walk's loss, a 0-dim tensor of the embeddings' type; ``walk.tuples`` has cells, if there is any."""
+    loss: Tensor = _DenseLoss.apply(walk, normalize, tau, *embeddings)
+    return loss
+
+
+class _DenseLoss(torch.autograd.Function):
+    """Forward leaves the gradients of the Gram blocks; backward multiplies them out."""
+
+    @staticmethod
+    def forward(ctx: Any, walk: Walk, normalize: bool, tau: Tensor, *embeddings: Tensor) -> Tensor:
+        with torch.autocast(embeddings[0].device.type, enabled=False):
+            if normalize:
+                units, inverses = zip(*(unit_rows_with_inverse(x) for x in embeddings))
+            else:
+                units, inverses = embeddings, (None,) * len(embeddings)
+            ordered = _in_order(units, walk)
+            blocks = {(m, n): ordered[m] @ ordered[n].mT for m, n in walk.blocks}
+            weight = 1.0 / len(embeddings[0]) if walk.reduction == "mean" else 1.0
+            needs_gradient = any(ctx.needs_input_grad)
+            loss, slope = _walk_blocks(blocks, tau.item(), walk, weight, needs_gradient)
+        if needs_gradient:
+            ctx.walk, ctx.normalize, ctx.slope = walk, normalize, slope
+            ctx.save_for_backward(tau, *embeddings, *(() if not normalize else (*units, *inverses)), *blocks.values())
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        walk: Walk = ctx.walk
+        count = walk.num_modalities
+        tau, *saved = ctx.saved_tensors
+        embeddings = saved[:count]
+        if torch.is_grad_enabled():  # create_graph=True: the gradient must itself have one
+            return (None, None, *_plain_gradients(ctx, tau, embeddings, grad_loss))
+        if ctx.normalize:
+            units, inverses = saved[count : 2 * count], saved[2 * count : 3 * count]
+        else:
+            units, inverses = embeddings, [None] * count
+        blocks = dict(zip(walk.blocks, saved[-len(walk.blocks) :] if walk.blocks else []))
+        needs_tau, wanted = ctx.needs_input_grad[2], ctx.needs_input_grad[3:]
+        with torch.autocast(grad_loss.device.type, enabled=False):
+            grads, slope = _multiply_out(blocks, _in_order(units, walk), wanted, needs_tau)
+            grad_tau = None
+            if needs_tau:
+                grad_tau = (grad_loss * (-(slope + ctx.slope) / tau.item())).to(tau.dtype)
+            results: list[Tensor | None] = []
+            for m, grad in enumerate(grads):
+                if grad is None:
+                    results.append(None)
+                    continue
+                if m > 0 and walk.orders is not None:
+                    grad = torch.empty_like(grad).index_copy_(0, walk.orders[m - 1], grad)
+                if inverses[m] is not None:
+                    grad = unit_rows_backward_(grad, units[m], inverses[m])
+                results.append(grad.mul_(grad_loss))
+        return (None, None, grad_tau, *results)
+
+
+def _plain_gradients(
+    ctx: Any, tau: Tensor, embeddings: list[Tensor], grad_loss: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The first derivative with a graph of its own, by the differentiable road."""
+    inputs = [tau, *embeddings]
+    wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad[2:]) if needed]
+    loss = plain_loss(embeddings, tau, ctx.walk, ctx.normalize)
+    grads = iter(torch.autograd.grad(loss, wanted, grad_loss, create_graph=True, materialize_grads=True))
+    return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad[2:])
+
+
+def _in_order(units: tuple[Tensor, ...] | list[Tensor], walk: Walk) -> list[Tensor]:
+    """The unit rows in the order in which they enter the products."""
+    if walk.orders is None:
+        return list(units)
+    return [units[0], *(unit.index_select(0, order) for unit, order in zip(units[1:], walk.orders))]
+
+
+def _multiply_out(
+    blocks: Blocks, units: list[Tensor], wanted: tuple[bool, ...], needs_slope: bool
+) -> tuple[list[Tensor | None], float]:
+    """The gradients by the unit rows, and the sum over the blocks of gradient x cosine (for tau)."""
+    grads: list[Tensor | None] = [None] * len(units)
+    all_wanted = all(wanted)
+    slope = 0.0
+    for (m, n), block in blocks.items():
+        separate = needs_slope and not all_wanted
+        if separate:
+            product = block @ units[n]
+            slope += torch.linalg.vecdot(product, units[m]).sum().item()
+            if wanted[m]:
+                grads[m] = product if grads[m] is None else grads[m].add_(product)  # type: ignore[union-attr]
+        elif wanted[m]:
+            grads[m] = block @ units[n] if grads[m] is None else grads[m].addmm_(block, units[n])  # type: ignore[union-attr]
+        if wanted[n]:
+            grads[n] = block.mT @ units[m] if grads[n] is None else grads[n].addmm_(block.mT, units[m])  # type: ignore[union-attr]
+    if needs_slope and all_wanted:
+        # Every block is met twice, once from each side.
+        for grad, unit in zip(grads, units):
+            if grad is not None:
+                slope += torch.linalg.vecdot(grad, unit).sum().item() / 2
+    return [
+        torch.zeros_like(unit) if needed and grad is None else grad for grad, unit, needed in zip(grads, units, wanted)
+    ], slope
+
+
+def _walk_blocks(blocks: Blocks, tau: float, walk: Walk, weight: float, needs_gradient: bool) -> tuple[Tensor, float]:
+    """The loss; with ``needs_gradient`` the blocks become its gradients by the cosines.
+
+    The second result corrects the derivative by tau: minus sum(gradient x cosine) / tau is exact for similarities
+    that scale with the cosines, and off by this much (times -1 / tau) for others.
+    """
+    cells = walk.tuples.cells if walk.tuples is not None else None
+    if cells is not None:
+        cells.prepare(blocks)
+    share = weight / 2 if walk.symmetric else weight
+    loss = torch.zeros((), dtype=next(iter(blocks.values())).dtype)
+    pair_blocks = {}
+    for pair in walk.pairs:
+        keep = cells is None or not cells.reads(pair)
+        pair_blocks[pair] = PairBlock(blocks[pair], tau, _targets(cells, pair), walk.symmetric, keep)
+        loss += share * pair_blocks[pair].total()
+
+    def differentiate_pair(pair: Pair, start: int, stop: int) -> None:
+        if pair in pair_blocks:
+            pair_blocks[pair].gradient_rows_(start, stop, share)
+        else:
+            blocks[pair][start:stop].zero_()
+
+    correction = 0.0
+    if walk.tuples is not None and cells is not None:
+        local = [pair for pair in blocks if cells.row_local(pair)]
+        tuples_loss, correction = _walk_tuples(
+            blocks, tau, walk.tuples, cells, weight, needs_gradient, lambda a, b: [differentiate_pair(p, a, b) for p in local]
+        )
+        loss += tuples_loss
+    else:
+        local = []
+    if needs_gradient:
+        for pair, block in blocks.items():
+            if pair not in local:
+                for start, stop in row_blocks(*block.shape):
+                    differentiate_pair(pair, start, stop)
+        if cells is not None:
+            cells.finish(blocks)
+    return loss, correction
+
+
+def _targets(cells: Cells | None, pair: Pair) -> Tensor | None:
+    """The column of each row's match in a block whose modalities were reordered."""
+    if cells is None or cells.orders is None:
+        return None
+    m, n = pair
+    rows = torch.arange(cells.orders.shape[1])
+    place = torch.empty_like(rows)
+    place[cells.orders[n - 1]] = rows
+    return place if m == 0 else place[cells.orders[m - 1]]
+
+
+def _walk_tuples(
+    blocks: Blocks, tau: float, tuples: Tuples, cells: Cells, weight: float, needs_gradient: bool, make_room: Any
+) -> tuple[Tensor, float]:
+    """The tuple term: ``make_room(start, stop)`` turns the row-local blocks into gradients once they have been read."""
+    similarity = tuples.similarity
+    assert isinstance(similarity, CosineSimilarity)
+    size = next(iter(blocks.values())).shape[0]
+    kind = next(iter(blocks.values()))
+    step = max(stop - start for start, stop in row_blocks(size, cells.width))
+    buffers = [kind.new_empty(step, cells.width) for _ in pairs_of(cells.num_modalities)]
+    homogeneous = isinstance(similarity, (Eigenvalue, MeanCosine))
+    scale = weight * tuples.alpha
+    loss, correction = kind.new_zeros(()), 0.0
+    for start, stop in row_blocks(size, cells.width):
+        rows = stop - start
+        cosines = [buffer[:rows] for buffer in buffers]
+        cells.read_rows(blocks, start, stop, cosines)
+        if needs_gradient:
+            value, slopes = similarity.with_gradient(cosines)
+            if not homogeneous:
+                excess = value - sum(slope * cosine for slope, cosine in zip(slopes, cosines))
+        else:
+            value = similarity.without_gradient(cosines)
+        logits = value.div_(tau)
+        where = (torch.arange(rows), cells.positive(start, stop))
+        positive = logits[where].clone()
+        peak = logits.amax(1)
+        exponentials = logits.sub_(peak[:, None]).exp_()
+        total = exponentials.sum(1)
+        loss += scale * ((peak - positive) + total.log()).sum()
+        if not needs_gradient:
+            continue
+        weights = exponentials.mul_((scale / (tau * total))[:, None])
+        weights[where] -= scale / tau
+        if not homogeneous:
+            correction += torch.sum(weights * excess).item()
+        make_room(start, stop)
+        cells.write_rows(blocks, start, stop, [slope.mul_(weights) for slope in slopes])
+    return loss, correction

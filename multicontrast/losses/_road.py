@@ -1,0 +1,147 @@
+"""Which cells a scheme means, and which road a loss takes over them: decided once, here, below the front door."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_choice, compute_dtype, describe, three_beats
+from multicontrast.losses._arguments import check_index, values_are_free
+from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
+from multicontrast.losses._dense import dense_loss
+from multicontrast.losses._plain import plain_loss
+from multicontrast.losses._walk import Tuples, Walk
+from multicontrast.negatives import SCHEMES, check_counts, draw_cyclic, draw_shared, sample_tuples
+from multicontrast.similarity import MeanCosine, Multilinear, Similarity, resolve_similarity
+
+ANCHORS = (0, "any")
+MAX_MODALITIES = 8
+
+
+def choose_tuples(
+    operation: str,
+    embeddings: list[Tensor],
+    similarity: str | Similarity,
+    negatives: str | Tensor,
+    num_negatives: int | None,
+    anchor: int | str,
+    generator: torch.Generator | None,
+    alpha: float = 1.0,
+) -> Tuples:
+    """The tuple term that the arguments of a loss describe; raises for what does not go together."""
+    first = embeddings[0]
+    size, count = len(first), len(embeddings)
+    resolved = resolve_similarity(operation, similarity)
+    if isinstance(anchor, bool) or anchor not in ANCHORS:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` needs `anchor` to be 0 or 'any'", describe(anchor), "0 is the first modality's row."
+            )
+        )
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            three_beats(
+                f"`{operation}` needs `generator` to be a torch.Generator or None",
+                describe(generator),
+                "Make one with `torch.Generator().manual_seed(seed)`.",
+            )
+        )
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(
+            three_beats(
+                f"`{operation}` draws on the CPU, for the same tuples on every device, and needs a CPU generator",
+                f"one on {generator.device}",
+                "Make one with `torch.Generator().manual_seed(seed)`.",
+            )
+        )
+    if anchor == "any" and not (isinstance(negatives, str) and negatives == "all"):
+        raise ValueError(
+            three_beats(
+                f"`{operation}` has `anchor='any'` for `negatives='all'` alone",
+                "an index" if isinstance(negatives, Tensor) else f"negatives={negatives!r}",
+                "Pass negatives='all', or leave anchor=0.",
+            )
+        )
+    if isinstance(negatives, Tensor):
+        check_index(operation, negatives, size, count, first.device)
+        if num_negatives is not None and num_negatives != negatives.shape[1] - 1:
+            raise ValueError(
+                three_beats(
+                    f"`{operation}` reads the number of negatives off the index, {negatives.shape[1] - 1}",
+                    f"num_negatives={num_negatives}",
+                    "Leave `num_negatives` out.",
+                )
+            )
+        return Tuples(resolved, IndexCells(negatives), anchor, alpha)
+    check_choice(operation, "negatives", negatives, SCHEMES)
+    if negatives == "all":
+        _check_all(operation, count, resolved, num_negatives)
+        return Tuples(resolved, None, anchor, alpha)
+    check_counts(operation, size, count, num_negatives, negatives)
+    return Tuples(resolved, _cells(negatives, size, count, num_negatives, generator, first.device), anchor, alpha)
+
+
+def _check_all(operation: str, num_modalities: int, similarity: object, num_negatives: int | None) -> None:
+    if num_negatives is not None:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` compares with every tuple under negatives='all'",
+                f"num_negatives={num_negatives}",
+                "Leave `num_negatives` out, or choose a sampled scheme.",
+            )
+        )
+    if num_modalities > 3 and not isinstance(similarity, MeanCosine):
+        raise ValueError(
+            three_beats(
+                f"`{operation}` has negatives='all' for up to three modalities, and for any number with the mean cosine",
+                f"{num_modalities} modalities",
+                "Use similarity='mean_cosine', or a sampled scheme.",
+            )
+        )
+
+
+def _cells(
+    scheme: str,
+    size: int,
+    num_modalities: int,
+    num_negatives: int | None,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> Cells:
+    """The cells of a sampled scheme, in the form that is cheapest to read. Draws what `sample_tuples` would."""
+    count = size - 1 if num_negatives is None else num_negatives
+    if count > 0 and scheme == "tied" and count == size - 1:
+        return ListCells(size, num_modalities, count, None)
+    if count > 0 and scheme == "shared" and num_modalities > 2:
+        return ListCells(size, num_modalities, count, draw_shared(size, num_modalities, True, generator).to(device))
+    if count > 0 and scheme in ("cyclic", "tied"):
+        shifts = draw_cyclic(scheme, size, num_modalities, count, True, generator)
+        return ShiftCells(size, shifts.to(device))
+    index = sample_tuples(
+        size, num_modalities, num_negatives=num_negatives, scheme=scheme, generator=generator, device=device
+    )
+    return IndexCells(index)
+
+
+def walk_loss(embeddings: list[Tensor], tau: float | Tensor, walk: Walk, normalize: bool) -> Tensor:
+    """The loss of a walk, in float32 at least, whatever autocast says."""
+    dtype = compute_dtype(*embeddings)
+    device = embeddings[0].device
+    with torch.autocast(device.type, enabled=False):
+        xs = [x.to(dtype) for x in embeddings]
+        # A number stays on the CPU, where a 0-dim tensor joins any device without a copy that waits.
+        tau = tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=dtype)
+        if _is_dense(xs, tau, walk):
+            return dense_loss(xs, tau, walk, normalize)
+        return plain_loss(xs, tau, walk, normalize)
+
+
+def _is_dense(embeddings: list[Tensor], tau: Tensor, walk: Walk) -> bool:
+    """Whether the fused CPU road does this walk."""
+    tuples = walk.tuples
+    return (
+        walk.reduction != "none"
+        and (tuples is None or (tuples.cells is not None and not isinstance(tuples.similarity, Multilinear)))
+        and bool(walk.blocks)
+        and all(values_are_free(x) for x in (*embeddings, tau))
+    )

@@ -1,0 +1,93 @@
+"""Pairwise InfoNCE: eq. (1) of UniHPE, the CLIP loss when symmetric."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from multicontrast.losses._arguments import check_embeddings, check_flag, check_reduction, check_tau
+from multicontrast.losses._module import as_temperature
+from multicontrast.losses._road import walk_loss
+from multicontrast.losses._walk import Walk
+from multicontrast.temperature import Temperature
+
+
+def pairwise_infonce(
+    x: Tensor,
+    y: Tensor,
+    tau: float | Tensor,
+    *,
+    symmetric: bool = True,
+    reduction: str = "mean",
+    normalize: bool = True,
+) -> Tensor:
+    r"""InfoNCE between two modalities: row ``i`` of ``x`` matches row ``i`` of ``y``, all other rows are negatives.
+
+    .. math:: \mathcal{L}_i = -\log \frac{\exp(\langle x_i, y_i \rangle / \tau)}
+                                         {\sum_j \exp(\langle x_i, y_j \rangle / \tau)}
+
+    One Gram product serves both directions, and one exponential each softmax of a row and of a column.
+
+    Args:
+        x, y: ``(B, D)`` embeddings, normalised here. Floating types are promoted; half precision computes in float32.
+        tau: temperature, a positive number or 0-dim tensor; it divides (CLIP's ``logit_scale`` is ``1 / tau``).
+        symmetric: the mean of both directions; False takes only ``x`` as anchors.
+        reduction: ``"mean"`` over the batch, ``"sum"``, or ``"none"`` for ``(B,)``.
+        normalize: False promises rows of length one.
+
+    Returns:
+        The loss in float32 (float64 for float64 input). A batch of one has the loss 0.
+
+    Raises:
+        ValueError, TypeError: for shapes, types, devices or a temperature that do not fit; before any work.
+
+    Reference:
+        Eq. (1) of Jiang et al., UniHPE, arXiv 2311.16477; van den Oord et al., arXiv 1807.03748.
+
+    Example:
+        >>> import torch
+        >>> x = torch.eye(4)
+        >>> round(pairwise_infonce(x, x, 1.0).item(), 4)  # log(1 + 3 / e)
+        0.7437
+    """
+    operation = "pairwise_infonce"
+    check_embeddings(operation, ("x", "y"), (x, y))
+    check_tau(operation, tau)
+    check_flag(operation, "symmetric", symmetric)
+    check_flag(operation, "normalize", normalize)
+    check_reduction(operation, reduction)
+    walk = Walk(2, pairs=((0, 1),), symmetric=symmetric, reduction=reduction)
+    return walk_loss([x, y], tau, walk, normalize)
+
+
+class PairwiseInfoNCE(nn.Module):
+    """:func:`pairwise_infonce` with a temperature of its own, or a shared one.
+
+    Args:
+        temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
+            :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
+        symmetric, reduction, normalize: as for the function.
+
+    Example:
+        >>> import torch
+        >>> loss = PairwiseInfoNCE(0.07)
+        >>> loss(torch.eye(4), torch.eye(4)).item() < 1e-5
+        True
+    """
+
+    def __init__(
+        self,
+        temperature: float | Temperature = 0.07,
+        *,
+        symmetric: bool = True,
+        reduction: str = "mean",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.temperature = as_temperature("PairwiseInfoNCE", temperature)
+        self.symmetric, self.reduction, self.normalize = symmetric, reduction, normalize
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch."""
+        return pairwise_infonce(
+            x, y, self.temperature(), symmetric=self.symmetric, reduction=self.reduction, normalize=self.normalize
+        )

@@ -1,0 +1,140 @@
+"""The whole contrastive loss of UniHPE, eq. (4): the pairs and the triplet, over Gram blocks computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from multicontrast.losses._arguments import (
+    check_embeddings,
+    check_flag,
+    check_pairs,
+    check_reduction,
+    check_tau,
+    check_weight_of_triplet,
+)
+from multicontrast.losses._module import as_temperature
+from multicontrast.losses._road import choose_tuples, walk_loss
+from multicontrast.losses._walk import Walk
+from multicontrast.losses.triplet import NAMES
+from multicontrast.similarity import Similarity
+from multicontrast.temperature import Temperature
+
+ALL_PAIRS = ((0, 1), (0, 2), (1, 2))
+
+
+def trimodal_infonce(
+    x_img: Tensor,
+    x_2d: Tensor,
+    x_3d: Tensor,
+    tau: float | Tensor,
+    *,
+    alpha: float = 1.0,
+    pairs: Sequence[tuple[int, int]] = ALL_PAIRS,
+    symmetric: bool = True,
+    similarity: str | Similarity = "eigenvalue",
+    negatives: str | Tensor = "permutation",
+    num_negatives: int | None = None,
+    anchor: int | str = 0,
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+    normalize: bool = True,
+) -> Tensor:
+    r"""UniHPE's contrastive loss, eq. (4): :math:`\mathcal{L}_{pair} + \alpha \mathcal{L}_{triplet}`.
+
+    The pairs are summed; each is the mean of both directions. One Gram block for each pair of modalities serves the
+    pairs and the triplets, so the triplet term costs a fraction of the pairs, where the paper's costs a multiple.
+
+    Args:
+        x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
+        tau: temperature, a positive number or 0-dim tensor, shared by all terms as in the paper.
+        alpha: weight of the triplet term; 0 leaves the pairs alone.
+        pairs: the pairs of modalities to align; the paper's stage 2, whose pose encoders are frozen, has
+            ``((0, 1), (0, 2))``.
+        symmetric: whether each pair is the mean of both directions, or only has its first modality as anchor.
+        similarity, negatives, num_negatives, anchor, generator, reduction, normalize: of the triplet term; see
+            :func:`multicontrast.multimodal_infonce`.
+
+    Returns:
+        The loss in float32 (float64 for float64 input).
+
+    Raises:
+        ValueError, TypeError: for arguments that do not fit; before any work.
+
+    Reference:
+        Eq. (4) of Jiang et al., UniHPE, arXiv 2311.16477.
+
+    Example:
+        >>> import torch
+        >>> x_img, x_2d, x_3d = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
+        >>> pairs_alone = trimodal_infonce(x_img, x_2d, x_3d, 0.2, alpha=0.0)
+        >>> bool(pairs_alone < trimodal_infonce(x_img, x_2d, x_3d, 0.2))
+        True
+    """
+    operation = "trimodal_infonce"
+    embeddings = [x_img, x_2d, x_3d]
+    check_embeddings(operation, NAMES, embeddings)
+    check_tau(operation, tau)
+    check_weight_of_triplet(operation, alpha)
+    chosen = check_pairs(operation, pairs, 3)
+    for name, value in (("symmetric", symmetric), ("normalize", normalize)):
+        check_flag(operation, name, value)
+    check_reduction(operation, reduction)
+    tuples = choose_tuples(
+        operation, embeddings, similarity, negatives, num_negatives, anchor, generator, float(alpha)
+    )
+    walk = Walk(3, chosen, symmetric, tuples if alpha > 0 else None, reduction)
+    return walk_loss(embeddings, tau, walk, normalize)
+
+
+class TrimodalInfoNCE(nn.Module):
+    """:func:`trimodal_infonce` with a temperature of its own, or a shared one.
+
+    Args:
+        temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
+            :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
+        alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor, generator, reduction, normalize: as for
+            the function.
+    """
+
+    def __init__(
+        self,
+        temperature: float | Temperature = 0.07,
+        *,
+        alpha: float = 1.0,
+        pairs: Sequence[tuple[int, int]] = ALL_PAIRS,
+        symmetric: bool = True,
+        similarity: str | Similarity = "eigenvalue",
+        negatives: str = "permutation",
+        num_negatives: int | None = None,
+        anchor: int | str = 0,
+        generator: torch.Generator | None = None,
+        reduction: str = "mean",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.temperature = as_temperature("TrimodalInfoNCE", temperature)
+        self.alpha, self.pairs, self.symmetric = alpha, pairs, symmetric
+        self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
+        self.anchor, self.generator, self.reduction, self.normalize = anchor, generator, reduction, normalize
+
+    def forward(self, x_img: Tensor, x_2d: Tensor, x_3d: Tensor, *, negatives: Tensor | None = None) -> Tensor:
+        """The loss of a batch; an index passed here takes the place of the drawn negatives."""
+        return trimodal_infonce(
+            x_img,
+            x_2d,
+            x_3d,
+            self.temperature(),
+            alpha=self.alpha,
+            pairs=self.pairs,
+            symmetric=self.symmetric,
+            similarity=self.similarity,
+            negatives=self.negatives if negatives is None else negatives,
+            num_negatives=self.num_negatives if negatives is None else None,
+            anchor=self.anchor,
+            generator=self.generator,
+            reduction=self.reduction,
+            normalize=self.normalize,
+        )

@@ -1,0 +1,232 @@
+r"""Which tuples are compared: the schemes of negatives, and their index.
+
+Every scheme compares anchor ``i`` (its embedding in modality 0) with its positive tuple ``(i, i, ..., i)`` and with
+``K`` negatives. It is a set of cells, and knows no similarity.
+
+===============  ================================================================================  ==================
+scheme           negative ``k`` of anchor ``i``, for three modalities                              cost
+===============  ================================================================================  ==================
+``permutation``  ``(i, p_k(i), q_k(i))``: a fresh permutation for each column and modality          gathers
+                 (UniHPE, Algorithm 1)
+``shared``       ``(i, p(k), q(k))``: one permutation for each modality, the same for all anchors   no gather
+                 (as Symile's ``n``)
+``cyclic``       ``(i, i + s_k, i + t_k)`` modulo B: random shifts                                  no index tensor
+``tied``         ``(i, j, j)`` for the other samples ``j`` (as GRAM and TRIANGLE)                   no gather
+``all``          every tuple of the batch (``anchor=0``: that holds the anchor's first embedding;   B^2 or 3 B^2 terms
+                 ``anchor="any"``: that holds any embedding of the anchor's sample)                 for each anchor
+===============  ================================================================================  ==================
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_choice, describe, three_beats
+
+__all__ = ["SAMPLED_SCHEMES", "SCHEMES", "draw_cyclic", "draw_permutations", "draw_shared", "sample_tuples"]
+
+SAMPLED_SCHEMES = ("permutation", "shared", "cyclic", "tied")
+SCHEMES = (*SAMPLED_SCHEMES, "all")
+
+
+def sample_tuples(
+    batch_size: int,
+    num_modalities: int = 3,
+    *,
+    num_negatives: int | None = None,
+    scheme: str = "permutation",
+    exclude_positive: bool = True,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""Draw the tuples that each anchor is compared with (UniHPE, arXiv 2311.16477, Algorithm 1).
+
+    Column 0 is the positive ``(i, i, ..., i)``; modality 0 is always the anchor's own row. The paper's Algorithm 1 is
+    ``scheme="permutation"`` with ``exclude_positive=False``; as printed, its first loop runs over the batch where the
+    three modalities are meant, and a negative cell can be the positive again. Here it never is, unless asked for: a
+    column that hit it exchanges that entry with another of the same permutation.
+
+    Args:
+        batch_size: number of samples, B.
+        num_modalities: N >= 2.
+        num_negatives: K, the negatives of each anchor; ``None`` means B - 1. ``"shared"``, ``"cyclic"`` and ``"tied"``
+            have at most B - 1, ``"permutation"`` any number.
+        scheme: ``"permutation"``, ``"shared"``, ``"cyclic"`` or ``"tied"``; see :mod:`multicontrast.negatives`.
+        exclude_positive: whether the positive is kept out of the negatives.
+        generator: source of randomness, on the CPU; without one, torch's global CPU generator. The same generator
+            state gives the same index on every device.
+        device: where the index is put.
+
+    Returns:
+        int64 ``(B, 1 + K, N)`` of row numbers.
+
+    Raises:
+        ValueError: for an empty batch, fewer than two modalities, a number of negatives that the scheme does not have
+            (one sample has none), or an unknown scheme.
+
+    Example:
+        >>> index = sample_tuples(4, generator=torch.Generator().manual_seed(0))
+        >>> index.shape, index[2, 0].tolist(), index[:, 1, 0].tolist()
+        (torch.Size([4, 4, 3]), [2, 2, 2], [0, 1, 2, 3])
+    """
+    check_choice("sample_tuples", "scheme", scheme, SAMPLED_SCHEMES)
+    check_counts("sample_tuples", batch_size, num_modalities, num_negatives, scheme)
+    count = batch_size - 1 if num_negatives is None else num_negatives
+    # Stored modality by modality, so that each modality's (B, 1 + K) plane is contiguous for the gathers.
+    planes = torch.empty(num_modalities, batch_size, 1 + count, dtype=torch.int64)
+    rows = torch.arange(batch_size)
+    planes[0] = rows[:, None]
+    planes[:, :, 0] = rows
+    if count > 0:
+        candidates = _draw(scheme, batch_size, num_modalities, count, exclude_positive, generator)
+        for modality, candidate in enumerate(candidates, start=1):
+            planes[modality, :, 1:] = candidate
+    return planes.permute(1, 2, 0).to(device)
+
+
+def check_counts(
+    operation: str, batch_size: object, num_modalities: object, num_negatives: object, scheme: str
+) -> None:
+    """Raise unless a scheme has that many negatives for that many samples."""
+    for name, value, least in (("batch_size", batch_size, 1), ("num_modalities", num_modalities, 2)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(three_beats(f"`{operation}` needs `{name}` to be an int", describe(value), "Pass a number."))
+        if value < least:
+            raise ValueError(
+                three_beats(f"`{operation}` needs `{name}` >= {least}", str(value), "Skip the loss for such a batch.")
+            )
+    if num_negatives is None:
+        return
+    if isinstance(num_negatives, bool) or not isinstance(num_negatives, int):
+        raise TypeError(
+            three_beats(
+                f"`{operation}` needs `num_negatives` to be an int or None", describe(num_negatives), "Pass a number."
+            )
+        )
+    assert isinstance(batch_size, int)
+    if num_negatives < 0:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` needs `num_negatives` >= 0", str(num_negatives), "Pass None for one less than the batch."
+            )
+        )
+    if num_negatives > 0 and batch_size == 1:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` needs at least two samples to draw negatives from",
+                f"a batch of 1 with num_negatives={num_negatives}",
+                "Use a larger batch, or num_negatives=0, for which the loss is 0.",
+            )
+        )
+    if scheme != "permutation" and num_negatives > batch_size - 1:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` has at most batch_size - 1 = {batch_size - 1} negatives with the scheme {scheme!r}",
+                f"num_negatives={num_negatives}",
+                "Ask for fewer, or use the scheme 'permutation', which has any number.",
+            )
+        )
+
+
+def _draw(
+    scheme: str, size: int, num_modalities: int, count: int, exclude: bool, generator: torch.Generator | None
+) -> list[Tensor]:
+    """The candidates of each modality but the first, ``(B, K)`` each (or broadcastable to it)."""
+    rows = torch.arange(size)
+    if scheme == "permutation":
+        return [p.mT for p in draw_permutations(size, num_modalities, count, exclude, generator)]
+    if scheme == "shared" and num_modalities > 2:
+        return list(draw_shared(size, num_modalities, exclude, generator)[:, :count])
+    if scheme == "shared":
+        # Two modalities: all anchors share one list of candidates, and each leaves out its own match.
+        order = torch.randperm(size, generator=generator)
+        if not exclude:
+            return [order[:count]]
+        own = torch.empty_like(order)
+        own[order] = rows
+        column = torch.arange(count)
+        return [order[column + (column >= own[:, None])]]
+    shifts = draw_cyclic(scheme, size, num_modalities, count, exclude, generator)
+    return [(rows[:, None] + shift) % size for shift in shifts]
+
+
+def draw_permutations(
+    size: int, num_modalities: int, count: int, exclude: bool, generator: torch.Generator | None
+) -> Tensor:
+    """``(N - 1, K, B)`` permutations of the batch, none of whose columns holds the positive if ``exclude``."""
+    drawn = _random_permutations((num_modalities - 1, count), size, generator)
+    if exclude:
+        _part_from_positive(drawn)
+    return drawn
+
+
+def draw_shared(size: int, num_modalities: int, exclude: bool, generator: torch.Generator | None) -> Tensor:
+    """``(N - 1, B)`` for N >= 3: one order of the batch for each modality, whose first K entries are the candidates.
+    With ``exclude`` no column is the positive of an anchor: its members never all come from one sample."""
+    drawn = _random_permutations((num_modalities - 1, 1), size, generator)
+    if exclude and size > 1:
+        first, last = drawn[0, 0], drawn[-1, 0]
+        bad = (drawn[:, 0] == first).all(0).nonzero().flatten()
+        if len(bad) == 1:
+            other = (bad + 1) % size
+            bad = torch.cat((bad, other))
+        last[bad] = last[bad.roll(1)]
+    return drawn[:, 0]
+
+
+def draw_cyclic(
+    scheme: str, size: int, num_modalities: int, count: int, exclude: bool, generator: torch.Generator | None
+) -> Tensor:
+    """``(N - 1, K)`` shifts: candidate ``k`` of anchor ``i`` is row ``i + shift[k]`` modulo B."""
+    if scheme == "tied" or num_modalities == 2:
+        first = 1 if exclude else 0
+        if scheme == "tied" and exclude and count == size - 1:
+            shift = torch.arange(1, size)
+        else:
+            shift = first + torch.randperm(size - first, generator=generator)[:count]
+        return shift.expand(num_modalities - 1, count)
+    shifts = _random_permutations((num_modalities - 1, 1), size, generator)[:, 0]
+    if exclude and size > 1:
+        zero = (shifts == 0).all(0).nonzero().flatten()
+        for k in zero.tolist():  # at most one column
+            other = (k + 1) % size
+            shifts[-1, [k, other]] = shifts[-1, [other, k]]
+    return shifts[:, :count]
+
+
+def _random_permutations(shape: tuple[int, ...], size: int, generator: torch.Generator | None) -> Tensor:
+    """Independent uniform permutations ``(*shape, size)``.
+
+    Random keys that carry their position in the low bits are sorted by value; sorting values is several times faster
+    than an argsort or a call of ``torch.randperm`` for each. Two of the high parts agree with probability about
+    ``size**2 / 2**(63 - bits)``, which no one will see.
+    """
+    bits = max(1, (size - 1).bit_length())
+    keys = torch.empty(*shape, size, dtype=torch.int64).random_(generator=generator)
+    sortable = keys.numpy()
+    sortable >>= bits
+    sortable <<= bits
+    sortable |= np.arange(size)
+    sortable.sort(axis=-1)
+    sortable &= (1 << bits) - 1
+    return keys
+
+
+def _part_from_positive(permutations: Tensor) -> None:
+    """Make sure, in place, that no entry ``i`` of the ``(M, K, B)`` permutations is ``i`` in all M modalities.
+
+    Within a column the offending entries of the last modality change places among themselves, a single one with any
+    other entry; that leaves a permutation and cannot make a new offence.
+    """
+    size = permutations.shape[-1]
+    if size == 1:
+        return
+    rows = torch.arange(size)
+    bad = (permutations == rows).all(0)  # (K, B)
+    for k in bad.any(1).nonzero().flatten().tolist():
+        where = bad[k].nonzero().flatten()
+        if len(where) == 1:
+            where = torch.cat((where, (where + 1) % size))
+        permutations[-1, k, where] = permutations[-1, k, where.roll(1)]

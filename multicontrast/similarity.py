@@ -1,0 +1,276 @@
+r"""What makes a tuple of embeddings alike.
+
+A similarity knows the cosines of a tuple and nothing else. For ``N`` modalities they come as ``N (N - 1) / 2`` tensors
+of one shape in the order ``(0, 1), (0, 2), ..., (N - 2, N - 1)``; for an image, a 2D and a 3D pose that is
+:math:`a = \langle x_{img}, x_{2D} \rangle`, :math:`b = \langle x_{img}, x_{3D} \rangle`,
+:math:`c = \langle x_{2D}, x_{3D} \rangle`.
+
+To add one, write an object (or a plain function) that maps that list to a tensor of the same shape, larger for tuples
+that are more alike, and pass it as ``similarity=``. It must be differentiable; if it also has
+``with_gradient(cosines) -> (value, [derivative for each cosine])``, the losses use that closed form instead of
+autograd. The multilinear product needs the embeddings themselves and is the one exception.
+
+===================  ============================================  ==================  ===========
+name                 value for three modalities                    range               sign-blind
+===================  ============================================  ==================  ===========
+``eigenvalue``       largest eigenvalue of the Gram matrix         [1, 3]              yes
+``singular_value``   its square root                               [1, sqrt 3]         yes
+``mean_cosine``      (a + b + c) / 3                               [-1/2, 1]           no
+``volume``           -sqrt(1 + 2abc - a^2 - b^2 - c^2)             [-1, 0]             yes
+``area``             minus the area of the triangle of the rows    [-3 sqrt(3)/4, 0]   no
+``multilinear``      sum over d of x_d y_d z_d                     [-1, 1], ~ 1/D      odd
+===================  ============================================  ==================  ===========
+
+*Sign-blind* similarities cannot tell aligned from anti-aligned tuples: cosines ``(1, -1, -1)`` have the eigenvalue 3
+of a perfect match. Use them together with the pairwise terms, as :func:`multicontrast.trimodal_infonce` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast.linalg._gram import gram_eigmax_excess, gram_eigmax_with_gradient
+
+__all__ = ["SIMILARITIES", "CosineSimilarity", "Similarity", "resolve_similarity"]
+
+Gradient = list[Tensor]
+
+
+@runtime_checkable
+class Similarity(Protocol):
+    """Anything that maps the cosines of tuples to one number for each tuple."""
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        """The similarity of each tuple, of the cosines' shape; differentiable."""
+        ...
+
+
+class CosineSimilarity:
+    """A similarity made of cosines, with the closed-form derivative that the fast roads ask for."""
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        """The similarity of each tuple; differentiable as often as its formula is."""
+        raise NotImplementedError
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        """Value and derivative by each cosine, without a graph.
+
+        The value may leave out a constant that is the same for every tuple: the losses do not see it.
+        """
+        with torch.enable_grad():
+            leaves = [cosine.detach().requires_grad_() for cosine in cosines]
+            value = self(leaves)
+            grads = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
+        return value.detach(), list(grads)
+
+    @torch.no_grad()
+    def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
+        """The value alone, with the same constant left out as in :meth:`with_gradient`."""
+        return self(cosines)
+
+
+class Eigenvalue(CosineSimilarity):
+    """Largest eigenvalue of the Gram matrix (UniHPE, arXiv 2311.16477, eq. 3). In [1, N]; blind to signs."""
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        return 1 + gram_eigmax_excess(cosines)
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        return gram_eigmax_with_gradient(cosines)  # the excess over 1: small cosines keep their digits
+
+    @torch.no_grad()
+    def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
+        return gram_eigmax_excess(cosines)
+
+
+class SingularValue(CosineSimilarity):
+    """Largest singular value of the stacked unit rows, the root of the eigenvalue (UniHPE eq. 2; PMRL)."""
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        return (1 + gram_eigmax_excess(cosines)).sqrt()
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        excess, grads = gram_eigmax_with_gradient(cosines)
+        value = excess.add_(1).sqrt_()
+        half = 0.5 / value
+        return value, [grad.mul_(half) for grad in grads]
+
+
+class MeanCosine(CosineSimilarity):
+    """Mean of the pairwise cosines. Equals the eigenvalue to first order around a match, and sees signs."""
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        total = cosines[0]
+        for cosine in cosines[1:]:
+            total = total + cosine
+        return total / len(cosines)
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        return self(cosines), [torch.full_like(cosine, 1 / len(cosines)) for cosine in cosines]
+
+
+def _safe_sqrt(square: Tensor) -> Tensor:
+    """Square root of the non-negative part; where that is exactly 0 so is the gradient (a convention)."""
+    positive = ~(square <= 0)  # NaN passes through
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+
+
+def _psd_determinant(matrix: list[list[Tensor]]) -> Tensor:
+    """Determinant of a positive semidefinite matrix given by its lower triangle, by elimination without square roots.
+
+    A pivot that rounding made negative counts as 0, and then so does the determinant.
+    """
+    size = len(matrix)
+    rows = [list(row) for row in matrix]
+    determinant = torch.ones_like(rows[0][0])
+    for k in range(size):
+        pivot = rows[k][k]
+        usable = ~(pivot <= 0)
+        determinant = determinant * torch.where(usable, pivot, 0)
+        safe = torch.where(usable, pivot, 1)
+        for i in range(k + 1, size):
+            factor = rows[i][k] / safe
+            for j in range(k + 1, i + 1):
+                rows[i][j] = rows[i][j] - factor * rows[j][k]
+    return determinant
+
+
+def _pair_position(n: int) -> dict[tuple[int, int], int]:
+    return {pair: k for k, pair in enumerate(itertools.combinations(range(n), 2))}
+
+
+def _num_modalities(cosines: Sequence[Tensor]) -> int:
+    return (1 + math.isqrt(1 + 8 * len(cosines))) // 2
+
+
+class Volume(CosineSimilarity):
+    """Minus the volume spanned by the unit rows, -sqrt(det G) (GRAM, ICLR 2025). In [-1, 0]; blind to signs.
+
+    Where the volume is exactly 0 (two equal modalities) its slope is infinite; the gradient there is 0.
+    """
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        return -_safe_sqrt(self._determinant(cosines))
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        if len(cosines) != 3:
+            return super().with_gradient(cosines)
+        a, b, c = cosines
+        volume = _safe_sqrt(self._determinant(cosines))
+        inverse = torch.where(volume == 0, 0, 1 / torch.where(volume == 0, 1, volume))
+        return -volume, [(a - b * c) * inverse, (b - a * c) * inverse, (c - a * b) * inverse]
+
+    @staticmethod
+    def _determinant(cosines: Sequence[Tensor]) -> Tensor:
+        if len(cosines) == 3:
+            # 1 + 2abc - a^2 - b^2 - c^2 as a Schur complement: the products of small differences survive rounding.
+            a, b, c = cosines
+            rest = c - a * b
+            return (1 - a) * (1 + a) * ((1 - b) * (1 + b)) - rest * rest
+        n = _num_modalities(cosines)
+        position = _pair_position(n)
+        one = torch.ones_like(cosines[0])
+        return _psd_determinant([[cosines[position[j, i]] if j < i else one for j in range(i + 1)] for i in range(n)])
+
+
+class Area(CosineSimilarity):
+    """Minus the area of the triangle with the unit rows as corners (TRIANGLE, NeurIPS 2025); for N modalities minus the
+    volume of the simplex, sqrt(det E) / (N - 1)! with E the Gram matrix of its edges.
+
+    This is the area A; the code published with TRIANGLE uses 2 A^2 as its logit. Where the area is exactly 0 its slope
+    is infinite; the gradient there is 0.
+    """
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        n = _num_modalities(cosines)
+        if n == 3:
+            return -_safe_sqrt(self._four_square_areas(cosines)) / 2
+        position = _pair_position(n)
+        gap = [1 - cosine for cosine in cosines]  # half of each squared edge
+
+        def edge_product(m: int, k: int) -> Tensor:
+            if m == k:
+                return 2 * gap[position[0, m]]
+            return gap[position[0, m]] + gap[position[0, k]] - gap[position[min(m, k), max(m, k)]]
+
+        edges = [[edge_product(m, k) for k in range(1, m + 1)] for m in range(1, n)]
+        return -_safe_sqrt(_psd_determinant(edges)) / math.factorial(n - 1)
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        if len(cosines) != 3:
+            return super().with_gradient(cosines)
+        area = _safe_sqrt(self._four_square_areas(cosines)) / 2
+        quarter = torch.where(area == 0, 0, 0.25 / torch.where(area == 0, 1, area))
+        da, db, dc = (1 - cosine for cosine in cosines)
+        return -area, [(db + dc - da) * quarter, (da + dc - db) * quarter, (da + db - dc) * quarter]
+
+    @staticmethod
+    def _four_square_areas(cosines: Sequence[Tensor]) -> Tensor:
+        # 4 A^2 = 2 (de + ef + fd) - d^2 - e^2 - f^2 in the gaps d = 1 - a, ...: Heron's formula for squared sides.
+        d, e, f = (1 - cosine for cosine in cosines)
+        return 4 * d * e - (d + e - f) ** 2
+
+
+class Multilinear:
+    """Sum over the coordinates of the product of all modalities (Symile, NeurIPS 2024). About 1/D for dense unit rows,
+    so its temperature depends on D. Not a function of the cosines."""
+
+    def of_rows(self, rows: Sequence[Tensor]) -> Tensor:
+        """The product of rows ``(..., D)``, one tensor for each modality, summed over the last axis."""
+        product = rows[0]
+        for row in rows[1:]:
+            product = product * row
+        return product.sum(-1)
+
+
+class _UserSimilarity(CosineSimilarity):
+    """A user's function or object, with its own closed-form derivative if it has one."""
+
+    def __init__(self, function: Callable[[Sequence[Tensor]], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        return self.function(cosines)
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        closed_form = getattr(self.function, "with_gradient", None)
+        if closed_form is None:
+            return super().with_gradient(cosines)
+        value, grads = closed_form(cosines)
+        return value, list(grads)
+
+
+SIMILARITIES: dict[str, CosineSimilarity | Multilinear] = {
+    "eigenvalue": Eigenvalue(),
+    "singular_value": SingularValue(),
+    "mean_cosine": MeanCosine(),
+    "volume": Volume(),
+    "area": Area(),
+    "multilinear": Multilinear(),
+}
+"""The named similarities."""
+
+
+def resolve_similarity(operation: str, similarity: str | Similarity) -> CosineSimilarity | Multilinear:
+    """The object behind a name, or a user's own object made ready for the losses."""
+    if isinstance(similarity, str):
+        check_choice(operation, "similarity", similarity, SIMILARITIES)
+        return SIMILARITIES[similarity]
+    if isinstance(similarity, (CosineSimilarity, Multilinear)):
+        return similarity
+    if not callable(similarity):
+        raise TypeError(
+            three_beats(
+                f"`{operation}` needs `similarity` to be a name or a callable on the list of cosines",
+                describe(similarity),
+                "Pass one of " + ", ".join(SIMILARITIES) + ", or your own function.",
+            )
+        )
+    return _UserSimilarity(similarity)
