@@ -1,0 +1,53 @@
+"""Data: skeleton, cameras, motion, pictures, and the batches made of them. Knows no model."""
+
+from __future__ import annotations
+
+from .batches import PoseBatch
+from .boxes import (
+    apply_affine,
+    box_information,
+    crop_affine,
+    denormalise_joints,
+    invert_affine,
+    joint_box,
+    normalise_joints,
+    tight_box_size,
+)
+from .camera import Camera, crop_intrinsics, fixed_cameras, intrinsic_matrix, look_at, project, random_camera
+from .mocap import read_mocap
+from .motion import Motion, generate_motion
+from .render import denormalise_image, normalise_image, render_poses
+from .skeleton import SKELETON, Skeleton, flip_joints, flip_pixels, limb_lengths
+from .source import Augmentation, PoseSource
+
+__all__ = [
+    "SKELETON",
+    "Augmentation",
+    "Camera",
+    "Motion",
+    "PoseBatch",
+    "PoseSource",
+    "Skeleton",
+    "apply_affine",
+    "box_information",
+    "crop_affine",
+    "crop_intrinsics",
+    "denormalise_image",
+    "denormalise_joints",
+    "fixed_cameras",
+    "flip_joints",
+    "flip_pixels",
+    "generate_motion",
+    "intrinsic_matrix",
+    "invert_affine",
+    "joint_box",
+    "limb_lengths",
+    "look_at",
+    "normalise_image",
+    "normalise_joints",
+    "project",
+    "random_camera",
+    "read_mocap",
+    "render_poses",
+    "tight_box_size",
+]

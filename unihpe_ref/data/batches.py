@@ -1,0 +1,66 @@
+"""One batch of people seen by cameras: what every stage of training and every evaluation reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .boxes import apply_affine, box_information, normalise_joints
+
+
+@dataclass(frozen=True)
+class PoseBatch:
+    """B samples; all tensors lie on one device.
+
+    Pictures, pixels and 3D belong together under augmentation too: a mirrored, turned or rescaled sample is what a
+    mirrored, turned camera with another box would have seen.
+
+    Attributes:
+        joints_3d: ``(B, 17, 3)`` float32, camera axes (x right, y down, z forward), metres from the pelvis.
+        root: ``(B, 3)`` float32, the pelvis in the camera's frame, metres.
+        joints_2d: ``(B, 17, 2)`` float32, full-image pixels: the projection of ``joints_3d + root``.
+        box: ``(B, 3)`` float32, centre and longer padded side (cx, cy, b), full-image pixels.
+        focal, principal: ``(B, 2)`` float32, pixels.
+        image_size: ``(B, 2)`` float32, width and height of the full image.
+        image: ``(B, 3, H, W)`` float32, the crop, RGB, normalised by ImageNet's mean and deviation; or None.
+        crop_affine: ``(B, 2, 3)`` float32, full-image pixels to crop pixels.
+        action, subject, sequence: ``(B,)`` int64 numbers; their names are the source's.
+        index: ``(B,)`` int64, the frame within the source.
+    """
+
+    joints_3d: Tensor
+    root: Tensor
+    joints_2d: Tensor
+    box: Tensor
+    focal: Tensor
+    principal: Tensor
+    image_size: Tensor
+    image: Tensor | None
+    crop_affine: Tensor
+    action: Tensor
+    subject: Tensor
+    sequence: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.index)
+
+    def to(self, device: torch.device | str) -> PoseBatch:
+        """The same batch on another device."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PoseBatch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+    def joints_2d_normalised(self) -> Tensor:
+        """``(uv - c) / (b / 2)``: ``(B, 17, 2)``, within about 0.8 of zero."""
+        return normalise_joints(self.joints_2d, self.box)
+
+    def joints_2d_crop(self) -> Tensor:
+        """The joints in pixels of ``image``: ``(B, 17, 2)``."""
+        return apply_affine(self.crop_affine, self.joints_2d)
+
+    def box_info(self) -> Tensor:
+        """Where the box is and how large, standardised: ``(B, 3)``; see :func:`.boxes.box_information`."""
+        return box_information(self.box, self.focal, self.principal)

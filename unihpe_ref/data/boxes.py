@@ -1,0 +1,97 @@
+r"""Boxes around a person, and the three coordinate systems they define.
+
+A box is ``(..., 3)``: centre and longer side ``(cx, cy, b)`` in full-image pixels, after padding by 1.25 and
+widening to 3:4 (width to height), so that the longer side is always the height.
+
+* box-normalised joints: ``(uv - c) / (b / 2)``, the same scale on both axes;
+* crop pixels: an affine map that puts the box's centre on the crop's centre and the longer side on the crop's longer
+  side. Pixel centres are integers, so the centre of w columns is (w - 1) / 2, and mirroring crop and box agree;
+* box information: where the box stood and how large it was, as angles seen by the camera (see :func:`box_information`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PADDING = 1.25
+ASPECT = 3 / 4  # width / height
+
+# Mean and standard deviation of [(cx - c_u) / f_u, (cy - c_v) / f_v, b / f] over Human3.6M-like views.
+_INFORMATION_MEAN = (0.0, 0.0, 0.38)
+_INFORMATION_STD = (0.08, 0.04, 0.075)
+
+
+def joint_box(joints_px: Tensor, *, padding: float = PADDING, aspect: float = ASPECT) -> Tensor:
+    """The padded box of fixed aspect around 2D joints.
+
+    Args:
+        joints_px: ``(..., J, 2)`` pixels.
+        padding: factor on both sides of the tight box. aspect: width / height of the result, at most 1.
+    Returns: ``(..., 3)``: centre of the tight box, and the height, the smallest that covers the padded tight box.
+    """
+    low, high = joints_px.amin(-2), joints_px.amax(-2)
+    width, height = ((high - low) * padding).unbind(-1)
+    return torch.cat([(low + high) / 2, torch.maximum(height, width / aspect)[..., None]], -1)
+
+
+def tight_box_size(joints_px: Tensor) -> Tensor:
+    """Width and height of the tight box of ``(..., J, 2)`` joints: ``(..., 2)``, the size that PCK divides by."""
+    return joints_px.amax(-2) - joints_px.amin(-2)
+
+
+def normalise_joints(joints_px: Tensor, box: Tensor) -> Tensor:
+    """``(uv - c) / (b / 2)``: ``(..., J, 2)`` pixels to box-normalised coordinates."""
+    return (joints_px - box[..., None, :2]) / (box[..., None, 2:] / 2)
+
+
+def denormalise_joints(joints: Tensor, box: Tensor) -> Tensor:
+    """The inverse of :func:`normalise_joints`: ``(..., J, 2)`` back to full-image pixels."""
+    return joints * (box[..., None, 2:] / 2) + box[..., None, :2]
+
+
+def box_information(box: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
+    r"""What a crop has lost, in three numbers of about unit variance.
+
+    .. math:: \Big[ \frac{(c_x - c_u) / f_u}{0.08},\; \frac{(c_y - c_v) / f_v}{0.04},\; \frac{b / f - 0.38}{0.075} \Big]
+
+    with f the geometric mean of the focal lengths. CLIFF's token up to the constants, which there belong to other
+    data; the principal point stands where CLIFF, without calibration, has the middle of the image.
+
+    Args:
+        box: ``(..., 3)`` pixels. focal, principal: ``(..., 2)`` pixels.
+    Returns: ``(..., 3)``.
+    Reference: Li et al., "CLIFF", ECCV 2022, section 3.2.
+    """
+    ray = (box[..., :2] - principal) / focal
+    size = box[..., 2:] / focal.prod(-1, keepdim=True).sqrt()
+    information = torch.cat([ray, size], -1)
+    return (information - information.new_tensor(_INFORMATION_MEAN)) / information.new_tensor(_INFORMATION_STD)
+
+
+def crop_affine(box: Tensor, crop_size: tuple[int, int]) -> Tensor:
+    """The map from full-image pixels to the pixels of a crop.
+
+    Args:
+        box: ``(..., 3)`` pixels.
+        crop_size: (height, width) of the crop; its longer side covers the box's longer side b.
+    Returns: ``(..., 2, 3)``: a scale and a shift.
+    """
+    height, width = crop_size
+    scale = max(height, width) / box[..., 2]
+    middle = box.new_tensor([(width - 1) / 2, (height - 1) / 2])
+    affine = box.new_zeros(*box.shape[:-1], 2, 3)
+    affine[..., 0, 0] = affine[..., 1, 1] = scale
+    affine[..., 2] = middle - scale[..., None] * box[..., :2]
+    return affine
+
+
+def apply_affine(affine: Tensor, points: Tensor) -> Tensor:
+    """``(..., P, 2)`` points through ``(..., 2, 3)`` maps."""
+    return points @ affine[..., :2].mT + affine[..., None, :, 2]
+
+
+def invert_affine(affine: Tensor) -> Tensor:
+    """The map back, ``(..., 2, 3)``."""
+    linear = torch.linalg.inv(affine[..., :2])
+    return torch.cat([linear, -linear @ affine[..., 2:]], -1)

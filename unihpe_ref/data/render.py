@@ -1,0 +1,195 @@
+"""Pictures of poses: a body of shaded, tapered capsules in front of a plain background.
+
+Good enough to tell a person, the pose and what is near; not meant to look real. A picture is rendered directly in the
+crop, through the crop's intrinsics, so that joints and pixels agree. Everything that varies (clothes, skin, light,
+background) is read off a row of uniform numbers, so a picture is a function of its pose, camera and row.
+
+How: every capsule lists the pixels of its bounding rectangle, all capsules of all pictures in one flat list; each
+entry gets a coverage, a depth and a shade; the two nearest entries of each pixel are blended over the background.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import describe, three_beats
+
+from .scenery import LOOK_CHANNELS, SCENE_CHANNELS, backgrounds, looks
+from .skeleton import SKELETON
+
+NOISE_CHANNELS = LOOK_CHANNELS + SCENE_CHANNELS
+"""How many uniform numbers decide the looks of one picture."""
+
+_IMAGE_MEAN = (0.485, 0.456, 0.406)
+_IMAGE_STD = (0.229, 0.224, 0.225)
+
+# Where a capsule ends: a joint, or one of the points that _landmarks adds.
+_POINTS = (
+    *SKELETON.joint_names, "crown", "nape", "nose",
+    "lhand", "rhand", "lheel", "rheel", "ltoe", "rtoe",
+)  # fmt: skip
+# From, to, radii in metres at both ends for a leg of 0.88 m, and which colour.
+_CAPSULES: tuple[tuple[str, str, float, float, str], ...] = (
+    ("rhip", "lhip", 0.095, 0.095, "trousers"),
+    ("pelvis", "spine", 0.115, 0.112, "shirt"),
+    ("spine", "thorax", 0.112, 0.105, "shirt"),
+    ("lshoulder", "lhip", 0.070, 0.085, "shirt"),
+    ("rshoulder", "rhip", 0.070, 0.085, "shirt"),
+    ("rshoulder", "lshoulder", 0.064, 0.064, "shirt"),
+    ("thorax", "neck_nose", 0.056, 0.052, "skin"),
+    ("neck_nose", "crown", 0.078, 0.092, "skin"),
+    ("nape", "nape", 0.102, 0.102, "hair"),
+    ("nose", "nose", 0.022, 0.022, "skin"),
+    *(
+        (f"{side}{start}", f"{side}{end}", r0, r1, colour)
+        for side in "lr"
+        for start, end, r0, r1, colour in (
+            ("shoulder", "elbow", 0.060, 0.044, "sleeve"),
+            ("elbow", "wrist", 0.044, 0.031, "cuff"),
+            ("wrist", "hand", 0.034, 0.034, "skin"),
+            ("hip", "knee", 0.090, 0.060, "trousers"),
+            ("knee", "ankle", 0.058, 0.042, "leg"),
+            ("heel", "toe", 0.042, 0.034, "shoes"),
+        )
+    ),
+)
+_START = [_POINTS.index(capsule[0]) for capsule in _CAPSULES]
+_END = [_POINTS.index(capsule[1]) for capsule in _CAPSULES]
+
+
+def render_poses(
+    joints_cam: Tensor,
+    intrinsics: Tensor,
+    size: tuple[int, int],
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    normalise: bool = True,
+) -> Tensor:
+    """Renders one person per picture.
+
+    Args:
+        joints_cam: ``(B, 17, 3)`` camera metres, all in front of the camera.
+        intrinsics: ``(B, 3, 3)`` of the picture (see :func:`.camera.crop_intrinsics`); square pixels, no skew.
+        size: (height, width).
+        noise: ``(B, NOISE_CHANNELS)`` in [0, 1), what the pictures look like; drawn from ``generator`` if left out.
+        normalise: by ImageNet's mean and deviation; otherwise RGB in [0, 1].
+    Returns: ``(B, 3, H, W)`` float32.
+    Raises: ValueError for shapes that do not fit.
+    """
+    count = len(joints_cam)
+    if tuple(joints_cam.shape[1:]) != (SKELETON.num_joints, 3) or tuple(intrinsics.shape) != (count, 3, 3):
+        came = f"{describe(joints_cam)} and {describe(intrinsics)}"
+        needed = "`render_poses` needs joints (B, 17, 3) and intrinsics (B, 3, 3)"
+        raise ValueError(three_beats(needed, came, "Give one camera matrix for each pose."))
+    if noise is None:
+        noise = torch.rand(count, NOISE_CHANNELS, generator=generator)
+    if tuple(noise.shape) != (count, NOISE_CHANNELS):
+        needed = f"`render_poses` needs `noise` of shape ({count}, {NOISE_CHANNELS})"
+        raise ValueError(three_beats(needed, describe(noise), "Leave it out to draw it from `generator`."))
+    noise = noise.to(joints_cam.device, torch.float32)
+    palette, light = looks(noise[:, :LOOK_CHANNELS])
+    image = backgrounds(noise[:, LOOK_CHANNELS:], size)
+    _paint(image, joints_cam.float(), intrinsics.float(), palette, light)
+    return normalise_image(image) if normalise else image
+
+
+def normalise_image(image: Tensor) -> Tensor:
+    """RGB in [0, 1], ``(..., 3, H, W)``, to ImageNet's normalisation."""
+    return (image - image.new_tensor(_IMAGE_MEAN)[:, None, None]) / image.new_tensor(_IMAGE_STD)[:, None, None]
+
+
+def denormalise_image(image: Tensor) -> Tensor:
+    """The inverse of :func:`normalise_image`, clipped to [0, 1]: for looking at."""
+    image = image * image.new_tensor(_IMAGE_STD)[:, None, None] + image.new_tensor(_IMAGE_MEAN)[:, None, None]
+    return image.clamp(0, 1)
+
+
+def _landmarks(joints: Tensor) -> tuple[Tensor, Tensor]:
+    """The points that capsules end at, ``(B, len(_POINTS), 3)``, and the size of the body ``(B,)``, 1 for a leg of 0.88 m."""
+    at = dict(zip(SKELETON.joint_names, joints.unbind(1)))
+    unit = torch.nn.functional.normalize
+    legs = [at[f"{s}hip"] - at[f"{s}knee"] for s in "lr"] + [at[f"{s}knee"] - at[f"{s}ankle"] for s in "lr"]
+    size = sum((leg.norm(dim=-1) for leg in legs), torch.zeros(())) / (2 * 0.88)
+    scale = size[:, None]
+    leftward = unit(at["lhip"] - at["rhip"], dim=-1)
+    across = unit(at["lshoulder"] - at["rshoulder"], dim=-1)
+    upward = unit(at["head"] - at["neck_nose"], dim=-1)
+    ahead = unit(torch.linalg.cross(across, upward), dim=-1)  # the head faces where the chest does
+    at["crown"] = at["neck_nose"] + 0.55 * (at["head"] - at["neck_nose"])
+    at["nape"] = at["crown"] + scale * (0.016 * upward - 0.030 * ahead)
+    at["nose"] = at["neck_nose"] + 0.35 * (at["crown"] - at["neck_nose"]) + scale * 0.088 * ahead
+    for side in "lr":
+        along = unit(at[f"{side}wrist"] - at[f"{side}elbow"], dim=-1)
+        at[f"{side}hand"] = at[f"{side}wrist"] + scale * 0.075 * along
+        shin = unit(at[f"{side}knee"] - at[f"{side}ankle"], dim=-1)
+        forward = unit(torch.linalg.cross(leftward, shin), dim=-1)
+        at[f"{side}heel"] = at[f"{side}ankle"] - scale * (0.038 * shin + 0.020 * forward)
+        at[f"{side}toe"] = at[f"{side}ankle"] + scale * (0.160 * forward - 0.046 * shin)
+    return torch.stack([at[name] for name in _POINTS], 1), size
+
+
+def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str, Tensor], light: Tensor) -> None:
+    """Draws the people into ``image`` (B, 3, H, W), in place."""
+    count, _, height, width = image.shape
+    points, size = _landmarks(joints)
+    radius = size[:, None, None] * joints.new_tensor([capsule[2:4] for capsule in _CAPSULES])  # (B, P, 2) metres
+    depth = torch.stack([points[:, _START, 2], points[:, _END, 2]], -1)  # (B, P, 2) metres
+    pixels = points @ intrinsics.mT
+    pixels = pixels[..., :2] / pixels[..., 2:]
+    start, end = pixels[:, _START], pixels[:, _END]  # (B, P, 2) pixels
+    radius_px = radius * intrinsics[:, 0, 0, None, None] / depth
+
+    # The rectangle of pixels that each capsule can touch, one pixel wider for its soft edge.
+    low = torch.minimum(start - radius_px[..., :1], end - radius_px[..., 1:]).floor() - 1
+    high = torch.maximum(start + radius_px[..., :1], end + radius_px[..., 1:]).ceil() + 1
+    limit = low.new_tensor([width, height])
+    low = torch.minimum(low.clamp(min=0), limit).flatten(0, 1).long()
+    extent = torch.minimum((high + 1).clamp(min=0), limit).flatten(0, 1).long() - low
+    area = extent.clamp(min=0).prod(-1)
+    owner = torch.repeat_interleave(torch.arange(len(area), device=area.device), area)  # (N,) capsule of each entry
+    local = torch.arange(len(owner), device=area.device) - (area.cumsum(0) - area)[owner]
+    across = extent[:, 0].clamp(min=1)[owner]
+    row = torch.div(local, across, rounding_mode="floor")
+    column = local - row * across + low[:, 0][owner]
+    row = row + low[:, 1][owner]
+
+    # Nearest point of the capsule's axis: share t of the way, then how far inside the rim.
+    segment = end - start
+    shape = torch.cat([start, segment, segment.square().sum(-1, keepdim=True).clamp(min=1e-6), radius_px], -1)
+    x0, y0, dx, dy, square, r0, r1 = shape.flatten(0, 1)[owner].unbind(-1)
+    x, y = column - x0, row - y0
+    t = ((x * dx + y * dy) / square).clamp(0, 1)
+    x, y = x - t * dx, y - t * dy
+    rim = r0 + t * (r1 - r0)
+    distance = (x * x + y * y).sqrt()
+    inside = torch.nonzero(distance < rim + 0.5)[:, 0]
+    owner, t, rim, distance = owner[inside], t[inside], rim[inside], distance[inside]
+    x, y = x[inside], y[inside]
+    coverage = (rim - distance + 0.5).clamp(max=1)
+    steep = (1 - (distance / rim).square()).clamp(min=0).sqrt()  # cosine between surface and line of sight
+
+    body = torch.cat([depth, radius], -1).flatten(0, 1)[owner]
+    near = body[:, 0] + t * (body[:, 1] - body[:, 0]) - steep * (body[:, 2] + t * (body[:, 3] - body[:, 2]))
+    picture = torch.div(owner, len(_CAPSULES), rounding_mode="floor")
+    lamp = light[picture]
+    lit = (lamp[:, 0] * x + lamp[:, 1] * y) / torch.maximum(rim, distance) - lamp[:, 2] * steep
+    shade = 0.42 + 0.16 * steep + 0.5 * lit.clamp(min=0)
+    colours = torch.stack([palette[capsule[4]] for capsule in _CAPSULES], 1).flatten(0, 1)  # (B P, 3)
+    colour = (colours[owner] * shade[:, None]).clamp(max=1)
+
+    # The two nearest entries of each pixel; depth in units of 0.1 mm above the entry's number, so ties are settled.
+    target = picture * (height * width) + row[inside] * width + column[inside]
+    entry = torch.arange(len(owner), device=owner.device)
+    key = ((near.clamp(0, 1e4) * 1e4).long() << 32) | entry
+    none = torch.iinfo(torch.int64).max
+    empty = torch.full((count * height * width,), none, device=key.device)
+    first = empty.scatter_reduce(0, target, key, "amin")
+    second = empty.scatter_reduce(0, target, torch.where(key == first[target], none, key), "amin")
+    flat = image.permute(0, 2, 3, 1).reshape(-1, 3)
+    for layer in (second, first):
+        hit = torch.nonzero(layer != none)[:, 0]
+        chosen = layer[hit] & 0xFFFFFFFF
+        flat[hit] = torch.lerp(flat[hit], colour[chosen], coverage[chosen, None])
+    image.copy_(flat.unflatten(0, (count, height, width)).permute(0, 3, 1, 2))

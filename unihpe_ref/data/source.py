@@ -1,0 +1,272 @@
+"""From motion to batches: cameras, boxes, augmentation, pictures, and which frames meet in a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_choice, describe, three_beats
+
+from .batches import PoseBatch
+from .boxes import crop_affine, joint_box
+from .camera import Camera, crop_intrinsics, fixed_cameras, random_camera
+from .motion import Motion
+from .hashing import hashed_uniform
+from .render import NOISE_CHANNELS, render_poses
+from .skeleton import SKELETON, flip_joints
+
+CAMERAS = ("fixed", "random")
+_ROAM = 1.5  # metres: how far from the middle of the room a person is seen, as in Human3.6M
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training samples are varied; each alteration reaches 3D, 2D, box and picture alike."""
+
+    flip: float = 0.5  # probability of a mirrored sample
+    scale: float = 0.25  # the box grows or shrinks by up to this share
+    rotation_degrees: float = 30.0  # the camera rolls about its optical axis by up to this much
+    shift: float = 0.0  # the box moves by up to this share of its side
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` outside the ranges that make sense."""
+        limits = {"flip": 1.0, "scale": 0.9, "rotation_degrees": 180.0, "shift": 0.5}
+        for name, high in limits.items():
+            value = getattr(self, name)
+            if not 0 <= value <= high:
+                needed = f"`Augmentation` needs 0 <= `{name}` <= {high:g}"
+                raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
+
+
+class PoseSource:
+    """Frames of a motion as seen by cameras.
+
+    Training batches (:meth:`batch`) see a frame from a camera of their own at each draw; evaluation batches
+    (:meth:`evaluation_batch`) always see it from the same one of four fixed cameras and are never augmented.
+
+    Args:
+        motion: where the poses come from.
+        cameras: for training, "random" draws a new camera and a new place in the room for each sample; "fixed" draws
+            one of the four evaluation cameras.
+        image_size: (height, width) of rendered crops; None leaves pictures out.
+        augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
+        seed: decides how evaluation pictures look; training draws from the generator that is passed in.
+        action_names, subject_names: what the numbers mean; the motion's own names, sorted, unless given.
+    Raises: ValueError for an unknown name or sizes that are not positive.
+    """
+
+    def __init__(
+        self,
+        motion: Motion,
+        *,
+        cameras: str = "random",
+        image_size: tuple[int, int] | None = None,
+        augment: bool | Augmentation = False,
+        seed: int = 0,
+        action_names: tuple[str, ...] | None = None,
+        subject_names: tuple[str, ...] | None = None,
+    ) -> None:
+        check_choice("PoseSource", "cameras", cameras, CAMERAS)
+        if image_size is not None and not (len(image_size) == 2 and min(image_size) > 0):
+            needed = "`PoseSource` needs `image_size` as (height, width) in pixels, or None"
+            raise ValueError(three_beats(needed, repr(image_size), "Try (64, 48)."))
+        self.motion = motion
+        self.cameras = cameras
+        self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        self.augment = Augmentation() if augment is True else None if augment is False else augment
+        self.seed = seed
+        self.action_names = _vocabulary("action", motion.action, action_names)
+        self.subject_names = _vocabulary("subject", motion.subject, subject_names)
+        self._actions = torch.tensor([self.action_names.index(name) for name in motion.action])
+        self._subjects = torch.tensor([self.subject_names.index(name) for name in motion.subject])
+        self._starts = motion.starts
+        self._places = _walked_in_room(motion)
+        self._fixed = fixed_cameras()
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return len(self.motion)
+
+    def split(self, name: str) -> PoseSource:
+        """The "train" or "test" sequences as a source of their own, with the same options and the same numbers for
+        actions and subjects; frames and sequences are counted anew."""
+        return PoseSource(
+            self.motion.select(name),
+            cameras=self.cameras,
+            image_size=self.image_size,
+            augment=self.augment or False,
+            seed=self.seed,
+            action_names=self.action_names,
+            subject_names=self.subject_names,
+        )
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> PoseBatch:
+        """A training batch: every call draws cameras, augmentation and looks from ``generator``.
+
+        Args:
+            indices: ``(B,)`` int64 frames, B > 0. generator: on the CPU.
+        """
+        indices = self._checked(indices)
+        count = len(indices)
+        if self.cameras == "random":
+            camera = random_camera(generator, count)
+            radius = _ROAM * torch.rand(count, generator=generator).sqrt()
+            angle = 2 * math.pi * torch.rand(count, generator=generator)
+            place = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+        else:
+            camera = self._fixed[torch.randint(len(self._fixed), (count,), generator=generator)]
+            place = self._places[indices]
+        noise = torch.rand(count, NOISE_CHANNELS, generator=generator) if self.image_size else None
+        if self.augment is None:
+            return self._seen(indices, place, camera, noise)
+        draw = torch.rand(count, 5, generator=generator)
+        angle = (2 * draw[:, 0] - 1) * math.radians(self.augment.rotation_degrees)
+        return self._seen(
+            indices,
+            place,
+            camera.rolled(angle),
+            noise,
+            mirror=draw[:, 1] < self.augment.flip,
+            scale=1 + (2 * draw[:, 2] - 1) * self.augment.scale,
+            shift=(2 * draw[:, 3:] - 1) * self.augment.shift,
+        )
+
+    def evaluation_batch(self, indices: Tensor, camera: int | None = None) -> PoseBatch:
+        """The same samples at every call, one by one: fixed cameras, no augmentation, looks decided by the seed.
+
+        Args:
+            indices: ``(B,)`` int64 frames, B > 0.
+            camera: 0-3; None gives each frame one of the four, scattered evenly.
+        """
+        indices = self._checked(indices)
+        if camera is None:
+            view = (hashed_uniform(indices, 1, seed=1)[:, 0] * len(self._fixed)).long()
+        elif 0 <= camera < len(self._fixed):
+            view = torch.full_like(indices, camera)
+        else:
+            needed = f"`evaluation_batch` needs `camera` from 0 to {len(self._fixed) - 1}, or None"
+            raise ValueError(three_beats(needed, repr(camera), "Choose one of the fixed cameras."))
+        noise = hashed_uniform(indices, NOISE_CHANNELS, seed=self.seed + 2) if self.image_size else None
+        return self._seen(indices, self._places[indices], self._fixed[view], noise)
+
+    def evaluation_indices(self, stride: int = 1) -> Tensor:
+        """Every ``stride``-th frame of each sequence, int64: what an evaluation covers."""
+        if stride < 1:
+            raise ValueError(three_beats("`evaluation_indices` needs `stride` >= 1", str(stride), "1 takes all."))
+        frames = torch.arange(len(self))
+        return frames[(frames - self._starts[self.motion.sequence]) % stride == 0]
+
+    def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
+        """Endless batches of frame numbers without near duplicates.
+
+        Two frames of one batch from the same sequence are at least ``min_gap_seconds`` apart: each batch lays a comb
+        of that pitch over every sequence, at a random phase, and draws teeth without replacement.
+
+        Args:
+            batch_size: frames in each batch. generator: on the CPU.
+            min_gap_seconds: 0 only keeps a frame from meeting itself.
+        Returns: an iterator over ``(batch_size,)`` int64 tensors.
+        Raises: ValueError, at once, where the motion is too short for such batches.
+        """
+        gap = max(1, math.ceil(min_gap_seconds * self.motion.fps - 1e-9))
+        lengths = self._starts.diff()
+        available = int((lengths // gap).sum())  # teeth that every phase finds
+        if not 0 < batch_size <= available:
+            needed = f"`sampler` needs 0 < `batch_size` <= {available}, the frames {min_gap_seconds:g} s apart in "
+            needed += f"{self.motion.num_sequences} sequences of {self.motion.seconds:.0f} s in all"
+            raise ValueError(three_beats(needed, str(batch_size), "Lower `min_gap_seconds` or add motion."))
+        return self._combed(batch_size, generator, gap)
+
+    def _combed(self, batch_size: int, generator: torch.Generator, gap: int) -> Iterator[Tensor]:
+        starts, sequence = self._starts[:-1], self.motion.sequence
+        within = torch.arange(len(self)) - starts[sequence]
+        while True:
+            phase = torch.randint(gap, (len(starts),), generator=generator)
+            teeth = torch.nonzero((within - phase[sequence]) % gap == 0)[:, 0]
+            yield teeth[torch.randperm(len(teeth), generator=generator)[:batch_size]]
+
+    def _checked(self, indices: Tensor) -> Tensor:
+        if indices.ndim != 1 or indices.dtype != torch.int64 or not len(indices):
+            needed = "`PoseSource` needs `indices` as a non-empty int64 tensor of shape (B,)"
+            raise ValueError(
+                three_beats(needed, describe(indices), "Take them from `sampler` or `evaluation_indices`.")
+            )
+        if bool((indices < 0).any()) or bool((indices >= len(self)).any()):
+            came = f"{int(indices.min())} .. {int(indices.max())}"
+            needed = f"`PoseSource` needs `indices` from 0 to {len(self) - 1}"
+            raise ValueError(three_beats(needed, came, "Indices belong to the source, or the split, they came from."))
+        return indices.cpu()
+
+    def _seen(
+        self,
+        indices: Tensor,
+        place: Tensor,
+        camera: Camera,
+        noise: Tensor | None,
+        *,
+        mirror: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> PoseBatch:
+        """Puts the frames at ``place`` (B, 2) on the floor and takes their pictures."""
+        world = self.motion.joints[indices]
+        moved = torch.cat([place - world[:, 0, :2], torch.zeros(len(place), 1)], -1)
+        joints = camera.world_to_camera(world + moved[:, None])
+        if mirror is not None:
+            joints = torch.where(mirror[:, None, None], flip_joints(joints), joints)
+            principal = torch.where(mirror[:, None], camera.mirrored().principal, camera.principal)
+            camera = replace(camera, principal=principal)
+        pixels = camera.project(joints, distort=False)
+        box = joint_box(pixels)
+        if shift is not None:
+            box = torch.cat([box[:, :2] + shift * box[:, 2:], box[:, 2:]], -1)
+        if scale is not None:
+            box = torch.cat([box[:, :2], box[:, 2:] * scale[:, None]], -1)
+        affine = crop_affine(box, self.image_size or (256, 192))
+        image = None
+        if self.image_size is not None and noise is not None:
+            image = render_poses(joints, crop_intrinsics(affine, camera.intrinsics), self.image_size, noise=noise)
+        root = joints[:, 0]
+        return PoseBatch(
+            joints_3d=joints - root[:, None],
+            root=root,
+            joints_2d=pixels,
+            box=box,
+            focal=camera.focal,
+            principal=camera.principal,
+            image_size=camera.image_size,
+            image=image,
+            crop_affine=affine,
+            action=self._actions[self.motion.sequence[indices]],
+            subject=self._subjects[self.motion.sequence[indices]],
+            sequence=self.motion.sequence[indices],
+            index=indices,
+        )
+
+
+def _vocabulary(kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:
+    if given is None:
+        return tuple(sorted(set(own)))
+    missing = sorted(set(own) - set(given))
+    if missing:
+        needed = f"`PoseSource` needs `{kind}_names` to hold every {kind} of the motion"
+        raise ValueError(three_beats(needed, f"no {missing[0]!r}", "Add it, or leave the names out."))
+    return tuple(given)
+
+
+def _walked_in_room(motion: Motion) -> Tensor:
+    """Where each pelvis is, ``(F, 2)`` metres, in the room of the fixed cameras.
+
+    The middle of each sequence comes to the middle of the room; who walks further than Human3.6M's people do is kept
+    at the edge, as on a treadmill: a recording made in a larger hall would leave the picture, or enter the lens.
+    """
+    pelvis = motion.joints[:, SKELETON.index("pelvis"), :2]
+    low = torch.full((motion.num_sequences, 2), torch.inf).index_reduce(0, motion.sequence, pelvis, "amin")
+    high = torch.full((motion.num_sequences, 2), -torch.inf).index_reduce(0, motion.sequence, pelvis, "amax")
+    place = pelvis - ((low + high) / 2)[motion.sequence]
+    distance = place.norm(dim=-1, keepdim=True)
+    return place * (_ROAM / distance.clamp(min=_ROAM))
