@@ -1,0 +1,74 @@
+"""The options that every benchmark takes, and what it does with its rows at the end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import driver
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser with the common options; rows go to ``results/<name>.csv`` unless told otherwise."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
+    made.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: the clock is then CPU time)")
+    made.add_argument("--rounds", type=int, help="interleaved repetitions")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--csv", type=Path, default=driver.RESULTS / f"{name}.csv", help="append the rows here")
+    made.add_argument("--json", type=Path, default=driver.RESULTS / f"{name}.json", help="write this run here")
+    made.add_argument("--plot", type=Path, default=None, help="draw this run here (.png, .svg)")
+    made.add_argument("--no-save", action="store_true", help="print only; write no rows")
+    made.add_argument("--compare", type=Path, metavar="BASE", help="a .csv or .json of an earlier run")
+    made.add_argument("--fail-above", type=float, metavar="FACTOR", help="with --compare: fail when slower than this")
+    return made
+
+
+def device(options: argparse.Namespace) -> torch.device:
+    """The device asked for, with the thread count set. Refuses a combination that could not mean anything."""
+    if options.fail_above is not None and options.compare is None:
+        raise SystemExit("--fail-above needs a run to compare with; got none. Add --compare BASE.")
+    torch.set_num_threads(options.threads)
+    chosen = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda needs a CUDA device; PyTorch sees none. Use --device cpu.")
+    return chosen
+
+
+def progress(text: str) -> None:
+    """One line that overwrites itself on a terminal; silence elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def finish(options: argparse.Namespace, rows: Sequence[driver.Row], failed: Sequence[str] = (), **extra: object) -> int:
+    """File the rows, compare them with an earlier run, and give the exit status."""
+    progress("")
+    if options.compare is not None:
+        failed = [*failed, *_compare(options, rows)]
+    if not options.no_save:
+        driver.append_csv(options.csv, rows)
+        driver.write_json(options.json, rows, **extra)
+        print(f"{len(rows)} rows appended to {options.csv}")
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _compare(options: argparse.Namespace, rows: Sequence[driver.Row]) -> list[str]:
+    failed = []
+    print(f"\nagainst {options.compare} (median over median):")
+    for row, factor in driver.compare(rows, driver.read_rows(options.compare)):
+        name = f"{row.case}: {row.implementation}, {row.shape}"
+        print(f"  {factor:6.3f}  {name}")
+        if options.fail_above is not None and factor > options.fail_above:
+            failed.append(f"{name} takes {factor:.3f} times as long as before (limit {options.fail_above})")
+    return failed

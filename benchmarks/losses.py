@@ -1,0 +1,284 @@
+"""Ratios of the losses on a CPU: against their own matmuls, against rivals, and against the paper's algorithm.
+
+    python -m benchmarks.losses                            # B = 180, 512, 1024; D = 1024; a few minutes
+    python -m benchmarks.losses --batch 180 --dim 256 1024
+    python -m benchmarks.losses --compare benchmarks/results/losses.csv --fail-above 1.15
+
+Forward and backward, float32, unit rows with ``normalize=False``, the tuples given on both sides, the temperature
+learnable. A ratio is a ratio of medians from one interleaved run; beside it stands the bar that it is held to. Before
+the stopwatch starts, every contender is compared with a definition; without agreement nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+import multicontrast as mc
+from benchmarks import cases, cli, driver
+from benchmarks.environment import describe_environment
+
+THREE_PAIRS, THREE_CLIP = "three pairs", "three CLIP losses, two matmuls each"
+PAIRWISE, MATMULS = "pairwise", "three matmuls of one pair"
+TRIMODAL, NORMALISING = "trimodal", "trimodal, normalising"
+TRIPLET, ALGORITHM2, LAPACK = "triplet", "Algorithm 2, eigvalsh", "gathered cosines, LAPACK"
+EXACT, DRAW = "triplet, exact", "draw the tuples"
+CHEAP_SCHEMES = ("shared", "cyclic")
+
+
+def with_scheme(name: str, scheme: str) -> str:
+    """The contender that draws its tuples by another scheme."""
+    return f"{name}, {scheme}"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A ratio that matters: ``numerator / denominator`` at most ``limit``, at the batch sizes where it is claimed."""
+
+    numerator: str
+    denominator: str
+    limit: float
+    batches: tuple[int, ...] = ()  # empty: all
+    of: str = "time"
+
+
+BARS = (
+    Bar(TRIMODAL, THREE_PAIRS, 1.40),
+    *(Bar(with_scheme(TRIMODAL, scheme), THREE_PAIRS, 1.20, (512, 1024, 2048)) for scheme in CHEAP_SCHEMES),
+    Bar(TRIMODAL, THREE_CLIP, 0.68),
+    *(Bar(with_scheme(TRIMODAL, scheme), THREE_CLIP, 0.60, (512, 1024, 2048)) for scheme in CHEAP_SCHEMES),
+    Bar(PAIRWISE, MATMULS, 1.15, (512, 1024, 2048)),
+    Bar(NORMALISING, TRIMODAL, 1.05),
+    Bar(with_scheme(DRAW, "permutation"), TRIMODAL, 0.15),
+    *(Bar(with_scheme(DRAW, scheme), TRIMODAL, 0.15) for scheme in CHEAP_SCHEMES),
+    Bar(TRIPLET, ALGORITHM2, 1 / 150, (180,)),
+    Bar(TRIPLET, ALGORITHM2, 1 / 50, (180,), "memory"),
+    Bar(EXACT, ALGORITHM2, 1 / 20, (180,)),
+    Bar(TRIPLET, LAPACK, 1.0),
+)
+
+
+# --- contenders -----------------------------------------------------------------------------------------------
+
+
+def contenders(inputs: cases.Inputs, seed: int) -> dict[str, cases.Loss]:
+    """Every loss that is timed, as a call without arguments."""
+    xs, tau, index = inputs.xs, inputs.tau, inputs.index
+    x, y, z = xs
+
+    def pairs(loss: Callable[..., Tensor], **options: object) -> Tensor:
+        return loss(x, y, tau, **options) + loss(x, z, tau, **options) + loss(y, z, tau, **options)
+
+    def trimodal(**options: object) -> Tensor:
+        return mc.trimodal_infonce(x, y, z, tau, **({"normalize": False, "negatives": index} | options))
+
+    def scheme_of(scheme: str) -> cases.Loss:
+        return lambda: trimodal(negatives=scheme, generator=torch.Generator().manual_seed(seed))
+
+    return {
+        THREE_PAIRS: lambda: pairs(mc.pairwise_infonce, normalize=False),
+        THREE_CLIP: lambda: pairs(cases.definitions.clip_two_matmul),
+        PAIRWISE: lambda: mc.pairwise_infonce(x, y, tau, normalize=False),
+        TRIMODAL: trimodal,
+        NORMALISING: lambda: trimodal(normalize=True),
+        **{with_scheme(TRIMODAL, scheme): scheme_of(scheme) for scheme in CHEAP_SCHEMES},
+        TRIPLET: lambda: mc.triplet_infonce(x, y, z, tau, negatives=index, normalize=False),
+        EXACT: lambda: mc.triplet_infonce(x, y, z, tau, negatives="all", normalize=False),
+        ALGORITHM2: lambda: cases.definitions.algorithm2_triplet(x, y, z, index, tau),
+        LAPACK: lambda: cases.lapack_on_gathered_cosines(xs, index, tau),
+    }
+
+
+def steps(inputs: cases.Inputs, seed: int) -> dict[str, driver.Step]:
+    """The contenders with their backward passes, and the two that are no losses."""
+    batch = len(inputs.xs[0])
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (row.detach() for row in inputs.xs[:2])
+    cotangent = torch.randn(batch, batch, dtype=x.dtype, device=x.device)
+
+    def draw(scheme: str) -> driver.Step:
+        return lambda: mc.sample_tuples(batch, 3, scheme=scheme, generator=generator, device=x.device)
+
+    found: dict[str, driver.Step] = {
+        name: cases.step_of(loss, inputs.leaves) for name, loss in contenders(inputs, seed).items()
+    }
+    found[MATMULS] = lambda: cases.three_matmuls(x, y, cotangent)
+    found |= {with_scheme(DRAW, scheme): draw(scheme) for scheme in ("permutation", *CHEAP_SCHEMES)}
+    return found
+
+
+def check(inputs: cases.Inputs, seed: int, value_tolerance: float, gradient_tolerance: float, *, small: bool) -> float:
+    """Compare all contenders with the definitions; at full size with those whose memory allows it."""
+    xs, tau = inputs.xs, inputs.tau
+    batch = len(xs[0])
+    ours = contenders(inputs, seed)
+    definitions = cases.definitions
+
+    def triplet(index: Tensor) -> cases.Loss:
+        if small:
+            return lambda: definitions.algorithm2_triplet(*xs, index, tau)
+        return lambda: cases.lapack_on_gathered_cosines(xs, index, tau)
+
+    def four_terms(index: Tensor) -> cases.Loss:
+        return lambda: definitions.three_pairs(xs, tau) + triplet(index)()
+
+    def drawn(scheme: str) -> Tensor:
+        return mc.sample_tuples(batch, 3, scheme=scheme, generator=torch.Generator().manual_seed(seed))
+
+    groups: list[tuple[cases.Loss, Sequence[str]]] = [
+        (lambda: definitions.three_pairs(xs, tau), (THREE_PAIRS, THREE_CLIP)),
+        (lambda: definitions.pair_infonce(xs[0], xs[1], tau), (PAIRWISE,)),
+        (triplet(inputs.index), (TRIPLET, ALGORITHM2, LAPACK)),
+        (four_terms(inputs.index), (TRIMODAL, NORMALISING)),
+        *((four_terms(drawn(scheme).to(tau.device)), (with_scheme(TRIMODAL, scheme),)) for scheme in CHEAP_SCHEMES),
+    ]
+    if small:
+        groups.append((lambda: definitions.exact_infonce(xs, tau).mean(), (EXACT,)))
+    worst = 0.0
+    for reference, names in groups:
+        losses = {"definition": reference, **{name: ours[name] for name in names if small or name != ALGORITHM2}}
+        seen = cases.check_agreement(
+            losses, inputs.leaves, value_tolerance=value_tolerance, gradient_tolerance=gradient_tolerance
+        )
+        worst = max(worst, seen)
+    return worst
+
+
+# --- the run --------------------------------------------------------------------------------------------------
+
+
+def ratios(samples: dict[str, driver.Samples], batch: int) -> list[dict[str, object]]:
+    """The bars that this batch size is held to, with what was measured."""
+    found = []
+    for bar in BARS:
+        if (bar.batches and batch not in bar.batches) or bar.numerator not in samples or bar.denominator not in samples:
+            continue
+        numerator, denominator = samples[bar.numerator], samples[bar.denominator]
+        if bar.of == "memory":
+            known = numerator.peak_bytes is not None and denominator.peak_bytes
+            value = numerator.peak_bytes / denominator.peak_bytes if known else None
+        else:
+            value = driver.median_ratio(numerator, denominator)
+        found.append({**asdict(bar), "batch": batch, "value": value, "met": value is not None and value <= bar.limit})
+    return found
+
+
+def ratio_lines(found: Sequence[dict[str, object]]) -> str:
+    """Ratios as a table. Those below 1/20 are printed as one over them."""
+
+    def number(value: object) -> str:
+        if not isinstance(value, float):
+            return "-"
+        return f"1/{1 / value:.0f}" if 0 < value < 0.05 else f"{value:.3f}"
+
+    lines = [f"{'ratio':>8} {'bar':>7}  {'':8}what"]
+    for entry in found:
+        verdict = "met" if entry["met"] else "no value" if entry["value"] is None else "MISSED"
+        what = f"{entry['numerator']} / {entry['denominator']}" + (" (memory)" if entry["of"] == "memory" else "")
+        lines.append(f"{number(entry['value']):>8} {number(entry['limit']):>7}  {verdict:8}{what}")
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[driver.Row]) -> str:
+    """One line for each row."""
+    lines = [f"{'p20 ms':>10}{'p50 ms':>10}{'p80 ms':>10}{'peak MB':>10}  what"]
+    for row in rows:
+        if row.p50_ms is None:
+            lines.append(f"{row.status:>40}  {row.implementation}")
+        else:
+            peak = "-" if row.peak_mb is None else f"{row.peak_mb:.1f}"
+            lines.append(f"{row.p20_ms:>10.3f}{row.p50_ms:>10.3f}{row.p80_ms:>10.3f}{peak:>10}  {row.implementation}")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = cli.parser("losses", __doc__ or "")
+    parser.add_argument("--batch", type=int, nargs="+", default=[180, 512, 1024])
+    parser.add_argument("--dim", type=int, nargs="+", default=[1024])
+    parser.add_argument("--literal-up-to", type=int, default=256, metavar="B", help="largest batch for Algorithm 2")
+    parser.add_argument("--exact-up-to", type=int, default=256, metavar="B", help="largest batch for all triplets")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these contenders, for a quick look")
+    parser.add_argument("--strict", action="store_true", help="fail when a bar is missed")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, device: torch.device, batch: int, dim: int) -> dict[str, driver.Samples]:
+    """Check and time one size."""
+    small = cases.make_inputs(min(batch, 24), min(dim, 48), torch.float64, device, options.seed)
+    worst_small = check(small, options.seed, 1e-10, 1e-8, small=True)
+    inputs = cases.make_inputs(batch, dim, torch.float32, device, options.seed)
+    with driver.memory_limit() if device.type == "cpu" else contextlib.nullcontext():
+        worst = check(inputs, options.seed, 1e-5, 1e-3, small=False)
+    print(f"checked: float64 small batch {worst_small:.0e}, float32 full size {worst:.0e} relative", flush=True)
+    chosen = steps(inputs, options.seed)
+    for name, largest in ((ALGORITHM2, options.literal_up_to), (EXACT, options.exact_up_to)):
+        if batch > largest:
+            del chosen[name]
+    if options.only:
+        chosen = {name: step for name, step in chosen.items() if name in options.only}
+    return driver.measure(
+        chosen, device, rounds=options.rounds or 11, seed=options.seed, min_seconds=0.02, report=cli.progress
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check, time, print, file, for each size."""
+    options = parse(arguments)
+    device = cli.device(options)
+    environment = describe_environment(device, driver.clock_name(device))
+    print(environment.header())
+    rows: list[driver.Row] = []
+    found: list[dict[str, object]] = []
+    try:
+        for dim in options.dim:
+            for batch in options.batch:
+                print(f"\nB={batch} D={dim}, forward + backward, float32")
+                samples = run(options, device, batch, dim)
+                where = {"benchmark": "losses", "case": "unit rows, tuples given", "dtype": "float32"}
+                shape = f"B={batch} D={dim}"
+                new = [
+                    driver.make_row(sample, environment, implementation=name, shape=shape, **where)
+                    for name, sample in samples.items()
+                ]
+                held = ratios(samples, batch)
+                print(f"\n{table(new)}\n\n{ratio_lines(held)}")
+                rows += new
+                found += [{**entry, "dim": dim} for entry in held]
+        if options.plot:
+            plot_scaling(rows, options.plot)
+        missed = [f"{e['numerator']} / {e['denominator']} at B={e['batch']}" for e in found if not e["met"]]
+        return cli.finish(options, rows, failed=missed if options.strict else (), ratios=found)
+    except driver.BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def plot_scaling(rows: Sequence[driver.Row], path: object) -> None:
+    """Median time over the batch size, one line for each contender, for the first D."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    dim = rows[0].shape.split()[1]
+    shown = [row for row in rows if row.p50_ms is not None and row.shape.split()[1] == dim]
+    for name in dict.fromkeys(row.implementation for row in shown):
+        line = [row for row in shown if row.implementation == name]
+        axes.loglog([int(row.shape.split()[0][2:]) for row in line], [row.p50_ms for row in line], "o-", label=name)
+    axes.set_xlabel(f"batch size ({dim})")
+    axes.set_ylabel("ms, forward + backward")
+    axes.legend(fontsize="x-small")
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

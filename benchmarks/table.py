@@ -1,0 +1,207 @@
+"""The tables of the README and the docs, generated from the rows in ``results/``.
+
+    python -m benchmarks.table            # rewrite them
+    python -m benchmarks.table --check    # say whether they are fresh
+
+A table lives between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``. It always shows the latest
+run for its setting, whole: losses included, and never cells of two runs side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import driver, losses, timing
+from benchmarks.driver import Row
+from benchmarks.environment import ROOT
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks" / "index.md")
+_REGION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end of table -->)", re.DOTALL)
+
+
+def latest_run(rows: Sequence[Row], case: str, device: str) -> list[Row]:
+    """The rows of the newest run of a case on a device."""
+    mine = [row for row in rows if row.case == case and row.device == device]
+    newest = max((row.date for row in mine), default="")
+    return [row for row in mine if row.date == newest]
+
+
+def settings(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Every (case, device) in the order of first appearance."""
+    return list(dict.fromkeys((row.case, row.device) for row in rows))
+
+
+def origin(row: Row) -> str:
+    """Where the figures of a run come from."""
+    parts = [row.device, f"{row.threads} thread{'s' if row.threads > 1 else ''}", f"PyTorch {row.torch}"]
+    if row.cuda:
+        parts += [f"CUDA {row.cuda}", f"TF32 {row.tf32}"]
+    parts += [row.clock, f"commit `{row.commit}`", row.date[:10]]
+    return ", ".join(part for part in parts if part)
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others numbers."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines)) + "\n"
+
+
+def timing_table(rows: Sequence[Row]) -> str:
+    """The paper's Table 7, once for each setting that was run."""
+    parts = []
+    for case, device in settings(rows):
+        run = latest_run(rows, case, device)
+        base = next((row.p50_ms for row in run if row.implementation == timing.PAIRS), None)
+        lines = []
+        for row in run:
+            paper = timing.PAPER_SECONDS.get(row.implementation)
+            more = timing.PAPER_OVERHEAD.get(row.implementation)
+            beside = "" if paper is None else f"{paper:.2f} s" + (f" (+{more} %)" if more else "")
+            if row.p50_ms is None:
+                lines.append((row.implementation, row.status, "", "", beside))
+                continue
+            overhead = "" if base is None or row.implementation == timing.PAIRS else percent(row.p50_ms / base)
+            spread = f"{seconds(row.p50_ms)} ({seconds(row.p20_ms)} to {seconds(row.p80_ms)})"
+            lines.append((row.implementation, spread, overhead, megabytes(row.peak_mb), beside))
+        header = ("loss", "s per batch: median (p20 to p80)", "over pairs", "peak MB", "paper, A100")
+        parts.append(f"**{case}**, {run[0].shape}: {origin(run[0])}\n\n{markdown(header, lines)}")
+    return "\n".join(parts) or "No rows yet.\n"
+
+
+def losses_table(rows: Sequence[Row]) -> str:
+    """Medians of every contender by batch size, then the ratios with their bars."""
+    parts = []
+    for case, device in settings(rows):
+        run = latest_run(rows, case, device)
+        shapes = list(dict.fromkeys(row.shape for row in run))
+        found = {(row.shape, row.implementation): row for row in run}
+        lines = [
+            (name, *(_cell(found.get((shape, name))) for shape in shapes))
+            for name in dict.fromkeys(row.implementation for row in run)
+        ]
+        parts.append(f"ms (peak MB), {origin(run[0])}\n\n{markdown(('', *shapes), lines)}")
+        parts.append(f"The ratios that matter, and the bar each is held to:\n\n{_ratio_table(found, shapes)}")
+    return "\n".join(parts) or "No rows yet.\n"
+
+
+def _ratio_table(found: dict[tuple[str, str], Row], shapes: Sequence[str]) -> str:
+    lines = []
+    for bar in losses.BARS:
+        cells = []
+        for shape in shapes:
+            above, below = found.get((shape, bar.numerator)), found.get((shape, bar.denominator))
+            held = not bar.batches or int(shape.split()[0][2:]) in bar.batches
+            cells.append(_ratio(above, below, bar) if above and below and held else "")
+        if any(cells):
+            what = f"{bar.numerator} / {bar.denominator}" + (", memory" if bar.of == "memory" else "")
+            lines.append((what, ratio(bar.limit), *cells))
+    return markdown(("", "bar", *shapes), lines)
+
+
+def _ratio(above: Row, below: Row, bar: losses.Bar) -> str:
+    top, bottom = (row.peak_mb if bar.of == "memory" else row.p50_ms for row in (above, below))
+    if top is None or not bottom:
+        return ""
+    return ratio(top / bottom) + ("" if top / bottom <= bar.limit else " (missed)")
+
+
+def kernels_table(rows: Sequence[Row]) -> str:
+    """Operations by case, each beside its rivals."""
+    parts = []
+    for device in dict.fromkeys(row.device for row in rows):
+        newest = max(row.date for row in rows if row.device == device)
+        run = [row for row in rows if row.device == device and row.date == newest]
+        lines = []
+        for case, shape in dict.fromkeys((row.case, row.shape) for row in run):
+            group = [row for row in run if (row.case, row.shape) == (case, shape)]
+            ours = group[0].p50_ms
+            for row in group:
+                times = "" if not ours or row.p50_ms is None or row is group[0] else f"{row.p50_ms / ours:.1f} x"
+                time = row.status if row.p50_ms is None else f"{row.p50_ms:.2f}"
+                lines.append((f"{case}, {shape}", row.implementation, time, times, megabytes(row.peak_mb)))
+        header = ("case", "implementation", "ms", "ours is faster by", "peak MB")
+        parts.append(f"{origin(run[0])}\n\n{markdown(header, lines)}")
+    return "\n".join(parts) or "No rows yet.\n"
+
+
+# --- cells ----------------------------------------------------------------------------------------------------
+
+
+def seconds(milliseconds: float | None) -> str:
+    """Three digits."""
+    return "" if milliseconds is None else f"{milliseconds / 1e3:.3g}"
+
+
+def percent(factor: float) -> str:
+    """A factor as what it adds."""
+    return f"{100 * (factor - 1):+.1f} %"
+
+
+def megabytes(value: float | None) -> str:
+    """Whole from ten on."""
+    return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def ratio(value: float) -> str:
+    """Small ratios as one over them."""
+    return f"1/{1 / value:.0f}" if 0 < value < 0.0501 else f"{value:.2f}"
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row.p50_ms is None:
+        return row.status
+    return f"{row.p50_ms:.3g}" + (f" ({megabytes(row.peak_mb)})" if row.peak_mb is not None else "")
+
+
+# --- pages ----------------------------------------------------------------------------------------------------
+
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "timing": ("timing.csv", timing_table),
+    "losses": ("losses.csv", losses_table),
+    "kernels": ("kernels.csv", kernels_table),
+}
+
+
+def render(page: str, results: Path = driver.RESULTS) -> str:
+    """The page with every table generated anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            known = ", ".join(TABLES)
+            raise driver.BenchmarkError(f"a table's name is one of {known}; got `{name}`. Correct the comment.")
+        file, make = TABLES[name]
+        rows = driver.read_rows(results / file) if (results / file).exists() else []
+        return f"{match[1]}\n{make(rows)}\n{match[4]}"
+
+    return _REGION.sub(fill, page)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite the tables, or say which are stale."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Generate the tables of the docs.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when a table is stale")
+    options = parser.parse_args(arguments)
+    stale = 0
+    for page in PAGES:
+        before = page.read_text()
+        after = render(before)
+        if after == before:
+            continue
+        stale += 1
+        if options.check:
+            print(f"{page.relative_to(ROOT)} is stale: run `python -m benchmarks.table`", file=sys.stderr)
+        else:
+            page.write_text(after)
+            print(f"{page.relative_to(ROOT)} rewritten")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Sphinx settings. The build is offline and strict: `sphinx-build -W docs docs/_build/html`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_root = Path(__file__).resolve().parents[1]
+_version_file = (_root / "multicontrast" / "_version.py").read_text()
+
+project = "multicontrast"
+author = "The multicontrast developers"
+copyright = "The multicontrast developers, Apache-2.0"
+release = version = re.search(r'__version__ = "(.+)"', _version_file).group(1)
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"multicontrast {release}"
+html_static_path = ["_static"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Reference", "notes"), ("Accuracy", "notes")]
+
+# A reference that leads nowhere is an error. PyTorch's own names have no target here, because no inventory is fetched.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|numpy|np|nn|F|collections|typing|pathlib|types)\..*"),
+    ("py:.*", r"(Tensor|Generator|Module|ProcessGroup|Sequence|Callable|Iterable|Mapping|Literal|Path|optional)"),
+    ("py:.*", r"(multicontrast|unihpe_ref)\.(.*\.)?_.*"),  # private names in annotations
+]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True

@@ -1,0 +1,170 @@
+"""The documentation is true: its Python runs, its links lead somewhere, its tables are those of the rows on file.
+
+Every fenced block marked ``python`` in the README and under ``docs/`` is executed, page by page, in one namespace per
+page, like a notebook. A block that cannot run here stands below a comment ``<!-- not run: reason -->`` and must at
+least compile. Blocks of other kinds (``console``, ``text``) are not code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import io
+import pkgutil
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import multicontrast
+from benchmarks import driver, table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "_build" not in page.parts]
+_FENCE = re.compile(
+    r"(?P<skip><!-- not run: \S[^>]*-->\n+)?^(?P<fence>`{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=fence)[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
+_PYTHON = ("python", "{code-block} python", "{testcode}", "py", "python3")
+_LINK = re.compile(r"(?<!!)!?\[[^\]]*\]\((?P<target>[^)\s]+)(?:\s+\"[^\"]*\")?\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of Python on a page."""
+
+    page: Path
+    line: int
+    code: str
+    skipped: bool
+
+
+def blocks(page: Path) -> list[Block]:
+    """The Python blocks of a page, in order."""
+    text = page.read_text()
+    found = []
+    for match in _FENCE.finditer(text):
+        if match["info"].strip() in _PYTHON:
+            line = text.count("\n", 0, match.start("body")) + 1
+            found.append(Block(page, line, match["body"], match["skip"] is not None))
+    return found
+
+
+def name_of(path: Path) -> str:
+    """For the test's id."""
+    return str(path.relative_to(ROOT))
+
+
+def run(found: list[Block]) -> dict[str, object]:
+    """Execute the blocks of one page in one namespace; errors point at the page's own lines."""
+    namespace: dict[str, object] = {"__name__": "__documentation__"}
+    for block in found:
+        # Blank lines in front make the line numbers of a traceback those of the page.
+        code = compile("\n" * (block.line - 1) + block.code, str(block.page), "exec")
+        if not block.skipped:
+            exec(code, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
+def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run(blocks(page))
+
+
+def test_a_wrong_page_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n\n```python\nx = 1\n```\n\n<!-- not run: a GPU -->\n\n```python\nx = 2\n```\n\n```python\n1 / (x - 1)\n```\n"
+    )
+    first, skipped, last = blocks(page)
+    assert (first.line, skipped.skipped, last.skipped) == (4, True, False)
+    with pytest.raises(ZeroDivisionError):
+        run([first, skipped, last])
+
+
+def test_the_snippet_of_the_readme_is_six_lines_and_trains() -> None:
+    first = blocks(ROOT / "README.md")[0]
+    lines = [line for line in first.code.splitlines() if line.strip()]
+    assert len(lines) <= 6
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        namespace = run([first])
+    gradients = [x.grad for x in namespace.values() if isinstance(x, torch.Tensor) and x.is_leaf and x.requires_grad]
+    assert gradients
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+# --- links ----------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings make, as GitHub and MyST spell them, and explicit ``(label)=``."""
+    prose = _FENCE.sub("", page.read_text())
+    headings = re.findall(r"^#+\s+(.+?)\s*$", prose, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r"^\(([\w-]+)\)=$", prose, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
+    broken = []
+    prose = _FENCE.sub("", page.read_text())
+    for match in _LINK.finditer(prose):
+        target = match["target"]
+        if re.match(r"[a-z]+:", target):  # http:, https:, mailto:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() and file.with_suffix(".md").exists():
+            file = file.with_suffix(".md")
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+# --- docstrings -----------------------------------------------------------------------------------------------
+
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(multicontrast.__path__, "multicontrast.")
+    if not module.name.endswith("_triton")
+)
+
+
+@pytest.mark.parametrize("name", ["multicontrast", *MODULES])
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    torch.manual_seed(0)
+    outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert outcome.failed == 0
+
+
+def test_every_public_name_has_a_docstring_and_a_place_in_the_docs() -> None:
+    api = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    for name in multicontrast.__all__:
+        if name.startswith("__"):
+            continue
+        thing = getattr(multicontrast, name)
+        assert (thing.__doc__ or "").strip(), name
+        assert re.search(rf"multicontrast\.{name}\b", api), f"`{name}` is not under docs/api"
+
+
+# --- tables ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", table.PAGES, ids=name_of)
+def test_the_tables_of_figures_are_those_of_the_rows_on_file(page: Path) -> None:
+    assert table.render(page.read_text()) == page.read_text(), "run `python -m benchmarks.table`"
+
+
+def test_committed_figures_come_from_committed_code() -> None:
+    rows = [row for file in driver.RESULTS.glob("*.csv") for row in driver.read_rows(file)]
+    assert rows
+    assert all(re.fullmatch(r"[0-9a-f]{7,40}", row.commit) for row in rows)

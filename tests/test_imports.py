@@ -1,0 +1,156 @@
+"""Who may import whom, read from the sources; and what `import multicontrast` loads, seen in a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import multicontrast
+
+LIBRARY = Path(multicontrast.__file__).parent
+REFERENCE = LIBRARY.parent / "unihpe_ref"
+
+# Each room and the rooms below it that it may import. A new room needs a line here: that is the moment to decide
+# what it rests on. Arrows go down only, so no two rooms can import each other.
+_GROUND = {"_version", "_checks", "_backend"}
+LIBRARY_ARROWS: dict[str, set[str]] = {
+    "_version": set(),
+    "_checks": set(),
+    "_backend": {"_checks"},
+    "temperature": _GROUND,
+    "linalg": _GROUND,
+    "similarity": _GROUND | {"linalg"},
+    "negatives": _GROUND,
+    "distributed": _GROUND,
+    "losses": _GROUND | {"linalg", "similarity", "negatives", "distributed", "temperature"},
+    "metrics": _GROUND | {"linalg"},
+}
+REFERENCE_ARROWS: dict[str, set[str]] = {
+    "data": set(),
+    "models": {"diffusion"},
+    "diffusion": set(),
+    "stages": {"training", "evaluation", "models", "diffusion", "data"},
+    "training": {"models", "diffusion", "data"},
+    "evaluation": {"models", "diffusion", "data"},
+}
+
+
+def imported(path: Path, package: Path) -> set[str]:
+    """Dotted names of everything that a file imports, at any depth of nesting; relative imports made absolute."""
+    names = set()
+    home = (package.name, *path.relative_to(package).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = home[: len(home) - node.level + 1] if node.level else ()
+            module = ".".join((*start, *([node.module] if node.module else [])))
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files(package: Path) -> list[Path]:
+    """Every source file of a package."""
+    return sorted(package.rglob("*.py"))
+
+
+def room(path: Path, package: Path) -> str:
+    """The first step below the package: a folder or a module."""
+    return path.relative_to(package).parts[0].removesuffix(".py")
+
+
+def breaches(package: Path, arrows: dict[str, set[str]]) -> list[str]:
+    """Imports that go against the arrows, in words. ``__init__`` and ``__main__`` are the front door: they see all."""
+    found = []
+    for path in files(package):
+        here = room(path, package)
+        if here in ("__init__", "__main__") or here not in arrows:
+            continue
+        for name in imported(path, package):
+            parts = name.split(".")
+            if parts[0] != package.name:
+                continue
+            there = parts[1] if len(parts) > 1 else "__init__"
+            if there in arrows and there != here and there not in arrows[here]:
+                found.append(f"{path.relative_to(package.parent)} imports {name}")
+            if there == "__init__":
+                found.append(f"{path.relative_to(package.parent)} imports its own front door")
+    return found
+
+
+def test_every_room_of_the_library_has_its_place() -> None:
+    rooms = {room(path, LIBRARY) for path in files(LIBRARY)} - {"__init__"}
+    assert rooms <= set(LIBRARY_ARROWS), "a new room: say in LIBRARY_ARROWS what it may import"
+
+
+@pytest.mark.parametrize(
+    ("package", "arrows"), [(LIBRARY, LIBRARY_ARROWS), (REFERENCE, REFERENCE_ARROWS)], ids=["library", "reference"]
+)
+def test_arrows_point_one_way(package: Path, arrows: dict[str, set[str]]) -> None:
+    assert breaches(package, arrows) == []
+
+
+@pytest.mark.parametrize("arrows", [LIBRARY_ARROWS, REFERENCE_ARROWS], ids=["library", "reference"])
+def test_the_arrows_have_no_circle(arrows: dict[str, set[str]]) -> None:
+    open_rooms = {here: set(below) for here, below in arrows.items()}
+    while open_rooms:
+        free = [here for here, below in open_rooms.items() if not below & set(open_rooms)]
+        assert free, f"a circle among {sorted(open_rooms)}"
+        for here in free:
+            del open_rooms[here]
+
+
+def test_the_library_never_imports_the_reference() -> None:
+    guilty = [path.name for path in files(LIBRARY) for name in imported(path, LIBRARY) if "unihpe_ref" in name]
+    assert guilty == []
+
+
+def test_only_kernel_files_import_triton() -> None:
+    guilty = [
+        str(path.relative_to(LIBRARY.parent))
+        for package in (LIBRARY, REFERENCE)
+        for path in files(package)
+        for name in imported(path, package)
+        if name.split(".")[0] == "triton" and not path.name.endswith("_triton.py")
+    ]
+    assert guilty == []
+
+
+def test_a_breach_is_seen(tmp_path: Path) -> None:
+    package = tmp_path / "house"
+    (package / "cellar").mkdir(parents=True)
+    (package / "cellar" / "wine.py").write_text("def f():\n    from house.attic import dust\n")
+    (package / "cellar" / "beer.py").write_text("from .. import attic\n")
+    found = breaches(package, {"cellar": set(), "attic": {"cellar"}})
+    assert found == ["house/cellar/beer.py imports house.attic", "house/cellar/wine.py imports house.attic.dust"]
+
+
+PROBE = """
+import sys
+import numpy, torch
+before = set(sys.modules)
+import multicontrast
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new - set(sys.stdlib_module_names) - {"multicontrast", "torch", "numpy"}))
+print(*sorted(name for name in set(sys.modules) - before if name.split(".")[0] == "triton" or "_triton" in name))
+"""
+
+
+def test_importing_the_library_loads_nothing_but_torch_and_numpy() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    assert done.stderr == ""
+
+
+def test_the_library_imports_and_runs_without_triton() -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, multicontrast\n"
+        "x = torch.eye(3); print(float(multicontrast.pairwise_infonce(x, x, 0.5)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < 1

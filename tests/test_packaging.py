@@ -1,0 +1,88 @@
+"""What a user gets: the content of the wheel, and its metadata.
+
+``MULTICONTRAST_WHEEL`` names a wheel that is already built (CI does); otherwise it is built here, offline.
+"""
+
+from __future__ import annotations
+
+import email
+import importlib.metadata
+import os
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+import multicontrast
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    given = os.environ.get("MULTICONTRAST_WHEEL")
+    if given:
+        return zipfile.ZipFile(given)
+    pytest.importorskip("hatchling", reason="the wheel is built offline, with hatchling from the extra `dev`")
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, capture_output=True, check=True)
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return email.message_from_bytes(wheel.read(name))
+
+
+def test_the_wheel_holds_both_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"multicontrast", "unihpe_ref"}
+
+
+def test_the_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert {"multicontrast/py.typed", "unihpe_ref/py.typed"} <= names
+    (licence,) = (name for name in names if name.endswith("LICENSE"))
+    assert b"Apache License" in wheel.read(licence)
+
+
+def test_the_wheel_holds_every_source_file(wheel: zipfile.ZipFile) -> None:
+    packed = {name for name in wheel.namelist() if name.endswith(".py")}
+    for package in ("multicontrast", "unihpe_ref"):
+        if (ROOT / package).is_dir():  # CI moves them aside
+            assert {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")} <= packed
+    assert not any("__pycache__" in name or name.startswith("tests") for name in wheel.namelist())
+
+
+def test_the_core_depends_on_torch_and_numpy_only(metadata: Message) -> None:
+    needs = [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
+    assert sorted(need.split(">=")[0] for need in needs) == ["numpy", "torch"]
+
+
+def test_extras_command_and_version(wheel: zipfile.ZipFile, metadata: Message) -> None:
+    assert set(metadata.get_all("Provides-Extra", [])) == {"unihpe", "plot", "triton", "dev"}
+    assert metadata["Version"] == multicontrast.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert b"unihpe = unihpe_ref.__main__:main" in wheel.read(name)
+
+
+def test_the_installed_version_is_the_one_in_the_file() -> None:
+    assert importlib.metadata.version("multicontrast") == multicontrast.__version__
+
+
+def test_citation_and_changelog_know_the_version() -> None:
+    release = multicontrast.__version__.split(".dev")[0]
+    assert f"version: {release}" in (ROOT / "CITATION.cff").read_text()
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.skipif("MULTICONTRAST_WHEEL" not in os.environ, reason="only where CI tests the wheel")
+def test_the_tests_run_against_the_wheel_and_not_the_checkout() -> None:
+    assert ROOT not in Path(multicontrast.__file__).resolve().parents
