@@ -178,7 +178,7 @@ def render(page: str, results: Path = driver.RESULTS) -> str:
             raise driver.BenchmarkError(f"a table's name is one of {known}; got `{name}`. Correct the comment.")
         file, make = TABLES[name]
         rows = driver.read_rows(results / file) if (results / file).exists() else []
-        return f"{match[1]}\n{make(rows)}\n{match[4]}"
+        return f"{match[1]}\n{make(rows).strip()}\n\n{match[4]}"
 
     return _REGION.sub(fill, page)
 

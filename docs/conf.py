@@ -34,7 +34,11 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Reference", "notes"), ("Accuracy", "notes")]
+napoleon_custom_sections = ["Reference", "Accuracy"]
+
+_ONE_LINE_SECTION = re.compile(
+    r"^(Returns|Yields|Raises|Accuracy|Reference|Warning|Convention|Memory|Cost|Source): +(?=\S)"
+)
 
 # A reference that leads nowhere is an error. PyTorch's own names have no target here, because no inventory is fetched.
 nitpicky = True
@@ -45,3 +49,13 @@ nitpick_ignore_regex = [
 ]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def _sections_on_one_line(app, what, name, obj, options, lines) -> None:  # noqa: ARG001 (Sphinx fixes the signature)
+    """Let ``Returns: (B,) losses`` be a section, as our docstrings write it; napoleon wants a line break there."""
+    lines[:] = [_ONE_LINE_SECTION.sub(r":\1: ", line) for line in lines]
+
+
+def setup(app) -> None:
+    """Called by Sphinx; runs before napoleon (priority 500)."""
+    app.connect("autodoc-process-docstring", _sections_on_one_line, priority=400)

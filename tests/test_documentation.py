@@ -142,7 +142,8 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", ["multicontrast", *MODULES])
 def test_examples_in_docstrings_are_true(name: str) -> None:
     torch.manual_seed(0)
-    outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    names = {"torch": torch, "multicontrast": multicontrast, "mc": multicontrast}
+    outcome = doctest.testmod(importlib.import_module(name), extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert outcome.failed == 0
 
 
