@@ -36,7 +36,9 @@ import torch
 from torch import Tensor
 
 from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast._workspace import Workspace
 from multicontrast.linalg._gram import gram_eigmax_excess, gram_eigmax_with_gradient
+from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS, eigmax_with_gradient_
 
 __all__ = ["SIMILARITIES", "CosineSimilarity", "Similarity", "resolve_similarity"]
 
@@ -70,6 +72,10 @@ class CosineSimilarity:
             grads = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
         return value.detach(), list(grads)
 
+    def with_gradient_(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Gradient]:
+        """:meth:`with_gradient` that may overwrite the cosines and return buffers of the workspace."""
+        return self.with_gradient(cosines)
+
     @torch.no_grad()
     def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
         """The value alone, with the same constant left out as in :meth:`with_gradient`."""
@@ -85,9 +91,19 @@ class Eigenvalue(CosineSimilarity):
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return gram_eigmax_with_gradient(cosines)  # the excess over 1: small cosines keep their digits
 
+    def with_gradient_(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Gradient]:
+        if len(cosines) != 3:
+            return gram_eigmax_with_gradient(cosines)
+        a, b, c = cosines
+        scratch = workspace.take("eigenvalue", (SCRATCH_ROWS, *a.shape), a)
+        return eigmax_with_gradient_(a, b, c, scratch), [a, b, c]
+
     @torch.no_grad()
     def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
         return gram_eigmax_excess(cosines)
+
+
+_EIGENVALUE = Eigenvalue()
 
 
 class SingularValue(CosineSimilarity):
@@ -97,7 +113,13 @@ class SingularValue(CosineSimilarity):
         return (1 + gram_eigmax_excess(cosines)).sqrt()
 
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
-        excess, grads = gram_eigmax_with_gradient(cosines)
+        return self._root(*gram_eigmax_with_gradient(cosines))
+
+    def with_gradient_(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Gradient]:
+        return self._root(*_EIGENVALUE.with_gradient_(cosines, workspace))
+
+    @staticmethod
+    def _root(excess: Tensor, grads: Gradient) -> tuple[Tensor, Gradient]:
         value = excess.add_(1).sqrt_()
         half = 0.5 / value
         return value, [grad.mul_(half) for grad in grads]
@@ -248,7 +270,7 @@ class _UserSimilarity(CosineSimilarity):
 
 
 SIMILARITIES: dict[str, CosineSimilarity | Multilinear] = {
-    "eigenvalue": Eigenvalue(),
+    "eigenvalue": _EIGENVALUE,
     "singular_value": SingularValue(),
     "mean_cosine": MeanCosine(),
     "volume": Volume(),

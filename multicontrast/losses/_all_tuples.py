@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from multicontrast._workspace import Workspace
 from multicontrast.losses._arguments import values_are_free
 from multicontrast.losses._factorised import mean_cosine_denominators
 from multicontrast.losses._pair_block import BLOCK_CELLS
@@ -171,6 +172,7 @@ class _Stream:
         self.size = len(a)
         self.grads = [torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(c)]
         self.slope = 0.0
+        self.workspace = Workspace()
 
     def first_member(self, weight: float, needs_gradient: bool) -> tuple[Tensor, list[Tensor] | None, float]:
         """``anchor=0``: a slab holds the whole denominator of its anchors, so one walk does everything."""
@@ -234,7 +236,7 @@ class _Stream:
         ]
         if not needs_gradient:
             return self.similarity.without_gradient(cosines), []
-        value, slopes = self.similarity.with_gradient(cosines)
+        value, slopes = self.similarity.with_gradient_(cosines, self.workspace)
         return value, slopes
 
     def _own(self, start: int, stop: int) -> tuple[Tensor, Tensor]:

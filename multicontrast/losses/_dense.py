@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multicontrast._workspace import Workspace
 from multicontrast.losses._cells import Cells, Pair, pairs_of
 from multicontrast.losses._pair_block import PairBlock, row_blocks
 from multicontrast.losses._plain import plain_loss
@@ -192,6 +193,7 @@ def _walk_tuples(
     size = next(iter(blocks.values())).shape[0]
     kind = next(iter(blocks.values()))
     step = max(stop - start for start, stop in row_blocks(size, cells.width))
+    workspace = Workspace()
     buffers = [kind.new_empty(step, cells.width) for _ in pairs_of(cells.num_modalities)]
     homogeneous = isinstance(similarity, (Eigenvalue, MeanCosine))
     scale = weight * tuples.alpha
@@ -201,9 +203,10 @@ def _walk_tuples(
         cosines = [buffer[:rows] for buffer in buffers]
         cells.read_rows(blocks, start, stop, cosines)
         if needs_gradient:
-            value, slopes = similarity.with_gradient(cosines)
-            if not homogeneous:
-                excess = value - sum(slope * cosine for slope, cosine in zip(slopes, cosines))
+            kept = None if homogeneous else [cosine.clone() for cosine in cosines]
+            value, slopes = similarity.with_gradient_(cosines, workspace)
+            if kept is not None:
+                excess = value - sum(slope * cosine for slope, cosine in zip(slopes, kept))
         else:
             value = similarity.without_gradient(cosines)
         logits = value.div_(tau)
@@ -217,7 +220,7 @@ def _walk_tuples(
             continue
         weights = exponentials.mul_((scale / (tau * total))[:, None])
         weights[where] -= scale / tau
-        if not homogeneous:
+        if kept is not None:
             correction += torch.sum(weights * excess).item()
         make_room(start, stop)
         cells.write_rows(blocks, start, stop, [slope.mul_(weights) for slope in slopes])
