@@ -24,7 +24,10 @@ class Take:
         time: ``(F,)`` seconds, float64.
         angles: what has been asked of each joint so far, ``(F,)`` degrees; actions add to it.
         lift: ``(F,)`` metres above the floor.
+        support: share of the weight on the right foot, ``(F,)`` in [0, 1]; None where the lower foot carries it.
     """
+
+    support: Tensor | None = None
 
     def __init__(self, time: Tensor, generator: torch.Generator) -> None:
         self.time = time
@@ -76,23 +79,30 @@ class Take:
         x = ((self.time - start) / length).clamp(0, 1)
         return x**3 * (x * (6 * x - 15) + 10)
 
-    def repetitions(self, period: float, rise: float = 0.35, hold: float = 0.1) -> list[Tensor]:
-        """One smooth bump from 0 to 1 and back for each repetition; ``rise`` and ``hold`` are shares of a period."""
-        bumps, start = [], -self.uniform(0, 0.5) * period
+    def beats(self, period: float) -> list[tuple[float, float]]:
+        """Start and length in seconds of repetitions that fill the take."""
+        beats, start = [], -self.uniform(0, 0.5) * period
         while start < self.duration:
-            length = period * self.uniform(0.85, 1.15)
-            up = self.ease(start, rise * length)
-            bumps.append(up - self.ease(start + (rise + hold) * length, min(rise, 0.98 - rise - hold) * length))
-            start += length
-        return bumps
+            beats.append((start, period * self.uniform(0.85, 1.15)))
+            start += beats[-1][1]
+        return beats
+
+    def bump(self, start: float, length: float, rise: float = 0.35, hold: float = 0.1) -> Tensor:
+        """From 0 to 1 and back within ``length`` seconds; ``rise`` and ``hold`` are shares of it."""
+        fall = min(rise, 0.98 - rise - hold)
+        return self.ease(start, rise * length) - self.ease(start + (rise + hold) * length, fall * length)
+
+    def repetitions(self, period: float, rise: float = 0.35, hold: float = 0.1) -> list[Tensor]:
+        """One :meth:`bump` for each of the :meth:`beats`."""
+        return [self.bump(start, length, rise, hold) for start, length in self.beats(period)]
 
 
-def perform(action: str, time: Tensor, generator: torch.Generator) -> tuple[Angles, Tensor]:
+def perform(action: str, time: Tensor, generator: torch.Generator) -> Take:
     """One take of an action.
 
     Args:
         action: a name from ``ACTIONS``. time: ``(F,)`` seconds, float64. generator: CPU; decides all that varies.
-    Returns: all angles, each ``(F,)`` degrees within its limits, and the lift ``(F,)`` in metres.
+    Returns: the take, with all angles within their limits.
     """
     take = Take(time, generator)
     take.add(yaw=take.uniform(-180, 180) + take.wander(4), pitch=take.wander(1.5), roll=take.wander(1))
@@ -104,7 +114,8 @@ def perform(action: str, time: Tensor, generator: torch.Generator) -> tuple[Angl
         take.add_side(side, arm_flex=take.wander(3), arm_abd=take.uniform(7, 13) + take.wander(2))
         take.add_side(side, arm_rot=take.uniform(0, 25) + take.wander(4), elbow=take.uniform(10, 26) + take.wander(4))
     ACTIONS[action](take)
-    return within_limits(take.angles), take.lift
+    take.angles = within_limits(take.angles)
+    return take
 
 
 def _idle(take: Take) -> None:
@@ -119,9 +130,10 @@ def _idle(take: Take) -> None:
 
 
 def _stride(take: Take, phase: Tensor, swing: float, mean: float, fold: float, yielding: float) -> None:
-    """Legs of a gait. ``phase`` counts strides, 0 at the right heel's strike."""
+    """Legs of a gait. ``phase`` counts strides, 0 at the right heel's strike; ``yielding`` bends the loaded knee."""
+    take.support = torch.sigmoid(9 * (2 * math.pi * (phase - 0.02)).sin())
     for side, own in (("r", phase), ("l", phase + 0.5)):
-        take.add_side(side, hip_flex=mean + swing * _wave(own - 0.02))
+        take.add_side(side, hip_flex=mean + swing * (_wave(own - 0.02) + 0.1 * _wave(3 * (own - 0.02))))
         take.add_side(side, knee=yielding * _peak(own - 0.13, 0.10) + fold * _peak(own - 0.72, 0.13))
 
 
@@ -220,16 +232,13 @@ def _kneel(take: Take) -> None:
 
 
 def _turn(take: Take) -> None:
-    for bump in take.repetitions(take.uniform(2.0, 3.0), rise=0.49, hold=0.0):
-        pass  # repetitions only mark the tempo; each turn keeps what the last one gained
-    del bump
     start = take.uniform(-0.3, 0.5)
     while start < take.duration:
         length = take.uniform(1.4, 2.4)
         angle = take.uniform(70, 190) * (1 if take.chance(0.5) else -1)
         progress = take.ease(start, length)
         take.add(yaw=angle * progress, neck_twist=0.35 * angle * 4 * progress * (1 - progress) * 0.6)
-        moving = (4 * progress * (1 - progress)).sqrt()
+        moving = take.ease(start, 0.35) - take.ease(start + length - 0.4, 0.35)
         steps = 2 * progress * (abs(angle) / 90)
         for side, own in (("r", steps), ("l", steps + 0.5)):
             up = (0.5 - 0.5 * _wave(own)).square() * moving
@@ -290,18 +299,17 @@ def _jumping_jack(take: Take) -> None:
 
 
 def _jump(take: Take) -> None:
-    for _ in range(1):
-        start = take.uniform(0, 0.6)
+    start = take.uniform(0, 0.6)
     while start < take.duration:
         depth, height = take.uniform(45, 80), take.uniform(0.15, 0.38)
-        crouch = take.ease(start, 0.6) - take.ease(start + 0.65, 0.28)
+        crouch = take.ease(start, 0.6) - take.ease(start + 0.62, 0.34)
         flight = ((take.time - start - 0.85) / (2 * math.sqrt(2 * height / 9.81))).clamp(0, 1)
         landing_time = start + 0.85 + 2 * math.sqrt(2 * height / 9.81)
-        landing = take.ease(landing_time - 0.12, 0.25) - take.ease(landing_time + 0.16, 0.6)
+        landing = take.ease(landing_time - 0.14, 0.34) - take.ease(landing_time + 0.22, 0.6)
         bent = crouch + 0.75 * landing
         take.add(pitch=0.42 * depth * bent, neck_flex=-0.2 * depth * bent)
         take.add_both(hip_flex=1.05 * depth * bent, knee=1.18 * depth * bent)
-        up = take.ease(start + 0.6, 0.4) - take.ease(landing_time - 0.1, 0.5)
+        up = take.ease(start + 0.5, 0.5) - take.ease(landing_time - 0.1, 0.5)
         take.add_both(arm_flex=take.uniform(90, 150) * up - 45 * crouch * (1 - up), elbow=12 * up)
         take.lift = take.lift + height * (4 * flight * (1 - flight)) ** 1.5
         start = landing_time + take.uniform(0.9, 1.6)
@@ -344,10 +352,11 @@ def _phone(take: Take) -> None:
 def _throw(take: Take) -> None:
     hand, other = take.sides()
     inward = 1 if hand == "r" else -1  # a positive twist brings the right shoulder forward
-    for bump in take.repetitions(take.uniform(1.9, 2.7), rise=0.42, hold=0.02):
-        late = bump.cumsum(0) / bump.sum().clamp(min=1e-9)  # 0 before the throw, 1 after it
-        swing = (late - 0.5) * 2 * bump  # draws back, then sweeps forward
-        take.add_side(hand, arm_abd=72 * bump, arm_rot=-70 * bump, elbow=62 * bump - 38 * (swing + bump).clamp(min=0))
+    for start, length in take.beats(take.uniform(1.9, 2.7)):
+        bump = take.bump(start, length, rise=0.42, hold=0.02)
+        late = take.ease(start + 0.28 * length, 0.3 * length)
+        swing = (2 * late - 1) * bump  # draws back, then sweeps forward
+        take.add_side(hand, arm_abd=72 * bump, arm_rot=-70 * bump, elbow=(62 - 76 * late) * bump)
         take.add_side(hand, arm_flex=52 * swing + 18 * bump)
         take.add(spine_twist=inward * 30 * swing, spine_flex=12 * swing + 6 * bump, yaw=inward * 14 * swing)
         take.add_side(other, arm_flex=-34 * swing + 22 * bump, arm_abd=12 * bump, hip_flex=24 * bump, knee=22 * bump)

@@ -58,12 +58,12 @@ class Body:
 
     @classmethod
     def random(cls, generator: torch.Generator) -> Body:
-        """Somebody of 1.55 to 1.95 m; proportions vary by a few per cent around Human3.6M's means."""
+        """Somebody of 1.5 to 1.95 m; proportions vary by a few per cent around Human3.6M's means."""
         average = {
             "hip": 0.125, "thigh": 0.442, "shin": 0.447, "loin": 0.233, "chest": 0.255, "neck": 0.118, "head": 0.115,
             "shoulder": 0.150, "arm": 0.279, "forearm": 0.252,
         }  # fmt: skip
-        size = 0.89 + 0.22 * float(torch.rand((), generator=generator, dtype=torch.float64))
+        size = 0.92 + 0.20 * float(torch.rand((), generator=generator, dtype=torch.float64))
         vary = (torch.randn(len(average), generator=generator, dtype=torch.float64) * 0.035).clamp(-0.08, 0.08)
         return cls(**{name: length * size * (1 + float(v)) for (name, length), v in zip(average.items(), vary)})
 
@@ -123,20 +123,25 @@ def forward_kinematics(body: Body, angles: dict[str, Tensor]) -> Tensor:
     return torch.stack([joints[name] for name in SKELETON.joint_names], 1)
 
 
-def stand(joints: Tensor, lift: Tensor) -> Tensor:
+def stand(joints: Tensor, lift: Tensor, support: Tensor | None = None) -> Tensor:
     """Puts a moving body on the floor and lets its feet carry it along.
 
     The lowest joint of each frame rests at its clearance above z = 0 (plus ``lift``), and the pelvis moves so that the
     supporting ankle stays where it is; between two supports the weight passes smoothly.
 
     Args:
-        joints: ``(F, 17, 3)`` relative to the pelvis. lift: ``(F,)`` metres above the floor, for jumps.
+        joints: ``(F, 17, 3)`` relative to the pelvis.
+        lift: ``(F,)`` metres above the floor, for jumps.
+        support: ``(F,)`` share of the weight on the right foot; None: the lower ankle carries it.
     Returns: ``(F, 17, 3)`` world metres; the first pelvis is above the origin.
     """
     above = joints[..., 2] - _CLEARANCE
     height = _SOFTNESS * torch.logsumexp(-above / _SOFTNESS, -1) + lift
     ankles = [SKELETON.index("rankle"), SKELETON.index("lankle")]
-    weight = torch.softmax(-joints[:, ankles, 2] / (2 * _SOFTNESS), -1)
+    if support is None:
+        weight = torch.softmax(-joints[:, ankles, 2] / (2 * _SOFTNESS), -1)
+    else:
+        weight = torch.stack([support, 1 - support], -1)
     weight = (weight[1:] + weight[:-1]) / 2
     step = -(weight[..., None] * joints[:, ankles, :2].diff(dim=0)).sum(1)
     path = torch.cat([step.new_zeros(1, 2), step.cumsum(0)])

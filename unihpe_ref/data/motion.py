@@ -150,8 +150,8 @@ def generate_motion(
                 continue  # numbered by the full table, so that a subset repeats the same takes
             for take in range(takes):
                 generator = _generator(seed, person, index, take)
-                angles, lift = perform(chosen, time, generator)
-                joints.append(stand(forward_kinematics(body, angles), lift))
+                played = perform(chosen, time, generator)
+                joints.append(stand(forward_kinematics(body, played.angles), played.lift, played.support))
                 subject.append(f"G{person + 1}")
                 action.append(chosen)
                 split.append("test" if person >= num_subjects - num_test_subjects else "train")

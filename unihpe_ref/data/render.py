@@ -21,21 +21,24 @@ from .skeleton import SKELETON
 NOISE_CHANNELS = LOOK_CHANNELS + SCENE_CHANNELS
 """How many uniform numbers decide the looks of one picture."""
 
+_PIXELS_AT_ONCE = 1 << 19  # of pictures painted together: bounds the working memory to some 200 MB
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
 _IMAGE_STD = (0.229, 0.224, 0.225)
 
 # Where a capsule ends: a joint, or one of the points that _landmarks adds.
 _POINTS = (
-    *SKELETON.joint_names, "crown", "nape", "nose",
+    *SKELETON.joint_names, "crown", "nape", "nose", "lchest", "rchest", "lwaist", "rwaist",
     "lhand", "rhand", "lheel", "rheel", "ltoe", "rtoe",
 )  # fmt: skip
 # From, to, radii in metres at both ends for a leg of 0.88 m, and which colour.
 _CAPSULES: tuple[tuple[str, str, float, float, str], ...] = (
     ("rhip", "lhip", 0.095, 0.095, "trousers"),
-    ("pelvis", "spine", 0.115, 0.112, "shirt"),
-    ("spine", "thorax", 0.112, 0.105, "shirt"),
-    ("lshoulder", "lhip", 0.070, 0.085, "shirt"),
-    ("rshoulder", "rhip", 0.070, 0.085, "shirt"),
+    ("pelvis", "spine", 0.106, 0.110, "shirt"),
+    ("spine", "thorax", 0.110, 0.094, "shirt"),
+    ("lchest", "lwaist", 0.094, 0.102, "shirt"),
+    ("rchest", "rwaist", 0.094, 0.102, "shirt"),
+    ("lshoulder", "lhip", 0.068, 0.082, "shirt"),
+    ("rshoulder", "rhip", 0.068, 0.082, "shirt"),
     ("rshoulder", "lshoulder", 0.064, 0.064, "shirt"),
     ("thorax", "neck_nose", 0.056, 0.052, "skin"),
     ("neck_nose", "crown", 0.078, 0.092, "skin"),
@@ -91,7 +94,11 @@ def render_poses(
     noise = noise.to(joints_cam.device, torch.float32)
     palette, light = looks(noise[:, :LOOK_CHANNELS])
     image = backgrounds(noise[:, LOOK_CHANNELS:], size)
-    _paint(image, joints_cam.float(), intrinsics.float(), palette, light)
+    step = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    for first in range(0, count, step):
+        some = slice(first, first + step)
+        colours = {name: colour[some] for name, colour in palette.items()}
+        _paint(image[some], joints_cam[some].float(), intrinsics[some].float(), colours, light[some])
     return normalise_image(image) if normalise else image
 
 
@@ -107,7 +114,7 @@ def denormalise_image(image: Tensor) -> Tensor:
 
 
 def _landmarks(joints: Tensor) -> tuple[Tensor, Tensor]:
-    """The points that capsules end at, ``(B, len(_POINTS), 3)``, and the size of the body ``(B,)``, 1 for a leg of 0.88 m."""
+    """The points that capsules end at, ``(B, len(_POINTS), 3)``, and the body's size ``(B,)``: 1 for 0.88 m of leg."""
     at = dict(zip(SKELETON.joint_names, joints.unbind(1)))
     unit = torch.nn.functional.normalize
     legs = [at[f"{s}hip"] - at[f"{s}knee"] for s in "lr"] + [at[f"{s}knee"] - at[f"{s}ankle"] for s in "lr"]
@@ -116,11 +123,14 @@ def _landmarks(joints: Tensor) -> tuple[Tensor, Tensor]:
     leftward = unit(at["lhip"] - at["rhip"], dim=-1)
     across = unit(at["lshoulder"] - at["rshoulder"], dim=-1)
     upward = unit(at["head"] - at["neck_nose"], dim=-1)
+    up_trunk = unit(at["thorax"] - at["spine"], dim=-1)
     ahead = unit(torch.linalg.cross(across, upward), dim=-1)  # the head faces where the chest does
     at["crown"] = at["neck_nose"] + 0.55 * (at["head"] - at["neck_nose"])
     at["nape"] = at["crown"] + scale * (0.016 * upward - 0.030 * ahead)
     at["nose"] = at["neck_nose"] + 0.35 * (at["crown"] - at["neck_nose"]) + scale * 0.088 * ahead
     for side in "lr":
+        at[f"{side}chest"] = torch.lerp(at["thorax"], at[f"{side}shoulder"], 0.5) - 0.03 * scale * up_trunk
+        at[f"{side}waist"] = torch.lerp(at["pelvis"], at[f"{side}hip"], 0.5)
         along = unit(at[f"{side}wrist"] - at[f"{side}elbow"], dim=-1)
         at[f"{side}hand"] = at[f"{side}wrist"] + scale * 0.075 * along
         shin = unit(at[f"{side}knee"] - at[f"{side}ankle"], dim=-1)
@@ -158,7 +168,7 @@ def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str,
     # Nearest point of the capsule's axis: share t of the way, then how far inside the rim.
     segment = end - start
     shape = torch.cat([start, segment, segment.square().sum(-1, keepdim=True).clamp(min=1e-6), radius_px], -1)
-    x0, y0, dx, dy, square, r0, r1 = shape.flatten(0, 1)[owner].unbind(-1)
+    x0, y0, dx, dy, square, r0, r1 = _columns(shape, owner)
     x, y = column - x0, row - y0
     t = ((x * dx + y * dy) / square).clamp(0, 1)
     x, y = x - t * dx, y - t * dy
@@ -170,14 +180,13 @@ def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str,
     coverage = (rim - distance + 0.5).clamp(max=1)
     steep = (1 - (distance / rim).square()).clamp(min=0).sqrt()  # cosine between surface and line of sight
 
-    body = torch.cat([depth, radius], -1).flatten(0, 1)[owner]
-    near = body[:, 0] + t * (body[:, 1] - body[:, 0]) - steep * (body[:, 2] + t * (body[:, 3] - body[:, 2]))
+    z0, z1, thick0, thick1 = _columns(torch.cat([depth, radius], -1), owner)
+    near = z0 + t * (z1 - z0) - steep * (thick0 + t * (thick1 - thick0))
     picture = torch.div(owner, len(_CAPSULES), rounding_mode="floor")
-    lamp = light[picture]
-    lit = (lamp[:, 0] * x + lamp[:, 1] * y) / torch.maximum(rim, distance) - lamp[:, 2] * steep
-    shade = 0.42 + 0.16 * steep + 0.5 * lit.clamp(min=0)
+    lamp_x, lamp_y, lamp_z = _columns(light[:, None], picture)
+    lit = (lamp_x * x + lamp_y * y) / torch.maximum(rim, distance) - lamp_z * steep
+    shade = (0.46 + 0.12 * steep + 0.5 * lit.clamp(min=0)).clamp(max=1.15)
     colours = torch.stack([palette[capsule[4]] for capsule in _CAPSULES], 1).flatten(0, 1)  # (B P, 3)
-    colour = (colours[owner] * shade[:, None]).clamp(max=1)
 
     # The two nearest entries of each pixel; depth in units of 0.1 mm above the entry's number, so ties are settled.
     target = picture * (height * width) + row[inside] * width + column[inside]
@@ -186,10 +195,18 @@ def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str,
     none = torch.iinfo(torch.int64).max
     empty = torch.full((count * height * width,), none, device=key.device)
     first = empty.scatter_reduce(0, target, key, "amin")
-    second = empty.scatter_reduce(0, target, torch.where(key == first[target], none, key), "amin")
-    flat = image.permute(0, 2, 3, 1).reshape(-1, 3)
+    behind = key != first.index_select(0, target)
+    second = empty.scatter_reduce(0, target[behind], key[behind], "amin")
+    flat = image.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
     for layer in (second, first):
         hit = torch.nonzero(layer != none)[:, 0]
-        chosen = layer[hit] & 0xFFFFFFFF
-        flat[hit] = torch.lerp(flat[hit], colour[chosen], coverage[chosen, None])
+        chosen = layer.index_select(0, hit) & 0xFFFFFFFF
+        paint = colours.index_select(0, owner.index_select(0, chosen)) * shade.index_select(0, chosen)[:, None]
+        under = flat.index_select(0, hit)
+        flat[hit] = torch.lerp(under, paint.clamp(max=1), coverage.index_select(0, chosen)[:, None])
     image.copy_(flat.unflatten(0, (count, height, width)).permute(0, 3, 1, 2))
+
+
+def _columns(table: Tensor, owner: Tensor) -> tuple[Tensor, ...]:
+    """The features of each entry's capsule: a (B, P, K) table and (N,) rows to K contiguous vectors (N,)."""
+    return table.flatten(0, 1).mT.contiguous().index_select(1, owner).unbind(0)

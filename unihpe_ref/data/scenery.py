@@ -56,7 +56,8 @@ def backgrounds(noise: Tensor, size: tuple[int, int]) -> Tensor:
     right = torch.linspace(0, 1, width, device=noise.device)[None]  # (1, W)
 
     def filled(colour: Tensor) -> Tensor:
-        return (0.08 + 0.84 * colour)[:, :, None, None]
+        grey = colour.mean(-1, keepdim=True)  # rooms are duller than clothes
+        return (0.06 + 0.88 * torch.lerp(grey, colour, 0.45))[:, :, None, None]
 
     image = torch.lerp(filled(part["wall_top"]), filled(part["wall_bottom"]), down).expand(-1, -1, height, width)
     for block in part["blocks"].unflatten(-1, (_BLOCKS, 8)).unbind(1):
@@ -70,7 +71,7 @@ def backgrounds(noise: Tensor, size: tuple[int, int]) -> Tensor:
     blotches = (part["coarse"] - 0.5).unflatten(-1, (3, *_COARSE))
     grain = (part["fine"] - 0.5).unflatten(-1, (1, *_FINE))
     strength = part["strength"][..., None, None, None] ** 2
-    image = image + 0.7 * strength[:, 0] * _stretched(blotches, size) + 0.5 * strength[:, 1] * _stretched(grain, size)
+    image = image + 0.45 * strength[:, 0] * _stretched(blotches, size) + 0.5 * strength[:, 1] * _stretched(grain, size)
     return image.clamp(0, 1).contiguous()
 
 

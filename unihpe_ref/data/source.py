@@ -14,8 +14,8 @@ from multicontrast._checks import check_choice, describe, three_beats
 from .batches import PoseBatch
 from .boxes import crop_affine, joint_box
 from .camera import Camera, crop_intrinsics, fixed_cameras, random_camera
-from .motion import Motion
 from .hashing import hashed_uniform
+from .motion import Motion
 from .render import NOISE_CHANNELS, render_poses
 from .skeleton import SKELETON, flip_joints
 
@@ -52,7 +52,7 @@ class PoseSource:
         motion: where the poses come from.
         cameras: for training, "random" draws a new camera and a new place in the room for each sample; "fixed" draws
             one of the four evaluation cameras.
-        image_size: (height, width) of rendered crops; None leaves pictures out.
+        image_size: (height, width) of rendered crops; None leaves pictures out (crops then have 256 x 192 pixels).
         augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
         seed: decides how evaluation pictures look; training draws from the generator that is passed in.
         action_names, subject_names: what the numbers mean; the motion's own names, sorted, unless given.
@@ -265,8 +265,9 @@ def _walked_in_room(motion: Motion) -> Tensor:
     at the edge, as on a treadmill: a recording made in a larger hall would leave the picture, or enter the lens.
     """
     pelvis = motion.joints[:, SKELETON.index("pelvis"), :2]
-    low = torch.full((motion.num_sequences, 2), torch.inf).index_reduce(0, motion.sequence, pelvis, "amin")
-    high = torch.full((motion.num_sequences, 2), -torch.inf).index_reduce(0, motion.sequence, pelvis, "amax")
+    rows = motion.sequence[:, None].expand(-1, 2)
+    low = pelvis.new_full((motion.num_sequences, 2), torch.inf).scatter_reduce(0, rows, pelvis, "amin")
+    high = pelvis.new_full((motion.num_sequences, 2), -torch.inf).scatter_reduce(0, rows, pelvis, "amax")
     place = pelvis - ((low + high) / 2)[motion.sequence]
     distance = place.norm(dim=-1, keepdim=True)
     return place * (_ROAM / distance.clamp(min=_ROAM))
