@@ -195,13 +195,15 @@ def measure(
     rounds: int,
     seed: int = 0,
     memory: bool = True,
+    warm_up: bool = True,
     min_seconds: float = 0.0,
     report: Callable[[str], object] = str,  # of progress; `str` throws the text away
 ) -> dict[str, Samples]:
-    """Time all contenders in ``rounds`` interleaved rounds, after one that warms up.
+    """Time all contenders in ``rounds`` interleaved rounds, after one that warms up and one that counts memory.
 
     A contender that runs out of memory leaves the field, with ``out_of_memory`` set; the others go on.
-    With ``min_seconds`` a short step is repeated within a round until it fills that time.
+    With ``min_seconds`` a short step is repeated within a round until it fills that time. Without ``warm_up``, for
+    steps of seconds on a CPU, the one that counts memory warms up too.
     """
     results = {name: Samples() for name in contenders}
     repeats = dict.fromkeys(contenders, 1)
@@ -219,8 +221,9 @@ def measure(
         if results[name].out_of_memory:
             release(device)
 
-    def warm_up(name: str) -> None:
-        contenders[name]()  # builds what is built once: kernels, plans, caches
+    def prepare(name: str) -> None:
+        if warm_up or not memory:
+            contenders[name]()  # builds what is built once: kernels, plans, caches
         if memory:
             results[name].peak_bytes = peak_bytes(contenders[name], device)
         if min_seconds:
@@ -235,7 +238,7 @@ def measure(
 
     for name in contenders:
         report(f"warming up {name}")
-        attempt(name, partial(warm_up, name))
+        attempt(name, partial(prepare, name))
     for number in range(rounds):
         alive = [name for name in contenders if not results[name].out_of_memory]
         order.shuffle(alive)

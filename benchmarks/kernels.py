@@ -60,6 +60,7 @@ def groups(count: int, batch: int, dim: int, device: torch.device, seed: int) ->
     """Everything that is timed here."""
     generator = torch.Generator().manual_seed(seed)
     cosines = tuple((torch.rand(count, generator=generator) * 1.2 - 0.4).to(device).requires_grad_() for _ in range(3))
+    matrices = (symmetric(count, 3, device, generator),)
     found = [
         Group(
             "Gram 3x3, largest eigenvalue",
@@ -71,20 +72,18 @@ def groups(count: int, batch: int, dim: int, device: torch.device, seed: int) ->
                 "arc cosine": arccosine_form,
             },
             faster_by=50,
-        ),
-        Group(
-            "symmetric 3x3, all eigenvalues",
-            f"n={count}",
-            (symmetric(count, 3, device, generator),),
-            {"eigvalsh3": mc.linalg.eigvalsh3, "torch.linalg.eigvalsh": torch.linalg.eigvalsh},
-            faster_by=8,
-        ),
+        )
     ]
-    few = max(count // 10, 1)
-    for size in (2, 4, 8):
-        matrix = symmetric(few, size, device, generator)
+    # With `--compare`, older checkouts are measured too; they know fewer operations.
+    if hasattr(mc.linalg, "eigvalsh3"):
+        rivals = {"eigvalsh3": mc.linalg.eigvalsh3, "torch.linalg.eigvalsh": torch.linalg.eigvalsh}
+        found.append(Group("symmetric 3x3, all eigenvalues", f"n={count}", matrices, rivals, faster_by=8))
+    if hasattr(mc.linalg, "eigmax"):
+        few = max(count // 10, 1)
         rivals = {"eigmax": mc.linalg.eigmax, "torch.linalg.eigvalsh": lambda a: torch.linalg.eigvalsh(a)[..., -1]}
-        found.append(Group(f"symmetric {size}x{size}, largest eigenvalue", f"n={few}", (matrix,), rivals))
+        for size in (2, 4, 8):
+            leaves = (symmetric(few, size, device, generator),)
+            found.append(Group(f"symmetric {size}x{size}, largest eigenvalue", f"n={few}", leaves, rivals))
     return found + similarity_groups(batch, dim, device, seed)
 
 
