@@ -92,7 +92,9 @@ def check_counts(
     """Raise unless a scheme has that many negatives for that many samples."""
     for name, value, least in (("batch_size", batch_size, 1), ("num_modalities", num_modalities, 2)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(three_beats(f"`{operation}` needs `{name}` to be an int", describe(value), "Pass a number."))
+            raise TypeError(
+                three_beats(f"`{operation}` needs `{name}` to be an int", describe(value), "Pass a number.")
+            )
         if value < least:
             raise ValueError(
                 three_beats(f"`{operation}` needs `{name}` >= {least}", str(value), "Skip the loss for such a batch.")
@@ -109,7 +111,9 @@ def check_counts(
     if num_negatives < 0:
         raise ValueError(
             three_beats(
-                f"`{operation}` needs `num_negatives` >= 0", str(num_negatives), "Pass None for one less than the batch."
+                f"`{operation}` needs `num_negatives` >= 0",
+                str(num_negatives),
+                "Pass None for one less than the batch.",
             )
         )
     if num_negatives > 0 and batch_size == 1:

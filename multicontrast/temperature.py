@@ -43,9 +43,7 @@ class Temperature(nn.Module):
 
     log_tau: Tensor
 
-    def __init__(
-        self, init: float, min: float | None = None, max: float | None = None, learnable: bool = True
-    ) -> None:
+    def __init__(self, init: float, min: float | None = None, max: float | None = None, learnable: bool = True) -> None:
         super().__init__()
         for name, value in (("init", init), ("min", min), ("max", max)):
             if value is not None or name == "init":

@@ -32,12 +32,12 @@ def all_tuples_loss(units: list[Tensor], blocks: Mapping[Pair, Tensor], tau: Ten
     """The loss of each anchor, ``(B,)``; differentiable."""
     similarity = tuples.similarity
     if len(units[0]) == 1:
-        return 0 * sum(unit.sum(1) for unit in units) * tau  # type: ignore[return-value]  # no one to compare with
+        return 0 * torch.stack(units).sum((0, 2)) * tau  # no one to compare with
     if isinstance(similarity, MeanCosine):
         count = len(units)
         grams = {pair: block / (len(blocks) * tau) for pair, block in blocks.items()}
-        matched = sum(gram.diagonal() for gram in grams.values())
-        return mean_cosine_denominators(grams, count, tuples.anchor) - matched
+        positives = torch.stack([gram.diagonal() for gram in grams.values()]).sum(0)
+        return mean_cosine_denominators(grams, count, tuples.anchor) - positives
     if len(units) == 2:
         return _two_modalities(_pair_values(units, blocks, similarity) / tau, tuples.anchor)
 
@@ -45,19 +45,15 @@ def all_tuples_loss(units: list[Tensor], blocks: Mapping[Pair, Tensor], tau: Ten
         return _slab_terms(_slab_values(inputs, similarity, start, stop) / tau, start, tuples.anchor)
 
     inputs = units if isinstance(similarity, Multilinear) else [blocks[0, 1], blocks[0, 2], blocks[1, 2]]
-    parts = [
-        checkpoint(slab, start, stop, tau, *inputs, use_reentrant=False) for start, stop in _slabs(len(units[0]))
-    ]
-    own, matched, *others = (list(column) for column in zip(*parts))  # type: ignore[arg-type]
+    parts = [checkpoint(slab, start, stop, tau, *inputs, use_reentrant=False) for start, stop in _slabs(len(units[0]))]
+    own, matched, *others = (list(column) for column in zip(*parts))
     denominator = torch.cat(own)
     for sums in others:
         denominator = torch.logaddexp(denominator, _log_sum(torch.stack(sums)))
     return denominator - torch.cat(matched)
 
 
-def fused_all_tuples_loss(
-    blocks: Mapping[Pair, Tensor], tau: Tensor, tuples: Tuples, reduction: str
-) -> Tensor:
+def fused_all_tuples_loss(blocks: Mapping[Pair, Tensor], tau: Tensor, tuples: Tuples, reduction: str) -> Tensor:
     """The reduced loss over all triplets with the closed-form derivative of the similarity. CPU, three modalities."""
     loss: Tensor = _FusedAllTuples.apply(tuples, reduction, tau, blocks[0, 1], blocks[0, 2], blocks[1, 2])
     return loss
@@ -94,7 +90,7 @@ def _slab_values(inputs: Any, similarity: Any, start: int, stop: int) -> Tensor:
 
 
 def _slab_terms(logits: Tensor, start: int, anchor: int | str) -> tuple[Tensor, ...]:
-    """What a slab adds: log-sums for its own anchors, their positives, and log-sums for the second and third members."""
+    """What a slab adds: log-sums for its own anchors, their positives, log-sums for the second and third members."""
     rows, size = logits.shape[:2]
     local = torch.arange(rows, device=logits.device)
     own = local + start
@@ -249,5 +245,3 @@ class _Stream:
         self.grads[0][start:stop] = by_a.sum(2)
         self.grads[1][start:stop] = by_b.sum(1)
         self.grads[2] += by_c.sum(0)
-
-

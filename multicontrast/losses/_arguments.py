@@ -110,7 +110,9 @@ def check_index(operation: str, index: Tensor, batch_size: int, num_modalities: 
             )
         )
     if values_are_free(index):
-        low, high = (int(value) for value in torch.aminmax(index))
+        # In memory order: a strided view would be copied first, which costs more than the rest of this check.
+        planes = index.permute(2, 0, 1)
+        low, high = (int(value) for value in torch.aminmax(planes if planes.is_contiguous() else index))
         if low < 0 or high >= batch_size:
             raise ValueError(
                 three_beats(
@@ -132,9 +134,7 @@ def check_flag(operation: str, name: str, value: object) -> None:
         raise TypeError(three_beats(f"`{operation}` needs `{name}` to be True or False", describe(value), "Pass one."))
 
 
-def check_pairs(
-    operation: str, pairs: object, num_modalities: int
-) -> tuple[tuple[int, int], ...]:
+def check_pairs(operation: str, pairs: object, num_modalities: int) -> tuple[tuple[int, int], ...]:
     """The pairs of modalities as sorted tuples; raise unless they are distinct pairs of different modalities."""
     needed = f"`{operation}` needs `pairs` to be pairs of different modalities out of 0..{num_modalities - 1}"
     remedy = "For example pairs=((0, 1), (0, 2), (1, 2))."

@@ -63,10 +63,10 @@ def pairs_of(num_modalities: int) -> list[Pair]:
     return list(itertools.combinations(range(num_modalities), 2))
 
 
-class _GatheredCells:
+class GatheredCells:
     """Cells that lie anywhere: read by gathering, written by scattering."""
 
-    orders = None
+    orders: Tensor | None = None
     num_modalities: int
     width: int
     batch_size: int
@@ -81,7 +81,7 @@ class _GatheredCells:
         """The row numbers ``(stop - start, 1 + K)`` of one modality, for some anchors."""
         raise NotImplementedError
 
-    def positive(self, start: int, stop: int) -> int:
+    def positive(self, start: int, stop: int) -> Tensor | int:
         return 0
 
     def read(self, blocks: Blocks) -> list[Tensor]:
@@ -129,7 +129,7 @@ class _GatheredCells:
         self._kept, self._flat, self._planes = {}, {}, []
 
 
-class IndexCells(_GatheredCells):
+class IndexCells(GatheredCells):
     """Cells named by an index ``(B, 1 + K, N)`` of row numbers, the positive in column 0."""
 
     def __init__(self, index: Tensor) -> None:
@@ -147,7 +147,7 @@ class IndexCells(_GatheredCells):
         super().prepare(blocks)
 
 
-class ShiftCells(_GatheredCells):
+class ShiftCells(GatheredCells):
     """Cells ``(i, i + s_k, i + t_k, ...)`` modulo B, from the ``(N - 1, K)`` shifts: an index that is never stored."""
 
     anchored = True

@@ -1,8 +1,8 @@
 r"""The fused road on a CPU: closed-form gradients, each Gram block overwritten by its own gradient.
 
 One matmul for each pair of modalities, then row blocks that stay in cache: read the tuples' cosines, similarity and
-derivative, softmax, write the weighted derivative back; then two matmuls for each block in the backward pass. Beside the
-Gram blocks it needs memory for one row block, and for tuples that lie anywhere one more block for each pair of
+derivative, softmax, write the weighted derivative back; then two matmuls for each block in the backward pass. Beside
+the Gram blocks it needs memory for one row block, and for tuples that lie anywhere one more block for each pair of
 modalities that does not hold the anchor.
 
 It does means and sums of the plain terms for the first derivative. Everything else (``reduction="none"``, other
@@ -11,6 +11,7 @@ devices, transforms, second derivatives) walks the differentiable road of :mod:`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from multicontrast._workspace import Workspace
 from multicontrast.losses._cells import Cells, Pair, pairs_of
 from multicontrast.losses._pair_block import PairBlock, row_blocks
 from multicontrast.losses._plain import plain_loss
-from multicontrast.losses._rows import unit_rows_backward_, unit_rows_with_inverse
+from multicontrast.losses._rows import radial_parts, unit_rows_backward_, unit_rows_with_inverse
 from multicontrast.losses._walk import Tuples, Walk
 from multicontrast.similarity import CosineSimilarity, Eigenvalue, MeanCosine
 
 Blocks = dict[Pair, Tensor]
+RowFunction = Callable[[int, int], None]
 
 
 def dense_loss(embeddings: list[Tensor], tau: Tensor, walk: Walk, normalize: bool) -> Tensor:
@@ -68,26 +70,29 @@ class _DenseLoss(torch.autograd.Function):
         blocks = dict(zip(walk.blocks, saved[-len(walk.blocks) :] if walk.blocks else []))
         needs_tau, wanted = ctx.needs_input_grad[2], ctx.needs_input_grad[3:]
         with torch.autocast(grad_loss.device.type, enabled=False):
-            grads, slope = _multiply_out(blocks, _in_order(units, walk), wanted, needs_tau)
-            grad_tau = None
-            if needs_tau:
-                grad_tau = (grad_loss * (-(slope + ctx.slope) / tau.item())).to(tau.dtype)
+            ordered = _in_order(units, walk)
+            whole = all(wanted)
+            grads, slope = _multiply_out(blocks, ordered, wanted, needs_tau and not whole)
             results: list[Tensor | None] = []
             for m, grad in enumerate(grads):
                 if grad is None:
                     results.append(None)
                     continue
+                radial = radial_parts(grad, ordered[m]) if needs_tau or ctx.normalize else None
+                if radial is not None and whole:
+                    slope += radial.sum().item() / 2  # each block is met twice, once from each side
                 if m > 0 and walk.orders is not None:
-                    grad = torch.empty_like(grad).index_copy_(0, walk.orders[m - 1], grad)
-                if inverses[m] is not None:
-                    grad = unit_rows_backward_(grad, units[m], inverses[m])
+                    order = walk.orders[m - 1]
+                    grad = torch.empty_like(grad).index_copy_(0, order, grad)
+                    radial = None if radial is None else torch.empty_like(radial).index_copy_(0, order, radial)
+                if ctx.normalize and radial is not None:
+                    grad = unit_rows_backward_(grad, units[m], inverses[m], radial)
                 results.append(grad.mul_(grad_loss))
+            grad_tau = (grad_loss * (-(slope + ctx.slope) / tau.item())).to(tau.dtype) if needs_tau else None
         return (None, None, grad_tau, *results)
 
 
-def _plain_gradients(
-    ctx: Any, tau: Tensor, embeddings: list[Tensor], grad_loss: Tensor
-) -> tuple[Tensor | None, ...]:
+def _plain_gradients(ctx: Any, tau: Tensor, embeddings: list[Tensor], grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     """The first derivative with a graph of its own, by the differentiable road."""
     inputs = [tau, *embeddings]
     wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad[2:]) if needed]
@@ -106,29 +111,29 @@ def _in_order(units: tuple[Tensor, ...] | list[Tensor], walk: Walk) -> list[Tens
 def _multiply_out(
     blocks: Blocks, units: list[Tensor], wanted: tuple[bool, ...], needs_slope: bool
 ) -> tuple[list[Tensor | None], float]:
-    """The gradients by the unit rows, and the sum over the blocks of gradient x cosine (for tau)."""
+    """The gradients by the unit rows, and if asked the sum of gradient x cosine over all blocks (for tau)."""
     grads: list[Tensor | None] = [None] * len(units)
-    all_wanted = all(wanted)
     slope = 0.0
+
+    def add(m: int, left: Tensor, right: Tensor) -> None:
+        held = grads[m]
+        grads[m] = left @ right if held is None else held.addmm_(left, right)
+
     for (m, n), block in blocks.items():
-        separate = needs_slope and not all_wanted
-        if separate:
+        if needs_slope:
             product = block @ units[n]
-            slope += torch.linalg.vecdot(product, units[m]).sum().item()
+            slope += radial_parts(product, units[m]).sum().item()
+            held = grads[m]
             if wanted[m]:
-                grads[m] = product if grads[m] is None else grads[m].add_(product)  # type: ignore[union-attr]
+                grads[m] = product if held is None else held.add_(product)
         elif wanted[m]:
-            grads[m] = block @ units[n] if grads[m] is None else grads[m].addmm_(block, units[n])  # type: ignore[union-attr]
+            add(m, block, units[n])
         if wanted[n]:
-            grads[n] = block.mT @ units[m] if grads[n] is None else grads[n].addmm_(block.mT, units[m])  # type: ignore[union-attr]
-    if needs_slope and all_wanted:
-        # Every block is met twice, once from each side.
-        for grad, unit in zip(grads, units):
-            if grad is not None:
-                slope += torch.linalg.vecdot(grad, unit).sum().item() / 2
-    return [
+            add(n, block.mT, units[m])
+    zero_where_missing = [
         torch.zeros_like(unit) if needed and grad is None else grad for grad, unit, needed in zip(grads, units, wanted)
-    ], slope
+    ]
+    return zero_where_missing, slope
 
 
 def _walk_blocks(blocks: Blocks, tau: float, walk: Walk, weight: float, needs_gradient: bool) -> tuple[Tensor, float]:
@@ -155,14 +160,15 @@ def _walk_blocks(blocks: Blocks, tau: float, walk: Walk, weight: float, needs_gr
             blocks[pair][start:stop].zero_()
 
     correction = 0.0
+    local = [pair for pair in blocks if cells is not None and cells.row_local(pair)]
+
+    def make_room(start: int, stop: int) -> None:
+        for pair in local:
+            differentiate_pair(pair, start, stop)
+
     if walk.tuples is not None and cells is not None:
-        local = [pair for pair in blocks if cells.row_local(pair)]
-        tuples_loss, correction = _walk_tuples(
-            blocks, tau, walk.tuples, cells, weight, needs_gradient, lambda a, b: [differentiate_pair(p, a, b) for p in local]
-        )
-        loss += tuples_loss
-    else:
-        local = []
+        term, correction = _walk_tuples(blocks, tau, walk.tuples, cells, weight, needs_gradient, make_room)
+        loss += term
     if needs_gradient:
         for pair, block in blocks.items():
             if pair not in local:
@@ -185,7 +191,13 @@ def _targets(cells: Cells | None, pair: Pair) -> Tensor | None:
 
 
 def _walk_tuples(
-    blocks: Blocks, tau: float, tuples: Tuples, cells: Cells, weight: float, needs_gradient: bool, make_room: Any
+    blocks: Blocks,
+    tau: float,
+    tuples: Tuples,
+    cells: Cells,
+    weight: float,
+    needs_gradient: bool,
+    make_room: RowFunction,
 ) -> tuple[Tensor, float]:
     """The tuple term: ``make_room(start, stop)`` turns the row-local blocks into gradients once they have been read."""
     similarity = tuples.similarity

@@ -97,7 +97,9 @@ class PairBlock:
         self.column_sum = torch.zeros_like(self.matched)
         for start, stop in row_blocks(size, size):
             block = self.gram[start:stop]
-            scaled = block.sub_(self.shift) if self.kept else torch.sub(block, self.shift, out=self._scratch(stop - start))
+            scaled = (
+                block.sub_(self.shift) if self.kept else torch.sub(block, self.shift, out=self._scratch(stop - start))
+            )
             exponentials = scaled.div_(self.tau).exp_()
             torch.sum(exponentials, 1, out=self.row_sum[start:stop])
             if self.symmetric:

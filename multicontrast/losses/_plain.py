@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from multicontrast.losses._all_tuples import all_tuples_loss, can_fuse, fused_all_tuples_loss
-from multicontrast.losses._cells import ListCells, pairs_of
+from multicontrast.losses._cells import GatheredCells, ListCells, pairs_of
 from multicontrast.losses._rows import unit_rows
 from multicontrast.losses._walk import Tuples, Walk
-from multicontrast.similarity import CosineSimilarity, Multilinear
+from multicontrast.similarity import Multilinear
 
 _PRODUCT_ENTRIES = 1 << 22  # entries of the gathered rows that the multilinear product handles at a time
 
@@ -95,15 +95,16 @@ def _multilinear_values(units: list[Tensor], tuples: Tuples) -> Tensor:
     size, dim = units[0].shape
     if isinstance(cells, ListCells):
         return _multilinear_of_lists(units, cells)
+    assert isinstance(cells, GatheredCells)
     step = max(1, _PRODUCT_ENTRIES // (cells.width * dim))
 
     def rows(start: int, stop: int, *units: Tensor) -> Tensor:
         product = units[0][start:stop, None]
         for m, unit in enumerate(units[1:], start=1):
-            product = product * unit[cells.plane(m, start, stop)]  # type: ignore[union-attr]
+            product = product * unit[cells.plane(m, start, stop)]
         return product.sum(-1)
 
     parts = [
         checkpoint(rows, start, min(start + step, size), *units, use_reentrant=False) for start in range(0, size, step)
     ]
-    return torch.cat(parts)  # type: ignore[arg-type]
+    return torch.cat(parts)

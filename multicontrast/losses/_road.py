@@ -27,8 +27,11 @@ def choose_tuples(
     anchor: int | str,
     generator: torch.Generator | None,
     alpha: float = 1.0,
-) -> Tuples:
-    """The tuple term that the arguments of a loss describe; raises for what does not go together."""
+) -> Tuples | None:
+    """The tuple term that the arguments of a loss describe; raises for what does not go together.
+
+    With ``alpha=0`` the arguments are checked, nothing is drawn, and there is no term.
+    """
     first = embeddings[0]
     size, count = len(first), len(embeddings)
     resolved = resolve_similarity(operation, similarity)
@@ -72,12 +75,14 @@ def choose_tuples(
                     "Leave `num_negatives` out.",
                 )
             )
-        return Tuples(resolved, IndexCells(negatives), anchor, alpha)
+        return Tuples(resolved, IndexCells(negatives), anchor, alpha) if alpha > 0 else None
     check_choice(operation, "negatives", negatives, SCHEMES)
     if negatives == "all":
         _check_all(operation, count, resolved, num_negatives)
-        return Tuples(resolved, None, anchor, alpha)
+        return Tuples(resolved, None, anchor, alpha) if alpha > 0 else None
     check_counts(operation, size, count, num_negatives, negatives)
+    if alpha == 0:
+        return None
     return Tuples(resolved, _cells(negatives, size, count, num_negatives, generator, first.device), anchor, alpha)
 
 
@@ -93,7 +98,7 @@ def _check_all(operation: str, num_modalities: int, similarity: object, num_nega
     if num_modalities > 3 and not isinstance(similarity, MeanCosine):
         raise ValueError(
             three_beats(
-                f"`{operation}` has negatives='all' for up to three modalities, and for any number with the mean cosine",
+                f"`{operation}` has negatives='all' for up to three modalities, for any number with the mean cosine",
                 f"{num_modalities} modalities",
                 "Use similarity='mean_cosine', or a sampled scheme.",
             )

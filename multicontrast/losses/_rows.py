@@ -38,7 +38,11 @@ def unit_rows_with_inverse(x: Tensor) -> tuple[Tensor, Tensor]:
     return unit, inverse
 
 
-def unit_rows_backward_(grad_unit: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+def radial_parts(grad_unit: Tensor, unit: Tensor) -> Tensor:
+    """The inner product of each gradient row with its unit row, ``(B, 1)``."""
+    return torch.linalg.vecdot(grad_unit, unit).unsqueeze(1)
+
+
+def unit_rows_backward_(grad_unit: Tensor, unit: Tensor, inverse: Tensor, radial: Tensor) -> Tensor:
     """The gradient by the rows from that by the unit rows, in place: project off the radial part, undo the scale."""
-    radial = torch.linalg.vecdot(grad_unit, unit).unsqueeze(1)
     return grad_unit.addcmul_(unit, radial, value=-1).mul_(inverse)

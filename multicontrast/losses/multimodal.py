@@ -74,9 +74,7 @@ def multimodal_infonce(
     operation = "multimodal_infonce"
     if isinstance(embeddings, Tensor) or not isinstance(embeddings, Sequence):
         raise TypeError(
-            three_beats(
-                f"`{operation}` needs a list or tuple of embeddings", describe(embeddings), "Pass [x, y, ...]."
-            )
+            three_beats(f"`{operation}` needs a list or tuple of embeddings", describe(embeddings), "Pass [x, y, ...].")
         )
     names = [f"embeddings[{m}]" for m in range(len(embeddings))]
     return tuple_infonce(

@@ -82,10 +82,8 @@ def trimodal_infonce(
     for name, value in (("symmetric", symmetric), ("normalize", normalize)):
         check_flag(operation, name, value)
     check_reduction(operation, reduction)
-    tuples = choose_tuples(
-        operation, embeddings, similarity, negatives, num_negatives, anchor, generator, float(alpha)
-    )
-    walk = Walk(3, chosen, symmetric, tuples if alpha > 0 else None, reduction)
+    tuples = choose_tuples(operation, embeddings, similarity, negatives, num_negatives, anchor, generator, float(alpha))
+    walk = Walk(3, chosen, symmetric, tuples, reduction)
     return walk_loss(embeddings, tau, walk, normalize)
 
 

@@ -22,7 +22,9 @@ def embeddings(count: int, size: int, dim: int = 6, seed: int = 0, scale: float 
     ]
 
 
-def assert_same(ours: Tensor, theirs: Tensor, inputs: list[Tensor], value: float = 1e-10, gradient: float = 1e-8) -> None:
+def assert_same(
+    ours: Tensor, theirs: Tensor, inputs: list[Tensor], value: float = 1e-10, gradient: float = 1e-8
+) -> None:
     """Values within ``value`` and, for a random cotangent, gradients within ``gradient``."""
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours, theirs, atol=value, rtol=value)

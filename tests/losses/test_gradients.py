@@ -1,0 +1,181 @@
+"""Derivatives of every order that is promised, and gradients that stay finite where others have NaN."""
+
+import math
+
+import pytest
+import torch
+
+import multicontrast as mc
+from tests.losses.test_values import SCHEMES, SIMILARITIES, embeddings
+
+
+def index(size: int, count: int = 3) -> torch.Tensor:
+    return mc.sample_tuples(size, count, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("similarity", ["eigenvalue", "mean_cosine"])
+@pytest.mark.parametrize("negatives", ["index", "tied", "all"])
+def test_first_and_second_derivatives(similarity, negatives):
+    inputs = [*embeddings(3, 4, dim=3), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)]
+    chosen = index(4) if negatives == "index" else negatives
+
+    def loss(*inputs):
+        return mc.trimodal_infonce(*inputs, similarity=similarity, negatives=chosen)
+
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+def test_pairwise_second_derivatives():
+    inputs = [*embeddings(2, 4, dim=3), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)]
+    assert torch.autograd.gradcheck(mc.pairwise_infonce, inputs)
+    assert torch.autograd.gradgradcheck(mc.pairwise_infonce, inputs)
+
+
+def test_the_gradient_may_be_taken_twice_from_one_graph():
+    inputs = embeddings(3, 5)
+    loss = mc.trimodal_infonce(*inputs, 0.2, negatives=index(5))
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    second = torch.autograd.grad(loss, inputs)
+    for f, s in zip(first, second):
+        assert torch.equal(f, s)
+
+
+def test_changing_an_input_before_the_backward_pass_is_noticed():
+    x, y = (x.detach() for x in embeddings(2, 4))
+    x.requires_grad_()
+    loss = mc.pairwise_infonce(x, y, 0.1, normalize=False)
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("negatives", [*SCHEMES, "all"])
+@pytest.mark.parametrize("case", ["all equal", "two equal", "opposite", "orthogonal", "zero row", "all zero"])
+def test_degenerate_batches_have_finite_gradients(case, negatives, similarity, dtype):
+    size, dim = 4, 12
+    x, y, z = (v.detach().to(dtype) for v in embeddings(3, size, dim))
+    if case == "all equal":
+        x = y = z = x[:1].expand(size, dim)
+    elif case == "two equal":
+        y = x
+    elif case == "opposite":
+        y, z = -x, -x
+    elif case == "orthogonal":
+        x, y, z = torch.eye(dim, dtype=dtype).view(3, size, dim)
+    elif case == "zero row":
+        y[1] = 0
+    else:
+        x, y, z = torch.zeros(3, size, dim, dtype=dtype)
+    inputs = [v.clone().requires_grad_() for v in (x, y, z)]
+    tau = torch.tensor(0.1, dtype=dtype, requires_grad=True)
+    for reduction in ("mean", "none"):
+        loss = mc.trimodal_infonce(*inputs, tau, similarity=similarity, negatives=negatives, reduction=reduction).sum()
+        assert math.isfinite(loss.item())
+        for grad in torch.autograd.grad(loss, [*inputs, tau]):
+            assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("exponent", [-30, -15, 15, 30])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_rows_of_any_scale(exponent, reduction):
+    """The loss does not see the scale of the rows, and the gradient is divided by it."""
+    inputs = [x.detach().float().requires_grad_() for x in embeddings(3, 6)]
+    scale = torch.tensor(2.0 ** (3.3 * exponent))
+    scaled = [(x.detach() * scale).requires_grad_() for x in inputs]
+    chosen = index(6)
+    plain = mc.trimodal_infonce(*inputs, 0.2, negatives=chosen, reduction=reduction).sum()
+    moved = mc.trimodal_infonce(*scaled, 0.2, negatives=chosen, reduction=reduction).sum()
+    torch.testing.assert_close(moved, plain)
+    for g, e in zip(torch.autograd.grad(moved, scaled), torch.autograd.grad(plain, inputs)):
+        torch.testing.assert_close(g * scale, e, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("negatives", [*SCHEMES, "all"])
+def test_non_finite_input_gives_nan_and_never_a_number(negatives, reduction, value):
+    inputs = [x.detach().float() for x in embeddings(3, 5)]
+    inputs[1][2, 3] = value
+    for similarity in SIMILARITIES:
+        loss = mc.trimodal_infonce(*inputs, 0.2, similarity=similarity, negatives=negatives, reduction=reduction)
+        assert loss.isnan().any()
+        if reduction == "none":
+            assert loss[2].isnan()
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("negatives", [*SCHEMES, "all"])
+def test_one_sample_has_the_loss_zero(negatives, similarity):
+    inputs = embeddings(3, 1)
+    for reduction in ("mean", "sum", "none"):
+        loss = mc.triplet_infonce(*inputs, 0.1, negatives=negatives, similarity=similarity, reduction=reduction)
+        assert loss.sum().item() == 0
+        for grad in torch.autograd.grad(loss.sum(), inputs):
+            assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_transforms_of_torch_func():
+    """vmap over batches, grad and jvp agree with ordinary autograd."""
+    stacked = torch.stack([torch.stack(embeddings(3, 4, seed=s)).detach() for s in range(3)])
+    chosen = index(4)
+
+    def loss(xs):
+        return mc.trimodal_infonce(*xs.unbind(0), 0.2, negatives=chosen)
+
+    one_by_one = torch.stack([loss(xs) for xs in stacked])
+    torch.testing.assert_close(torch.func.vmap(loss)(stacked), one_by_one)
+    leaf = stacked[0].clone().requires_grad_()
+    expected = torch.autograd.grad(loss(leaf), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(loss)(stacked[0]), expected)
+    tangent = torch.randn_like(leaf)
+    _, slope = torch.func.jvp(loss, (stacked[0],), (tangent,))
+    torch.testing.assert_close(slope, (expected * tangent).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    inputs = [x.detach().to(dtype).requires_grad_() for x in embeddings(3, 6)]
+    wide = [x.detach().float().requires_grad_() for x in inputs]
+    chosen = index(6)
+    loss = mc.trimodal_infonce(*inputs, 0.1, negatives=chosen)
+    expected = mc.trimodal_infonce(*wide, 0.1, negatives=chosen)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+    for g, e in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, wide)):
+        assert g.dtype == dtype
+        torch.testing.assert_close(g, e.to(dtype))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast_changes_nothing(reduction):
+    inputs = [x.detach().float().requires_grad_() for x in embeddings(3, 6)]
+    chosen = index(6)
+    expected = mc.trimodal_infonce(*inputs, 0.1, negatives=chosen, reduction=reduction)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = mc.trimodal_infonce(*inputs, 0.1, negatives=chosen, reduction=reduction)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+
+
+def test_mixed_types_are_promoted():
+    x, y = (x.detach() for x in embeddings(2, 4))
+    assert mc.pairwise_infonce(x.float(), y, 0.1).dtype == torch.float64
+    assert mc.pairwise_infonce(x.half(), y.bfloat16(), 0.1).dtype == torch.float32
+
+
+def test_a_user_similarity_is_one_function():
+    def cube_of_the_first(cosines):
+        return cosines[0] ** 3
+
+    inputs = embeddings(3, 5)
+    for negatives in (index(5), "tied", "all"):
+        fused = mc.triplet_infonce(*inputs, 0.3, similarity=cube_of_the_first, negatives=negatives)
+        rows = mc.triplet_infonce(*inputs, 0.3, similarity=cube_of_the_first, negatives=negatives, reduction="none")
+        torch.testing.assert_close(fused, rows.mean())
+        first = torch.autograd.grad(fused, inputs, materialize_grads=True)
+        second = torch.autograd.grad(rows.mean(), inputs, materialize_grads=True)
+        for f, p in zip(first, second):
+            torch.testing.assert_close(f, p)

@@ -1,0 +1,124 @@
+"""The modules are thin: their options are the function's, and they own or share a temperature."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import multicontrast as mc
+
+PAIRED = [
+    (mc.PairwiseInfoNCE, mc.pairwise_infonce, 2),
+    (mc.TripletInfoNCE, mc.triplet_infonce, 3),
+    (mc.TrimodalInfoNCE, mc.trimodal_infonce, 3),
+    (mc.MultimodalInfoNCE, mc.multimodal_infonce, 4),
+]
+
+
+def call(module, count, size=5, **options):
+    xs = torch.randn(count, size, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    return module(xs, **options) if isinstance(module, mc.MultimodalInfoNCE) else module(*xs, **options)
+
+
+@pytest.mark.parametrize(("module", "function", "count"), PAIRED)
+def test_the_signatures_hold_together(module, function, count):
+    options = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    stored = {
+        name: parameter.default
+        for name, parameter in inspect.signature(module).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert stored == options
+
+
+@pytest.mark.parametrize(("module", "function", "count"), PAIRED)
+def test_the_module_calls_the_function_with_its_options(module, function, count):
+    xs = torch.randn(count, 5, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    arguments = (xs,) if function is mc.multimodal_infonce else xs
+    options = {"reduction": "sum"}
+    if function is not mc.pairwise_infonce:
+        options |= {"similarity": "mean_cosine", "negatives": "tied"}
+    expected = function(*arguments, 0.3, **options)
+    torch.testing.assert_close(module(0.3, **options)(*arguments), expected)
+    if function is not mc.pairwise_infonce:
+        index = mc.sample_tuples(5, count, num_negatives=2, generator=torch.Generator().manual_seed(0))
+        given = call(module(0.3, num_negatives=4), count, negatives=index)
+        torch.testing.assert_close(given, function(*arguments, 0.3, negatives=index))
+
+
+@pytest.mark.parametrize(("module", "function", "count"), PAIRED)
+def test_the_temperature_learns_and_can_be_shared(module, function, count):
+    shared = mc.Temperature(0.2, min=0.1)
+    first, second = module(shared), module(shared)
+    assert list(first.parameters()) == list(second.parameters()) == list(shared.parameters())
+    call(first, count).backward()
+    assert shared.log_tau.grad.abs() > 0
+    own = module(0.2)
+    assert own.temperature.log_tau is not shared.log_tau
+    assert math.isclose(own.temperature().item(), 0.2, rel_tol=1e-6)
+    with pytest.raises(TypeError, match=r"`temperature` to be a number or a `Temperature`; got '0.1'"):
+        module("0.1")
+
+
+def test_the_state_dict_holds_the_log():
+    loss = mc.TripletInfoNCE(0.25)
+    assert list(loss.state_dict()) == ["temperature.log_tau"]
+    other = mc.TripletInfoNCE(0.07)
+    other.load_state_dict(loss.state_dict())
+    assert other.temperature().item() == loss.temperature().item()
+    assert loss.state_dict()["temperature.log_tau"].dtype == torch.float32
+
+
+@given(st.lists(st.floats(2**-10, 2**10, width=32), min_size=3, max_size=3), st.floats(-20, 20))
+def test_the_temperature_stays_inside_its_bounds(values, pushed):
+    low, init, high = sorted(values)
+    temperature = mc.Temperature(init, min=low, max=high)
+    with torch.no_grad():
+        temperature.log_tau.add_(pushed)
+    tau = temperature()
+    assert low <= tau.item() <= high
+    tau.backward()
+    assert temperature.log_tau.grad.item() > 0
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_a_gradient_that_points_back_inside_moves_off_the_bound(optimizer):
+    temperature = mc.Temperature(0.2, min=0.2)
+    step = optimizer(temperature.parameters(), lr=0.01)
+    for sign in (1, 1, 1, -1, -1, -1):  # three steps against the bound, then three off it
+        step.zero_grad()
+        (sign * temperature()).backward()
+        step.step()
+        assert temperature().item() >= 0.2
+    if optimizer is torch.optim.SGD:
+        assert temperature().item() > 0.2
+
+
+def test_a_fixed_temperature_is_a_buffer():
+    temperature = mc.Temperature(0.07, learnable=False)
+    assert not list(temperature.parameters())
+    assert not temperature().requires_grad
+    assert list(temperature.state_dict()) == ["log_tau"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"init": 0}, ValueError, "`init` to be positive and finite; got 0"),
+        ({"init": "a"}, TypeError, "`init` to be a number; got 'a'"),
+        ({"init": 0.1, "min": -1}, ValueError, "`min` to be positive and finite; got -1"),
+        ({"init": 0.1, "max": float("inf")}, ValueError, "`max` to be positive and finite; got inf"),
+        ({"init": 0.1, "min": 0.2}, ValueError, "`min` <= `init` <= `max`"),
+        ({"init": 0.1, "max": 0.05}, ValueError, "`min` <= `init` <= `max`"),
+    ],
+)
+def test_impossible_temperatures(arguments, error, words):
+    with pytest.raises(error, match=words):
+        mc.Temperature(**arguments)
