@@ -1,0 +1,88 @@
+"""Where a kernel test runs: in the interpreter, as compiled code for three architectures, on a GPU.
+
+A test marked ``@on(...)`` is an ordinary test function; its body runs in a process of its own kind, since Triton
+decides at import whether kernels are interpreted, and a driver that runs compiled code on the CPU is no guest for other
+tests.
+There is one such process per kind, started when first needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+COMPILED = ("sm_80", "sm_90", "sm_100")  # the compiled PTX runs on the CPU
+EVERYWHERE = ("interpreter", *COMPILED, "gpu")
+_KIND = "MULTICONTRAST_TEST_EXECUTOR"
+
+
+def on(*kinds: str) -> Callable:
+    """Runs the decorated test once on each of ``kinds``; other parametrisation is left to pytest."""
+
+    def decorate(function: Callable) -> Callable:
+        if _KIND in os.environ:  # in the process that runs the body
+            return function
+
+        @functools.wraps(function)
+        def send(executor: str, **arguments: object) -> None:
+            module = inspect.getmodule(function)
+            _process(executor).submit(_run, module.__name__, function.__name__, arguments).result()
+
+        signature = inspect.signature(function)
+        first = inspect.Parameter("executor", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        send.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
+        del send.__wrapped__  # or pytest would look through it
+        marked = [pytest.param(kind, marks=pytest.mark.gpu) if kind == "gpu" else kind for kind in kinds]
+        return pytest.mark.parametrize("executor", marked)(send)
+
+    return decorate
+
+
+def device() -> str:
+    """Where the tensors of a test live."""
+    return "cuda" if os.environ[_KIND] == "gpu" else "cpu"
+
+
+def kind() -> str:
+    """Which executor runs this test."""
+    return os.environ[_KIND]
+
+
+def emulated(**options: object) -> None:
+    """Sets the emulator's options, such as ``noise``, for the launches that follow; nothing to set elsewhere."""
+    if kind().startswith("sm_"):
+        from ptx import driver
+
+        driver.install(kind().replace("sm_", "cuda:"), **options)
+
+
+@functools.cache
+def _process(kind: str) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(kind,))
+
+
+def _prepare(kind: str) -> None:
+    os.environ[_KIND] = kind
+    os.environ["MULTICONTRAST_BACKEND"] = "triton"
+    if kind == "interpreter":
+        os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _run(module: str, name: str, arguments: dict) -> None:
+    import importlib
+
+    import torch
+
+    torch.manual_seed(0)
+    emulated()
+    test = getattr(importlib.import_module(module), name)
+    test(**arguments)
