@@ -101,6 +101,15 @@ def test_the_snippet_of_the_readme_is_six_lines_and_trains() -> None:
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
+def test_the_readme_holds_the_two_commands_that_ci_reads_from_it() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    commands = [line for line in lines if line.startswith("python3 -m venv .venv && ")]
+    assert commands == [
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[unihpe]' && .venv/bin/unihpe demo",
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/pytest",
+    ]
+
+
 # --- links ----------------------------------------------------------------------------------------------------
 
 
