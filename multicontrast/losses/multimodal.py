@@ -27,6 +27,7 @@ def multimodal_infonce(
     generator: torch.Generator | None = None,
     reduction: str = "mean",
     normalize: bool = True,
+    tiled: bool | None = None,
 ) -> Tensor:
     r"""InfoNCE over whole tuples of N modalities: row ``i`` of every embedding is one positive tuple.
 
@@ -53,6 +54,8 @@ def multimodal_infonce(
         generator: source of the drawn tuples, on the CPU; torch's global one by default.
         reduction: ``"mean"`` over the anchors, ``"sum"``, or ``"none"`` for ``(B,)``.
         normalize: False promises rows of length one.
+        tiled: compute in tiles and never hold a ``(B, B)`` tensor; ``None`` does so for more than 8192 samples, but not
+            for ``negatives="all"``, which needs its Gram blocks. First derivatives only for the pairs.
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has no negatives and the loss 0.
@@ -67,7 +70,7 @@ def multimodal_infonce(
     Example:
         >>> import torch
         >>> rows = torch.eye(4)
-        >>> loss = multimodal_infonce([rows, rows, rows, rows], 0.1, negatives="tied")
+        >>> loss = multimodal_infonce([rows, rows, rows, rows], 0.05, negatives="tied")
         >>> loss.item() < 1e-6
         True
     """
@@ -78,7 +81,18 @@ def multimodal_infonce(
         )
     names = [f"embeddings[{m}]" for m in range(len(embeddings))]
     return tuple_infonce(
-        operation, names, embeddings, tau, similarity, negatives, num_negatives, anchor, generator, reduction, normalize
+        operation,
+        names,
+        embeddings,
+        tau,
+        similarity,
+        negatives,
+        num_negatives,
+        anchor,
+        generator,
+        reduction,
+        normalize,
+        tiled,
     )
 
 
@@ -94,6 +108,7 @@ def tuple_infonce(
     generator: torch.Generator | None,
     reduction: str,
     normalize: bool,
+    tiled: bool | None,
 ) -> Tensor:
     """:func:`multimodal_infonce` under the name of the function that was called."""
     if not 2 <= len(embeddings) <= MAX_MODALITIES:
@@ -109,7 +124,7 @@ def tuple_infonce(
     listed = list(embeddings)
     tuples = choose_tuples(operation, listed, similarity, negatives, num_negatives, anchor, generator)
     walk = Walk(len(listed), tuples=tuples, reduction=reduction)
-    return walk_loss(listed, tau, walk, normalize)
+    return walk_loss(operation, listed, tau, walk, normalize=normalize, tiled=tiled)
 
 
 class MultimodalInfoNCE(nn.Module):
@@ -118,7 +133,7 @@ class MultimodalInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        similarity, negatives, num_negatives, anchor, generator, reduction, normalize: as for the function.
+        similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: as for the function.
     """
 
     def __init__(
@@ -132,11 +147,13 @@ class MultimodalInfoNCE(nn.Module):
         generator: torch.Generator | None = None,
         reduction: str = "mean",
         normalize: bool = True,
+        tiled: bool | None = None,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature(type(self).__name__, temperature)
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
-        self.anchor, self.generator, self.reduction, self.normalize = anchor, generator, reduction, normalize
+        self.anchor, self.generator = anchor, generator
+        self.reduction, self.normalize, self.tiled = reduction, normalize, tiled
 
     def forward(self, embeddings: Sequence[Tensor], *, negatives: Tensor | None = None) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives."""
@@ -150,4 +167,5 @@ class MultimodalInfoNCE(nn.Module):
             generator=self.generator,
             reduction=self.reduction,
             normalize=self.normalize,
+            tiled=self.tiled,
         )
