@@ -19,6 +19,8 @@ scheme           negative ``k`` of anchor ``i``, for three modalities           
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -80,9 +82,14 @@ def sample_tuples(
     planes[0] = rows[:, None]
     planes[:, :, 0] = rows
     if count > 0:
-        candidates = _draw(scheme, batch_size, num_modalities, count, exclude_positive, generator)
-        for modality, candidate in enumerate(candidates, start=1):
-            planes[modality, :, 1:] = candidate
+        if scheme == "permutation":
+            drawn = draw_permutations(batch_size, num_modalities, count, exclude_positive, generator)
+            for plane, permutations in zip(planes[1:, :, 1:], drawn):
+                _copy_transposed(plane, permutations)
+        else:
+            candidates = _draw(scheme, batch_size, num_modalities, count, exclude_positive, generator)
+            for plane, candidate in zip(planes[1:, :, 1:], candidates):
+                plane.copy_(candidate)
     return planes.permute(1, 2, 0).to(device)
 
 
@@ -137,10 +144,8 @@ def check_counts(
 def _draw(
     scheme: str, size: int, num_modalities: int, count: int, exclude: bool, generator: torch.Generator | None
 ) -> list[Tensor]:
-    """The candidates of each modality but the first, ``(B, K)`` each (or broadcastable to it)."""
+    """The candidates of each modality but the first, broadcastable to ``(B, K)``; not for ``permutation``."""
     rows = torch.arange(size)
-    if scheme == "permutation":
-        return [p.mT for p in draw_permutations(size, num_modalities, count, exclude, generator)]
     if scheme == "shared" and num_modalities > 2:
         return list(draw_shared(size, num_modalities, exclude, generator)[:, :count])
     if scheme == "shared":
@@ -203,19 +208,20 @@ def draw_cyclic(
 def _random_permutations(shape: tuple[int, ...], size: int, generator: torch.Generator | None) -> Tensor:
     """Independent uniform permutations ``(*shape, size)``.
 
-    Random keys that carry their position in the low bits are sorted by value; sorting values is several times faster
-    than an argsort or a call of ``torch.randperm`` for each. Two of the high parts agree with probability about
-    ``size**2 / 2**(63 - bits)``, which no one will see.
+    Random keys that carry their position in the low bits are sorted by value: several times faster than an argsort, or
+    than a call of ``torch.randperm`` for each. The keys come from a NumPy bit generator, whose stream is the same in
+    every version, seeded by one draw from ``generator``. Two of their high parts agree with probability about
+    ``size**2 / 2**(64 - bits)``, which no one will see.
     """
+    seed = int(torch.randint(2**63 - 1, (1,), generator=generator))
     bits = max(1, (size - 1).bit_length())
-    keys = torch.empty(*shape, size, dtype=torch.int64).random_(generator=generator)
-    sortable = keys.numpy()
-    sortable >>= bits
-    sortable <<= bits
-    sortable |= np.arange(size)
-    sortable.sort(axis=-1)
-    sortable &= (1 << bits) - 1
-    return keys
+    keys = np.random.SFC64(seed).random_raw(math.prod(shape) * size).reshape(*shape, size)
+    keys >>= np.uint64(bits)
+    keys <<= np.uint64(bits)
+    keys |= np.arange(size, dtype=np.uint64)
+    keys.sort(axis=-1)
+    keys &= np.uint64((1 << bits) - 1)
+    return torch.from_numpy(keys.view(np.int64))
 
 
 def _part_from_positive(permutations: Tensor) -> None:
@@ -227,10 +233,18 @@ def _part_from_positive(permutations: Tensor) -> None:
     size = permutations.shape[-1]
     if size == 1:
         return
-    rows = torch.arange(size)
-    bad = (permutations == rows).all(0)  # (K, B)
-    for k in bad.any(1).nonzero().flatten().tolist():
-        where = bad[k].nonzero().flatten()
+    # About one entry of a permutation stays in its place, so the other modalities are only looked at there.
+    columns, entries = (permutations[0] == torch.arange(size)).nonzero(as_tuple=True)
+    offending = (permutations[1:, columns, entries] == entries).all(0)
+    columns, entries = columns[offending], entries[offending]
+    for k in columns.unique().tolist():
+        where = entries[columns == k]
         if len(where) == 1:
             where = torch.cat((where, (where + 1) % size))
         permutations[-1, k, where] = permutations[-1, k, where.roll(1)]
+
+
+def _copy_transposed(target: Tensor, source: Tensor) -> None:
+    """``target[i, k] = source[k, i]``, some columns at a time, which keeps the lines of the target in cache."""
+    for start in range(0, source.shape[0], 32):
+        target[:, start : start + 32] = source[start : start + 32].mT

@@ -10,6 +10,7 @@ from multicontrast.losses._arguments import check_index, values_are_free
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
 from multicontrast.losses._dense import dense_loss
 from multicontrast.losses._plain import plain_loss
+from multicontrast.losses._tiled import ALWAYS_ABOVE, check_tiled, tiled_loss
 from multicontrast.losses._walk import Tuples, Walk
 from multicontrast.negatives import SCHEMES, check_counts, draw_cyclic, draw_shared, sample_tuples
 from multicontrast.similarity import MeanCosine, Multilinear, Similarity, resolve_similarity
@@ -128,14 +129,28 @@ def _cells(
     return IndexCells(index)
 
 
-def walk_loss(embeddings: list[Tensor], tau: float | Tensor, walk: Walk, normalize: bool) -> Tensor:
+def walk_loss(
+    operation: str,
+    embeddings: list[Tensor],
+    tau: float | Tensor,
+    walk: Walk,
+    *,
+    normalize: bool,
+    tiled: bool | None,
+) -> Tensor:
     """The loss of a walk, in float32 at least, whatever autocast says."""
+    check_tiled(operation, tiled, walk.tuples)
+    every_tuple = walk.tuples is not None and walk.tuples.cells is None
+    if tiled is None:
+        tiled = len(embeddings[0]) > ALWAYS_ABOVE and not every_tuple
     dtype = compute_dtype(*embeddings)
     device = embeddings[0].device
     with torch.autocast(device.type, enabled=False):
         xs = [x.to(dtype) for x in embeddings]
         # A number stays on the CPU, where a 0-dim tensor joins any device without a copy that waits.
         tau = tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=dtype)
+        if tiled:
+            return tiled_loss(xs, tau, walk, normalize)
         if _is_dense(xs, tau, walk):
             return dense_loss(xs, tau, walk, normalize)
         return plain_loss(xs, tau, walk, normalize)

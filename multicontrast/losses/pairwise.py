@@ -19,6 +19,7 @@ def pairwise_infonce(
     symmetric: bool = True,
     reduction: str = "mean",
     normalize: bool = True,
+    tiled: bool | None = None,
 ) -> Tensor:
     r"""InfoNCE between two modalities: row ``i`` of ``x`` matches row ``i`` of ``y``, all other rows are negatives.
 
@@ -33,6 +34,8 @@ def pairwise_infonce(
         symmetric: the mean of both directions; False takes only ``x`` as anchors.
         reduction: ``"mean"`` over the batch, ``"sum"``, or ``"none"`` for ``(B,)``.
         normalize: False promises rows of length one.
+        tiled: compute in tiles and never hold a ``(B, B)`` tensor, at the cost of one more product in the backward
+            pass; ``None`` does so for more than 8192 samples. First derivatives only.
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has the loss 0.
@@ -56,7 +59,7 @@ def pairwise_infonce(
     check_flag(operation, "normalize", normalize)
     check_reduction(operation, reduction)
     walk = Walk(2, pairs=((0, 1),), symmetric=symmetric, reduction=reduction)
-    return walk_loss([x, y], tau, walk, normalize)
+    return walk_loss(operation, [x, y], tau, walk, normalize=normalize, tiled=tiled)
 
 
 class PairwiseInfoNCE(nn.Module):
@@ -65,7 +68,7 @@ class PairwiseInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        symmetric, reduction, normalize: as for the function.
+        symmetric, reduction, normalize, tiled: as for the function.
 
     Example:
         >>> import torch
@@ -81,13 +84,21 @@ class PairwiseInfoNCE(nn.Module):
         symmetric: bool = True,
         reduction: str = "mean",
         normalize: bool = True,
+        tiled: bool | None = None,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("PairwiseInfoNCE", temperature)
-        self.symmetric, self.reduction, self.normalize = symmetric, reduction, normalize
+        self.symmetric, self.reduction = symmetric, reduction
+        self.normalize, self.tiled = normalize, tiled
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch."""
         return pairwise_infonce(
-            x, y, self.temperature(), symmetric=self.symmetric, reduction=self.reduction, normalize=self.normalize
+            x,
+            y,
+            self.temperature(),
+            symmetric=self.symmetric,
+            reduction=self.reduction,
+            normalize=self.normalize,
+            tiled=self.tiled,
         )

@@ -41,6 +41,7 @@ def trimodal_infonce(
     generator: torch.Generator | None = None,
     reduction: str = "mean",
     normalize: bool = True,
+    tiled: bool | None = None,
 ) -> Tensor:
     r"""UniHPE's contrastive loss, eq. (4): :math:`\mathcal{L}_{pair} + \alpha \mathcal{L}_{triplet}`.
 
@@ -54,7 +55,7 @@ def trimodal_infonce(
         pairs: the pairs of modalities to align; the paper's stage 2, whose pose encoders are frozen, has
             ``((0, 1), (0, 2))``.
         symmetric: whether each pair is the mean of both directions, or only has its first modality as anchor.
-        similarity, negatives, num_negatives, anchor, generator, reduction, normalize: of the triplet term; see
+        similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: of the triplet term; see
             :func:`multicontrast.multimodal_infonce`.
 
     Returns:
@@ -84,7 +85,7 @@ def trimodal_infonce(
     check_reduction(operation, reduction)
     tuples = choose_tuples(operation, embeddings, similarity, negatives, num_negatives, anchor, generator, float(alpha))
     walk = Walk(3, chosen, symmetric, tuples, reduction)
-    return walk_loss(embeddings, tau, walk, normalize)
+    return walk_loss(operation, embeddings, tau, walk, normalize=normalize, tiled=tiled)
 
 
 class TrimodalInfoNCE(nn.Module):
@@ -93,8 +94,8 @@ class TrimodalInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor, generator, reduction, normalize: as for
-            the function.
+        alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor, generator, reduction, normalize,
+            tiled: as for the function.
     """
 
     def __init__(
@@ -111,12 +112,14 @@ class TrimodalInfoNCE(nn.Module):
         generator: torch.Generator | None = None,
         reduction: str = "mean",
         normalize: bool = True,
+        tiled: bool | None = None,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("TrimodalInfoNCE", temperature)
         self.alpha, self.pairs, self.symmetric = alpha, pairs, symmetric
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
-        self.anchor, self.generator, self.reduction, self.normalize = anchor, generator, reduction, normalize
+        self.anchor, self.generator = anchor, generator
+        self.reduction, self.normalize, self.tiled = reduction, normalize, tiled
 
     def forward(self, x_img: Tensor, x_2d: Tensor, x_3d: Tensor, *, negatives: Tensor | None = None) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives."""
@@ -135,4 +138,5 @@ class TrimodalInfoNCE(nn.Module):
             generator=self.generator,
             reduction=self.reduction,
             normalize=self.normalize,
+            tiled=self.tiled,
         )

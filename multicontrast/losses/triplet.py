@@ -26,6 +26,7 @@ def triplet_infonce(
     generator: torch.Generator | None = None,
     reduction: str = "mean",
     normalize: bool = True,
+    tiled: bool | None = None,
 ) -> Tensor:
     r"""InfoNCE over triplets, one sample in three modalities: image, 2D pose and 3D pose, or any other three.
 
@@ -41,7 +42,7 @@ def triplet_infonce(
     Args:
         x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
         tau: temperature, a positive number or 0-dim tensor; it divides.
-        similarity, negatives, num_negatives, anchor, generator, reduction, normalize: see
+        similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: see
             :func:`multicontrast.multimodal_infonce`. The defaults are the paper's loss, but that the positive is kept
             out of the negatives; ``negatives="all"`` is its exact form, with ``B^2`` triplets in each denominator
             (``anchor=0``) or the ``3 B^2 - 3 B + 1`` that hold any embedding of the anchor (``anchor="any"``).
@@ -74,6 +75,7 @@ def triplet_infonce(
         generator,
         reduction,
         normalize,
+        tiled,
     )
 
 
@@ -83,7 +85,7 @@ class TripletInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        similarity, negatives, num_negatives, anchor, generator, reduction, normalize: as for the function.
+        similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: as for the function.
     """
 
     def __init__(
@@ -97,11 +99,13 @@ class TripletInfoNCE(nn.Module):
         generator: torch.Generator | None = None,
         reduction: str = "mean",
         normalize: bool = True,
+        tiled: bool | None = None,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("TripletInfoNCE", temperature)
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
-        self.anchor, self.generator, self.reduction, self.normalize = anchor, generator, reduction, normalize
+        self.anchor, self.generator = anchor, generator
+        self.reduction, self.normalize, self.tiled = reduction, normalize, tiled
 
     def forward(self, x_img: Tensor, x_2d: Tensor, x_3d: Tensor, *, negatives: Tensor | None = None) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives."""
@@ -117,4 +121,5 @@ class TripletInfoNCE(nn.Module):
             generator=self.generator,
             reduction=self.reduction,
             normalize=self.normalize,
+            tiled=self.tiled,
         )

@@ -1,0 +1,200 @@
+r"""Eq. (3) over sampled triplets as Triton kernels: gather, eigenvalue, softmax, and back.
+
+Row ``i`` compares the triplets ``index[i]``, whose first is the positive. With ``x = lambda_max - 1`` of a triplet's
+three cosines and :math:`z_k = (x_k - x_0) / \tau`,
+
+.. math:: \ell_i = \log \sum_k e^{z_k}, \qquad
+          \partial \ell_i / \partial x_k = (e^{z_k - \ell_i} - [k = 0]) / \tau, \qquad
+          \partial \ell_i / \partial \tau = - \sum_k e^{z_k - \ell_i} z_k / \tau.
+
+Nothing of size (rows, tuples) is stored: the backward pass computes the eigenvalues again. Equations:
+``docs/math/h-cubic.md``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from multicontrast._launch_triton import Tuning, config, launch
+from multicontrast.linalg._gram3_triton import eigmax_excess_of, eigmax_with_gradient_of
+
+# One row for each program: enough of them for any device, and each reads its index once, in order.
+_FORWARD = Tuning(
+    default=config(num_warps=4, BLOCK=256),
+    candidates=[config(num_warps=w, BLOCK=b) for w, b in ((2, 128), (4, 256), (4, 512), (8, 1024))],
+)
+_BACKWARD = Tuning(
+    default=config(num_warps=4, BLOCK=128),
+    candidates=[config(num_warps=w, BLOCK=b) for w, b in ((2, 64), (4, 128), (4, 256), (8, 512))],
+)
+
+
+@triton.jit
+def _gather(
+    a_ptr, b_ptr, c_ptr, index_ptr,
+    a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
+    size0, size1, size2, offsets, inside,
+):  # fmt: skip
+    """``(a, b, c, i, j, k)``: the tuples' members and cosines; a cosine is NaN where a member does not exist."""
+    i = tl.load(index_ptr + offsets * index_stride, mask=inside, other=0).to(tl.int64)
+    j = tl.load(index_ptr + offsets * index_stride + index_last_stride, mask=inside, other=0).to(tl.int64)
+    k = tl.load(index_ptr + offsets * index_stride + 2 * index_last_stride, mask=inside, other=0).to(tl.int64)
+    exists = (i >= 0) & (i < size0) & (j >= 0) & (j < size1) & (k >= 0) & (k < size2)
+    read = inside & exists
+    a = tl.load(a_ptr + i * a_stride0 + j * a_stride1, mask=read, other=0.0)
+    b = tl.load(b_ptr + i * b_stride0 + k * b_stride1, mask=read, other=0.0)
+    c = tl.load(c_ptr + j * c_stride0 + k * c_stride1, mask=read, other=0.0)
+    return tl.where(exists, a, float("nan")), b, c, i, j, k
+
+
+@triton.jit
+def _forward_kernel(
+    a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, lse_ptr, loss_ptr,
+    a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1,
+    index_row_stride, index_stride, index_last_stride, size0, size1, size2, count,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    index_ptr += row * index_row_stride
+    tau = tl.load(tau_ptr)
+    first = tl.zeros((1,), tl.int64)
+    a, b, c, _i, _j, _k = _gather(
+        a_ptr, b_ptr, c_ptr, index_ptr,
+        a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
+        size0, size1, size2, first, first == 0,
+    )  # fmt: skip
+    positive = tl.sum(eigmax_excess_of(a, b, c), 0)
+    # The positive's own z is 0, so the maximum is at least 0 and every lane may start from it.
+    highest = tl.zeros((BLOCK,), a.dtype)
+    total = tl.zeros((BLOCK,), a.dtype)
+    for start in range(0, count, BLOCK):
+        columns = start + tl.arange(0, BLOCK).to(tl.int64)  # (BLOCK,)
+        inside = columns < count
+        a, b, c, _i, _j, _k = _gather(
+            a_ptr, b_ptr, c_ptr, index_ptr,
+            a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
+            size0, size1, size2, columns, inside,
+        )  # fmt: skip
+        z = (eigmax_excess_of(a, b, c) - positive) / tau
+        z = tl.where(inside, z, -float("inf"))
+        higher = tl.maximum(highest, z)
+        total = total * tl.exp(highest - higher) + tl.exp(z - higher)
+        highest = higher
+    maximum = tl.max(highest, 0)
+    loss = maximum + tl.log(tl.sum(total * tl.exp(highest - maximum), 0))
+    tl.store(loss_ptr + row, loss)
+    tl.store(lse_ptr + row, loss + (1 + positive) / tau)
+
+
+@triton.jit
+def _add(ptr, fixed_ptr, offsets, value, unit, mask, DETERMINISTIC: tl.constexpr):
+    """Adds ``value``; in whole multiples of ``unit``, whose sum no order of additions can change, if so asked."""
+    if DETERMINISTIC:
+        failed = value != value
+        tl.atomic_add(fixed_ptr + offsets, (value / unit).to(tl.int64), mask=mask & (failed == 0), sem="relaxed")
+        tl.atomic_add(ptr + offsets, value, mask=mask & failed, sem="relaxed")
+    else:
+        tl.atomic_add(ptr + offsets, value, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def _backward_kernel(
+    a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, loss_ptr, grad_ptr, unit_ptr,
+    da_ptr, db_ptr, dc_ptr, a_fixed_ptr, b_fixed_ptr, c_fixed_ptr, dtau_ptr,
+    a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1,
+    index_row_stride, index_stride, index_last_stride, grad_stride, size0, size1, size2, count,
+    DETERMINISTIC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    index_ptr += row * index_row_stride
+    tau = tl.load(tau_ptr)
+    loss = tl.load(loss_ptr + row)
+    grad = tl.load(grad_ptr + row * grad_stride)
+    unit = tl.load(unit_ptr)
+    first = tl.zeros((1,), tl.int64)
+    a, b, c, _i, _j, _k = _gather(
+        a_ptr, b_ptr, c_ptr, index_ptr,
+        a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
+        size0, size1, size2, first, first == 0,
+    )  # fmt: skip
+    positive = tl.sum(eigmax_excess_of(a, b, c), 0)
+    slope = tl.zeros((BLOCK,), a.dtype)
+    for start in range(0, count, BLOCK):
+        columns = start + tl.arange(0, BLOCK).to(tl.int64)  # (BLOCK,)
+        inside = columns < count
+        a, b, c, i, j, k = _gather(
+            a_ptr, b_ptr, c_ptr, index_ptr,
+            a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
+            size0, size1, size2, columns, inside,
+        )  # fmt: skip
+        x, ga, gb, gc = eigmax_with_gradient_of(a, b, c, False)
+        z = (x - positive) / tau
+        p = tl.exp(z - loss)
+        slope += tl.where(inside, p * z, 0)
+        weight = grad * (p - tl.where(columns == 0, 1, 0))
+        exists = inside & (i >= 0) & (i < size0) & (j >= 0) & (j < size1) & (k >= 0) & (k < size2)
+        _add(da_ptr, a_fixed_ptr, i * size1 + j, weight * ga, unit, exists, DETERMINISTIC)
+        _add(db_ptr, b_fixed_ptr, i * size2 + k, weight * gb, unit, exists, DETERMINISTIC)
+        _add(dc_ptr, c_fixed_ptr, j * size2 + k, weight * gc, unit, exists, DETERMINISTIC)
+    tl.store(dtau_ptr + row, -grad * tl.sum(slope, 0) / tau)
+
+
+def sampled_forward(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """``(logsumexp, loss)`` of each row, ``(R,)`` both; the loss is the logsumexp less the positive's logit.
+
+    Args:
+        a, b, c: the Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)`` of modalities 0, 1 and 2, of one type
+            (float32 or float64) and device, with any strides.
+        index: ``(R, 1 + K, 3)`` of an integer type, any strides; column 0 is the positive. A row with a member that
+            does not exist is NaN, and nothing is read for it.
+        tau: 0-dim tensor, on the same device. Divides ``lambda_max``.
+    """
+    rows, count, _ = index.shape
+    lse, loss = a.new_empty(rows), a.new_empty(rows)
+    if rows:
+        launch(
+            _forward_kernel, lambda _: (rows,), _FORWARD,
+            a, b, c, index, tau.to(a.dtype), lse, loss,
+            *a.stride(), *b.stride(), *c.stride(), *index.stride(), *a.shape, b.shape[1], count,
+            key=("count",),
+        )  # fmt: skip
+    return lse, loss
+
+
+def sampled_backward(
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor, deterministic: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``(grad * loss).sum()`` by the blocks and by tau: ``(da, db, dc, dtau)``.
+
+    Args:
+        a, b, c, index, tau: as :func:`sampled_forward` took them.
+        loss: what it returned second.
+        grad: ``(R,)``, any stride.
+        deterministic: the same bits in every run. Contributions are rounded to multiples of a unit of about
+            ``max|grad| * R * 2**-61`` and added as integers, which takes 8 more bytes for each entry of the blocks.
+    """
+    rows, count, _ = index.shape
+    blocks = (a, b, c)
+    grads = [torch.zeros(block.shape, dtype=block.dtype, device=block.device) for block in blocks]
+    dtau = a.new_empty(rows)
+    if not rows:
+        return grads[0], grads[1], grads[2], dtau.sum()
+    # One row adds at most 2 max|grad| to any entry, so sums stay below 2^62 units.
+    unit = torch.frexp(grad.abs().amax()).exponent.to(a.dtype).exp2() * 2.0 ** (math.ceil(math.log2(rows)) - 60)
+    fixed = [torch.zeros_like(block, dtype=torch.int64) for block in grads] if deterministic else grads
+    launch(
+        _backward_kernel, lambda _: (rows,), _BACKWARD,
+        a, b, c, index, tau.to(a.dtype), loss, grad, unit, *grads, *fixed, dtau,
+        *a.stride(), *b.stride(), *c.stride(), *index.stride(), grad.stride(0), *a.shape, b.shape[1], count,
+        DETERMINISTIC=deterministic,
+        key=("count",), zeroed=("da_ptr", "db_ptr", "dc_ptr", "a_fixed_ptr", "b_fixed_ptr", "c_fixed_ptr"),
+    )  # fmt: skip
+    if deterministic:
+        grads = [block.add_((whole * unit).to(a.dtype)) for block, whole in zip(grads, fixed)]
+    da, db, dc = (block.div_(tau) for block in grads)
+    return da, db, dc, dtau.sum()

@@ -1,0 +1,163 @@
+r"""The walk in tiles, for batches whose Gram blocks do not fit: no ``B x B`` tensor is ever held.
+
+Pairs: one pass of tiles accumulates the log-sums of rows and columns, a second recomputes each tile and multiplies its
+gradient out at once. Tuples: the anchors are taken some at a time, and each part is computed again in the backward
+pass. The numbers are those of the other roads to rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from multicontrast._checks import three_beats
+from multicontrast.losses._cells import Cells, GatheredCells, ListCells, pairs_of
+from multicontrast.losses._rows import unit_rows
+from multicontrast.losses._walk import Tuples, Walk
+from multicontrast.similarity import Multilinear
+
+ALWAYS_ABOVE = 8192  # samples: from here on three float32 Gram blocks take most of a gigabyte
+_TILE = 2048  # rows and columns: 16 MiB in float32, large enough for a matmul at full speed
+_CELLS = 1 << 20  # compared tuples at a time
+_GATHERED = 1 << 23  # entries of gathered rows at a time
+
+
+def check_tiled(operation: str, tiled: object, tuples: Tuples | None) -> None:
+    """Raise unless ``tiled`` is a bool or None that goes with the negatives."""
+    if tiled is not None and not isinstance(tiled, bool):
+        raise TypeError(
+            three_beats(f"`{operation}` needs `tiled` to be True, False or None", repr(tiled), "None decides by size.")
+        )
+    if tiled and tuples is not None and tuples.cells is None:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` streams negatives='all' over whole Gram blocks",
+                "tiled=True",
+                "Leave `tiled` out, or choose a sampled scheme.",
+            )
+        )
+
+
+def tiled_loss(embeddings: list[Tensor], tau: Tensor, walk: Walk, normalize: bool) -> Tensor:
+    """The walk's loss: 0-dim, or ``(B,)`` for ``reduction="none"``."""
+    units = [unit_rows(x) for x in embeddings] if normalize else list(embeddings)
+    tau = tau.to(units[0].dtype)
+    tau = torch.where(tau > 0, tau, torch.nan)
+    loss = units[0].new_zeros(len(units[0]))
+    for m, n in walk.pairs:
+        loss = loss + _TiledPair.apply(units[m], units[n], tau, walk.symmetric)
+    if walk.tuples is not None:
+        loss = loss + walk.tuples.alpha * tuple_rows(units, tau, walk.tuples)
+    if walk.reduction == "none":
+        return loss
+    return loss.sum() if walk.reduction == "sum" else loss.mean()
+
+
+def _bounds(size: int, step: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + step, size)) for start in range(0, size, step))
+
+
+class _TiledPair(torch.autograd.Function):
+    """Eq. (1) for each anchor, ``(B,)``; the mean of both directions if symmetric."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, tau: Tensor, symmetric: bool) -> Tensor:
+        rows = x.new_full((len(x),), -torch.inf)
+        columns = rows.clone()
+        for (i, j), (k, n) in itertools.product(list(_bounds(len(x), _TILE)), repeat=2):
+            logits = (x[i:j] @ y[k:n].mT).div_(tau)
+            rows[i:j] = torch.logaddexp(rows[i:j], torch.logsumexp(logits, 1))
+            if symmetric:
+                columns[k:n] = torch.logaddexp(columns[k:n], torch.logsumexp(logits, 0))
+        matched = torch.linalg.vecdot(x, y) / tau
+        ctx.symmetric = symmetric
+        ctx.save_for_backward(x, y, tau, rows, columns)
+        return (rows + columns) / 2 - matched if symmetric else rows - matched
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, tau, rows, columns = ctx.saved_tensors
+        share = grad / (2 * tau) if ctx.symmetric else grad / tau
+        by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)
+        for (i, j), (k, n) in itertools.product(list(_bounds(len(x), _TILE)), repeat=2):
+            logits = (x[i:j] @ y[k:n].mT).div_(tau)
+            weights = (logits - rows[i:j, None]).exp_().mul_(share[i:j, None])
+            if ctx.symmetric:
+                weights.add_(logits.sub_(columns[k:n]).exp_().mul_(share[k:n]))
+            by_x[i:j].addmm_(weights, y[k:n])
+            by_y[k:n].addmm_(weights.mT, x[i:j])
+        matched = (grad / tau)[:, None]
+        by_x.addcmul_(y, matched, value=-1)
+        by_y.addcmul_(x, matched, value=-1)
+        # d(loss)/d(tau) = -sum(gradient x cosine) / tau, and that sum is the one over x times its gradient.
+        by_tau = -torch.linalg.vecdot(by_x, x).sum() / tau if ctx.needs_input_grad[2] else None
+        return by_x, by_y, by_tau, None
+
+
+def tuple_rows(units: list[Tensor], tau: Tensor, tuples: Tuples) -> Tensor:
+    """Eq. (3) for each anchor, some anchors at a time."""
+    cells = tuples.cells
+    assert cells is not None
+    size, dim = units[0].shape
+    if isinstance(cells, ListCells):
+        step = max(1, _CELLS // cells.width)
+    else:
+        step = max(1, min(_CELLS // cells.width, _GATHERED // (cells.width * dim)))
+
+    def rows(start: int, stop: int, tau: Tensor, *units: Tensor) -> Tensor:
+        logits = _values(list(units), tuples, cells, start, stop) / tau
+        positive = cells.positive(start, stop)
+        matched = logits[:, 0] if isinstance(positive, int) else logits[torch.arange(stop - start), positive]
+        return torch.logsumexp(logits, 1) - matched
+
+    parts = [checkpoint(rows, start, stop, tau, *units, use_reentrant=False) for start, stop in _bounds(size, step)]
+    return torch.cat(parts)
+
+
+def _values(units: list[Tensor], tuples: Tuples, cells: Cells, start: int, stop: int) -> Tensor:
+    """The similarity ``(R, 1 + K)`` of the tuples of some anchors."""
+    if isinstance(cells, ListCells):
+        return _values_of_lists(units, tuples, cells, start, stop)
+    assert isinstance(cells, GatheredCells)
+    size = len(units[0])
+    planes = [cells.plane(m, start, stop) for m in range(len(units))]
+    valid = torch.stack([(plane >= 0) & (plane < size) for plane in planes]).all(0)
+    members = [unit[plane.clamp(0, size - 1)] for unit, plane in zip(units, planes)]  # (R, 1 + K, D) each
+    similarity = tuples.similarity
+    if isinstance(similarity, Multilinear):
+        values = similarity.of_rows(members)
+    else:
+        values = similarity([torch.linalg.vecdot(members[m], members[n]) for m, n in pairs_of(len(units))])
+    return torch.where(valid, values, torch.nan)
+
+
+def _values_of_lists(units: list[Tensor], tuples: Tuples, cells: ListCells, start: int, stop: int) -> Tensor:
+    """The same where all anchors meet the same candidates: matmuls, and nothing gathered for a cell."""
+    first, *others = units
+    if cells.orders is None:
+        lists = others
+    else:
+        lists = [unit.index_select(0, order[: cells.count]) for unit, order in zip(others, cells.orders)]
+    anchors = first[start:stop]
+    similarity = tuples.similarity
+    if isinstance(similarity, Multilinear):
+        values = anchors @ torch.stack(lists).prod(0).mT
+        positives = torch.stack([unit[start:stop] for unit in units]).prod(0).sum(1)
+        return values if cells.orders is None else torch.cat((positives[:, None], values), dim=1)
+    cosines = []
+    for m, n in pairs_of(len(units)):
+        if m == 0:
+            negatives = anchors @ lists[n - 1].mT
+        else:
+            negatives = torch.linalg.vecdot(lists[m - 1], lists[n - 1]).expand(stop - start, -1)
+        if cells.orders is not None:
+            own = torch.linalg.vecdot(units[m][start:stop], units[n][start:stop])
+            negatives = torch.cat((own[:, None], negatives), dim=1)
+        cosines.append(negatives)
+    return similarity(cosines)
