@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from multicontrast._checks import check_choice, check_floating, check_same_device, describe, three_beats
 
@@ -14,12 +15,14 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def values_are_free(tensor: Tensor) -> bool:
-    """Whether looking at the values of ``tensor`` costs nothing: on a CPU, in eager mode, outside transforms."""
+    """Whether looking at the values of ``tensor`` costs nothing: on a CPU, in eager mode, not under a transform, and
+    without a forward-mode derivative."""
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and type(tensor) in (Tensor, torch.nn.Parameter)
+        and forward_ad.unpack_dual(tensor).tangent is None
     )
 
 

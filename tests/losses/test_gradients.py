@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import multicontrast as mc
 from tests.losses.test_values import SCHEMES, SIMILARITIES, embeddings
@@ -133,6 +134,9 @@ def test_transforms_of_torch_func():
     tangent = torch.randn_like(leaf)
     _, slope = torch.func.jvp(loss, (stacked[0],), (tangent,))
     torch.testing.assert_close(slope, (expected * tangent).sum())
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(stacked[0], tangent)
+        torch.testing.assert_close(forward_ad.unpack_dual(loss(dual)).tangent, slope)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
