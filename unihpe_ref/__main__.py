@@ -1,0 +1,50 @@
+"""The command ``unihpe``: ``demo``, ``train`` and ``evaluate``. ``python -m unihpe_ref`` is the same.
+
+Exit codes: 0 when all went well, 1 when training failed, 2 for input that does not fit, 130 when interrupted.
+``UNIHPE_TRACEBACK=1`` shows where an error came from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+_EXTRA = (
+    "unihpe needs the packages of its extra; {missing!r} is not installed. Run `pip install 'multicontrast[unihpe]'`."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        arguments: without the program's name; those of the process unless given.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        from rich.console import Console
+
+        from unihpe_ref.options import parse
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("multicontrast", "unihpe_ref"):
+            raise
+        print(_EXTRA.format(missing=error.name), file=sys.stderr)
+        return 2
+    try:
+        parse(arguments).execute(Console())
+    except SystemExit as stop:  # after a help text, or a message about options
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        print("unihpe: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        if os.environ.get("UNIHPE_TRACEBACK") == "1":
+            raise
+        print(f"unihpe: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Checkpoints: one safetensors file that holds the weights, the configuration and a checksum of the weights.
+
+No pickle is read, so a checkpoint from a stranger cannot run code. A file appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from multicontrast._checks import three_beats
+from unihpe_ref.config import RunConfig
+from unihpe_ref.models import UniHPE
+
+_FORMAT = "unihpe_ref/1"
+
+
+def save_model(model: UniHPE, config: RunConfig, path: Path) -> None:
+    """Writes weights and configuration to ``path``: a temporary file beside it first, then a rename."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {
+        "format": _FORMAT,
+        "config": json.dumps(config.to_dict()),
+        "sha256": _checksum(tensors),
+    }
+    write_whole(path, save(tensors, metadata))
+
+
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[UniHPE, RunConfig]:
+    """The model, in evaluation mode on ``device``, and the configuration that trained it.
+
+    Raises: FileNotFoundError when there is no such file; ValueError when it is truncated, altered or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        needed = f"`{path}` needs to be a checkpoint"
+        raise FileNotFoundError(three_beats(needed, "no such file", "`unihpe train` writes `model.safetensors`."))
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except SafetensorError as error:
+        came = f"a file that cannot be read ({error})"
+        raise ValueError(
+            three_beats(f"`{path}` needs to be a whole safetensors file", came, "Copy it again, or train again.")
+        ) from None
+    if metadata.get("format") != _FORMAT:
+        needed = f"`{path}` needs to be a checkpoint of format {_FORMAT}"
+        came = f"format {metadata.get('format', 'unknown')}"
+        raise ValueError(three_beats(needed, came, "Use a `model.safetensors` that `unihpe train` wrote."))
+    if metadata.get("sha256") != _checksum(tensors):
+        needed = f"`{path}` needs weights that match its checksum"
+        raise ValueError(three_beats(needed, "altered bytes", "Copy it again, or train again."))
+    config = RunConfig.from_dict(json.loads(metadata["config"]))
+    model = UniHPE(config.model, config.sampler)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        needed = f"`{path}` needs the weights that its configuration describes"
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(three_beats(needed, reason, "It was written by another version; train again.")) from None
+    return model.to(device).eval(), config
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that its name never stands for a part of it, whatever happens meanwhile."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,229 @@
+"""What the commands of ``unihpe`` do, once their options are read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from multicontrast._checks import three_beats
+from unihpe_ref.checkpoint import load_model
+from unihpe_ref.config import RunConfig
+from unihpe_ref.evaluation import UNITS, Evaluation
+from unihpe_ref.figures import save_pose_sheet
+from unihpe_ref.logs import clock
+from unihpe_ref.models import UniHPE
+from unihpe_ref.presets import preset
+from unihpe_ref.runs import (
+    CONFIG,
+    EVALUATION,
+    LOG,
+    MODEL,
+    POSES,
+    evaluate_model,
+    open_motion,
+    open_source,
+    prepare_folder,
+    run,
+    save_json,
+)
+from unihpe_ref.stages import make_stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train a small UniHPE on generated motion and pictures, in minutes, and say how good it is.
+
+    All three stages on one core, without a GPU and without a download. The same seed gives the same numbers.
+    """
+
+    out: Path = Path("runs/demo")
+    """folder for model, log, results and picture; an earlier demo in it is replaced"""
+    seed: int = 0
+    """decides everything that is drawn at random"""
+    dry_run: bool = False
+    """print the settings and stop"""
+
+    def execute(self, console: Console) -> None:
+        config = preset("demo").override(seed=self.seed)
+        _train(config, self.out, console, torch.device("cpu"), threads=1, dry_run=self.dry_run, overwrite=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train on a recording (--motion FILE.npz), or on generated motion, and evaluate on its test sequences."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    out: Path = Path("runs/train")
+    """folder for model, log, results and picture"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    threads: int = 1
+    """CPU threads; the same number gives the same results"""
+    overwrite: bool = False
+    """replace a model that is already in the folder"""
+    dry_run: bool = False
+    """print the settings and stop"""
+
+    def execute(self, console: Console) -> None:
+        device = choose_device(self.device)
+        _train(
+            self.config,
+            self.out,
+            console,
+            device,
+            threads=self.threads,
+            dry_run=self.dry_run,
+            overwrite=self.overwrite,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a trained model on the test sequences of its recording, or of another one."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """model.safetensors, or the folder that holds it"""
+    motion: Path | None = None
+    """a recording (npz); the one the model was trained on unless given"""
+    split: Literal["train", "test"] = "test"
+    """which sequences"""
+    stride: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """every so many frames; as in training unless given"""
+    seed: int | None = None
+    """of the score-based decoders' noise and the pictures; as in training unless given"""
+    out: Path | None = None
+    """folder for evaluation.json and poses.png; nothing is written unless given"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    threads: int = 1
+    """CPU threads"""
+
+    def execute(self, console: Console) -> None:
+        device = choose_device(self.device)
+        set_threads(self.threads)
+        path = self.checkpoint / MODEL if self.checkpoint.is_dir() else self.checkpoint
+        model, config = load_model(path, device)
+        if self.motion is not None:
+            config = config.override(motion=self.motion)
+        if self.stride is not None:
+            config = config.override(**{"evaluation.stride": self.stride})
+        motion = open_motion(config)
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+        if self.seed is not None:
+            config = config.override(seed=self.seed)
+        console.print(f"{path}: preset {config.preset}, {_describe_motion(config)}, {self.split} sequences")
+        evaluation = evaluate_model(model, config, motion, self.split)
+        console.print(results_table(evaluation))
+        if self.out is not None:
+            source = open_source(motion, config, images=model.image_encoder is not None).split(self.split)
+            save_json(evaluation.to_dict(), self.out / EVALUATION)
+            save_pose_sheet(model, source, self.out / POSES, seed=config.seed)
+            _say_where(console, self.out, (EVALUATION, POSES))
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises: ValueError for a name that torch does not know or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    needed = "`--device` needs to be auto, cpu, cuda or cuda:N"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(three_beats(needed, repr(name), "Leave it out to choose by itself.")) from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(three_beats(needed, repr(name), "Leave it out to choose by itself."))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        came = f"{name!r} with {torch.cuda.device_count()} CUDA devices here"
+        raise ValueError(three_beats("`--device` needs a device of this machine", came, "Use `--device cpu`."))
+    return device
+
+
+def set_threads(threads: int) -> None:
+    """How many CPU threads torch uses. Raises: ValueError below one."""
+    if threads < 1:
+        raise ValueError(three_beats("`--threads` needs to be at least 1", str(threads), "One suits most CPUs here."))
+    torch.set_num_threads(threads)
+
+
+def results_table(evaluation: Evaluation) -> Table:
+    """Paths against metrics; each cell holds the mean over frames and the mean over actions."""
+    metrics = [metric for metric in UNITS if any(metric in path.frame_mean for path in evaluation.paths)]
+    table = Table(
+        title=f"{evaluation.frames} frames, {len(evaluation.actions)} actions: mean over frames / over actions",
+        title_justify="left",
+        title_style="",
+    )
+    table.add_column("path")
+    for metric in metrics:
+        table.add_column(f"{metric} ({UNITS[metric]})", justify="right", no_wrap=True)
+    for path in evaluation.paths:
+        cells = [
+            f"{path.frame_mean[metric]:.1f} / {path.action_mean[metric]:.1f}" if metric in path.frame_mean else ""
+            for metric in metrics
+        ]
+        table.add_row(path.name, *cells)
+    return table
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    console: Console,
+    device: torch.device,
+    *,
+    threads: int,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    started = time.monotonic()
+    set_threads(threads)
+    if dry_run:
+        console.print_json(data=config.to_dict())
+        console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
+        return
+    prepare_folder(folder, overwrite=overwrite)
+    console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
+    model, evaluation, motion = run(config, folder, console, device)
+    source = open_source(motion, config, images=model.image_encoder is not None).split("test")
+    save_pose_sheet(model, source, folder / POSES, seed=config.seed)
+    console.print(results_table(evaluation))
+    console.print(f"Done in {clock(time.monotonic() - started)}.", highlight=False)
+    _say_where(console, folder, (POSES, EVALUATION, LOG, CONFIG, MODEL))
+
+
+def _describe_run(config: RunConfig, model: UniHPE, device: torch.device) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    steps = ", ".join(
+        f"{stage.name}: {stage.config.steps} steps of {stage.config.batch_size}" for stage in make_stages(config)
+    )
+    return (
+        f"Preset {config.preset}, seed {config.seed}: {parameters:.2f} M parameters on {device}, "
+        f"{_describe_motion(config)}.\nStages {steps}."
+    )
+
+
+def _describe_motion(config: RunConfig) -> str:
+    return "generated motion" if config.motion is None else f"motion of {config.motion}"
+
+
+def _say_where(console: Console, folder: Path, names: tuple[str, ...]) -> None:
+    words = {
+        MODEL: "model",
+        LOG: "log",
+        CONFIG: "settings",
+        EVALUATION: "results",
+        POSES: "poses, truth and estimate",
+    }
+    for name in names:
+        console.print(f"  {folder / name}  ({words[name]})", highlight=False, soft_wrap=True)

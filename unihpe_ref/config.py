@@ -1,0 +1,144 @@
+"""Every option of a run and its default: the only place that knows one.
+
+The defaults are the paper's (UniHPE, arXiv 2311.16477), with its section beside a value that is not obvious; where the
+paper is silent, the value's source stands there instead. ``presets.py`` holds smaller settings for a CPU. What was
+decided and why is on the page ``docs/unihpe/deviations.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from multicontrast._checks import three_beats
+from unihpe_ref.settings import Settings, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Settings):
+    """How poses are seen: cameras, crops, augmentation; and how much motion is generated where none is given."""
+
+    cameras: Literal["random", "fixed"] = "random"  # of training: a new one for each sample, or Human3.6M-like four
+    image_size: tuple[int, int] = option((256, 192), at_least=32)  # height, width; multiples of 32; section 4.2
+    flip: float = option(0.5, at_least=0)  # probability; augmentation as mmpose's for Human3.6M
+    scale: float = option(0.25, at_least=0)  # of the box, up to this share
+    rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
+    min_gap_seconds: float = option(1.0, at_least=0)  # between two frames of one sequence in one batch
+    subjects: int = option(7, at_least=3)  # generated bodies; the last two are the test split
+    takes: int = option(1, at_least=1)  # generated sequences for each subject and action
+    seconds: float = option(8.0, above=0)  # length of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Settings):
+    """Sizes and parts of the network."""
+
+    joints: int = option(17, at_least=2)  # the Human3.6M skeleton
+    embedding_dim: int = option(1024, at_least=1)  # D; supplement B.2
+    image_encoder: str = "hrnet_w32"  # a HRNet of timm, or "none" for a model of poses alone
+    pose_encoder: Literal["transformer", "mlp"] = "transformer"  # section 3.1, or the ablation of Table 4
+    encoder_width: int = option(256, at_least=1)  # MPM (same authors); the paper gives none
+    encoder_layers: int = option(3, at_least=1)  # supplement B.2
+    encoder_heads: int = option(8, at_least=1)  # MPM
+    encoder_feedforward: int = option(512, at_least=1)  # MPM
+    encoder_dropout: float = option(0.1, at_least=0, below=1)  # MPM
+    encoder_box_token: bool = True  # 2D encoder only; supplement B.0
+    decoder: Literal["diffusion", "mlp"] = "diffusion"  # section 3.1, or the ablation of Table 4
+    decoder_width: int = option(1024, at_least=32)  # GFPose; multiple of 32
+    decoder_time_width: int = option(512, at_least=4)  # GFPose
+    decoder_blocks: int = option(2, at_least=0)  # section 3.1
+    decoder_dropout: float = option(0.25, at_least=0, below=1)  # GFPose
+    decoder_box_token: bool = True  # supplement B.0 (2D), B.3 (both)
+    modality_token: bool = True  # section 3.1; Table 6 has a row without
+    condition: Literal["normalised", "raw"] = "normalised"  # sqrt(D) x the unit embedding, or the features themselves
+    gaussian_skip: bool = False  # on for the samplers "ode" and "sde"; GFPose has none
+    denoising_reduction: Literal["half_sum", "mean"] = "half_sum"  # GFPose: half the sum over coordinates
+    mlp_width: int = option(1024, at_least=1)  # residual-MLP pose encoders
+    mlp_blocks: int = option(3, at_least=1)  # encoders and decoders; supplement B.1
+    mlp_dropout: float = option(0.1, at_least=0, below=1)
+    scale_2d: float = option(0.36, above=0)  # standard deviation of box-normalised joints: decoders see unit variance
+    scale_3d: float = option(0.3, above=0)  # the same for pelvis-relative metres, for the 3D encoder too
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig(Settings):
+    """How the score-based decoders turn noise into a pose."""
+
+    sampler: Literal["gfpose", "ode", "sde"] = "gfpose"  # noise-free reverse SDE: the best single answer
+    steps: int = option(1000, at_least=1)  # supplement B.3; 50 lose 1-3 mm
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(Settings):
+    """What all three stages share."""
+
+    steps: int = option(8000, at_least=0)  # 0 leaves the stage out. Figure 5 shows about 8000
+    batch_size: int = option(180, at_least=2)  # section 4.2
+    learning_rate: float = option(1e-4, above=0)  # Adam, peak; section 4.2
+    final_learning_rate: float = option(1.0, at_least=0)  # fraction left at the end of a cosine; 1 is constant (paper)
+    warmup_steps: int = option(1000, at_least=0)  # linear; the paper gives none
+    clip: float = option(1.0, above=0)  # largest norm of the gradient; GFPose
+    weight_decay: float = option(0.0, at_least=0)  # decoupled; never on the temperature
+    temperature: float = option(0.2, above=0)  # tau at the start of the stage; section 4.2
+    temperature_min: float = option(0.1, above=0)
+    temperature_max: float = option(1e4, above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature_min <= self.temperature <= self.temperature_max:
+            needed = f"`{type(self).__name__}.temperature` starts within its bounds"
+            bounds = f"{self.temperature:g} for [{self.temperature_min:g}, {self.temperature_max:g}]"
+            raise ValueError(three_beats(needed, bounds, "Move the start or the bounds."))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1(StageConfig):
+    """2D and 3D pose encoders: pairwise loss (section 3.2)."""
+
+    batch_size: int = option(2048, at_least=2)  # section 4.2
+    temperature: float = option(1 / 14, above=0)  # section 4.2
+    temperature_min: float = option(1 / 100, above=0)  # section 4.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2(StageConfig):
+    """Image encoder against the frozen pose encoders: pairs and triplets (section 3.2)."""
+
+    alpha: float = option(1.0, at_least=0)  # weight of the triplet term; section 4.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage3(StageConfig):
+    """Everything together: contrastive and decoding losses (section 3.3)."""
+
+    steps: int = option(20000, at_least=0)
+    temperature_min: float = option(0.2, above=0)  # section 4.2: the stage starts on its bound
+    alpha: float = option(1.0, at_least=0)
+    contrastive_weight: float = option(1.0, at_least=0)  # of L_cl in equation (5), where it is 1
+    ema_decay: float = option(0.9999, at_least=0, below=1)  # GFPose; the average is what is evaluated and saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Settings):
+    """Which poses are evaluated."""
+
+    stride: int = option(64, at_least=1)  # every so many frames of the test sequences
+    batch_size: int = option(256, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Settings):
+    """A whole run: what is printed at its start and saved with its weights."""
+
+    preset: str = "paper"  # the name these settings began with
+    seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
+    motion: Path | None = None  # a recording (npz); None generates motion
+    log_every: int = option(10, at_least=1)  # steps between two records of log.jsonl
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    stage1: Stage1 = Stage1()
+    stage2: Stage2 = Stage2()
+    stage3: Stage3 = Stage3()
+    evaluation: EvaluationConfig = EvaluationConfig()

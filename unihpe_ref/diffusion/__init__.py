@@ -1,0 +1,12 @@
+"""Score-based generative modelling: the equations and a network, free of poses and data.
+
+``sde`` holds the sub-VP process, ``score_network`` the noise estimate, ``loss`` denoising score matching,
+``sampler`` the ways back from noise to data.
+"""
+
+from unihpe_ref.diffusion.loss import denoising_loss
+from unihpe_ref.diffusion.sampler import SAMPLERS, sample
+from unihpe_ref.diffusion.score_network import ScoreNetwork
+from unihpe_ref.diffusion.sde import SubVP
+
+__all__ = ["SAMPLERS", "ScoreNetwork", "SubVP", "denoising_loss", "sample"]

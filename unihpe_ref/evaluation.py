@@ -1,0 +1,166 @@
+"""How good a model is: lifting, image to 3D and image to 2D, each beside the pose that one would guess unseen.
+
+3D errors are millimetres relative to the pelvis: MPJPE (Protocol 1, all joints, no scaling) and PA-MPJPE (Protocol 2,
+after a similarity without reflection). 2D errors follow mmpose: PCK@0.05 with the larger side of the tight box as
+norm, and EPE in pixels of the full image. Every number comes as a mean over frames and as the unweighted mean over the
+actions' means, as papers print both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multicontrast.metrics import epe, mpjpe, pa_mpjpe, pck
+from unihpe_ref.config import EvaluationConfig
+from unihpe_ref.data import PoseBatch, PoseSource, denormalise_joints, tight_box_size
+from unihpe_ref.models import UniHPE
+
+_MILLIMETRES = 1000.0
+_PCK_THRESHOLD = 0.05
+UNITS = {"MPJPE": "mm", "PA-MPJPE": "mm", "PCK@0.05": "%", "EPE": "px"}
+
+
+@dataclass(frozen=True)
+class PathResult:
+    """One way through the model: the two means of each metric, and the actions' means."""
+
+    name: str
+    frame_mean: Mapping[str, float]
+    action_mean: Mapping[str, float]
+    per_action: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of every path on the same frames."""
+
+    frames: int
+    actions: Sequence[str]
+    paths: Sequence[PathResult]
+
+    def path(self, name: str) -> PathResult:
+        """The result of that name; KeyError where the model lacks the path."""
+        return {result.name: result for result in self.paths}[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "frames": self.frames,
+            "units": UNITS,
+            "paths": {
+                result.name: {
+                    "frame_mean": dict(result.frame_mean),
+                    "action_mean": dict(result.action_mean),
+                    "per_action": {action: dict(values) for action, values in result.per_action.items()},
+                }
+                for result in self.paths
+            },
+        }
+
+
+@dataclass(frozen=True)
+class MeanPose:
+    """The baseline that looks at nothing: the mean of the training poses, in the frame of the camera and of the box."""
+
+    joints_3d: Tensor  # (J, 3) metres
+    joints_2d: Tensor  # (J, 2) normalised by the box
+
+    @staticmethod
+    def of(source: PoseSource, config: EvaluationConfig) -> MeanPose:
+        """Over every ``config.stride``-th frame of ``source``, the training split without images."""
+        total_3d, total_2d, count = 0.0, 0.0, 0
+        for batch in _batches(source, config):
+            total_3d = total_3d + batch.joints_3d.double().sum(0)
+            total_2d = total_2d + batch.joints_2d_normalised().double().sum(0)
+            count += len(batch)
+        assert isinstance(total_3d, Tensor)
+        assert isinstance(total_2d, Tensor)
+        return MeanPose((total_3d / count).float(), (total_2d / count).float())
+
+
+def evaluate(
+    model: UniHPE, source: PoseSource, mean_pose: MeanPose, config: EvaluationConfig, *, seed: int = 0
+) -> Evaluation:
+    """Runs every path of ``model`` over ``source``.
+
+    Args:
+        model: in evaluation mode.
+        source: the split to evaluate; with images where the model encodes them.
+        mean_pose: of the training split.
+        config: which frames.
+        seed: of the score-based decoders' noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    errors: dict[str, dict[str, list[Tensor]]] = {}
+    actions: list[Tensor] = []
+    for batch in _batches(source, config):
+        actions.append(batch.action)
+        for name, values in _errors(model, batch, mean_pose, generator).items():
+            for metric, value in values.items():
+                errors.setdefault(name, {}).setdefault(metric, []).append(value.cpu())
+    action = torch.cat(actions)
+    present = [name for k, name in enumerate(source.action_names) if bool((action == k).any())]
+    results = []
+    for name, parts in errors.items():
+        values = {metric: torch.cat(rows).double() for metric, rows in parts.items()}
+        per_action = {
+            chosen: {
+                metric: v[action == source.action_names.index(chosen)].mean().item() for metric, v in values.items()
+            }
+            for chosen in present
+        }
+        results.append(
+            PathResult(
+                name,
+                {metric: v.mean().item() for metric, v in values.items()},
+                {metric: sum(means[metric] for means in per_action.values()) / len(present) for metric in values},
+                per_action,
+            )
+        )
+    return Evaluation(len(action), present, results)
+
+
+@torch.no_grad()
+def _errors(
+    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose, generator: torch.Generator
+) -> dict[str, dict[str, Tensor]]:
+    """Path -> metric -> one number per sample."""
+    batch = batch.to(model.device)
+    box_info = batch.box_info()
+    lifted = model.lift(batch.joints_2d_normalised(), box_info, generator=generator)
+    found = {
+        "mean pose, 3D": _errors_3d(mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d), batch),
+        "2D to 3D (lifting)": _errors_3d(lifted, batch),
+    }
+    if model.image_encoder is not None:
+        assert batch.image is not None
+        estimate = model.estimate(batch.image, box_info, generator=generator)
+        guess = mean_pose.joints_2d.to(model.device).expand_as(batch.joints_2d)
+        found["image to 3D"] = _errors_3d(estimate.joints_3d, batch)
+        found["mean pose, 2D"] = _errors_2d(guess, batch)
+        found["image to 2D"] = _errors_2d(estimate.joints_2d, batch)
+    return found
+
+
+def _errors_3d(joints: Tensor, batch: PoseBatch) -> dict[str, Tensor]:
+    return {
+        "MPJPE": mpjpe(joints, batch.joints_3d, reduction="none") * _MILLIMETRES,
+        "PA-MPJPE": pa_mpjpe(joints, batch.joints_3d, reduction="none") * _MILLIMETRES,
+    }
+
+
+def _errors_2d(joints: Tensor, batch: PoseBatch) -> dict[str, Tensor]:
+    pixels = denormalise_joints(joints, batch.box)
+    size = tight_box_size(batch.joints_2d).amax(-1)
+    share = pck(pixels, batch.joints_2d, size, threshold=_PCK_THRESHOLD, reduction="none")
+    return {"PCK@0.05": 100 * share, "EPE": epe(pixels, batch.joints_2d, reduction="none")}
+
+
+def _batches(source: PoseSource, config: EvaluationConfig) -> Iterator[PoseBatch]:
+    for indices in source.evaluation_indices(config.stride).split(config.batch_size):
+        yield source.evaluation_batch(indices)

@@ -1,0 +1,151 @@
+"""A sheet of poses that a person can judge: what went in, the truth, and what the model says.
+
+Each row is one sample. Left, the input with the 2D pose; then one panel for each way to 3D, seen from 55 degrees to the
+side, where an error of depth shows. The truth is a grey body; the estimate is coloured by side, so that a swap of left
+and right shows too.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from multicontrast.metrics import epe, mpjpe
+from unihpe_ref.checkpoint import write_whole
+from unihpe_ref.data import SKELETON, PoseBatch, PoseSource, apply_affine, denormalise_image, denormalise_joints
+from unihpe_ref.models import UniHPE
+
+_TRUTH = "0.75"
+_VIEW_DEGREES = 55.0
+_PANEL_INCHES = 2.7
+_CAPTION = {"fontsize": 8, "color": "0.25"}
+
+
+def save_pose_sheet(model: UniHPE, source: PoseSource, path: Path, *, rows: int = 5, seed: int = 0) -> None:
+    """Writes a PNG with ``rows`` samples of ``source``, taken evenly from its whole length.
+
+    Args:
+        model: in evaluation mode.
+        source: the split to show; with images where the model encodes them.
+        path: of the PNG; it appears when it is whole.
+        rows: samples.
+        seed: of the score-based decoders' noise.
+    """
+    indices = ((torch.arange(rows) + 0.5) / rows * len(source)).long()
+    batch = source.evaluation_batch(indices).to(model.device)
+    generator = torch.Generator().manual_seed(seed)
+    box_info = batch.box_info()
+    with torch.no_grad():
+        panels = {"2D to 3D (lifting)": model.lift(batch.joints_2d_normalised(), box_info, generator=generator).cpu()}
+        crop_2d = None
+        if model.image_encoder is not None:
+            estimate = model.estimate(_image_of(batch), box_info, generator=generator)
+            panels = {"image to 3D": estimate.joints_3d.cpu(), **panels}
+            crop_2d = apply_affine(batch.crop_affine, denormalise_joints(estimate.joints_2d, batch.box)).cpu()
+    figure = _draw(batch.to("cpu"), [source.action_names[k] for k in batch.action.tolist()], panels, crop_2d)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_whole(path, content.getvalue())
+
+
+def _draw(batch: PoseBatch, actions: list[str], panels: dict[str, Tensor], crop_2d: Tensor | None) -> Figure:
+    rows, columns = len(batch), 1 + len(panels)
+    figure = Figure(figsize=(_PANEL_INCHES * columns, _PANEL_INCHES * rows + 0.5))
+    FigureCanvasAgg(figure)  # no display, and no effect on the figures of whoever calls
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row in range(rows):
+        _draw_input(axes[row, 0], batch, row, actions[row], None if crop_2d is None else crop_2d[row])
+        for axis, (name, joints) in zip(axes[row, 1:], panels.items()):
+            _draw_3d(axis, batch.joints_3d[row], joints[row], name if row == 0 else "")
+    axes[0, 0].set_title("input and 2D pose" if crop_2d is None else "image to 2D", fontsize=10)
+    handles = [
+        Line2D([], [], color=colour, linewidth=width, label=label)
+        for colour, width, label in (
+            (_TRUTH, 4, "truth"),
+            (_limb_colour("lknee"), 2, "estimate, left side"),
+            (_limb_colour("rknee"), 2, "right side"),
+            (_limb_colour("thorax"), 2, "middle"),
+        )
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=9)
+    figure.subplots_adjust(0.01, 0.5 / (_PANEL_INCHES * rows + 0.5), 0.99, 0.96, wspace=0.03, hspace=0.08)
+    return figure
+
+
+def _draw_input(axis: Any, batch: PoseBatch, row: int, action: str, estimate: Tensor | None) -> None:
+    truth = batch.joints_2d_crop()[row]
+    if batch.image is not None and estimate is not None:
+        pixels = denormalise_image(batch.image[row : row + 1])[0]
+        axis.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="bilinear")
+        _bones(axis, truth.numpy(), "white", 3.0)
+        _sides(axis, estimate.numpy(), 1.6)
+        scale = batch.crop_affine[row, 0, 0]
+        error = epe(estimate[None], truth[None]).item() / scale.item()
+        caption = f"{action}, {error:.0f} px"
+    else:
+        _sides(axis, truth.numpy(), 1.8)
+        axis.set_aspect("equal")
+        axis.invert_yaxis()
+        axis.margins(0.1)
+        caption = action
+    _finish(axis, caption)
+
+
+def _draw_3d(axis: Any, truth: Tensor, estimate: Tensor, title: str) -> None:
+    seen_truth, seen_estimate = _turned(truth), _turned(estimate)
+    _floor(axis, seen_truth)
+    _bones(axis, seen_truth, _TRUTH, 4.5)
+    _sides(axis, seen_estimate, 2.0)
+    middle = (seen_truth.min(0) + seen_truth.max(0)) / 2
+    axis.set_xlim(middle[0] - 1.05, middle[0] + 1.05)
+    axis.set_ylim(middle[1] + 1.05, middle[1] - 1.05)  # y points down
+    axis.set_aspect("equal")
+    axis.set_title(title, fontsize=10)
+    _finish(axis, f"{1000 * mpjpe(estimate[None], truth[None]).item():.0f} mm")
+
+
+def _turned(joints: Tensor) -> np.ndarray:
+    """Camera axes seen from the side: x and y of the pose turned about the vertical, ``(J, 2)``."""
+    angle = np.deg2rad(_VIEW_DEGREES)
+    x, y, z = joints.double().numpy().T
+    return np.stack([x * np.cos(angle) - z * np.sin(angle), y], -1)
+
+
+def _floor(axis: Any, joints: np.ndarray) -> None:
+    low = joints[:, 1].max() + 0.06
+    axis.plot([joints[:, 0].min() - 0.2, joints[:, 0].max() + 0.2], [low, low], color="0.85", linewidth=1)
+
+
+def _bones(axis: Any, joints: np.ndarray, colour: str, width: float) -> None:
+    for limb in SKELETON.limbs:
+        axis.plot(*joints[list(limb)].T, color=colour, linewidth=width, solid_capstyle="round")
+
+
+def _sides(axis: Any, joints: np.ndarray, width: float) -> None:
+    for limb, colour in zip(SKELETON.limbs, SKELETON.limb_colours):
+        axis.plot(*joints[list(limb)].T, color=colour, linewidth=width, solid_capstyle="round")
+
+
+def _limb_colour(child: str) -> str:
+    return dict(zip((limb[1] for limb in SKELETON.limbs), SKELETON.limb_colours))[SKELETON.index(child)]
+
+
+def _finish(axis: Any, caption: str) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.text(0.5, 0.01, caption, transform=axis.transAxes, ha="center", va="bottom", **_CAPTION)
+
+
+def _image_of(batch: PoseBatch) -> Tensor:
+    assert batch.image is not None
+    return batch.image

@@ -1,0 +1,125 @@
+"""Decoders from an embedding to a flattened pose in units of the data's scale: score-based, or a residual MLP.
+
+Both have the same two methods, so that a stage and an estimate never ask which one they hold: ``loss(target, ...)``
+and ``decode(...)``. ``modality`` is an int64 tensor ``(B,)`` that says where each embedding came from.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from unihpe_ref.config import ModelConfig, SamplerConfig
+from unihpe_ref.diffusion import ScoreNetwork, SubVP, denoising_loss, sample
+from unihpe_ref.models.residual_mlp import ResidualBlock
+
+
+class Condition(nn.Module):
+    """``sqrt(D) e + M[modality] + W_b box_info``: what is aligned is what is decoded, at unit RMS.
+
+    The modality token (section 3.1) starts at zero; the box token is supplement B.0 for 2D and B.3 for both.
+    """
+
+    def __init__(self, config: ModelConfig, modalities: int) -> None:
+        super().__init__()
+        self.scale = math.sqrt(config.embedding_dim) if config.condition == "normalised" else 1.0
+        self.modality = nn.Embedding(modalities, config.embedding_dim) if config.modality_token else None
+        if self.modality is not None:
+            nn.init.zeros_(self.modality.weight)
+        self.box = nn.Linear(3, config.embedding_dim) if config.decoder_box_token else None
+
+    def forward(self, embedding: Tensor, modality: Tensor, box_info: Tensor) -> Tensor:
+        condition = self.scale * embedding
+        if self.modality is not None:
+            condition = condition + self.modality(modality)
+        if self.box is not None:
+            condition = condition + self.box(box_info)
+        return condition
+
+
+class ScoreDecoder(nn.Module):
+    """Denoises a pose under the condition of an embedding (sub-VP; GFPose's network)."""
+
+    def __init__(self, config: ModelConfig, size: int, modalities: int) -> None:
+        super().__init__()
+        self.size = size
+        self.reduction = config.denoising_reduction
+        self.sde = SubVP()
+        self.condition = Condition(config, modalities)
+        self.project = nn.Sequential(nn.Linear(config.embedding_dim, config.embedding_dim), nn.SiLU())
+        self.network = ScoreNetwork(
+            size,
+            config.embedding_dim,
+            width=config.decoder_width,
+            time_width=config.decoder_time_width,
+            blocks=config.decoder_blocks,
+            dropout=config.decoder_dropout,
+            gaussian_skip=config.gaussian_skip,
+            sde=self.sde,
+        )
+
+    def loss(
+        self, target: Tensor, embedding: Tensor, modality: Tensor, box_info: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Denoising score matching of ``target`` ``(B, size)``."""
+        condition = self.project(self.condition(embedding, modality, box_info))
+        return denoising_loss(
+            lambda x, t: self.network(x, t, condition),
+            target,
+            self.sde,
+            reduction=self.reduction,
+            generator=generator,
+        )
+
+    def decode(
+        self,
+        embedding: Tensor,
+        modality: Tensor,
+        box_info: Tensor,
+        sampling: SamplerConfig,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """One sample ``(B, size)``; see :func:`unihpe_ref.diffusion.sample`."""
+        with torch.no_grad():
+            condition = self.project(self.condition(embedding, modality, box_info))
+        return sample(
+            lambda x, t: self.network(x, t, condition),
+            (len(embedding), self.size),
+            self.sde,
+            sampler=sampling.sampler,
+            steps=sampling.steps,
+            generator=generator,
+            device=embedding.device,
+            dtype=embedding.dtype,
+        )
+
+
+class MLPDecoder(nn.Module):
+    """Residual blocks and a linear layer, trained with the mean square error (section 3.3; supplement B.1)."""
+
+    def __init__(self, config: ModelConfig, size: int, modalities: int) -> None:
+        super().__init__()
+        self.condition = Condition(config, modalities)
+        self.layers = nn.Sequential(
+            *(ResidualBlock(config.embedding_dim, config.mlp_dropout) for _ in range(config.mlp_blocks)),
+            nn.Linear(config.embedding_dim, size),
+        )
+
+    def loss(
+        self, target: Tensor, embedding: Tensor, modality: Tensor, box_info: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Mean square error to ``target`` ``(B, size)``; draws nothing from the generator."""
+        return nn.functional.mse_loss(self.layers(self.condition(embedding, modality, box_info)), target)
+
+    def decode(
+        self,
+        embedding: Tensor,
+        modality: Tensor,
+        box_info: Tensor,
+        sampling: SamplerConfig,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The pose ``(B, size)``; a deterministic decoder needs neither ``sampling`` nor a generator."""
+        return self.layers(self.condition(embedding, modality, box_info))

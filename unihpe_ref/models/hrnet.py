@@ -1,0 +1,63 @@
+"""HRNet image encoder: the four stage-4 maps, pooled and concatenated (UniHPE section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multicontrast._checks import check_choice, describe, three_beats
+
+_STRIDE = 32  # of the coarsest map; the exchange between resolutions needs both sides to be multiples
+_TINY_CHANNELS = (16, 32, 64, 128)
+
+
+class HRNetEncoder(nn.Module):
+    """Images to features: HRNet, global average pooling of its four resolutions, one linear layer.
+
+    Args:
+        name: a HRNet of timm, whose weights start at random, or ``"hrnet_tiny"``. ``"hrnet_w32"`` and ``"hrnet_w48"``
+            are the paper's (480 and 720 pooled channels). ``"hrnet_tiny"`` is timm's ``hrnet_w18_small`` with one
+            block per branch and a stem of 16 channels, for small crops on a CPU (240 channels).
+        embedding_dim: D, the length of the output.
+    Raises: ValueError for another name.
+    """
+
+    def __init__(self, name: str, embedding_dim: int) -> None:
+        super().__init__()
+        import timm  # seconds, for torchvision alone: models without images do not wait
+
+        check_choice("HRNetEncoder", "name", name, ["hrnet_tiny", *timm.list_models("hrnet_*")])
+        variant, changes = ("hrnet_w18_small", _tiny()) if name == "hrnet_tiny" else (name, {})
+        # feature_location="" gives the maps that pose networks use; the default leads through the classifier's layers.
+        self.backbone = timm.create_model(
+            variant, pretrained=False, features_only=True, feature_location="", out_indices=(1, 2, 3, 4), **changes
+        ).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        self.out = nn.Linear(sum(self.backbone.feature_info.channels()), embedding_dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` normalised images to features ``(B, D)``; H and W are multiples of 32.
+
+        Raises: ValueError for any other shape.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % _STRIDE or image.shape[3] % _STRIDE:
+            needed = f"`HRNetEncoder` needs images (B, 3, H, W) with H and W multiples of {_STRIDE}"
+            raise ValueError(three_beats(needed, describe(image), "Resize the crops, for example to 256 x 192."))
+        maps = self.backbone(image.contiguous(memory_format=torch.channels_last))
+        return self.out(torch.cat([features.mean((-2, -1)) for features in maps], -1))
+
+
+def _tiny() -> dict[str, Any]:
+    """Stages 2 to 4 with a single module of one block per branch."""
+    stages: dict[str, Any] = {"stem_width": 16}
+    for branches in (2, 3, 4):
+        stages[f"stage{branches}"] = {
+            "num_modules": 1,
+            "num_branches": branches,
+            "block_type": "BASIC",
+            "num_blocks": (1,) * branches,
+            "num_channels": _TINY_CHANNELS[:branches],
+            "fuse_method": "SUM",
+        }
+    return stages

@@ -1,0 +1,62 @@
+"""Transformer encoder of a 2D or a 3D pose (UniHPE section 3.1, supplement B.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from multicontrast._checks import three_beats
+
+
+class PoseTransformer(nn.Module):
+    """One token per joint, a [CLS] token in front, and for 2D poses a token of the bounding box behind.
+
+    The paper gives three layers and the 1024 of the output; width 256, 8 heads, 512 hidden units and dropout 0.1 are
+    those of MPM (same authors). Pre-norm, GELU and the final LayerNorm are our choice.
+
+    Args:
+        coordinates: 2 or 3 numbers per joint.
+        joints: J.
+        embedding_dim: D, the length of the output.
+        box_token: whether ``forward`` takes box information: without it, different poses have the same normalised 2D
+            joints (CLIFF; supplement B.0).
+        width, layers, heads, feedforward, dropout: of the transformer.
+    Raises: ValueError when ``heads`` does not divide ``width``.
+    """
+
+    def __init__(
+        self,
+        coordinates: int,
+        joints: int,
+        embedding_dim: int,
+        *,
+        box_token: bool,
+        width: int = 256,
+        layers: int = 3,
+        heads: int = 8,
+        feedforward: int = 512,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            needed = f"`PoseTransformer` needs `width` to be a multiple of `heads` ({heads})"
+            raise ValueError(three_beats(needed, str(width), "Change one of the two."))
+        self.joint = nn.Linear(coordinates, width)
+        self.box = nn.Linear(3, width) if box_token else None
+        self.cls = nn.Parameter(torch.empty(width))
+        self.position = nn.Parameter(torch.empty(1 + joints + box_token, width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, feedforward, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.out = nn.Linear(width, embedding_dim)
+        nn.init.trunc_normal_(self.cls, std=0.02)
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, joints: Tensor, box_info: Tensor | None = None) -> Tensor:
+        """``(B, J, 2 or 3)`` joints and, with a box token, ``(B, 3)`` box information: features ``(B, D)``."""
+        tokens = [self.cls.expand(len(joints), 1, -1), self.joint(joints)]
+        if self.box is not None:
+            tokens.append(self.box(box_info)[:, None])
+        encoded = self.encoder(torch.cat(tokens, 1) + self.position)
+        return self.out(encoded[:, 0])

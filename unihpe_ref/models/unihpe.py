@@ -1,0 +1,198 @@
+"""UniHPE: three encoders into one space of embeddings, and two decoders out of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multicontrast._checks import check_choice, check_floating, describe, three_beats
+from unihpe_ref.config import ModelConfig, SamplerConfig
+from unihpe_ref.models.decoders import MLPDecoder, ScoreDecoder
+from unihpe_ref.models.hrnet import HRNetEncoder
+from unihpe_ref.models.pose_transformer import PoseTransformer
+from unihpe_ref.models.residual_mlp import PoseMLP
+
+MODALITIES = ("img", "2d", "3d")  # also the rows of the modality token
+_NORM_EPS = 1e-6
+
+
+class PoseEstimate(NamedTuple):
+    """What :meth:`UniHPE.estimate` sees in an image."""
+
+    joints_2d: Tensor  # (B, J, 2), normalised by the box
+    joints_3d: Tensor  # (B, J, 3), metres, pelvis at the origin, camera axes
+
+
+class UniHPE(nn.Module):
+    """The model of the paper, or one cell of its ablations.
+
+    Conventions, for every method: 2D joints are normalised by their box, ``(pixel - centre) / (side / 2)``, and box
+    information is CLIFF's three numbers (:meth:`unihpe_ref.data.PoseBatch.joints_2d_normalised` and ``box_info``); 3D
+    joints are metres relative to the pelvis in camera axes; images are normalised crops.
+
+    Args:
+        config: sizes and parts.
+        sampler: how score-based decoders sample; a residual-MLP decoder does not ask.
+    """
+
+    def __init__(self, config: ModelConfig, sampler: SamplerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.sampler = sampler or SamplerConfig()
+        has_images = config.image_encoder != "none"
+        self.image_encoder = HRNetEncoder(config.image_encoder, config.embedding_dim) if has_images else None
+        self.encoder_2d = _pose_encoder(config, 2, box_token=config.encoder_box_token)
+        self.encoder_3d = _pose_encoder(config, 3, box_token=False)
+        decoder = ScoreDecoder if config.decoder == "diffusion" else MLPDecoder
+        self.decoder_2d = decoder(config, 2 * config.joints, len(MODALITIES))
+        self.decoder_3d = decoder(config, 3 * config.joints, len(MODALITIES))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.parameters()).device
+
+    def encode(
+        self,
+        *,
+        image: Tensor | None = None,
+        kp2d: Tensor | None = None,
+        kp3d: Tensor | None = None,
+        box_info: Tensor | None = None,
+    ) -> Tensor:
+        """The embeddings ``(B, D)`` of one modality: unit rows, or raw features if the configuration says so.
+
+        Args:
+            image: ``(B, 3, H, W)``.
+            kp2d: ``(B, J, 2)``, normalised by the box; needs ``box_info`` ``(B, 3)``.
+            kp3d: ``(B, J, 3)``, pelvis-relative metres.
+        Raises: ValueError or TypeError unless exactly one of the three comes, with the shape above.
+        """
+        given = [name for name, value in (("image", image), ("kp2d", kp2d), ("kp3d", kp3d)) if value is not None]
+        if len(given) != 1:
+            came = ", ".join(f"`{name}`" for name in given) or "none of them"
+            needed = "`encode` needs exactly one of `image`, `kp2d` and `kp3d`"
+            raise ValueError(three_beats(needed, came, "Call it once for each modality."))
+        if image is not None:
+            if self.image_encoder is None:
+                needed = "`encode(image=...)` needs a model with an image encoder"
+                raise ValueError(three_beats(needed, "`image_encoder='none'`", "Train with `hrnet_w32`, for example."))
+            check_floating("encode", "image", image)
+            features = self.image_encoder(image)
+        elif kp2d is not None:
+            self._check("encode", "kp2d", kp2d, (self.config.joints, 2))
+            if self.config.encoder_box_token:
+                self._check("encode", "box_info", box_info, (3,), rows=len(kp2d))
+            features = self.encoder_2d(kp2d, box_info)
+        else:
+            assert kp3d is not None
+            self._check("encode", "kp3d", kp3d, (self.config.joints, 3))
+            features = self.encoder_3d(kp3d / self.config.scale_3d)
+        if self.config.condition == "raw":
+            return features
+        return nn.functional.normalize(features, dim=-1, eps=_NORM_EPS)
+
+    def decode_2d(
+        self, embedding: Tensor, modality: str, box_info: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The 2D pose ``(B, J, 2)``, normalised by the box, of embeddings ``(B, D)`` of one modality.
+
+        Args:
+            embedding: from :meth:`encode`.
+            modality: ``"img"``, ``"2d"`` or ``"3d"``: what was encoded.
+            box_info: ``(B, 3)``.
+            generator: of a score-based decoder's noise.
+        Raises: ValueError or TypeError for shapes and names that do not fit.
+        """
+        decoded = self.decoder_2d.decode(
+            embedding, self._token("decode_2d", embedding, modality, box_info), box_info, self.sampler, generator
+        )
+        return decoded.unflatten(-1, (self.config.joints, 2)) * self.config.scale_2d
+
+    def decode_3d(
+        self, embedding: Tensor, modality: str, box_info: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The 3D pose ``(B, J, 3)``, pelvis-relative metres; arguments as :meth:`decode_2d`."""
+        decoded = self.decoder_3d.decode(
+            embedding, self._token("decode_3d", embedding, modality, box_info), box_info, self.sampler, generator
+        )
+        joints = decoded.unflatten(-1, (self.config.joints, 3)) * self.config.scale_3d
+        return torch.cat((torch.zeros_like(joints[:, :1]), joints[:, 1:]), 1)  # the pelvis is the origin
+
+    def lift(self, kp2d: Tensor, box_info: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """3D poses ``(B, J, 3)`` of 2D poses ``(B, J, 2)``."""
+        return self.decode_3d(self.encode(kp2d=kp2d, box_info=box_info), "2d", box_info, generator=generator)
+
+    def estimate(self, image: Tensor, box_info: Tensor, *, generator: torch.Generator | None = None) -> PoseEstimate:
+        """2D and 3D poses of images ``(B, 3, H, W)``; the image is encoded once."""
+        embedding = self.encode(image=image)
+        return PoseEstimate(
+            self.decode_2d(embedding, "img", box_info, generator=generator),
+            self.decode_3d(embedding, "img", box_info, generator=generator),
+        )
+
+    def decoding_losses(
+        self,
+        embeddings: dict[str, Tensor],
+        joints_2d: Tensor,
+        joints_3d: Tensor,
+        box_info: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """L_2D and L_3D of equation (5), averaged over the modalities in ``embeddings`` (their names are the keys).
+
+        All modalities pass through a decoder as one batch, each row with its own noise.
+        """
+        rows = torch.cat(list(embeddings.values()))
+        tokens = torch.cat([self._token("decoding_losses", e, name, box_info) for name, e in embeddings.items()])
+        sources = len(embeddings)
+        box_info = box_info.repeat(sources, 1)
+        target_2d = (joints_2d.flatten(1) / self.config.scale_2d).repeat(sources, 1)
+        target_3d = (joints_3d.flatten(1) / self.config.scale_3d).repeat(sources, 1)
+        return (
+            self.decoder_2d.loss(target_2d, rows, tokens, box_info, generator),
+            self.decoder_3d.loss(target_3d, rows, tokens, box_info, generator),
+        )
+
+    def _token(self, operation: str, embedding: Tensor, modality: str, box_info: Tensor) -> Tensor:
+        check_choice(operation, "modality", modality, MODALITIES)
+        self._check(operation, "embedding", embedding, (self.config.embedding_dim,))
+        self._check(operation, "box_info", box_info, (3,), rows=len(embedding))
+        return torch.full((len(embedding),), MODALITIES.index(modality), device=embedding.device)
+
+    @staticmethod
+    def _check(operation: str, name: str, value: object, shape: tuple[int, ...], rows: int | None = None) -> None:
+        check_floating(operation, name, value)
+        assert isinstance(value, Tensor)
+        if value.ndim != 1 + len(shape) or value.shape[1:] != shape or rows not in (None, len(value)):
+            size = ", ".join(str(n) for n in ("B" if rows is None else rows, *shape))
+            raise ValueError(
+                three_beats(f"`{operation}` needs `{name}` of shape ({size})", describe(value), "Reshape it.")
+            )
+
+
+def _pose_encoder(config: ModelConfig, coordinates: int, *, box_token: bool) -> PoseTransformer | PoseMLP:
+    if config.pose_encoder == "mlp":
+        return PoseMLP(
+            coordinates,
+            config.joints,
+            config.embedding_dim,
+            box_token=box_token,
+            width=config.mlp_width,
+            blocks=config.mlp_blocks,
+            dropout=config.mlp_dropout,
+        )
+    return PoseTransformer(
+        coordinates,
+        config.joints,
+        config.embedding_dim,
+        box_token=box_token,
+        width=config.encoder_width,
+        layers=config.encoder_layers,
+        heads=config.encoder_heads,
+        feedforward=config.encoder_feedforward,
+        dropout=config.encoder_dropout,
+    )

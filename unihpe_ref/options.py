@@ -1,0 +1,54 @@
+"""Reads the command line. ``--preset`` is read first, since the defaults of all other options depend on it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from multicontrast import __version__
+from multicontrast._checks import three_beats
+from unihpe_ref.commands import Demo, Evaluate, Train
+from unihpe_ref.presets import preset
+
+_COMMANDS: dict[str, type[Demo | Train | Evaluate]] = {"demo": Demo, "train": Train, "evaluate": Evaluate}
+_DEFAULT_PRESET = "lifting"
+
+
+def parse(arguments: Sequence[str]) -> Demo | Train | Evaluate:
+    """The command that ``arguments`` ask for.
+
+    Raises: ValueError for an unknown command or preset; SystemExit (2), with a message on stderr, for options that do
+        not exist or do not fit, with the nearest ones; SystemExit (0) after ``--help`` and ``--version``.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        raise SystemExit(0)
+    if arguments[0] == "--version":
+        print(f"unihpe (multicontrast {__version__})")
+        raise SystemExit(0)
+    name, *rest = arguments
+    if name not in _COMMANDS:
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        remedy = f"Did you mean `unihpe {near[0]}`?" if near else "`unihpe --help` lists them."
+        raise ValueError(three_beats(f"a command is one of {', '.join(_COMMANDS)}", repr(name), remedy))
+    default: Any = Train(config=preset(_asked_preset(rest))) if name == "train" else tyro.MISSING_NONPROP
+    return tyro.cli(_COMMANDS[name], prog=f"unihpe {name}", default=default, args=rest)
+
+
+def _overview() -> str:
+    lines = ["usage: unihpe COMMAND [options]; `unihpe COMMAND --help` lists the options", ""]
+    lines += [f"  {name:<9} {(inspect.getdoc(command) or '').splitlines()[0]}" for name, command in _COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def _asked_preset(arguments: Sequence[str]) -> str:
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--preset="):
+            return argument.removeprefix("--preset=")
+        if argument == "--preset" and position + 1 < len(arguments):
+            return arguments[position + 1]
+    return _DEFAULT_PRESET

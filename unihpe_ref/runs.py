@@ -1,0 +1,109 @@
+"""Assembles a run from its configuration: motion, sources, model, stages, results; and the folder they are left in."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from multicontrast._checks import three_beats
+from unihpe_ref.checkpoint import save_model, write_whole
+from unihpe_ref.config import RunConfig
+from unihpe_ref.data import Augmentation, Motion, PoseSource, generate_motion, read_mocap
+from unihpe_ref.evaluation import Evaluation, MeanPose, evaluate
+from unihpe_ref.logs import RunLog
+from unihpe_ref.models import UniHPE
+from unihpe_ref.stages import make_stages
+from unihpe_ref.training import fit
+
+MODEL, LOG, CONFIG, EVALUATION, POSES = "model.safetensors", "log.jsonl", "config.json", "evaluation.json", "poses.png"
+
+
+def open_motion(config: RunConfig) -> Motion:
+    """The recording that the configuration names, or motion generated from its seed.
+
+    Raises: OSError or ValueError where a recording cannot be read.
+    """
+    if config.motion is not None:
+        return read_mocap(config.motion)
+    data = config.data
+    return generate_motion(config.seed, num_subjects=data.subjects, takes=data.takes, seconds=data.seconds)
+
+
+def open_source(motion: Motion, config: RunConfig, *, images: bool) -> PoseSource:
+    """Both splits of ``motion`` as the configuration sees them; ``.split`` parts them."""
+    data = config.data
+    augmentation = Augmentation(flip=data.flip, scale=data.scale, rotation_degrees=data.rotation_degrees)
+    varied = bool(data.flip or data.scale or data.rotation_degrees)
+    return PoseSource(
+        motion,
+        cameras=data.cameras,
+        image_size=data.image_size if images else None,
+        augment=augmentation if varied else False,
+        seed=config.seed,
+    )
+
+
+def train_model(config: RunConfig, motion: Motion, log: RunLog, device: torch.device) -> UniHPE:
+    """A new model, taken through all stages of the configuration."""
+    torch.manual_seed(config.seed)
+    model = UniHPE(config.model, config.sampler).to(device)
+    has_images = model.image_encoder is not None
+    for stage in make_stages(config):
+        source = open_source(motion, config, images=has_images and stage.needs_images).split("train")
+        fit(
+            stage,
+            model,
+            source,
+            log,
+            seed=1000 * config.seed + stage.number,  # a stage's draws do not depend on how long the one before it was
+            log_every=config.log_every,
+            min_gap_seconds=config.data.min_gap_seconds,
+        )
+    return model
+
+
+def evaluate_model(model: UniHPE, config: RunConfig, motion: Motion, split: str = "test") -> Evaluation:
+    """Every path of the model on one split; the mean pose beside it is the training split's."""
+    mean_pose = MeanPose.of(open_source(motion, config, images=False).split("train"), config.evaluation)
+    source = open_source(motion, config, images=model.image_encoder is not None).split(split)
+    return evaluate(model, source, mean_pose, config.evaluation, seed=config.seed)
+
+
+def prepare_folder(folder: Path, *, overwrite: bool) -> None:
+    """Makes the folder of a run.
+
+    Raises: FileExistsError when it already holds a model, unless ``overwrite``; OSError when it cannot be written.
+    """
+    if (folder / MODEL).exists() and not overwrite:
+        needed = "`--out` needs a folder without a trained model"
+        raise FileExistsError(three_beats(needed, f"{folder / MODEL}", "Choose another folder, or add `--overwrite`."))
+    if folder.exists() and not folder.is_dir():
+        needed = "`--out` needs a folder"
+        raise NotADirectoryError(three_beats(needed, f"the file {folder}", "Choose another name."))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        needed = "`--out` needs a folder that can be written"
+        raise PermissionError(three_beats(needed, str(folder), "Choose another folder."))
+
+
+def save_json(values: object, path: Path) -> None:
+    """Indented JSON, whole or not at all."""
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def run(config: RunConfig, folder: Path, console: Console, device: torch.device) -> tuple[UniHPE, Evaluation, Motion]:
+    """Trains, saves and evaluates; leaves configuration, log, model and results in ``folder``."""
+    motion = open_motion(config)
+    save_json(config.to_dict(), folder / CONFIG)
+    with RunLog(folder / LOG, console) as log:
+        log.write("begin", config=config.to_dict(), torch=torch.__version__, device=str(device))
+        model = train_model(config, motion, log, device)
+        save_model(model, config, folder / MODEL)
+        evaluation = evaluate_model(model, config, motion)
+        log.write("evaluation", **evaluation.to_dict())
+    save_json(evaluation.to_dict(), folder / EVALUATION)
+    return model, evaluation, motion

@@ -1,0 +1,48 @@
+"""Stage 2: the image encoder joins the frozen pose encoders (section 3.2, figure 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from multicontrast import Temperature, trimodal_infonce
+from unihpe_ref.config import Stage2
+from unihpe_ref.data import PoseBatch
+from unihpe_ref.models import UniHPE
+from unihpe_ref.training import StageOutput
+
+
+class ImageAlignment:
+    """Trains E_img and tau with L_pair(img, 2D) + L_pair(img, 3D) + alpha L_triplet.
+
+    The pair of the two frozen encoders is left out: it could only move tau.
+    """
+
+    number = 2
+    name = "2 images"
+    ema_decay = None
+    needs_images = True
+
+    def __init__(self, config: Stage2) -> None:
+        self.config = config
+        self.temperature = Temperature(config.temperature, min=config.temperature_min, max=config.temperature_max)
+
+    def trained(self, model: UniHPE) -> list[nn.Module]:
+        assert model.image_encoder is not None
+        return [model.image_encoder]
+
+    def forward(self, model: UniHPE, batch: PoseBatch, generator: torch.Generator) -> StageOutput:
+        with torch.no_grad():
+            x_2d = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
+            x_3d = model.encode(kp3d=batch.joints_3d)
+        x_img = model.encode(image=batch.image)
+        contrastive = trimodal_infonce(
+            x_img,
+            x_2d,
+            x_3d,
+            self.temperature(),
+            alpha=self.config.alpha,
+            pairs=((0, 1), (0, 2)),
+            generator=generator,
+        )
+        return StageOutput({"contrastive": contrastive}, {"img": x_img, "2d": x_2d, "3d": x_3d})

@@ -1,0 +1,34 @@
+"""Stage 1: the 2D and the 3D pose encoder meet in one space (section 3.2, figure 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from multicontrast import Temperature, pairwise_infonce
+from unihpe_ref.config import Stage1
+from unihpe_ref.data import PoseBatch
+from unihpe_ref.models import UniHPE
+from unihpe_ref.training import StageOutput
+
+
+class PoseAlignment:
+    """Trains E_2D, E_3D and tau with L_pair(2D, 3D)."""
+
+    number = 1
+    name = "1 poses"
+    ema_decay = None
+    needs_images = False
+
+    def __init__(self, config: Stage1) -> None:
+        self.config = config
+        self.temperature = Temperature(config.temperature, min=config.temperature_min, max=config.temperature_max)
+
+    def trained(self, model: UniHPE) -> list[nn.Module]:
+        return [model.encoder_2d, model.encoder_3d]
+
+    def forward(self, model: UniHPE, batch: PoseBatch, generator: torch.Generator) -> StageOutput:
+        x_2d = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
+        x_3d = model.encode(kp3d=batch.joints_3d)
+        losses = {"contrastive": pairwise_infonce(x_2d, x_3d, self.temperature())}
+        return StageOutput(losses, {"2d": x_2d, "3d": x_3d})
