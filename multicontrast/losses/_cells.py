@@ -132,18 +132,19 @@ class GatheredCells:
 class IndexCells(GatheredCells):
     """Cells named by an index ``(B, 1 + K, N)`` of row numbers, the positive in column 0."""
 
-    def __init__(self, index: Tensor) -> None:
+    def __init__(self, index: Tensor, anchored: bool = False) -> None:
         super().__init__()
         self._index = index.long()
         self.batch_size, self.width, self.num_modalities = index.shape
-        self.anchored = False
+        self.anchored = anchored
 
     def plane(self, modality: int, start: int, stop: int) -> Tensor:
         return self._index[start:stop, :, modality]
 
     def prepare(self, blocks: Blocks) -> None:
-        rows = torch.arange(self.batch_size, device=self._index.device)
-        self.anchored = bool((self._index[:, :, 0] == rows[:, None]).all())
+        if not self.anchored:
+            rows = torch.arange(self.batch_size, device=self._index.device)
+            self.anchored = bool((self._index[:, :, 0] == rows[:, None]).all())
         super().prepare(blocks)
 
 

@@ -126,7 +126,7 @@ def _cells(
     index = sample_tuples(
         size, num_modalities, num_negatives=num_negatives, scheme=scheme, generator=generator, device=device
     )
-    return IndexCells(index)
+    return IndexCells(index, anchored=True)
 
 
 def walk_loss(
