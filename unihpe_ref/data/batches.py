@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -50,8 +50,8 @@ class PoseBatch:
 
     def to(self, device: torch.device | str) -> PoseBatch:
         """The same batch on another device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PoseBatch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in held.items() if value is not None})
 
     def joints_2d_normalised(self) -> Tensor:
         """``(uv - c) / (b / 2)``: ``(B, 17, 2)``, within about 0.8 of zero."""

@@ -58,6 +58,8 @@ _CAPSULES: tuple[tuple[str, str, float, float, str], ...] = (
     ),
 )
 _START = [_POINTS.index(capsule[0]) for capsule in _CAPSULES]
+# The capsules of the trunk are shaded as parts of one broad surface.
+_ROUNDNESS = torch.tensor([0.35 if capsule[4] == "shirt" else 1.0 for capsule in _CAPSULES])
 _END = [_POINTS.index(capsule[1]) for capsule in _CAPSULES]
 
 
@@ -183,9 +185,12 @@ def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str,
     z0, z1, thick0, thick1 = _columns(torch.cat([depth, radius], -1), owner)
     near = z0 + t * (z1 - z0) - steep * (thick0 + t * (thick1 - thick0))
     picture = torch.div(owner, len(_CAPSULES), rounding_mode="floor")
+    # Shading sees the surface as round as its part is; `facing` is the cosine to the line of sight.
+    facing = 1 - _ROUNDNESS.to(steep.device)[owner % len(_CAPSULES)] * (1 - steep)
+    tilt = (1 - facing.square()).clamp(min=0).sqrt() / distance.clamp(min=1e-6)
     lamp_x, lamp_y, lamp_z = _columns(light[:, None], picture)
-    lit = (lamp_x * x + lamp_y * y) / torch.maximum(rim, distance) - lamp_z * steep
-    shade = (0.46 + 0.12 * steep + 0.5 * lit.clamp(min=0)).clamp(max=1.15)
+    lit = (lamp_x * x + lamp_y * y) * tilt - lamp_z * facing
+    shade = (0.46 + 0.12 * facing + 0.5 * lit.clamp(min=0)).clamp(max=1.15)
     colours = torch.stack([palette[capsule[4]] for capsule in _CAPSULES], 1).flatten(0, 1)  # (B P, 3)
 
     # The two nearest entries of each pixel; depth in units of 0.1 mm above the entry's number, so ties are settled.
