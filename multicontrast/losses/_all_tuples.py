@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from multicontrast._backend import use_triton
 from multicontrast._workspace import Workspace
 from multicontrast.losses._arguments import values_are_free
 from multicontrast.losses._factorised import mean_cosine_denominators
@@ -66,6 +67,7 @@ def can_fuse(units: list[Tensor], tau: Tensor, tuples: Tuples, reduction: str) -
         and reduction != "none"
         and not isinstance(tuples.similarity, (MeanCosine, Multilinear))
         and all(values_are_free(x) for x in (*units, tau))
+        and not use_triton(units[0])
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from multicontrast._backend import use_triton
 from multicontrast._checks import check_choice, compute_dtype, describe, three_beats
 from multicontrast.losses._arguments import check_index, values_are_free
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
@@ -164,4 +165,5 @@ def _is_dense(embeddings: list[Tensor], tau: Tensor, walk: Walk) -> bool:
         and (tuples is None or (tuples.cells is not None and not isinstance(tuples.similarity, Multilinear)))
         and bool(walk.blocks)
         and all(values_are_free(x) for x in (*embeddings, tau))
+        and not use_triton(embeddings[0])
     )
