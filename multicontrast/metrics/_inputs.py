@@ -134,10 +134,15 @@ def length(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors / unit, dim=-1) * unit.squeeze(-1)
 
 
+_EXPONENT_BITS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
+
+
 def power_of_two(values: Tensor) -> Tensor:
-    """The power of two next above each non-negative value, 1 for 0: dividing by it is exact."""
-    fraction = torch.frexp(values).mantissa  # in [1/2, 1)
-    return torch.where(values == 0, 1.0, values / torch.where(values == 0, 1.0, fraction))
+    """The power of two next below each non-negative value, 1 for 0: dividing by it is exact, and so is the product."""
+    integers, mask = _EXPONENT_BITS[values.dtype]
+    power = torch.bitwise_and(values.detach().view(integers), mask).view(values.dtype)
+    power = power.clamp_min(torch.finfo(values.dtype).tiny)  # subnormal values; infinity and NaN give infinity
+    return torch.where(values == 0, 1.0, power)
 
 
 def average_joints(errors: Tensor, weight: Tensor | None) -> Tensor:

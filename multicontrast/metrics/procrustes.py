@@ -13,12 +13,14 @@ Nothing is clamped by an absolute epsilon and nothing depends on a branch over t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from multicontrast.linalg.rotation import CPU_CHUNK, batch_last_rotation
+from multicontrast.linalg.rotation import batch_last_rotation
 from multicontrast.metrics._inputs import Root, power_of_two, read_poses, reduce_items, root_joints
 from multicontrast.metrics.joint_errors import JointErrors
 
@@ -95,13 +97,14 @@ def pa_mpjpe_joints(
     allow_reflection: bool = False,
 ) -> JointErrors:
     """The distances after alignment, ``(..., J)``."""
-    pred, target, weight = read_poses(operation, pred, target, mask)
     if root is not None:
         root_joints(operation, root, target.shape[-2])
+    pred, target, weight = read_poses(operation, pred, target, mask)
     parts = []
-    for x, y, w in _chunks(pred, target, weight):
-        fit = _fit(x, y, w, scale, allow_reflection)
-        parts.append(torch.linalg.vector_norm(fit.target - fit.aligned, dim=1) * fit.size)
+    for pieces in _chunks(pred, target, weight):
+        fit = _fit(pieces, scale, allow_reflection)
+        for piece, linear in zip(pieces, torch.split(fit.linear, _piece_length(target), -1)):
+            parts.append(_distances(piece, linear) * piece.target_size)
     return JointErrors(torch.cat(parts, -1).mT.reshape(target.shape[:-1]), weight)
 
 
@@ -142,14 +145,16 @@ def procrustes_align(
     everywhere = original.to(pred.dtype).reshape(-1, joints, size)
     outputs = []
     start = 0
-    for x, y, w in _chunks(pred, target, weight):
-        fit = _fit(x, y, w, scale, allow_reflection)
-        stop = start + x.shape[-1]
-        rotation, factor = fit.rotation.permute(2, 0, 1), fit.scale
-        pred_centre, target_centre = fit.pred_centre.mT, fit.target_centre.mT  # (n, D)
-        turned = (everywhere[start:stop] - pred_centre[:, None]) @ (factor[:, None, None] * rotation).mT
-        moved = (rotation @ pred_centre[..., None]).squeeze(-1) * factor[:, None]
-        outputs.append((turned + target_centre[:, None], rotation, factor, target_centre - moved))
+    for pieces in _chunks(pred, target, weight):
+        fit = _fit(pieces, scale, allow_reflection)
+        centres = [torch.cat(parts, -1).mT for parts in zip(*((p.pred_centre, p.target_centre) for p in pieces))]
+        linear = (fit.scale * fit.rotation).permute(2, 0, 1)  # (n, D, D)
+        stop = start + len(linear)
+        # Sums of products, not `@`: that would follow autocast and the settings for TF32.
+        turned = (linear[:, None] * (everywhere[start:stop] - centres[0][:, None])[..., None, :]).sum(-1)
+        moved = (linear * centres[0][:, None]).sum(-1)
+        rotation = fit.rotation.permute(2, 0, 1)
+        outputs.append((turned + centres[1][:, None], rotation, fit.scale, centres[1] - moved))
         start = stop
     aligned, rotation, factor, translation = (torch.cat(parts) for parts in zip(*outputs))
     batch = target.shape[:-2]
@@ -161,65 +166,145 @@ def procrustes_align(
     )
 
 
-class _Fit(NamedTuple):
-    """One chunk's alignment, batch innermost; ``target`` and ``aligned`` are centred and divided by ``size``."""
+# Two sizes of chunk on a CPU: poses in pieces that a core's cache can hold, and their rotations, which are several
+# times smaller and hundreds of short operations long, a few pieces at a time.
+_PIECE_BYTES = 800_000
+_PIECES = 4
 
-    target: Tensor  # (J, D, n)
-    aligned: Tensor  # (J, D, n)
-    size: Tensor  # (n,)
-    rotation: Tensor  # (D, D, n)
-    scale: Tensor  # (n,), in the units that came
+
+class _Piece(NamedTuple):
+    """Some poses, batch innermost, centred and divided by powers of two; and what was taken away."""
+
+    pred: Tensor  # (D, J, n)
+    target: Tensor  # (D, J, n)
+    covariance: Tensor  # (D, D, n): K = sum_j w_j y_j x_j^T
+    variance: Tensor  # (n,): sum_j w_j |x_j|^2
+    pred_size: Tensor  # (n,)
+    target_size: Tensor  # (n,)
     pred_centre: Tensor  # (D, n)
     target_centre: Tensor  # (D, n)
 
 
-def _chunks(pred: Tensor, target: Tensor, weight: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Poses as ``(J, D, n)`` and weights as ``(J, n)``, in chunks that stay in a CPU's cache."""
+class _Fit(NamedTuple):
+    """The alignment of some pieces."""
+
+    linear: Tensor  # (D, D, n): s R between the poses of the pieces
+    rotation: Tensor  # (D, D, n)
+    scale: Tensor  # (n,): s between the poses that came
+
+
+def _piece_length(poses: Tensor) -> int:
+    """How many poses of ``(..., J, D)`` make a piece."""
+    numbers = poses.shape[-1] * poses.shape[-2]
+    if poses.device.type != "cpu":
+        return poses.numel() // numbers
+    return max(_PIECE_BYTES // (numbers * poses.element_size()), 1)
+
+
+def _chunks(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[list[_Piece]]:
     joints, size = target.shape[-2:]
     count = target.numel() // (joints * size)
-    chunk = CPU_CHUNK if target.device.type == "cpu" else count
-    poses = [tensor.reshape(count, joints, size).split(chunk) for tensor in (pred, target)]
-    weights = [None] * len(poses[0]) if weight is None else weight.reshape(count, joints).split(chunk)
-    return [
-        (x.permute(1, 2, 0).contiguous(), y.permute(1, 2, 0).contiguous(), None if w is None else w.mT.contiguous())
-        for x, y, w in zip(*poses, weights)
-    ]
+    pred, target = pred.reshape(count, joints, size), target.reshape(count, joints, size)
+    weight = None if weight is None else weight.reshape(count, joints)
+    length = _piece_length(target)
+    for start in range(0, count, length * _PIECES):
+        firsts = range(start, min(start + length * _PIECES, count), length)
+        rows = [slice(first, first + length) for first in firsts]
+        yield [_piece(pred[row], target[row], None if weight is None else weight[row]) for row in rows]
 
 
-def _fit(x: Tensor, y: Tensor, w: Tensor | None, with_scale: bool, allow_reflection: bool) -> _Fit:
-    total = None if w is None else w.sum(0)  # 0 without a visible joint: the means are then 0 / 0, NaN
-    x, x_centre = _centre(x, w, total)
-    y, y_centre = _centre(y, w, total)
-    x_size, y_size = _size(x), _size(y)
-    x, y = x / x_size, y / y_size
-    wx = x if w is None else x * w[:, None]
-    covariance = (y[:, :, None] * wx[:, None, :]).sum(0)  # K, (D, D, n)
+def _piece(pred: Tensor, target: Tensor, weight: Tensor | None) -> _Piece:
+    w = None if weight is None else weight.mT.contiguous()
+    x, x_centre, x_size = _Standardise.apply(pred, w)
+    y, y_centre, y_size = _Standardise.apply(target, w)
+    wx = x if w is None else x * w
+    covariance = torch.stack([(y * coordinate).sum(1) for coordinate in wx], 1)
+    return _Piece(x, y, covariance, (wx * x).sum((0, 1)), x_size, y_size, x_centre, y_centre)
+
+
+class _Standardise(torch.autograd.Function):
+    """``(n, J, D)`` to ``(D, J, n)``, centred and scaled; the centre ``(D, n)``; and the size ``(n,)``.
+
+    Centred twice, on the first visible joint and then on the mean, so that a distant origin costs no digits. The size
+    is a power of two: dividing by it is exact, and afterwards no product overflows or underflows. A function of its own
+    so that the passes can be in place; its derivative is linear, and that of any centring.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pose: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        x = pose.permute(2, 1, 0).clone(memory_format=torch.contiguous_format)
+        if w is None:
+            first = x[:, 0].clone()
+            x.sub_(first[:, None])
+        else:
+            hidden = w == 0
+            index = (~hidden).to(torch.uint8).argmax(0)  # the first maximum
+            first = x.gather(1, index.expand(len(x), 1, -1))[:, 0]
+            x.sub_(first[:, None]).masked_fill_(hidden, 0.0)
+        size = power_of_two(torch.maximum(x.amax((0, 1)), x.amin((0, 1)).neg_()))
+        inverse = size.reciprocal()  # exact, as is the product
+        x.mul_(inverse)
+        if w is None:
+            mean = x.mean(1)
+            x.sub_(mean[:, None])
+        else:
+            mean = (x * w).sum(1) / w.sum(0)  # 0 / 0, NaN, without a visible joint
+            x.sub_(mean[:, None]).masked_fill_(hidden, 0.0)
+        ctx.save_for_backward(inverse, *(() if w is None else (w,)))
+        ctx.mark_non_differentiable(size)
+        return x, mean.mul_(size).add_(first), size
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, centre_grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        inverse, *weights = ctx.saved_tensors
+        grad = grad * inverse
+        if weights:
+            (w,) = weights
+            grad = grad.masked_fill(w == 0, 0.0)
+            share = w / w.sum(0)
+        else:
+            share = torch.full_like(grad[0, :, :1], 1 / grad.shape[1])
+        grad = grad + share * (centre_grad - grad.sum(1))[:, None]
+        return grad.permute(2, 1, 0), None
+
+
+def _fit(pieces: list[_Piece], with_scale: bool, allow_reflection: bool) -> _Fit:
+    covariance, variance, x_size, y_size = (
+        torch.cat(parts, -1) for parts in zip(*((p.covariance, p.variance, p.pred_size, p.target_size) for p in pieces))
+    )
     rotation = batch_last_rotation(covariance, allow_reflection)
-    if with_scale:
-        # dR contributes nothing to d<R, K> (R is a maximum), so R is a constant here: no damping enters the scale.
-        trace = (rotation.detach() * covariance).sum((0, 1))
-        variance = (wx * x).sum((0, 1))
-        ratio = trace / torch.where(variance == 0, 1.0, variance)
-    else:
-        ratio = x_size / y_size
-    aligned = ((ratio * rotation)[None] * x[:, None]).sum(2)
-    return _Fit(y, aligned, y_size, rotation, ratio * (y_size / x_size), x_centre, y_centre)
+    if not with_scale:
+        return _Fit(x_size / y_size * rotation, rotation, torch.where(variance.isnan(), torch.nan, 1.0))
+    # R maximises <R, K>: its change adds nothing to the change of the maximum, and it is a constant here.
+    trace = (rotation.detach() * covariance).sum((0, 1))
+    ratio = trace / torch.where(variance == 0, 1.0, variance)
+    return _Fit(ratio * rotation, rotation, ratio * (y_size / x_size))
 
 
-def _centre(x: Tensor, w: Tensor | None, total: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Subtracts the first visible joint and then the weighted mean: a distant origin costs no digits."""
-    if w is None or total is None:
-        first = x[0]
-        x = x - first
-        mean = x.mean(0)
-        return x - mean, first + mean
-    visible = w != 0
-    index = visible.to(torch.uint8).argmax(0)  # the first maximum
-    first = x.gather(0, index.expand(1, *x.shape[1:]))[0]
-    x = x - first
-    mean = (x * w[:, None]).sum(0) / total
-    return (x - mean).masked_fill(~visible[:, None], 0.0), first + mean
+def _distances(piece: _Piece, linear: Tensor) -> Tensor:
+    """``(J, n)`` distances ``|y - s R x|`` in units of the piece."""
+    squared: Tensor | None = None
+    for row, coordinate in zip(linear, piece.target):
+        rest = torch.addcmul(coordinate, row[0], piece.pred[0], value=-1)
+        for factor, x in zip(row[1:], piece.pred[1:]):
+            rest = rest.addcmul_(factor, x, value=-1)
+        squared = rest * rest if squared is None else squared.addcmul_(rest, rest)
+    distances: Tensor = _SquareRoot.apply(squared)
+    return distances
 
 
-def _size(x: Tensor) -> Tensor:
-    return power_of_two(x.detach().abs().amax((0, 1)))
+class _SquareRoot(torch.autograd.Function):
+    """The square root, with gradient 0 at 0."""
+
+    @staticmethod
+    def forward(ctx: Any, squared: Tensor) -> Tensor:
+        root = squared.sqrt()
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return torch.where(root == 0, 0.0, grad / (2 * root))
