@@ -1,17 +1,18 @@
-r"""The h-cubic in plain PyTorch: largest eigenvalue of a 3x3 Gram matrix with unit diagonal, and its gradient.
+r"""The h-cubic in plain PyTorch: the largest eigenvalue of a 3x3 Gram matrix with unit diagonal, and its derivatives.
 
 For cosines :math:`a, b, c` the matrix is ``[[1, a, b], [a, 1, c], [b, c, 1]]`` and :math:`x = \lambda_{max} - 1` is the
-largest root of :math:`x^3 - (a^2+b^2+c^2)\,x - 2abc`. With :math:`x = \gamma(1 + h)`, :math:`\gamma` the largest of the
-three magnitudes, that cubic becomes
+largest root of :math:`x^3 - s x - 2abc`, :math:`s = a^2 + b^2 + c^2`. Measured from the largest magnitude,
+:math:`x = \gamma (1 + h)`, the cubic becomes
 
 .. math:: h^3 + 3h^2 + kh - g = 0, \qquad k, g \ge 0,
 
-whose coefficients and single non-negative root lose no digits, however near a double root is. The derivation, the
-gradient and the errors are in ``docs/math/h-cubic.md``.
+whose coefficients and single non-negative root keep all their digits, however close a double root is. The gradient is
+:math:`2 (ax + bc) / (3x^2 - s)` and so on, with numerator and denominator written as sums in which nothing cancels. The
+derivation and the errors are in ``docs/math/h-cubic.md``.
 
-Two forms. Out of place and free of branches, for ``vmap``, ``torch.compile`` and any device; and in place, for the
-losses' blocks, where the cost on a CPU is the number of passes over the block. Inputs of one shape, type (float32 or
-float64) and device; nothing is checked here and nothing is known of autograd.
+Out of place and free of branches on values: works under ``vmap`` and ``torch.compile`` and on any device. Inputs of one
+shape, type (float32 or float64) and device; nothing is checked here and nothing is known of autograd. The form that
+works in place, for the losses' blocks, is ``_gram3_in_place.py``.
 """
 
 from __future__ import annotations
@@ -19,45 +20,71 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCRATCH_ROWS = 8  # rows of `scratch` that the functions in place may use
+# The first step from the start h0, the root of the cubic without h^3: h0 - h0^3 / (r + 4 c0 z + 4 c1 z h0 / 2), where
+# z = h0^2 / 4 and r is the root of the discriminant in h0. Fitted: 9e-5 off at most, on all k and g that occur.
+# Newton then leaves 5e-9, and a second step rounding.
+SECANT = (4 * 2.70762551, -4 * 0.76873623)
+NEWTON_STEPS = {torch.float32: 1, torch.float64: 2}
+
+# Integer type, mask of the exponent without its two lowest bits, and the exponents of the powers, all in place.
+_EXPONENT = {
+    torch.float32: (torch.int32, 0x7E000000, 0x7E800000, 0x00800000),
+    torch.float64: (torch.int64, 0x7FC0000000000000, 0x7FD0000000000000, 0x0010000000000000),
+}
 
 
-def _largest_root(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(gamma, h, k, ea, eb, ec, odd)``: scale, root and coefficient of the cubic, relative distances of the
-    magnitudes from the largest, and whether ``abc`` is negative."""
-    fa, fb, fc = a.abs(), b.abs(), c.abs()
-    larger, smaller = torch.maximum(fa, fb), torch.minimum(fa, fb)
-    gamma = torch.maximum(larger, fc)
-    middle = torch.minimum(larger, fc)  # one of the two lesser magnitudes; `smaller` is the other
-    normal = gamma >= torch.finfo(a.dtype).smallest_normal
-    inverse = torch.where(normal, 1 / torch.where(normal, gamma, 1), 0)
-    # Subtract before scaling: the differences are exact where they are small.
-    ea, eb, ec = (gamma - fa) * inverse, (gamma - fb) * inverse, (gamma - fc) * inverse
-    # The signs alone decide, since the product itself may underflow.
-    odd = torch.signbit(a) ^ torch.signbit(b) ^ torch.signbit(c)
-    t = (middle + torch.where(odd, -smaller, smaller)) * inverse
-    g = t * t
-    # One of the three terms is exactly zero, so their order does not matter to the last bit.
-    k = ea * (2 - ea) + eb * (2 - eb) + ec * (2 - ec)
-    denominator = k + torch.sqrt(k * k + 12 * g)
-    h = torch.where(denominator > 0, 2 * g / torch.where(denominator > 0, denominator, 1), 0)
-    for _ in range(2 if a.dtype == torch.float32 else 3):  # Halley, from above: 16 %, 5e-4, 2e-10, rounding
-        f = ((h + 3) * h + k) * h - g
-        slope = (3 * h + 6) * h + k
-        d = slope * slope - f * (3 * h + 3)
-        h = torch.clamp_min(h - torch.where(d > 0, f * slope / torch.where(d > 0, d, 1), 0), 0)
-    return gamma, h, k, ea, eb, ec, odd
+def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
+    """``(p, 1/p)``: exact powers of two with ``largest * p`` in [0.5, 8), or less where ``largest`` is denormal.
+
+    Both are normal numbers for every input. Scaling by them costs no accuracy, so that the formulas need not care for
+    overflow and underflow.
+    """
+    integer, mask, high, low = _EXPONENT[largest.dtype]
+    exponent = largest.view(integer) & mask
+    return (high - exponent).view(largest.dtype), (low + exponent).view(largest.dtype)
 
 
-def _poison(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Zero; NaN where an input is infinite or NaN. Maxima drop NaN on some devices."""
-    return (a + b + c) * 0
+def _scaled(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The cosines times a power of two; that power, its inverse, and 0, or NaN where a cosine is not finite."""
+    largest = torch.maximum(torch.maximum(a.abs(), b.abs()), c.abs())
+    power, inverse = power_of_two(largest)
+    return a * power, b * power, c * power, power, inverse, largest * 0
+
+
+def _root(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(gamma, e, k gamma)`` of scaled cosines, with ``x = gamma + 2 e``; ``e = gamma h / 2`` saves operations.
+
+    In it the cubic is ``8 e^3 / gamma + 12 e^2 + 2 k e - t^2``.
+    """
+    tiny = torch.finfo(a.dtype).smallest_normal  # keeps 0 / 0 from arising at exact ties; beyond reach otherwise
+    size_a, size_b, size_c = a.abs(), b.abs(), c.abs()
+    larger, low = torch.maximum(size_a, size_b), torch.minimum(size_a, size_b)
+    gamma = torch.maximum(larger, size_c)
+    middle = torch.minimum(larger, size_c)  # `middle` and `low` are the two lesser magnitudes in either order
+    # The sign of abc from the signs alone: the product keeps it even where it underflows.
+    t = middle + torch.copysign(low, a * b * c)
+    # Differences before anything else: they are exact where the magnitudes are close.
+    k_gamma = (gamma - middle) * (gamma + middle) + (gamma - low) * (gamma + low)
+    safe = gamma.clamp_min(tiny)
+    k = k_gamma / safe
+    t_squared = t * t
+    root = torch.sqrt(k * k + 12 * t_squared)
+    e = t_squared / (k + root).clamp_min(tiny)
+    ratio = e / safe
+    square = e * ratio
+    e = e - 4 * square * e / (root + SECANT[0] * square + SECANT[1] * (ratio * square)).clamp_min(tiny)
+    for _ in range(NEWTON_STEPS[a.dtype]):
+        curve = e + e * e / safe
+        residual = t_squared - 2 * e * (k + 4 * curve + 2 * e)
+        e = e + 0.5 * residual / (k + 12 * curve).clamp_min(tiny)
+    return gamma, e, k_gamma
 
 
 def eigmax_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """``lambda_max - 1``: accurate *relative to itself*, however small the cosines (1.3 eps observed)."""
-    gamma, h, *_ = _largest_root(a, b, c)
-    return gamma + gamma * h + _poison(a, b, c)
+    """``lambda_max - 1``: accurate *relative to itself*, however small the cosines (1.1 eps observed)."""
+    a, b, c, _, inverse, poison = _scaled(a, b, c)
+    gamma, e, _ = _root(a, b, c)
+    return (gamma + 2 * e) * inverse + poison
 
 
 def eigmax_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -66,25 +93,35 @@ def eigmax_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tenso
     The gradient is accurate to 3 eps at every gap; where the largest eigenvalue is double it is the subgradient of
     least norm, at zero it is zero. NaN or infinity in any cosine makes all four NaN.
     """
-    gamma, h, _, ea, eb, ec, odd = _largest_root(a, b, c)
-    poison = _poison(a, b, c)
-    x = gamma + gamma * h + poison
-    # Squared components of the top eigenvector, times their sum: u1 pairs with c, u2 with b, u3 with a.
-    w1, w2, w3 = (h + ec) * (2 + h - ec), (h + eb) * (2 + h - eb), (h + ea) * (2 + h - ea)
-    total = w1 + w2 + w3
-    simple = total > 0
-    scale = torch.where(simple, 2 / torch.where(simple, total, 1), 0)
-    third = torch.where(simple | (gamma < torch.finfo(a.dtype).smallest_normal), 0, torch.full_like(total, 1 / 3))
-    r1, r2, r3 = w1.sqrt(), w2.sqrt(), w3.sqrt()
-    # A gradient has the sign of its cosine, but where abc < 0 the smallest (the first, at a tie) is flipped.
-    fa, fb, fc = a.abs(), b.abs(), c.abs()
-    a_least = (fa <= fb) & (fa <= fc)
-    b_least = ~a_least & (fb <= fc)
-    flip_a, flip_b, flip_c = simple & odd & a_least, simple & odd & b_least, simple & odd & ~a_least & ~b_least
-    ga = torch.where(torch.signbit(a) ^ flip_a, -1, 1) * (r1 * r2 * scale + third) + poison
-    gb = torch.where(torch.signbit(b) ^ flip_b, -1, 1) * (r1 * r3 * scale + third) + poison
-    gc = torch.where(torch.signbit(c) ^ flip_c, -1, 1) * (r2 * r3 * scale + third) + poison
-    return x, ga, gb, gc
+    a, b, c, _, inverse, poison = _scaled(a, b, c)
+    gamma, e, k_gamma = _root(a, b, c)
+    x = (gamma + 2 * e) * inverse + poison
+    return x, *_gradient(a, b, c, gamma, e, _denominator(gamma, e, k_gamma), poison)
+
+
+def _denominator(gamma: Tensor, e: Tensor, k_gamma: Tensor) -> Tensor:
+    """``3 x^2 - s``, a sum of terms that are not negative; zero only where the eigenvalue is multiple."""
+    return k_gamma + 12 * e * (gamma + e)
+
+
+def _gradient(
+    a: Tensor, b: Tensor, c: Tensor, gamma: Tensor, e: Tensor, denominator: Tensor, poison: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # 2 (a gamma + bc) = (a + b)(gamma + c) + (a - b)(gamma - c): near a double root each product has a small factor
+    # that is an exact difference, where a gamma + bc would cancel. The rest of x follows: x = gamma + 2 e.
+    plus, minus = (a + b) * (gamma + c), (a - b) * (gamma - c)
+    over_a = plus + minus + 4 * a * e
+    over_b = plus - minus + 4 * b * e
+    over_c = (a + c) * (gamma + b) - (a - c) * (gamma - b) + 4 * c * e
+    # Where all magnitudes are equal and abc < 0, the projector on the double eigenvalue's plane, halved, has thirds.
+    multiple = denominator == 0
+    safe = torch.where(multiple, 1, denominator)
+    third = torch.full_like(denominator, 1 / 3)
+    ga, gb, gc = (
+        torch.where(multiple, third * cosine.sign(), over / safe) + poison
+        for cosine, over in ((a, over_a), (b, over_b), (c, over_c))
+    )
+    return ga, gb, gc
 
 
 def eigmax_hessian_product(
@@ -92,53 +129,39 @@ def eigmax_hessian_product(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The Hessian of ``lambda_max`` times the direction ``(va, vb, vc)``; zero where the eigenvalue is multiple.
 
-    With the top eigenvector ``u`` and ``V`` the symmetric matrix of the direction, the eigenvector moves by
-    ``(x I - B)^+ V u``, and the pseudo-inverse of a 3x3 matrix of rank 2 needs no decomposition:
-    ``(tr(M) (I - u u') - M) / (sum of its principal minors)``.
+    With the projector ``P = u u'`` on the top eigenvector and ``V`` the symmetric matrix of the direction, ``P`` moves
+    by ``Z + Z'``, ``Z = (x I - B)^+ V P``, and the pseudo-inverse of a 3x3 matrix of rank 2 needs no decomposition:
+    ``(x I - B)^+ = (2 x I + B)(I - P) / (3 x^2 - s)``.
     """
-    gamma, h, _, ea, eb, ec, odd = _largest_root(a, b, c)
-    w1, w2, w3 = (h + ec) * (2 + h - ec), (h + eb) * (2 + h - eb), (h + ea) * (2 + h - ea)
-    total = w1 + w2 + w3
-    simple = total > 0
-    inverse = torch.where(simple, 1 / torch.where(simple, total, 1), 0)
-    normal = gamma >= torch.finfo(a.dtype).smallest_normal
-    safe = torch.where(normal, gamma, 1)
-    fa, fb, fc = a.abs(), b.abs(), c.abs()
-    a_least = (fa <= fb) & (fa <= fc)
-    b_least = ~a_least & (fb <= fc)
-    u1 = (w1 * inverse).sqrt()
-    u2 = torch.where(torch.signbit(a) ^ (odd & a_least), -1, 1) * (w2 * inverse).sqrt()
-    u3 = torch.where(torch.signbit(b) ^ (odd & b_least), -1, 1) * (w3 * inverse).sqrt()
-    q1, q2, q3 = va * u2 + vb * u3, va * u1 + vc * u3, vb * u1 + vc * u2
-    along = u1 * q1 + u2 * q2 + u3 * q3
-    q1, q2, q3 = q1 - along * u1, q2 - along * u2, q3 - along * u3
-    # Everything in units of gamma: B / gamma, x / gamma = 1 + h.
-    ra, rb, rc = a / safe, b / safe, c / safe
-    trace = 2 * (1 + h)
-    scale = 2 * inverse / safe
-    p1 = (trace * q1 + ra * q2 + rb * q3) * scale
-    p2 = (ra * q1 + trace * q2 + rc * q3) * scale
-    p3 = (rb * q1 + rc * q2 + trace * q3) * scale
-    poison = _poison(a, b, c)
-    return p1 * u2 + u1 * p2 + poison, p1 * u3 + u1 * p3 + poison, p2 * u3 + u2 * p3 + poison
-
-
-def eigmax_with_gradient_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
-    """``lambda_max - 1``, in one of the rows of ``scratch``; ``a, b, c`` become its derivatives.
-
-    Args:
-        a, b, c: ``(n,)`` contiguous cosines, float32 or float64; overwritten by the gradient.
-        scratch: ``(SCRATCH_ROWS, n)`` of the same type, contiguous rows; overwritten.
-
-    Accuracy and conventions are those of :func:`eigmax_with_gradient`.
-    """
-    x, ga, gb, gc = eigmax_with_gradient(a, b, c)
-    a.copy_(ga)
-    b.copy_(gb)
-    c.copy_(gc)
-    return scratch[0].copy_(x)
-
-
-def eigmax_excess_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
-    """``lambda_max - 1``, in one of the rows of ``scratch``; ``a, b, c`` are spoiled."""
-    return scratch[0].copy_(eigmax_excess(a, b, c))
+    a, b, c, power, _, poison = _scaled(a, b, c)
+    gamma, e, k_gamma = _root(a, b, c)
+    denominator = _denominator(gamma, e, k_gamma)
+    multiple = denominator == 0
+    safe = torch.where(multiple, 1, denominator)
+    ga, gb, gc = _gradient(a, b, c, gamma, e, denominator, poison)
+    rest = 4 * e * (gamma + e)  # x^2 - gamma^2
+    p1, p2, p3 = (((gamma - z) * (gamma + z) + rest) / safe for z in (c, b, a))  # the projector's diagonal
+    pa, pb, pc = ga / 2, gb / 2, gc / 2  # and the rest of it
+    # The columns of V P, less their part along u.
+    columns = []
+    for q1, q2, q3 in (
+        (va * pa + vb * pb, va * p1 + vc * pb, vb * p1 + vc * pa),
+        (va * p2 + vb * pc, va * pa + vc * pc, vb * pa + vc * p2),
+        (va * pc + vb * p3, va * pb + vc * p3, vb * pb + vc * pc),
+    ):
+        columns.append(
+            (
+                q1 - (p1 * q1 + pa * q2 + pb * q3),
+                q2 - (pa * q1 + p2 * q2 + pc * q3),
+                q3 - (pb * q1 + pc * q2 + p3 * q3),
+            )
+        )
+    (_, y21, y31), (y12, _, y32), (y13, y23, _) = columns
+    (y11, _, _), (_, y22, _), (_, _, y33) = columns
+    trace = 2 * (gamma + 2 * e)
+    # Two off-diagonal entries of (2 x I + B) Y to each cosine.
+    over_a = trace * (y12 + y21) + a * (y22 + y11) + b * y32 + c * y31
+    over_b = trace * (y13 + y31) + b * (y33 + y11) + a * y23 + c * y21
+    over_c = trace * (y23 + y32) + c * (y33 + y22) + a * y13 + b * y12
+    scale = torch.where(multiple, 0, 2 * power / safe)
+    return over_a * scale + poison, over_b * scale + poison, over_c * scale + poison

@@ -87,6 +87,10 @@ def top_projector(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weights = tied.to(matrix.dtype)
     weighted = vectors * (weights / weights.sum(0)).unsqueeze(1)
     projector = (weighted.movedim((0, 1), (-2, -1))).mT @ vectors.movedim((0, 1), (-2, -1))
+    # The rotations leave some eps in the diagonal; the Rayleigh quotient with the matrix itself takes them out.
+    trace = projector.diagonal(dim1=-2, dim2=-1).sum(-1)
+    top = (projector * matrix).sum((-2, -1)) / trace
+    projector = projector / trace[..., None, None]
     return (
         top + poison,
         projector + poison[..., None, None],

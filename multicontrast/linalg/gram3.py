@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, check_same_device, compute_dtype, describe, three_beats
-from multicontrast.linalg._gram3_torch import eigmax_excess, eigmax_hessian_product, eigmax_with_gradient
+from multicontrast.linalg import _gram3_in_place, _gram3_operator, _gram3_torch
+from multicontrast.linalg._glue import batch_first, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
+
+_BLOCK = {torch.float32: 65536, torch.float64: 32768}  # elements at a time: the buffers of one stay in the cache
 
 
 def gram3_eigmax(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -18,22 +22,28 @@ def gram3_eigmax(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         a, b, c: cosines between three unit vectors, of any broadcastable shapes. Values slightly beyond 1, as rounding
             leaves them, are fine. Half precision is computed and returned in float32.
     Returns: the broadcast shape; in [1, 3] for cosines of unit vectors.
-    Accuracy: 1.0 eps for the value and 3 eps for the gradient at every gap between eigenvalues (observed maxima).
+    Accuracy: 1 eps for the value and 3 eps for the gradient, at every gap between eigenvalues (observed maxima).
         Where the largest eigenvalue is multiple, the gradient is the subgradient of least norm. Differentiable
         twice, in reverse and forward mode; at an exactly multiple eigenvalue the second derivative is 0 by convention.
         NaN or infinity in any of the three gives NaN.
     Raises: TypeError unless all three are real floating-point tensors; ValueError for shapes that do not broadcast or
         tensors on different devices.
     Reference: the equations are in docs/math/h-cubic.
+
+    >>> import torch
+    >>> gram3_eigmax(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(1.0))
+    tensor(3.)
     """
     return 1 + gram3_excess(*_prepare("gram3_eigmax", a, b, c))
 
 
 def gram3_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """``lambda_max - 1``, differentiable: accurate relative to itself. Equal shapes, float32 or float64; no checks."""
-    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or c.requires_grad):
-        return _Gram3Eigmax.apply(a, b, c)[0]
-    return eigmax_excess(a, b, c)
+    if torch.compiler.is_compiling():
+        # An operator that the compiler takes as it is: inlining the formula costs it minutes.
+        return _gram3_operator.gram3_excess(a, b, c)
+    x: Tensor = _Excess.apply(a, b, c)[0] if is_differentiated(a, b, c) else _ExcessAlone.apply(a, b, c)
+    return x
 
 
 def _prepare(operation: str, *cosines: Tensor) -> tuple[Tensor, ...]:
@@ -41,24 +51,59 @@ def _prepare(operation: str, *cosines: Tensor) -> tuple[Tensor, ...]:
     for name, cosine in zip(names, cosines):
         check_floating(operation, name, cosine)
     check_same_device(operation, names, cosines)
+    dtype = compute_dtype(*cosines)
     try:
-        shape = torch.broadcast_shapes(*(cosine.shape for cosine in cosines))
+        return torch.broadcast_tensors(*(cosine.to(dtype) for cosine in cosines))
     except RuntimeError:
         came = ", ".join(f"`{name}` {describe(cosine)}" for name, cosine in zip(names, cosines))
         remedy = "Give all three one shape, or sizes of 1 where one should repeat."
         raise ValueError(three_beats(f"`{operation}` needs shapes that broadcast", came, remedy)) from None
-    dtype = compute_dtype(*cosines)
-    return tuple(cosine.to(dtype).expand(shape) for cosine in cosines)
 
 
-class _Gram3Eigmax(torch.autograd.Function):
+# Back ends -----------------------------------------------------------------------------------------------------------
+
+
+def evaluate_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``lambda_max - 1`` by the best back end for these tensors; no autograd."""
+    if use_triton(a):
+        return _gram3_operator.eigmax_excess(a, b, c)
+    if not is_eager_cpu(a):
+        return _gram3_torch.eigmax_excess(a, b, c)
+    x = torch.empty(a.shape, dtype=a.dtype)
+    _walk(x.view(-1), [z.reshape(-1) for z in (a, b, c)], _gram3_in_place.eigmax_excess_)
+    return x
+
+
+def evaluate_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(x, dx/da, dx/db, dx/dc)``, ``x = lambda_max - 1``, by the best back end for these tensors; no autograd."""
+    if use_triton(a):
+        return _gram3_operator.eigmax_with_gradient(a, b, c)
+    if not is_eager_cpu(a):
+        return _gram3_torch.eigmax_with_gradient(a, b, c)
+    x, ga, gb, gc = (torch.empty(a.shape, dtype=a.dtype) for _ in range(4))
+    for cosine, gradient in ((a, ga), (b, gb), (c, gc)):
+        gradient.copy_(cosine)
+    _walk(x.view(-1), [g.view(-1) for g in (ga, gb, gc)], _gram3_in_place.eigmax_with_gradient_)
+    return x, ga, gb, gc
+
+
+def _walk(x: Tensor, cosines: list[Tensor], function: Any) -> None:
+    block = min(_BLOCK[x.dtype], len(x))
+    scratch = x.new_empty(_gram3_in_place.SCRATCH_ROWS, block)
+    for start in range(0, len(x), max(block, 1)):
+        stop = min(start + block, len(x))
+        x[start:stop] = function(*(cosine[start:stop] for cosine in cosines), scratch[:, : stop - start])
+
+
+# Autograd ------------------------------------------------------------------------------------------------------------
+
+
+class _Excess(torch.autograd.Function):
     """Value and gradient together. The gradient is an output, so that it can be differentiated again."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return eigmax_with_gradient(a, b, c)
+        return evaluate_with_gradient(a, b, c)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -68,18 +113,37 @@ class _Gram3Eigmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor | None, *dg: Tensor | None) -> tuple[Tensor | None, ...]:
-        *cosines, ga, gb, gc = ctx.saved_tensors
-        grads: list[Tensor] | None = None
-        if dx is not None:
-            grads = [dx * ga, dx * gb, dx * gc]
-        if any(d is not None for d in dg):
-            direction = [torch.zeros_like(ga) if d is None else d for d in dg]
-            second = eigmax_hessian_product(*cosines, *direction)  # the Hessian is symmetric
-            grads = list(second) if grads is None else [g + s for g, s in zip(grads, second)]
-        return (None, None, None) if grads is None else tuple(grads)
+        a, b, c, ga, gb, gc = ctx.saved_tensors
+        first = (None, None, None) if dx is None else (dx * ga, dx * gb, dx * gc)
+        if all(d is None for d in dg):
+            return first
+        va, vb, vc = (torch.zeros_like(ga) if d is None else d for d in dg)
+        second = _gram3_torch.eigmax_hessian_product(a, b, c, va, vb, vc)  # the Hessian is symmetric
+        return tuple(s if f is None else f + s for f, s in zip(first, second))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        *cosines, ga, gb, gc = ctx.saved_tensors
+        refuse_nested_forward_mode("gram3_eigmax")
+        a, b, c, ga, gb, gc = ctx.saved_tensors
         va, vb, vc = (torch.zeros_like(ga) if tangent is None else tangent for tangent in tangents)
-        return ga * va + gb * vb + gc * vc, *eigmax_hessian_product(*cosines, va, vb, vc)
+        return ga * va + gb * vb + gc * vc, *_gram3_torch.eigmax_hessian_product(a, b, c, va, vb, vc)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
+        return _Excess.apply(*batch_first(info.batch_size, in_dims, cosines)), (0, 0, 0, 0)
+
+
+class _ExcessAlone(torch.autograd.Function):
+    """The value for those who ask for no derivative; a function only so that ``vmap`` can see through it."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return evaluate_excess(a, b, c)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
+        return _ExcessAlone.apply(*batch_first(info.batch_size, in_dims, cosines)), 0

@@ -1,0 +1,49 @@
+"""What the autograd functions of this room share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from multicontrast._checks import three_beats
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether anybody will ask for a derivative, in reverse or in forward mode; if not, the value alone will do."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def is_eager_cpu(tensor: Tensor) -> bool:
+    """Whether values may be looked at and buffers reused: a plain tensor on a CPU that nobody is tracing."""
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
+
+
+def batch_first(size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs of a ``vmap`` rule with the mapped axis in front; our functions take any leading axes as a batch."""
+    return [
+        tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for dim, tensor in zip(in_dims, tensors)
+    ]
+
+
+def refuse_nested_forward_mode(operation: str) -> None:
+    """Raise inside a forward-mode derivative of a forward-mode derivative.
+
+    PyTorch drops the outer tangent of a custom function there and would return a Hessian of zeros without a word.
+    """
+    try:  # private, and only for a better message: without it the result is PyTorch's
+        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+    except ImportError:  # pragma: no cover
+        return
+    levels = [level.key().name for level in retrieve_all_functorch_interpreters()]
+    if levels.count("Jvp") > 1:
+        needed = f"`{operation}` can be differentiated in forward mode once"
+        remedy = "Take the other derivative in reverse mode: `torch.func.jacfwd(torch.func.jacrev(f))`."
+        raise NotImplementedError(three_beats(needed, "forward mode over forward mode", remedy))
