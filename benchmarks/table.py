@@ -44,9 +44,9 @@ def origin(row: Row) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others numbers."""
-    rule = ["---", *("---:" for _ in header[1:])]
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table; the first columns are text, the others numbers."""
+    rule = ["---" if column < text_columns else "---:" for column in range(len(header))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines)) + "\n"
 
 
@@ -58,15 +58,12 @@ def timing_table(rows: Sequence[Row]) -> str:
         base = next((row.p50_ms for row in run if row.implementation == timing.PAIRS), None)
         lines = []
         for row in run:
-            paper = timing.PAPER_SECONDS.get(row.implementation)
-            more = timing.PAPER_OVERHEAD.get(row.implementation)
-            beside = "" if paper is None else f"{paper:.2f} s" + (f" (+{more} %)" if more else "")
             if row.p50_ms is None:
-                lines.append((row.implementation, row.status, "", "", beside))
+                lines.append((row.implementation, row.status, "", "", timing.beside(row)))
                 continue
-            overhead = "" if base is None or row.implementation == timing.PAIRS else percent(row.p50_ms / base)
+            overhead = "" if base is None or row.implementation == timing.PAIRS else timing.overhead(row.p50_ms / base)
             spread = f"{seconds(row.p50_ms)} ({seconds(row.p20_ms)} to {seconds(row.p80_ms)})"
-            lines.append((row.implementation, spread, overhead, megabytes(row.peak_mb), beside))
+            lines.append((row.implementation, spread, overhead, megabytes(row.peak_mb), timing.beside(row)))
         header = ("loss", "s per batch: median (p20 to p80)", "over pairs", "peak MB", "paper, A100")
         parts.append(f"**{case}**, {run[0].shape}: {origin(run[0])}\n\n{markdown(header, lines)}")
     return "\n".join(parts) or "No rows yet.\n"
@@ -124,7 +121,7 @@ def kernels_table(rows: Sequence[Row]) -> str:
                 time = row.status if row.p50_ms is None else f"{row.p50_ms:.2f}"
                 lines.append((f"{case}, {shape}", row.implementation, time, times, megabytes(row.peak_mb)))
         header = ("case", "implementation", "ms", "ours is faster by", "peak MB")
-        parts.append(f"{origin(run[0])}\n\n{markdown(header, lines)}")
+        parts.append(f"{origin(run[0])}\n\n{markdown(header, lines, text_columns=2)}")
     return "\n".join(parts) or "No rows yet.\n"
 
 
@@ -133,12 +130,7 @@ def kernels_table(rows: Sequence[Row]) -> str:
 
 def seconds(milliseconds: float | None) -> str:
     """Three digits."""
-    return "" if milliseconds is None else f"{milliseconds / 1e3:.3g}"
-
-
-def percent(factor: float) -> str:
-    """A factor as what it adds."""
-    return f"{100 * (factor - 1):+.1f} %"
+    return "" if milliseconds is None else f"{milliseconds / 1e3:#.3g}"
 
 
 def megabytes(value: float | None) -> str:
