@@ -13,7 +13,7 @@ from multicontrast.linalg._jacobi_torch import hessian_product, top_projector
 _SIZES = range(2, 9)
 
 
-def eigmax(A: Tensor) -> Tensor:  # noqa: N803  # the name of the contract
+def eigmax(A: Tensor) -> Tensor:
     r"""Largest eigenvalue of symmetric matrices ``(..., N, N)``, N = 2..8, at any scale.
 
     Each matrix is divided by a power of two, which is exact, and shifted by its mean diagonal; cyclic Jacobi rotations

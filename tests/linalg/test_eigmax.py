@@ -57,7 +57,7 @@ def test_at_a_tie_the_gradient_is_the_subgradient_of_least_norm(size):
     torch.testing.assert_close(grad, torch.diag(torch.tensor([0.5, 0.5] + [0.0] * (size - 2))))
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_derivatives_of_first_and_second_order(size):
     matrix = symmetric(size, 2, seed=size).requires_grad_()
 
