@@ -53,6 +53,22 @@ def _gather(
 
 
 @triton.jit
+def _positive(
+    a_ptr, b_ptr, c_ptr, index_ptr,
+    a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
+    size0, size1, size2,
+):  # fmt: skip
+    """``x`` of the row's first tuple."""
+    first = tl.zeros((1,), tl.int64)
+    a, b, c, _i, _j, _k = _gather(
+        a_ptr, b_ptr, c_ptr, index_ptr,
+        a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
+        size0, size1, size2, first, first == 0,
+    )  # fmt: skip
+    return tl.sum(eigmax_excess_of(a, b, c), 0)
+
+
+@triton.jit
 def _forward_kernel(
     a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, lse_ptr, loss_ptr,
     a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1,
@@ -62,16 +78,15 @@ def _forward_kernel(
     row = tl.program_id(0).to(tl.int64)
     index_ptr += row * index_row_stride
     tau = tl.load(tau_ptr)
-    first = tl.zeros((1,), tl.int64)
-    a, b, c, _i, _j, _k = _gather(
+    inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
+    positive = _positive(
         a_ptr, b_ptr, c_ptr, index_ptr,
         a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-        size0, size1, size2, first, first == 0,
+        size0, size1, size2,
     )  # fmt: skip
-    positive = tl.sum(eigmax_excess_of(a, b, c), 0)
     # The positive's own z is 0, so the maximum is at least 0 and every lane may start from it.
-    highest = tl.zeros((BLOCK,), a.dtype)
-    total = tl.zeros((BLOCK,), a.dtype)
+    highest = tl.zeros((BLOCK,), positive.dtype)
+    total = tl.zeros((BLOCK,), positive.dtype)
     for start in range(0, count, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)  # (BLOCK,)
         inside = columns < count
@@ -80,7 +95,7 @@ def _forward_kernel(
             a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
             size0, size1, size2, columns, inside,
         )  # fmt: skip
-        z = (eigmax_excess_of(a, b, c) - positive) / tau
+        z = (eigmax_excess_of(a, b, c) - positive) * inverse_tau
         z = tl.where(inside, z, -float("inf"))
         higher = tl.maximum(highest, z)
         total = total * tl.exp(highest - higher) + tl.exp(z - higher)
@@ -88,16 +103,16 @@ def _forward_kernel(
     maximum = tl.max(highest, 0)
     loss = maximum + tl.log(tl.sum(total * tl.exp(highest - maximum), 0))
     tl.store(loss_ptr + row, loss)
-    tl.store(lse_ptr + row, loss + (1 + positive) / tau)
+    tl.store(lse_ptr + row, loss + positive * inverse_tau)
 
 
 @triton.jit
-def _add(ptr, fixed_ptr, offsets, value, unit, mask, DETERMINISTIC: tl.constexpr):
-    """Adds ``value``; in whole multiples of ``unit``, whose sum no order of additions can change, if so asked."""
+def _add(ptr, fixed_ptr, offsets, value, inverse_unit, mask, DETERMINISTIC: tl.constexpr):
+    """Adds ``value``; in whole multiples of a unit, whose sum no order of additions can change, if so asked."""
     if DETERMINISTIC:
-        failed = value != value
-        tl.atomic_add(fixed_ptr + offsets, (value / unit).to(tl.int64), mask=mask & (failed == 0), sem="relaxed")
-        tl.atomic_add(ptr + offsets, value, mask=mask & failed, sem="relaxed")
+        finite = tl.abs(value) < float("inf")
+        tl.atomic_add(fixed_ptr + offsets, (value * inverse_unit).to(tl.int64), mask=mask & finite, sem="relaxed")
+        tl.atomic_add(ptr + offsets, value, mask=mask & (finite == 0), sem="relaxed")
     else:
         tl.atomic_add(ptr + offsets, value, mask=mask, sem="relaxed")
 
@@ -113,17 +128,16 @@ def _backward_kernel(
     row = tl.program_id(0).to(tl.int64)
     index_ptr += row * index_row_stride
     tau = tl.load(tau_ptr)
+    inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
     loss = tl.load(loss_ptr + row)
     grad = tl.load(grad_ptr + row * grad_stride)
-    unit = tl.load(unit_ptr)
-    first = tl.zeros((1,), tl.int64)
-    a, b, c, _i, _j, _k = _gather(
+    inverse_unit = 1 / tl.load(unit_ptr)
+    positive = _positive(
         a_ptr, b_ptr, c_ptr, index_ptr,
         a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-        size0, size1, size2, first, first == 0,
+        size0, size1, size2,
     )  # fmt: skip
-    positive = tl.sum(eigmax_excess_of(a, b, c), 0)
-    slope = tl.zeros((BLOCK,), a.dtype)
+    slope = tl.zeros((BLOCK,), positive.dtype)
     for start in range(0, count, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)  # (BLOCK,)
         inside = columns < count
@@ -133,26 +147,26 @@ def _backward_kernel(
             size0, size1, size2, columns, inside,
         )  # fmt: skip
         x, ga, gb, gc = eigmax_with_gradient_of(a, b, c, False)
-        z = (x - positive) / tau
+        z = (x - positive) * inverse_tau
         p = tl.exp(z - loss)
         slope += tl.where(inside, p * z, 0)
         weight = grad * (p - tl.where(columns == 0, 1, 0))
         exists = inside & (i >= 0) & (i < size0) & (j >= 0) & (j < size1) & (k >= 0) & (k < size2)
-        _add(da_ptr, a_fixed_ptr, i * size1 + j, weight * ga, unit, exists, DETERMINISTIC)
-        _add(db_ptr, b_fixed_ptr, i * size2 + k, weight * gb, unit, exists, DETERMINISTIC)
-        _add(dc_ptr, c_fixed_ptr, j * size2 + k, weight * gc, unit, exists, DETERMINISTIC)
-    tl.store(dtau_ptr + row, -grad * tl.sum(slope, 0) / tau)
+        _add(da_ptr, a_fixed_ptr, i * size1 + j, weight * ga, inverse_unit, exists, DETERMINISTIC)
+        _add(db_ptr, b_fixed_ptr, i * size2 + k, weight * gb, inverse_unit, exists, DETERMINISTIC)
+        _add(dc_ptr, c_fixed_ptr, j * size2 + k, weight * gc, inverse_unit, exists, DETERMINISTIC)
+    tl.store(dtau_ptr + row, -grad * tl.sum(slope, 0) * inverse_tau)
 
 
 def sampled_forward(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """``(logsumexp, loss)`` of each row, ``(R,)`` both; the loss is the logsumexp less the positive's logit.
+    """``(logsumexp of x / tau, loss)`` of each row, ``(R,)`` both; the loss is the first less the positive's logit.
 
     Args:
         a, b, c: the Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)`` of modalities 0, 1 and 2, of one type
             (float32 or float64) and device, with any strides.
         index: ``(R, 1 + K, 3)`` of an integer type, any strides; column 0 is the positive. A row with a member that
             does not exist is NaN, and nothing is read for it.
-        tau: 0-dim tensor, on the same device. Divides ``lambda_max``.
+        tau: 0-dim tensor, on the same device. Divides ``x = lambda_max - 1``: the 1 would cancel in the loss.
     """
     rows, count, _ = index.shape
     lse, loss = a.new_empty(rows), a.new_empty(rows)
@@ -176,7 +190,7 @@ def sampled_backward(
         loss: what it returned second.
         grad: ``(R,)``, any stride.
         deterministic: the same bits in every run. Contributions are rounded to multiples of a unit of about
-            ``max|grad| * R * 2**-61`` and added as integers, which takes 8 more bytes for each entry of the blocks.
+            ``max|grad| * R * 2**-60`` and added as integers, which takes 8 more bytes for each entry of the blocks.
     """
     rows, count, _ = index.shape
     blocks = (a, b, c)
@@ -184,7 +198,7 @@ def sampled_backward(
     dtau = a.new_empty(rows)
     if not rows:
         return grads[0], grads[1], grads[2], dtau.sum()
-    # One row adds at most 2 max|grad| to any entry, so sums stay below 2^62 units.
+    # A power of two. One row adds at most 2 max|grad| to any entry, so sums stay below 2^62 units.
     unit = torch.frexp(grad.abs().amax()).exponent.to(a.dtype).exp2() * 2.0 ** (math.ceil(math.log2(rows)) - 60)
     fixed = [torch.zeros_like(block, dtype=torch.int64) for block in grads] if deterministic else grads
     launch(
@@ -195,6 +209,6 @@ def sampled_backward(
         key=("count",), zeroed=("da_ptr", "db_ptr", "dc_ptr", "a_fixed_ptr", "b_fixed_ptr", "c_fixed_ptr"),
     )  # fmt: skip
     if deterministic:
-        grads = [block.add_((whole * unit).to(a.dtype)) for block, whole in zip(grads, fixed)]
+        grads = [block.add_(whole.to(a.dtype) * unit) for block, whole in zip(grads, fixed)]
     da, db, dc = (block.div_(tau) for block in grads)
     return da, db, dc, dtau.sum()

@@ -94,8 +94,8 @@ class TrimodalInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor, generator, reduction, normalize,
-            tiled: as for the function.
+        alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor: as for the function.
+        generator, reduction, normalize, tiled: as for the function.
     """
 
     def __init__(
