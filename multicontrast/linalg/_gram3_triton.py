@@ -112,53 +112,75 @@ def eigmax_excess_of(a, b, c):
 
 
 @triton.jit
-def _half_weight(y, gamma, cosine, power):
-    """``x^2 - cosine^2`` in units of ``1/p^2``: a squared component of the top eigenvector, times a constant."""
+def _weight(y, gamma, cosine, power):
+    """``x^2 - cosine^2`` in units of ``1/p^2``: a squared component of the top eigenvector times the sum of all."""
     size = tl.abs(cosine) * power
     return (y + (gamma - size)) * (gamma + size + y)
+
+
+@triton.jit
+def _total(w1, w2, w3, gamma, inverse):
+    """``(total, tied, third)``: a derivative is ``2 sqrt(w_i w_j) / total``, but where tied it is ``third``.
+
+    Where the eigenvalue is double the subgradient of least norm has the signs of the cosines over three, at zero it is
+    zero. A denormal gamma counts as zero. Comparisons are such that NaN takes the branch that keeps it.
+    """
+    total = w1 + w2 + w3
+    if total.dtype == tl.float64:
+        null = gamma * inverse < 2.2250738585072014e-308
+    else:
+        null = gamma * inverse < 1.1754943508222875e-38
+    tied = (total == 0) | null
+    third = tl.where(null, tl.zeros_like(total), tl.full(total.shape, 1 / 3, total.dtype))
+    return tl.where(tied, tl.full(total.shape, 1, total.dtype), total), tied, third
+
+
+@triton.jit
+def _slope(product, scale, tied, third, cosine, least, odd):
+    """The derivative by ``cosine``, whose sign it has; but where abc < 0, the smallest cosine has the other sign.
+
+    If two cosines are smallest and abc < 0, both derivatives are zero, so it does not matter that both are flipped.
+    """
+    size = tl.where(tied, third, product * scale)
+    flip = tl.where((tl.abs(cosine) == least) & (tied == 0), odd, tl.zeros_like(odd))
+    return _flip(size, _sign_bit(cosine) ^ flip)
 
 
 @triton.jit
 def eigmax_with_gradient_of(a, b, c, ROUNDED: tl.constexpr):
     """``(x, dx/da, dx/db, dx/dc)``. ``ROUNDED``: square roots and the division are correctly rounded."""
     y, gamma, least, odd, power, inverse = _root(a, b, c)
-    # Squared components of the eigenvector times their sum; u_1 pairs with c, u_2 with b, u_3 with a.
-    w1 = _half_weight(y, gamma, c, power)
-    w2 = _half_weight(y, gamma, b, power)
-    w3 = _half_weight(y, gamma, a, power)
-    total = w1 + w2 + w3
-    # A denormal gamma counts as zero. Comparisons are such that NaN takes the branch that keeps it.
-    if a.dtype == tl.float64:
-        null = gamma * inverse < 2.2250738585072014e-308
-    else:
-        null = gamma * inverse < 1.1754943508222875e-38
-    tied = (total == 0) | null
-    safe = tl.where(tied, 1, total)
+    # Components of the eigenvector: u_1 pairs with c, u_2 with b, u_3 with a.
+    w1 = _weight(y, gamma, c, power)
+    w2 = _weight(y, gamma, b, power)
+    w3 = _weight(y, gamma, a, power)
+    total, tied, third = _total(w1, w2, w3, gamma, inverse)
     if a.dtype == tl.float64:  # has correctly rounded operations only
-        scale = 2 / safe
-        ga, gb, gc = tl.sqrt(w1 * w2) * scale, tl.sqrt(w1 * w3) * scale, tl.sqrt(w2 * w3) * scale
+        scale = 2 / total
+        ga, gb, gc = tl.sqrt(w1 * w2), tl.sqrt(w1 * w3), tl.sqrt(w2 * w3)
     elif ROUNDED:
-        scale = tl.div_rn(tl.full(safe.shape, 2, safe.dtype), safe)
-        ga, gb, gc = tl.sqrt_rn(w1 * w2) * scale, tl.sqrt_rn(w1 * w3) * scale, tl.sqrt_rn(w2 * w3) * scale
+        scale = tl.div_rn(tl.full(total.shape, 2, total.dtype), total)
+        ga, gb, gc = tl.sqrt_rn(w1 * w2), tl.sqrt_rn(w1 * w3), tl.sqrt_rn(w2 * w3)
     else:
-        r = tl.rsqrt(0.5 * safe)
+        r = tl.rsqrt(0.5 * total)
         scale = r * r
-        ga, gb, gc = tl.sqrt(w1 * w2) * scale, tl.sqrt(w1 * w3) * scale, tl.sqrt(w2 * w3) * scale
-    # Least norm among the subgradients: the signs over three where the eigenvalue is double, zero at zero.
-    third = tl.where(null, tl.zeros_like(total), tl.full(total.shape, 1, total.dtype) / 3)
-    ga, gb, gc = tl.where(tied, third, ga), tl.where(tied, third, gb), tl.where(tied, third, gc)
-    # A derivative has the sign of its cosine, but where abc < 0 that of the smallest (the first, at a tie) is flipped.
-    flip = tl.where(tied, tl.zeros_like(odd), odd)
-    a_least = tl.abs(a) == least
-    b_least = tl.abs(b) == least
-    none = tl.zeros_like(odd)
-    flip_a = tl.where(a_least, flip, none)
-    flip_b = tl.where(b_least, flip ^ flip_a, none)
-    flip_c = flip ^ flip_a ^ flip_b
-    ga = _flip(ga, _sign_bit(a) ^ flip_a)
-    gb = _flip(gb, _sign_bit(b) ^ flip_b)
-    gc = _flip(gc, _sign_bit(c) ^ flip_c)
+        ga, gb, gc = tl.sqrt(w1 * w2), tl.sqrt(w1 * w3), tl.sqrt(w2 * w3)
+    ga = _slope(ga, scale, tied, third, a, least, odd)
+    gb = _slope(gb, scale, tied, third, b, least, odd)
+    gc = _slope(gc, scale, tied, third, c, least, odd)
     return (gamma + y) * inverse, ga, gb, gc
+
+
+@triton.jit
+def eigmax_with_derivative_of(a, b, c):
+    """``(x, dx/da)``; the order of ``b`` and ``c`` does not matter."""
+    y, gamma, least, odd, power, inverse = _root(a, b, c)
+    w1 = _weight(y, gamma, c, power)
+    w2 = _weight(y, gamma, b, power)
+    w3 = _weight(y, gamma, a, power)
+    total, tied, third = _total(w1, w2, w3, gamma, inverse)
+    r = tl.rsqrt(0.5 * total)
+    return (gamma + y) * inverse, _slope(tl.sqrt(w1 * w2), r * r, tied, third, a, least, odd)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from ptx.operands import Operands
 from ptx.values import (
     SIGNED,

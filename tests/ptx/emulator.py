@@ -298,13 +298,13 @@ def launch(
         "atomic_rng": None if atomic_seed is None else np.random.default_rng(atomic_seed),
         "sched_rng": None if sched_seed is None else np.random.default_rng(sched_seed),
     }
-    key = (text, noise, ftz, atomic_seed is None, seed)
-    ent = _CACHE.get(key) if atomic_seed is None and not noise else None
+    key = (text, noise, ftz, seed)
+    ent = _CACHE.get(key) if atomic_seed is None else None
     if ent is None:
         ks, globs = parse(text)
         K = ks[kernel or next(iter(ks))]
         ent = (Program(K, globs, opt), globs)
-        if atomic_seed is None and not noise:
+        if atomic_seed is None:  # noise goes on where it was; the order of atomics starts afresh
             _CACHE[key] = ent
     prog, globs = ent
     K = prog.K

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+
 from ptx.machine import memory_ref
 from ptx.operands import Operands
 from ptx.values import UNSIGNED, PTXFault, PTXUnsupported, numpy_type, type_info

@@ -1,0 +1,230 @@
+r"""Eq. (1), pairwise InfoNCE, as Triton kernels that never hold the B x B logits.
+
+With :math:`z_{ij} = x_i \cdot y_j / \tau`, rows :math:`r_i = \log \sum_j e^{z_{ij}}`, columns
+:math:`c_j = \log \sum_i e^{z_{ij}}` and matches :math:`d_i = z_{i, i + o}`:
+
+.. math:: \frac{\partial L}{\partial z_{ij}} = \bar r_i e^{z_{ij} - r_i} + \bar c_j e^{z_{ij} - c_j}
+          + \bar d_i [j = i + o] =: W_{ij}, \qquad \bar x = W y / \tau, \qquad \bar y = W^\top x / \tau.
+
+One kernel makes the logsumexp of rows, and of columns when ``x`` and ``y`` change places; a second makes the gradient
+of ``x`` from tiles of ``W`` that it computes again, and that of ``y`` likewise. Each program owns the rows it writes,
+so there are no atomics and the result is the same in every run. All sums are in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from multicontrast._launch_triton import Tuning, config, interpreted, launch
+
+# Three or six passes of bfloat16 products on tensor cores, with float32's accuracy to 1e-6 or 1e-7; `ieee` is the
+# scalar unit's own product. These three exist on every architecture.
+_PRECISION = {"highest": "bf16x6", "high": "bf16x3", "medium": "bf16x3"}
+
+# Small tiles, so that no architecture spills registers.
+_TUNING = Tuning(
+    default=config(num_warps=8, BLOCK_ROWS=64, BLOCK_COLUMNS=64, BLOCK_DEPTH=16),
+    candidates=[
+        config(num_warps=w, num_stages=s, BLOCK_ROWS=r, BLOCK_COLUMNS=c, BLOCK_DEPTH=d)
+        for w, s, r, c, d in (
+            (8, 2, 64, 64, 16), (8, 2, 64, 64, 32), (8, 3, 64, 64, 32), (8, 2, 128, 64, 32), (8, 3, 128, 128, 32)
+        )
+    ],
+)  # fmt: skip
+
+
+@triton.jit
+def _products(
+    x_ptr, y_ptr, x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, i, j, depth,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``x_i . y_j``: ``(BLOCK_ROWS, BLOCK_COLUMNS)`` in float32; rows beyond the end count as zero."""
+    products = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    for start in range(0, depth, BLOCK_DEPTH):
+        k = start + tl.arange(0, BLOCK_DEPTH).to(tl.int64)
+        x = tl.load(
+            x_ptr + i[:, None] * x_row_stride + k[None, :] * x_stride,
+            mask=(i[:, None] < rows) & (k[None, :] < depth),
+            other=0.0,
+        ).to(tl.float32)
+        y = tl.load(
+            y_ptr + j[None, :] * y_row_stride + k[:, None] * y_stride,
+            mask=(j[None, :] < columns) & (k[:, None] < depth),
+            other=0.0,
+        ).to(tl.float32)
+        products = tl.dot(x, y, products, input_precision=PRECISION)
+    return products
+
+
+@triton.jit
+def _logsumexp_kernel(
+    x_ptr, y_ptr, tau_ptr, lse_ptr, match_ptr,
+    x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, depth, offset,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tau = tl.load(tau_ptr).to(tl.float32)
+    scale = tl.where(tau > 0, 1.4426950408889634 / tau, float("nan"))  # logits in units of ln 2
+    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    i = first + tl.arange(0, BLOCK_ROWS)
+    highest = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_ROWS,), tl.float32)
+    match = tl.full((BLOCK_ROWS,), float("nan"), tl.float32)  # a row without a match has none
+    for start in range(0, columns, BLOCK_COLUMNS):
+        j = start + tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
+        z = scale * _products(
+            x_ptr, y_ptr, x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, i, j, depth,
+            BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DEPTH, PRECISION,
+        )  # fmt: skip
+        if (start < first + BLOCK_ROWS + offset) & (start + BLOCK_COLUMNS > first + offset):
+            is_match = j[None, :] == i[:, None] + offset
+            here = (i + offset >= start) & (i + offset < tl.minimum(start + BLOCK_COLUMNS, columns))
+            match = tl.where(here, tl.sum(tl.where(is_match, z, 0.0), 1), match)
+        z = tl.where(j[None, :] < columns, z, -float("inf"))
+        higher = tl.maximum(highest, tl.max(z, 1))
+        total = total * tl.exp2(highest - higher) + tl.sum(tl.exp2(z - higher[:, None]), 1)
+        highest = higher
+    inside = i < rows
+    tl.store(lse_ptr + i, 0.6931471805599453 * (highest + tl.log2(total)), mask=inside)
+    tl.store(match_ptr + i, 0.6931471805599453 * match, mask=inside)
+
+
+@triton.jit
+def _gradient_kernel(
+    x_ptr, y_ptr, tau_ptr, row_lse_ptr, column_lse_ptr, row_grad_ptr, column_grad_ptr, match_grad_ptr,
+    dx_ptr, dtau_ptr,
+    x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, depth, offset, match_shift, matches,
+    OF_ROWS: tl.constexpr, OF_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tau = tl.load(tau_ptr).to(tl.float32)
+    inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
+    i = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = i < rows
+    if OF_ROWS:
+        row_lse = tl.load(row_lse_ptr + i, mask=inside, other=0.0)
+        row_grad = tl.load(row_grad_ptr + i, mask=inside, other=0.0)
+    has_match = inside & (i + match_shift >= 0) & (i + match_shift < matches)
+    match_grad = tl.load(match_grad_ptr + i + match_shift, mask=has_match, other=0.0)
+    slope = tl.zeros((BLOCK_ROWS,), tl.float32)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        j = start + tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
+        cosines = _products(
+            x_ptr, y_ptr, x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, i, j, depth,
+            BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DEPTH, PRECISION,
+        )  # fmt: skip
+        z = cosines * inverse_tau
+        weight = tl.where(j[None, :] == i[:, None] + offset, match_grad[:, None], 0.0)
+        if OF_ROWS:
+            weight += row_grad[:, None] * tl.exp(z - row_lse[:, None])
+        if OF_COLUMNS:
+            column_lse = tl.load(column_lse_ptr + j, mask=j < columns, other=0.0)
+            column_grad = tl.load(column_grad_ptr + j, mask=j < columns, other=0.0)
+            weight += column_grad[None, :] * tl.exp(z - column_lse[None, :])
+        weight = tl.where(inside[:, None] & (j[None, :] < columns), weight, 0.0)
+        slope += tl.sum(weight * z, 1)
+        weight *= inverse_tau
+        for depth_start in range(0, depth, BLOCK_DEPTH):
+            k = depth_start + tl.arange(0, BLOCK_DEPTH).to(tl.int64)
+            y = tl.load(
+                y_ptr + j[:, None] * y_row_stride + k[None, :] * y_stride,
+                mask=(j[:, None] < columns) & (k[None, :] < depth),
+                other=0.0,
+            ).to(tl.float32)
+            pointers = dx_ptr + i[:, None] * depth + k[None, :]
+            mask = inside[:, None] & (k[None, :] < depth)
+            dx = tl.load(pointers, mask=mask, other=0.0)
+            tl.store(pointers, tl.dot(weight, y, dx, input_precision=PRECISION), mask=mask)
+        tl.debug_barrier()  # these rows are the program's own, but another of its threads may read them next
+    tl.store(dtau_ptr + i, -slope * inverse_tau, mask=inside)
+
+
+def pairwise_forward(
+    x: Tensor, y: Tensor, tau: Tensor, *, offset: int = 0, columns: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """``(row logsumexp (M,), column logsumexp (N,) or None, matches (M,))`` of the logits ``x @ y.T / tau``, float32.
+
+    Args:
+        x, y: ``(M, D)`` and ``(N, D)`` of one floating type and device, any strides; computed in float32.
+        tau: 0-dim tensor on the same device.
+        offset: row ``i`` matches column ``i + offset``; a row that matches none has NaN for its match.
+        columns: whether the logsumexp of columns is wanted; it takes a second pass.
+    """
+    rows, match = _logsumexp(x, y, tau, offset)
+    return rows, _logsumexp(y, x, tau, -offset)[0] if columns else None, match
+
+
+def pairwise_backward(
+    x: Tensor,
+    y: Tensor,
+    tau: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor | None,
+    row_grad: Tensor,
+    column_grad: Tensor | None,
+    match_grad: Tensor,
+    *,
+    offset: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(dx, dy, dtau)`` in float32 from the gradients of the three results of :func:`pairwise_forward`.
+
+    Args:
+        row_lse, column_lse: what it returned; None for the columns if they were not wanted.
+        row_grad, column_grad, match_grad: ``(M,)``, ``(N,)`` or None, and ``(M,)``.
+    """
+    match_grad = match_grad.contiguous().float()
+    row_grad = row_grad.contiguous().float()
+    column_grad = None if column_grad is None else column_grad.contiguous().float()
+    rows, columns = (row_lse, row_grad), (column_lse, column_grad)
+    dx, dtau = _gradient(x, y, tau, rows, columns, match_grad, offset, 0)
+    dy, _ = _gradient(y, x, tau, columns, rows, match_grad, -offset, -offset)
+    return dx, dy, dtau.sum()
+
+
+def _logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    lse, match = (torch.empty(len(x), dtype=torch.float32, device=x.device) for _ in range(2))
+    if len(x):
+        launch(
+            _logsumexp_kernel, _grid(len(x)), _TUNING,
+            x, y, tau, lse, match, *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset,
+            PRECISION=_precision(), key=("columns", "depth"),
+        )  # fmt: skip
+    return lse, match
+
+
+def _gradient(
+    x: Tensor,
+    y: Tensor,
+    tau: Tensor,
+    rows: tuple[Tensor | None, Tensor | None],
+    columns: tuple[Tensor | None, Tensor | None],
+    match_grad: Tensor,
+    offset: int,
+    match_shift: int,
+) -> tuple[Tensor, Tensor]:
+    dx = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    dtau = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    if len(x):
+        of_rows, of_columns = rows[0] is not None, columns[0] is not None
+        row_lse, row_grad = rows if of_rows else (match_grad, match_grad)  # not read
+        column_lse, column_grad = columns if of_columns else (match_grad, match_grad)
+        launch(
+            _gradient_kernel, _grid(len(x)), _TUNING,
+            x, y, tau, row_lse, column_lse, row_grad, column_grad, match_grad, dx, dtau,
+            *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset, match_shift, len(match_grad),
+            OF_ROWS=of_rows, OF_COLUMNS=of_columns,
+            PRECISION=_precision(),
+            key=("columns", "depth"), zeroed=("dx_ptr",),
+        )  # fmt: skip
+    return dx, dtau
+
+
+def _precision() -> str:
+    """How ``tl.dot`` multiplies: as ``torch.set_float32_matmul_precision`` asks. The interpreter knows one way."""
+    return "ieee" if interpreted() else _PRECISION[torch.get_float32_matmul_precision()]
+
+
+def _grid(rows: int):
+    return lambda constants: (triton.cdiv(rows, constants["BLOCK_ROWS"]),)
