@@ -113,9 +113,9 @@ def check_index(operation: str, index: Tensor, batch_size: int, num_modalities: 
             )
         )
     if values_are_free(index):
-        # In memory order: a strided view would be copied first, which costs more than the rest of this check.
-        planes = index.permute(2, 0, 1)
-        low, high = (int(value) for value in torch.aminmax(planes if planes.is_contiguous() else index))
+        # NumPy looks at a strided view in place, and at integers several times faster than torch does.
+        values = index.detach().numpy()
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= batch_size:
             raise ValueError(
                 three_beats(

@@ -144,7 +144,7 @@ class IndexCells(GatheredCells):
     def prepare(self, blocks: Blocks) -> None:
         if not self.anchored:
             rows = torch.arange(self.batch_size, device=self._index.device)
-            self.anchored = bool((self._index[:, :, 0] == rows[:, None]).all())
+            self.anchored = torch.equal(self._index[:, :, 0], rows[:, None].expand(-1, self.width))
         super().prepare(blocks)
 
 

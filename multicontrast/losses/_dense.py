@@ -72,6 +72,7 @@ class _DenseLoss(torch.autograd.Function):
         with torch.autocast(grad_loss.device.type, enabled=False):
             ordered = _in_order(units, walk)
             whole = all(wanted)
+            unscaled = grad_loss.item() == 1  # as `loss.backward()` has it
             grads, slope = _multiply_out(blocks, ordered, wanted, needs_tau and not whole)
             results: list[Tensor | None] = []
             for m, grad in enumerate(grads):
@@ -87,7 +88,7 @@ class _DenseLoss(torch.autograd.Function):
                     radial = None if radial is None else torch.empty_like(radial).index_copy_(0, order, radial)
                 if ctx.normalize and radial is not None:
                     grad = unit_rows_backward_(grad, units[m], inverses[m], radial)
-                results.append(grad.mul_(grad_loss))
+                results.append(grad if unscaled else grad.mul_(grad_loss))
             grad_tau = (grad_loss * (-(slope + ctx.slope) / tau.item())).to(tau.dtype) if needs_tau else None
         return (None, None, grad_tau, *results)
 
