@@ -1,26 +1,51 @@
 """Pose and alignment metrics: pure functions, classes that accumulate, and a report."""
 
+from multicontrast.metrics.embeddings import (
+    alignment,
+    cosine_alignment,
+    cosine_matrix,
+    effective_rank,
+    modality_gap,
+    sign_flipped_share,
+    uniformity,
+)
 from multicontrast.metrics.hypotheses import min_mpjpe
 from multicontrast.metrics.joint_errors import accel_error, epe, mpjpe, mpjve, n_mpjpe
 from multicontrast.metrics.keypoints import auc3d, bbox_norm, cps, head_norm, pck, pck3d, pckh, torso_norm
+from multicontrast.metrics.object_keypoints import COCO_SIGMAS, keypoint_ap, oks
 from multicontrast.metrics.procrustes import Alignment, pa_mpjpe, procrustes_align
+from multicontrast.metrics.retrieval import mean_reciprocal_rank, median_rank, retrieval_ranks, retrieval_recall
 
 __all__ = [
+    "COCO_SIGMAS",
     "Alignment",
     "accel_error",
+    "alignment",
     "auc3d",
     "bbox_norm",
+    "cosine_alignment",
+    "cosine_matrix",
     "cps",
+    "effective_rank",
     "epe",
     "head_norm",
+    "keypoint_ap",
+    "mean_reciprocal_rank",
+    "median_rank",
     "min_mpjpe",
+    "modality_gap",
     "mpjpe",
     "mpjve",
     "n_mpjpe",
+    "oks",
     "pa_mpjpe",
     "pck",
     "pck3d",
     "pckh",
     "procrustes_align",
+    "retrieval_ranks",
+    "retrieval_recall",
+    "sign_flipped_share",
     "torso_norm",
+    "uniformity",
 ]

@@ -57,7 +57,7 @@ def pck(
             shares of the joints that are visible anywhere, ``"none"`` gives them apart, ``(J,)``, NaN where never seen.
         mask: ``(..., J)`` or ``(J,)``, bool or non-negative weights.
         root: as for `mpjpe`.
-        reduction: ``"mean"`` for the share, ``"sum"`` for the count of correct joints, ``"none"`` for the items' shares.
+        reduction: ``"mean"`` for the share, ``"sum"`` for how many are correct, ``"none"`` for each item's share.
 
     Returns:
         A scalar, ``(J,)``, or ``(...)``. NaN where nothing is visible, where a visible coordinate is NaN, and where the

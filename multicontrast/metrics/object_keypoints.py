@@ -1,0 +1,251 @@
+"""COCO's keypoint metrics: object keypoint similarity, and average precision over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_choice, check_floating, check_same_device, compute_dtype, describe, three_beats
+from multicontrast.metrics._inputs import (
+    REDUCTIONS,
+    average_joints,
+    check_values,
+    read_mask,
+    read_poses,
+    reduce_items,
+)
+from multicontrast.metrics.joint_errors import JointErrors
+
+# Nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; left before right.
+COCO_SIGMAS = (
+    0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072,
+    0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
+)  # fmt: skip
+AP_THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
+
+
+def oks(
+    pred: Tensor,
+    target: Tensor,
+    area: Tensor | float,
+    *,
+    sigmas: Sequence[float] | Tensor = COCO_SIGMAS,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Object keypoint similarity of COCO: 1 for a perfect pose, towards 0 for a wrong one.
+
+    .. math:: \frac{1}{\sum_j w_j} \sum_j w_j \exp\Bigl(-\frac{d_j^2}{2\,(2\sigma_j)^2 A}\Bigr)
+
+    As in pycocotools: the deviations are ``2 sigma``, only visible joints count (``v > 0``), and the area is the
+    annotated segment's. (xtcocotools can use ``0.53 * w * h`` of the box instead: pass that as ``area``.) Where nothing
+    is visible pycocotools measures the distance to a doubled box; here the item is NaN and left out.
+
+    Args:
+        pred, target: ``(..., J, 2)`` or ``(..., J, 3)``, one shape.
+        area: ``(...)``, or a number: the object's area, in squared units of the poses.
+        sigmas: one per joint; COCO's 17 by default.
+        mask: ``(..., J)`` or ``(J,)``, bool or non-negative weights.
+        reduction: ``"none"`` for one value per item, ``"mean"`` or ``"sum"`` over the items.
+
+    Returns:
+        ``(...)`` or a scalar. A negative area raises on the CPU and gives NaN elsewhere.
+
+    Raises:
+        ValueError, TypeError: as for `mpjpe`; a number of sigmas that is not that of the joints.
+
+    Reference:
+        Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014; the keypoint evaluation on cocodataset.org.
+
+    Example:
+        >>> target = torch.zeros(1, 17, 2)
+        >>> oks(target, target, 100.0)
+        tensor(1.)
+    """
+    return reduce_items("oks", *oks_joints("oks", pred, target, area, sigmas, mask), reduction)
+
+
+def oks_joints(
+    operation: str,
+    pred: Tensor,
+    target: Tensor,
+    area: Tensor | float,
+    sigmas: Sequence[float] | Tensor,
+    mask: Tensor | None,
+) -> JointErrors:
+    """The similarity of each joint, ``(..., J)``."""
+    pred, target, weight = read_poses(operation, pred, target, mask)
+    items, joints = target.shape[:-2], target.shape[-2]
+    area = torch.as_tensor(area, dtype=target.dtype)
+    if tuple(area.shape) not in ((), tuple(items)):
+        remedy = "Give one area per item: the shape of the poses without joints and coordinates."
+        raise ValueError(three_beats(f"`{operation}` needs `area` of shape {tuple(items)}", describe(area), remedy))
+    if area.dim():
+        check_same_device(operation, ("target", "area"), (target, area))
+    check_values(operation, "area", area, area < 0, "areas of at least 0", "Pass the object's area.")
+    area = torch.where(area < 0, torch.nan, area).to(target.device, non_blocking=True)
+    deviations = 2 * read_sigmas(operation, sigmas, joints, target)
+    spacing = torch.finfo(torch.float64).eps  # pycocotools' guard: an area of 0 tolerates no distance
+    squared = (pred - target).square().sum(-1)
+    scaled = squared / deviations.square() / (area + spacing).unsqueeze(-1) / 2
+    return JointErrors(torch.exp(-scaled), weight)
+
+
+def read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, joints: int, like: Tensor) -> Tensor:
+    values = torch.as_tensor(sigmas, dtype=like.dtype)
+    if values.shape != (joints,):
+        remedy = "Pass one deviation per joint; the default is for COCO's 17."
+        raise ValueError(three_beats(f"`{operation}` needs {joints} `sigmas`", describe(values), remedy))
+    return values.to(like.device, non_blocking=True)
+
+
+def keypoint_ap(
+    pred: Tensor,
+    target: Tensor,
+    scores: Tensor,
+    area: Tensor,
+    *,
+    pred_image: Tensor | None = None,
+    target_image: Tensor | None = None,
+    sigmas: Sequence[float] | Tensor = COCO_SIGMAS,
+    mask: Tensor | None = None,
+    thresholds: Sequence[float] = AP_THRESHOLDS,
+    max_detections: int = 20,
+    reduction: str = "mean",
+) -> Tensor:
+    """Average precision of detected poses over thresholds of `oks` (COCO's keypoint AP).
+
+    In each image the ``max_detections`` best-scored poses take, in that order, the free object of highest similarity,
+    if it reaches the threshold. Precision is made monotone and averaged over the recalls 0, 0.01, ..., 1. Conventions are
+    pycocotools', with two simplifications: there are no crowd regions and no ranges of area, and an object without a
+    visible joint is left out (there a detection near its box is forgiven).
+
+    The matching is a sequence of choices, so it runs on the CPU, and synchronises.
+
+    Args:
+        pred: ``(P, J, 2)`` detected poses; may be empty.
+        target: ``(G, J, 2)`` annotated poses.
+        scores: ``(P,)``, higher is surer.
+        area: ``(G,)`` annotated areas.
+        pred_image, target_image: ``(P,)`` and ``(G,)`` integers that say which image; both None: one image.
+        sigmas: one per joint.
+        mask: ``(G, J)``, the visible joints of the annotation.
+        thresholds: of similarity; the mean over all of them is COCO's AP. ``(0.5,)`` gives AP50.
+        max_detections: per image.
+        reduction: ``"mean"`` over the thresholds or ``"none"`` for each apart, ``(T,)``.
+
+    Returns:
+        A scalar or ``(T,)``, NaN without any annotated pose or with NaN among the scores or coordinates.
+
+    Raises:
+        ValueError, TypeError: shapes that do not fit; one of the image indices without the other.
+
+    Example:
+        >>> target = torch.zeros(2, 17, 2) + torch.tensor([0.0, 500.0])[:, None, None]
+        >>> keypoint_ap(target, target, torch.tensor([0.9, 0.8]), torch.tensor([1e4, 1e4]))
+        tensor(1.)
+    """
+    check_choice("keypoint_ap", "reduction", reduction, REDUCTIONS[:2])
+    weight = _check_detections(pred, target, scores, area, pred_image, target_image, mask)
+    dtype = compute_dtype(pred, target)
+    pred, target, area, weight = (tensor.detach().cpu().to(dtype) for tensor in (pred, target, area, weight))
+    scores = scores.detach().cpu().double()
+    if pred_image is None or target_image is None:
+        pred_image, target_image = torch.zeros(len(pred)), torch.zeros(len(target))
+    pred_image, target_image = pred_image.cpu(), target_image.cpu()
+    shown = (weight != 0).any(-1)
+    limits = torch.tensor([min(float(limit), 1 - 1e-10) for limit in thresholds], dtype=torch.float64)
+    if not bool(shown.any()):
+        values = torch.full((len(limits),), torch.nan, dtype=dtype)
+        return values if reduction == "none" else values.mean()
+
+    kept, hits = [], []
+    for image in torch.unique(pred_image).tolist():
+        found = (pred_image == image).nonzero().flatten()
+        found = found[torch.argsort(scores[found], descending=True, stable=True)][:max_detections]
+        there = ((target_image == image) & shown).nonzero().flatten()
+        kept.append(found)
+        hits.append(_match(_similarities(pred[found], target[there], area[there], weight[there], sigmas), limits))
+    if not kept:
+        values = torch.zeros(len(limits), dtype=dtype)
+        return values if reduction == "none" else values.mean()
+    scores, hit = scores[torch.cat(kept)], torch.cat(hits, -1)
+    order = torch.argsort(scores, descending=True, stable=True)
+    values = _average_precision(hit[:, order], int(shown.sum()))
+    visible = target[(weight != 0)]
+    spoilt = bool(scores.isnan().any() | pred.isnan().any() | visible.isnan().any())
+    values = torch.full_like(values, torch.nan) if spoilt else values
+    return values.to(dtype) if reduction == "none" else values.mean().to(dtype)
+
+
+def _check_detections(
+    pred: Tensor,
+    target: Tensor,
+    scores: Tensor,
+    area: Tensor,
+    pred_image: Tensor | None,
+    target_image: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    for name, tensor in (("pred", pred), ("target", target), ("scores", scores), ("area", area)):
+        check_floating("keypoint_ap", name, tensor)
+    if pred.dim() != 3 or target.dim() != 3 or pred.shape[1:] != target.shape[1:]:
+        came = f"`pred` {tuple(pred.shape)} and `target` {tuple(target.shape)}"
+        remedy = "Flatten images and people into one axis, and say which image each is in with the image indices."
+        raise ValueError(three_beats("`keypoint_ap` needs `pred` (P, J, 2) and `target` (G, J, 2)", came, remedy))
+    if (pred_image is None) != (target_image is None):
+        remedy = "Pass both, or neither where all poses are in one image."
+        raise ValueError(three_beats("`keypoint_ap` needs both image indices", "one of them", remedy))
+    for name, tensor, count in (
+        ("scores", scores, len(pred)),
+        ("area", area, len(target)),
+        ("pred_image", pred_image, len(pred)),
+        ("target_image", target_image, len(target)),
+    ):
+        if tensor is not None and tuple(tensor.shape) != (count,):
+            remedy = "Give one entry per pose."
+            raise ValueError(three_beats(f"`keypoint_ap` needs `{name}` of shape ({count},)", describe(tensor), remedy))
+    if mask is None:
+        return torch.ones_like(target[..., 0])
+    return read_mask("keypoint_ap", mask, target.shape[:-1], target)
+
+
+def _similarities(
+    pred: Tensor, target: Tensor, area: Tensor, weight: Tensor, sigmas: Sequence[float] | Tensor
+) -> Tensor:
+    """OKS of all pairs in an image, ``(P, G)`` in float64."""
+    shape = (len(pred), *target.shape)
+    if 0 in shape:
+        return torch.zeros(shape[:2], dtype=torch.float64)
+    pairs = pred[:, None].expand(shape).double(), target.expand(shape).double()
+    areas, weights = area.double().expand(shape[:2]), weight.double().expand(shape[:3])
+    return average_joints(*oks_joints("keypoint_ap", *pairs, areas, sigmas, weights))
+
+
+def _match(similarities: Tensor, limits: Tensor) -> Tensor:
+    """Which detections (rows, best first) find an object, for each threshold: ``(T, P)`` bool."""
+    detections, objects = similarities.shape
+    hit = torch.zeros(len(limits), detections, dtype=torch.bool)
+    if objects == 0:
+        return hit
+    taken = torch.zeros(len(limits), objects, dtype=torch.bool)
+    rows = torch.arange(len(limits))
+    for detection in range(detections):
+        free = torch.where(taken, -1.0, similarities[detection])
+        best = objects - 1 - free.flip(-1).argmax(-1)  # of equals the last, as in pycocotools
+        hit[:, detection] = free[rows, best] >= limits
+        taken[rows, best] |= hit[:, detection]
+    return hit
+
+
+def _average_precision(hit: Tensor, objects: int) -> Tensor:
+    """Mean over 101 recalls of the precision attained at that recall or beyond, ``(T,)``."""
+    true = hit.double().cumsum(-1)
+    precision = true / torch.arange(1, hit.shape[-1] + 1)
+    precision = precision.flip(-1).cummax(-1).values.flip(-1)
+    recalls = torch.linspace(0, 1, 101, dtype=torch.float64).expand(len(hit), 101).contiguous()
+    place = torch.searchsorted((true / objects).contiguous(), recalls)
+    padded = torch.nn.functional.pad(precision, (0, 1))  # a recall that is never attained has precision 0
+    return padded.gather(-1, place).mean(-1)
