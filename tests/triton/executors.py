@@ -1,4 +1,4 @@
-"""Where a kernel test runs: in the interpreter, as compiled code for three architectures, on a GPU.
+"""Where a kernel test runs: in the interpreter, as compiled code for three architectures, on a GPU, in plain PyTorch.
 
 A test marked ``@on(...)`` is an ordinary test function; its body runs in a process of its own kind, since Triton
 decides at import whether kernels are interpreted, and a driver that runs compiled code on the CPU is no guest for other
@@ -69,7 +69,7 @@ def _process(kind: str) -> ProcessPoolExecutor:
 
 def _prepare(kind: str) -> None:
     os.environ[_KIND] = kind
-    os.environ["MULTICONTRAST_BACKEND"] = "triton"
+    os.environ["MULTICONTRAST_BACKEND"] = "torch" if kind == "torch" else "triton"
     if kind == "interpreter":
         os.environ["TRITON_INTERPRET"] = "1"
     import torch

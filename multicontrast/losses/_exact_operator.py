@@ -1,0 +1,119 @@
+"""Eq. (3) over all triplets of an anchor as an operator: ``multicontrast::exact_logsumexp`` and its backward.
+
+Plain PyTorch on a CPU and for float64, an anchor at a time; Triton on a GPU or wherever
+``MULTICONTRAST_BACKEND=triton`` asks for it. Memory is O(B^2) in both. Differentiable twice: the second derivative is
+that of the plain form, which then holds all B^3 cells.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multicontrast._backend import use_triton
+from multicontrast.linalg.gram3 import evaluate_excess, evaluate_with_gradient, gram3_excess
+from multicontrast.losses._second_derivative import second_derivative
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op(
+    "multicontrast::exact_logsumexp",
+    mutates_args=(),
+    schema="(Tensor a, Tensor b, Tensor c, Tensor tau) -> (Tensor, Tensor)",
+)
+def exact_logsumexp(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """``(lse, mean)``, ``(B0,)`` both, with ``x = lambda_max - 1`` of the triplets ``(i, j, k)``: the logsumexp of
+    ``x / tau`` over all j and k, and the mean of ``x`` under that softmax, which has no derivative.
+
+    Args:
+        a, b, c: Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)`` of the anchor's modality with the other two, and
+            of those two; float32 or float64.
+        tau: 0-dim tensor of their type; a temperature that is not positive gives NaN.
+    """
+    if _streamed(a):
+        from multicontrast.losses import _exact_triton
+
+        return _exact_triton.exact_forward(a, b, c, tau)
+    lse, mean = a.new_empty(len(a)), a.new_empty(len(a))
+    tau = torch.where(tau > 0, tau, torch.nan)
+    for i, (row, column) in enumerate(zip(a, b)):
+        x = evaluate_excess(*_all_of(row, column, c)).flatten()
+        z = x / tau
+        lse[i] = torch.logsumexp(z, 0)
+        mean[i] = torch.exp(z - lse[i]) @ x
+    return lse, mean
+
+
+@exact_logsumexp.register_fake
+def _fake(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    return a.new_empty(a.shape[0]), a.new_empty(a.shape[0])
+
+
+@torch.library.custom_op(
+    "multicontrast::exact_logsumexp_backward",
+    mutates_args=(),
+    schema="(Tensor a, Tensor b, Tensor c, Tensor tau, Tensor lse, Tensor mean, Tensor grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def exact_logsumexp_backward(
+    a: Tensor, b: Tensor, c: Tensor, tau: Tensor, lse: Tensor, mean: Tensor, grad: Tensor
+) -> Gradients:
+    """Gradients of ``(grad * lse).sum()`` by ``a, b, c, tau``; ``lse`` and ``mean`` as the forward returned them."""
+    if _streamed(a):
+        from multicontrast.losses import _exact_triton
+
+        return _exact_triton.exact_backward(a, b, c, tau, lse, mean, grad)
+    da, db, dc = a.new_empty(a.shape), b.new_empty(b.shape), c.new_zeros(c.shape)
+    for i, (row, column) in enumerate(zip(a, b)):
+        x, ga, gb, gc = evaluate_with_gradient(*_all_of(row, column, c))
+        weight = torch.exp(x / tau - lse[i]) * (grad[i] / tau)
+        da[i], db[i] = (weight * ga).sum(1), (weight * gb).sum(0)
+        dc += weight * gc
+    return da, db, dc, -(grad * mean).sum() / tau.square()
+
+
+@exact_logsumexp_backward.register_fake
+def _backward_fake(a: Tensor, b: Tensor, c: Tensor, tau: Tensor, lse: Tensor, mean: Tensor, grad: Tensor) -> Gradients:
+    return a.new_empty(a.shape), b.new_empty(b.shape), c.new_empty(c.shape), tau.new_empty(())
+
+
+def _streamed(a: Tensor) -> bool:
+    return use_triton(a) and a.dtype == torch.float32
+
+
+def _all_of(row: Tensor, column: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The cosines of all triplets of an anchor: three tensors ``(B1, B2)``."""
+    return row[:, None].expand(c.shape), column[None, :].expand(c.shape), c
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> Gradients:
+    return exact_logsumexp_backward(*ctx.saved_tensors, grad)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Gradients) -> None:
+    a, b, c, tau, _, _, grad = inputs
+    ctx.save_for_backward(a, b, c, tau, grad)
+
+
+def _differentiate_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    a, b, c, tau, grad = ctx.saved_tensors
+    (da, db, dc, dtau), dgrad = second_derivative(_plain, (a, b, c, tau), (grad,), cotangents)
+    return da, db, dc, dtau, None, None, dgrad[0]
+
+
+def _plain(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> Tensor:
+    cosines = torch.broadcast_tensors(a[:, :, None], b[:, None, :], c[None])
+    return torch.logsumexp((gram3_excess(*cosines) / tau).flatten(1), 1)
+
+
+exact_logsumexp.register_autograd(_differentiate, setup_context=_save)
+exact_logsumexp_backward.register_autograd(_differentiate_backward, setup_context=_save_backward)

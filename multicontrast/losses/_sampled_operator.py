@@ -1,0 +1,134 @@
+"""Eq. (3) over sampled triplets as an operator: ``multicontrast::sampled_loss`` and its backward.
+
+Plain PyTorch on a CPU, Triton on a GPU or wherever ``MULTICONTRAST_BACKEND=triton`` asks for it; the same numbers, and
+one node for ``torch.compile`` and ``torch.export``. Differentiable twice: the second derivative is that of the plain
+form, which stores what the kernels do not.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multicontrast._backend import use_triton
+from multicontrast.linalg.gram3 import evaluate_excess, evaluate_with_gradient, gram3_excess
+from multicontrast.losses._second_derivative import second_derivative
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op(
+    "multicontrast::sampled_loss",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor a, Tensor b, Tensor c, Tensor index, Tensor tau) -> Tensor",
+)
+def sampled_loss(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> Tensor:
+    """The loss ``(R,)`` of each row of the index ``(R, 1 + K, 3)``, whose column 0 is the positive.
+
+    Args:
+        a, b, c: Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)``, float32 or float64.
+        tau: 0-dim tensor of their type; a temperature that is not positive gives NaN.
+    """
+    if use_triton(a):
+        return _loss_cuda(a, b, c, index, tau)
+    x = evaluate_excess(*_cosines(a, b, c, index))
+    return _cross_entropy(x, tau)
+
+
+@sampled_loss.register_kernel("cuda")
+def _loss_cuda(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> Tensor:
+    from multicontrast.losses import _sampled_triton
+
+    return _sampled_triton.sampled_forward(a, b, c, index, tau)[1]
+
+
+@sampled_loss.register_fake
+def _loss_fake(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> Tensor:
+    return a.new_empty(index.shape[0])
+
+
+@torch.library.custom_op(
+    "multicontrast::sampled_loss_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor a, Tensor b, Tensor c, Tensor index, Tensor tau, Tensor loss, Tensor grad, bool deterministic)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def sampled_loss_backward(
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor, deterministic: bool
+) -> Gradients:
+    """Gradients of ``(grad * loss).sum()`` by ``a, b, c, tau``; ``loss`` as :func:`sampled_loss` returned it."""
+    if use_triton(a):
+        return _backward_cuda(a, b, c, index, tau, loss, grad, deterministic)
+    i, j, k = index.unbind(-1)
+    x, ga, gb, gc = evaluate_with_gradient(*_cosines(a, b, c, index))
+    z = (x - x[:, :1]) / tau
+    p = torch.exp(z - loss[:, None])
+    weight = p.clone()
+    weight[:, 0] -= 1
+    weight *= grad[:, None] / tau
+    da = torch.zeros(a.shape, dtype=a.dtype).index_put_((i, j), weight * ga, accumulate=True)
+    db = torch.zeros(b.shape, dtype=a.dtype).index_put_((i, k), weight * gb, accumulate=True)
+    dc = torch.zeros(c.shape, dtype=a.dtype).index_put_((j, k), weight * gc, accumulate=True)
+    return da, db, dc, -(grad[:, None] * p * z).sum() / tau
+
+
+@sampled_loss_backward.register_kernel("cuda")
+def _backward_cuda(
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor, deterministic: bool
+) -> Gradients:
+    from multicontrast.losses import _sampled_triton
+
+    return _sampled_triton.sampled_backward(a, b, c, index, tau, loss, grad, deterministic)
+
+
+@sampled_loss_backward.register_fake
+def _backward_fake(
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor, deterministic: bool
+) -> Gradients:
+    return a.new_empty(a.shape), b.new_empty(b.shape), c.new_empty(c.shape), tau.new_empty(())
+
+
+def _cosines(a: Tensor, b: Tensor, c: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    i, j, k = index.unbind(-1)
+    return a[i, j], b[i, k], c[j, k]
+
+
+def _cross_entropy(x: Tensor, tau: Tensor) -> Tensor:
+    z = (x - x[:, :1]) / torch.where(tau > 0, tau, torch.nan)
+    return torch.logsumexp(z, 1)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    a, b, c, index, tau, loss = ctx.saved_tensors
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    da, db, dc, dtau = sampled_loss_backward(a, b, c, index, tau, loss, grad, deterministic)
+    return da, db, dc, None, dtau
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+    a, b, c, index, tau, _, grad, _ = inputs
+    ctx.save_for_backward(a, b, c, index, tau, grad)
+
+
+def _differentiate_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    a, b, c, index, tau, grad = ctx.saved_tensors
+
+    def plain(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> Tensor:
+        return _cross_entropy(gram3_excess(*_cosines(a, b, c, index)), tau)
+
+    (da, db, dc, dtau), dgrad = second_derivative(plain, (a, b, c, tau), (grad,), cotangents)
+    return da, db, dc, None, dtau, None, dgrad[0], None
+
+
+sampled_loss.register_autograd(_differentiate, setup_context=_save)
+sampled_loss_backward.register_autograd(_differentiate_backward, setup_context=_save_backward)
