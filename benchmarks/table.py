@@ -118,7 +118,7 @@ def kernels_table(rows: Sequence[Row]) -> str:
             ours = group[0].p50_ms
             for row in group:
                 times = "" if not ours or row.p50_ms is None or row is group[0] else f"{row.p50_ms / ours:.1f} x"
-                time = row.status if row.p50_ms is None else f"{row.p50_ms:.2f}"
+                time = row.status if row.p50_ms is None else three_digits(row.p50_ms)
                 lines.append((f"{case}, {shape}", row.implementation, time, times, megabytes(row.peak_mb)))
         header = ("case", "implementation", "ms", "ours is faster by", "peak MB")
         parts.append(f"{origin(run[0])}\n\n{markdown(header, lines, text_columns=2)}")
@@ -129,8 +129,13 @@ def kernels_table(rows: Sequence[Row]) -> str:
 
 
 def seconds(milliseconds: float | None) -> str:
-    """Three digits."""
-    return "" if milliseconds is None else f"{milliseconds / 1e3:#.3g}"
+    """Milliseconds as seconds."""
+    return "" if milliseconds is None else three_digits(milliseconds / 1e3)
+
+
+def three_digits(value: float) -> str:
+    """At least three, never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def megabytes(value: float | None) -> str:
@@ -148,7 +153,7 @@ def _cell(row: Row | None) -> str:
         return ""
     if row.p50_ms is None:
         return row.status
-    return f"{row.p50_ms:.3g}" + (f" ({megabytes(row.peak_mb)})" if row.peak_mb is not None else "")
+    return three_digits(row.p50_ms) + (f" ({megabytes(row.peak_mb)})" if row.peak_mb is not None else "")
 
 
 # --- pages ----------------------------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
 def test_a_wrong_page_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "a\n\n```python\nx = 1\n```\n\n<!-- not run: a GPU -->\n\n```python\nx = 2\n```\n\n```python\n1 / (x - 1)\n```\n"
+        "a\n\n```python\nx = 1\n```\n\n"
+        "<!-- not run: a GPU -->\n\n```python\nx = 2\n```\n\n"
+        "```python\n1 / (x - 1)\n```\n"
     )
     first, skipped, last = blocks(page)
     assert (first.line, skipped.skipped, last.skipped) == (4, True, False)
