@@ -32,7 +32,7 @@ _TUNING = Tuning(
 
 
 @triton.jit
-def _power_of_two(largest):
+def power_of_two(largest):
     """``(p, 1/p)``, exact powers of two that bring ``largest`` near 1: ``largest * p`` is in [0.5, 8) when normal.
 
     Two bits of the exponent are masked so that both powers are normal numbers for every input. Zero stays zero;
@@ -79,7 +79,7 @@ def _root(a, b, c):
     least = tl.minimum(smaller, fc)
     odd = _sign_bit(a) ^ _sign_bit(b) ^ _sign_bit(c)  # the product itself may underflow
 
-    power, inverse = _power_of_two(gamma)
+    power, inverse = power_of_two(gamma)
     gamma, m = gamma * power, middle * power  # an infinite gamma leaves NaN in its differences below
     s = _flip(least * power, odd)
     # 2^-100 keeps both radicands positive and vanishes beside anything else.

@@ -1,0 +1,206 @@
+r"""Symmetric 3x3 matrices by deflation as a Triton kernel: all eigenvalues, and an orthonormal set of eigenvectors.
+
+The deviator ``B = A - tr(A)/3`` has the characteristic equation :math:`\eta^3 - J_2 \eta - J_3 = 0`. The root with the
+sign of :math:`J_3` is isolated, however close the other two are, so it and its eigenvector are well conditioned; what
+is left is a 2x2 problem in the plane across that vector. The same steps as ``_symmetric3_torch``, without a division:
+reciprocals and inverse roots are the device's approximate ones, corrected by one step of Newton where it matters.
+Derivation: ``docs/math/symmetric-eigenproblems.md``.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from multicontrast._launch_triton import Tuning, config, launch
+from multicontrast.linalg._gram3_triton import power_of_two
+
+# One matrix for each thread: it lives in registers.
+_TUNING = Tuning(
+    default=config(num_warps=4, BLOCK=128),
+    candidates=[config(num_warps=w, BLOCK=b) for w, b in ((4, 128), (4, 256), (8, 256), (8, 512))],
+)
+
+
+@triton.jit
+def third(x):
+    """``x / 3``; a float32 division is an approximate one, and slow."""
+    if x.dtype == tl.float64:
+        y = x / 3
+    else:
+        y = x * 0.3333333432674408
+    return y
+
+
+@triton.jit
+def root(x):
+    """``sqrt(x)`` for ``x > 0``, nearly correctly rounded."""
+    r = tl.rsqrt(x)
+    y = x * r
+    return y + 0.5 * r * (x - y * y)
+
+
+@triton.jit
+def inverse_root(x):
+    """``1 / sqrt(x)`` for ``x > 0``, within an ulp."""
+    r = tl.rsqrt(x)
+    return r + 0.5 * r * (1 - (x * r) * r)
+
+
+@triton.jit
+def reciprocal(x):
+    """``1 / x`` for ``x > 0`` that is no power of two near the limits, within an ulp."""
+    r = tl.rsqrt(x)
+    r = r * r
+    return r + r * (1 - x * r)
+
+
+@triton.jit
+def _isolated_root(b00, b11, b22, b10, b20, b21, TINY: tl.constexpr):
+    """``eta``, the isolated eigenvalue of a traceless matrix: the largest, or the smallest, by the sign of det."""
+    j2 = b10 * b10 + b20 * b20 + b21 * b21 + 0.5 * (b00 * b00 + b11 * b11 + b22 * b22)
+    j3 = (
+        b00 * (b11 * b22 - b21 * b21)
+        + b10 * (b20 * b21 - b10 * b22)
+        + b20 * (b10 * b21 - b20 * b11)
+    )  # fmt: skip
+    square = third(j2) + TINY  # a multiple of the identity has J2 = 0
+    inverse = inverse_root(square)
+    z = tl.minimum(0.5 * tl.abs(j3) * inverse * inverse * inverse, 1.0)
+    # 2 cos(acos(z) / 3), from sqrt(3) to 2: a cubic good to 7e-5, then Newton on y^3 - 3y - 2z.
+    y = ((0.01913906 * z - 0.08214052) * z + 0.33095066) * z + 1.73211581
+    for _ in tl.static_range(2 if z.dtype == tl.float64 else 1):
+        y2 = y * y
+        y -= ((y2 - 3) * y - 2 * z) * reciprocal(3 * y2 - 3)
+    y *= root(square)
+    return tl.where(j3 < 0, -y, y)
+
+
+@triton.jit
+def _isolated_vector(m0, m1, m2, b10, b20, b21, TINY: tl.constexpr):
+    """The unit vector in the kernel of ``eta I - B`` with diagonal ``m``: the largest column of the adjugate."""
+    c00, c11, c22 = m1 * m2 - b21 * b21, m0 * m2 - b20 * b20, m0 * m1 - b10 * b10
+    c10, c20, c21 = b20 * b21 + b10 * m2, b10 * b21 + b20 * m1, b10 * b20 + b21 * m0
+    first = tl.abs(c00) >= tl.abs(c11)
+    x, y, z = tl.where(first, c00, c10), tl.where(first, c10, c11), tl.where(first, c20, c21)
+    last = tl.abs(c22) > tl.maximum(tl.abs(c00), tl.abs(c11))
+    x, y, z = tl.where(last, c20, x), tl.where(last, c21, y), tl.where(last, c22, z)
+    square = x * x + y * y + z * z
+    null = square < TINY  # a multiple of the identity, to rounding: any vector will do
+    inverse = inverse_root(tl.where(null, 1.0, square))
+    return tl.where(null, 1.0, x * inverse), tl.where(null, 0.0, y * inverse), tl.where(null, 0.0, z * inverse)
+
+
+@triton.jit
+def _deflate(b00, b11, b22, b10, b20, b21, TINY: tl.constexpr):
+    """``(eta, v, p, q, d, e, delta)``: the isolated pair, a frame across it, and there ``[[d, e], [e, -d]]``.
+
+    The other eigenvalues are ``-eta / 2 -+ delta``.
+    """
+    eta = _isolated_root(b00, b11, b22, b10, b20, b21, TINY)
+    x, y, z = _isolated_vector(eta - b00, eta - b11, eta - b22, b10, b20, b21, TINY)
+    # An orthonormal frame without a branch: Duff et al., JCGT 2017.
+    sign = tl.where(z < 0, -1.0, 1.0).to(z.dtype)
+    a = -sign * reciprocal(1 + tl.abs(z))
+    b = x * y * a
+    p0, p1, p2 = 1 + sign * x * x * a, sign * b, -sign * x
+    q0, q1, q2 = b, sign + y * y * a, -y
+    i0, i1, i2 = b00 * p0 + b10 * p1 + b20 * p2, b10 * p0 + b11 * p1 + b21 * p2, b20 * p0 + b21 * p1 + b22 * p2
+    k0, k1, k2 = b00 * q0 + b10 * q1 + b20 * q2, b10 * q0 + b11 * q1 + b21 * q2, b20 * q0 + b21 * q1 + b22 * q2
+    d = 0.5 * ((p0 * i0 + p1 * i1 + p2 * i2) - (q0 * k0 + q1 * k1 + q2 * k2))
+    e = q0 * i0 + q1 * i1 + q2 * i2
+    return eta, x, y, z, p0, p1, p2, q0, q1, q2, d, e, root(d * d + e * e + TINY)
+
+
+@triton.jit
+def _kernel(
+    matrix_ptr, values_ptr, vectors_ptr, stride, row_stride, column_stride, count,
+    VECTORS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    inside = i < count
+    matrix_ptr += i * stride
+    a00 = tl.load(matrix_ptr, mask=inside, other=0.0)
+    a10 = tl.load(matrix_ptr + row_stride, mask=inside, other=0.0)
+    a11 = tl.load(matrix_ptr + row_stride + column_stride, mask=inside, other=0.0)
+    a20 = tl.load(matrix_ptr + 2 * row_stride, mask=inside, other=0.0)
+    a21 = tl.load(matrix_ptr + 2 * row_stride + column_stride, mask=inside, other=0.0)
+    a22 = tl.load(matrix_ptr + 2 * row_stride + 2 * column_stride, mask=inside, other=0.0)
+
+    largest = tl.maximum(tl.abs(a00), tl.abs(a11), propagate_nan=tl.PropagateNan.ALL)
+    largest = tl.maximum(largest, tl.abs(a22), propagate_nan=tl.PropagateNan.ALL)
+    largest = tl.maximum(largest, tl.abs(a10), propagate_nan=tl.PropagateNan.ALL)
+    largest = tl.maximum(largest, tl.abs(a20), propagate_nan=tl.PropagateNan.ALL)
+    largest = tl.maximum(largest, tl.abs(a21), propagate_nan=tl.PropagateNan.ALL)
+    poison = largest * 0
+    power, inverse = power_of_two(largest)
+    a00, a11, a22 = a00 * power, a11 * power, a22 * power
+    a10, a20, a21 = a10 * power, a20 * power, a21 * power
+    # The deviator from differences of the diagonal: exact where its entries are close, as a00 - mean is not.
+    d0, d1, d2 = a00 - a11, a00 - a22, a11 - a22
+    # 2^-1000 or 2^-120: nothing beside numbers of about 1, and far from where the arithmetic flushes to zero.
+    TINY: tl.constexpr = 9.332636185032189e-302 if a00.dtype == tl.float64 else 7.52316384526264e-37
+    centre = third(a00 + a11 + a22) + poison
+    eta, x, y, z, p0, p1, p2, q0, q1, q2, d, e, delta = _deflate(
+        third(d0 + d1), third(d2 - d0), -third(d1 + d2), a10, a20, a21, TINY
+    )
+
+    top = eta >= 0  # the isolated eigenvalue is the largest
+    low, high = -0.5 * eta - delta, -0.5 * eta + delta
+    values_ptr += 3 * i
+    tl.store(values_ptr, (centre + tl.where(top, low, eta)) * inverse, mask=inside)
+    tl.store(values_ptr + 1, (centre + tl.where(top, high, low)) * inverse, mask=inside)
+    tl.store(values_ptr + 2, (centre + tl.where(top, eta, high)) * inverse, mask=inside)
+    if VECTORS:
+        # The upper eigenvector of [[d, e], [e, -d]], from the row that does not cancel.
+        cos, sin = tl.where(d >= 0, delta + d, e), tl.where(d >= 0, e, delta - d)
+        square = cos * cos + sin * sin
+        null = square < TINY
+        scale = inverse_root(tl.where(null, 1.0, square))
+        cos, sin = tl.where(null, 1.0, cos * scale) + poison, tl.where(null, 0.0, sin * scale)
+        h0, h1, h2 = cos * p0 + sin * q0, cos * p1 + sin * q1, cos * p2 + sin * q2
+        l0, l1, l2 = cos * q0 - sin * p0, cos * q1 - sin * p1, cos * q2 - sin * p2
+        scale = 1.5 - 0.5 * (h0 * h0 + h1 * h1 + h2 * h2)  # what roundings added to the length
+        h0, h1, h2 = h0 * scale, h1 * scale, h2 * scale
+        scale = 1.5 - 0.5 * (l0 * l0 + l1 * l1 + l2 * l2)
+        l0, l1, l2 = l0 * scale, l1 * scale, l2 * scale
+        x += poison
+        y += poison
+        z += poison
+        vectors_ptr += 9 * i
+        tl.store(vectors_ptr, tl.where(top, l0, x), mask=inside)
+        tl.store(vectors_ptr + 1, tl.where(top, h0, l0), mask=inside)
+        tl.store(vectors_ptr + 2, tl.where(top, x, h0), mask=inside)
+        tl.store(vectors_ptr + 3, tl.where(top, l1, y), mask=inside)
+        tl.store(vectors_ptr + 4, tl.where(top, h1, l1), mask=inside)
+        tl.store(vectors_ptr + 5, tl.where(top, y, h1), mask=inside)
+        tl.store(vectors_ptr + 6, tl.where(top, l2, z), mask=inside)
+        tl.store(vectors_ptr + 7, tl.where(top, h2, l2), mask=inside)
+        tl.store(vectors_ptr + 8, tl.where(top, z, h2), mask=inside)
+
+
+def eigvalsh3(matrix: Tensor) -> Tensor:
+    """Eigenvalues ``(..., 3)``, ascending, of symmetric ``(..., 3, 3)``, float32 or float64; lower triangle read.
+
+    Within 3 eps of the norm; NaN or infinity in the lower triangle makes all three NaN.
+    """
+    return _launch(matrix, vectors=False)[0]
+
+
+def eigh3(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(..., 3)``, ascending, and eigenvectors, the columns of ``(..., 3, 3)``."""
+    return _launch(matrix, vectors=True)
+
+
+def _launch(matrix: Tensor, vectors: bool) -> tuple[Tensor, Tensor]:
+    flat = matrix.reshape(-1, 3, 3)
+    values = torch.empty(matrix.shape[:-1], dtype=matrix.dtype, device=matrix.device)
+    basis = torch.empty(matrix.shape if vectors else 0, dtype=matrix.dtype, device=matrix.device)
+    if len(flat):
+        launch(
+            _kernel, lambda constants: (triton.cdiv(len(flat), constants["BLOCK"]),), _TUNING,
+            flat, values, basis, *flat.stride(), len(flat), VECTORS=vectors,
+        )  # fmt: skip
+    return values, basis
