@@ -1,5 +1,7 @@
 """Pose and alignment metrics: pure functions, classes that accumulate, and a report."""
 
+from multicontrast.metrics._pose_metric import PoseMetric, Summary
+from multicontrast.metrics.embedding_classes import ModalityAlignment, RetrievalRecall
 from multicontrast.metrics.embeddings import (
     alignment,
     cosine_alignment,
@@ -13,12 +15,47 @@ from multicontrast.metrics.hypotheses import min_mpjpe
 from multicontrast.metrics.joint_errors import accel_error, epe, mpjpe, mpjve, n_mpjpe
 from multicontrast.metrics.keypoints import auc3d, bbox_norm, cps, head_norm, pck, pck3d, pckh, torso_norm
 from multicontrast.metrics.object_keypoints import COCO_SIGMAS, keypoint_ap, oks
+from multicontrast.metrics.pose_classes import (
+    AUC3D,
+    CPS,
+    EPE,
+    MPJPE,
+    MPJVE,
+    NMPJPE,
+    OKS,
+    PAMPJPE,
+    PCK,
+    PCK3D,
+    AccelError,
+    MinMPJPE,
+    PCKh,
+)
 from multicontrast.metrics.procrustes import Alignment, pa_mpjpe, procrustes_align
+from multicontrast.metrics.report import PoseReport, PoseResult
 from multicontrast.metrics.retrieval import mean_reciprocal_rank, median_rank, retrieval_ranks, retrieval_recall
 
 __all__ = [
+    "AUC3D",
     "COCO_SIGMAS",
+    "CPS",
+    "EPE",
+    "MPJPE",
+    "MPJVE",
+    "NMPJPE",
+    "OKS",
+    "PAMPJPE",
+    "PCK",
+    "PCK3D",
+    "AccelError",
     "Alignment",
+    "MinMPJPE",
+    "ModalityAlignment",
+    "PCKh",
+    "PoseMetric",
+    "PoseReport",
+    "PoseResult",
+    "RetrievalRecall",
+    "Summary",
     "accel_error",
     "alignment",
     "auc3d",

@@ -118,8 +118,8 @@ def keypoint_ap(
     """Average precision of detected poses over thresholds of `oks` (COCO's keypoint AP).
 
     In each image the ``max_detections`` best-scored poses take, in that order, the free object of highest similarity,
-    if it reaches the threshold. Precision is made monotone and averaged over the recalls 0, 0.01, ..., 1. Conventions are
-    pycocotools', with two simplifications: there are no crowd regions and no ranges of area, and an object without a
+    if it reaches the threshold. Precision is made monotone and averaged over the recalls 0, 0.01, ..., 1. As in
+    pycocotools, with two simplifications: there are no crowd regions and no ranges of area, and an object without a
     visible joint is left out (there a detection near its box is forgiven).
 
     The matching is a sequence of choices, so it runs on the CPU, and synchronises.
@@ -198,15 +198,16 @@ def _check_detections(
     if (pred_image is None) != (target_image is None):
         remedy = "Pass both, or neither where all poses are in one image."
         raise ValueError(three_beats("`keypoint_ap` needs both image indices", "one of them", remedy))
-    for name, tensor, count in (
+    lengths: tuple[tuple[str, Tensor | None, int], ...] = (
         ("scores", scores, len(pred)),
         ("area", area, len(target)),
         ("pred_image", pred_image, len(pred)),
         ("target_image", target_image, len(target)),
-    ):
-        if tensor is not None and tuple(tensor.shape) != (count,):
-            remedy = "Give one entry per pose."
-            raise ValueError(three_beats(f"`keypoint_ap` needs `{name}` of shape ({count},)", describe(tensor), remedy))
+    )
+    for name, entries, count in lengths:
+        if entries is not None and tuple(entries.shape) != (count,):
+            needed = f"`keypoint_ap` needs `{name}` of shape ({count},)"
+            raise ValueError(three_beats(needed, describe(entries), "Give one entry per pose."))
     if mask is None:
         return torch.ones_like(target[..., 0])
     return read_mask("keypoint_ap", mask, target.shape[:-1], target)
@@ -221,7 +222,8 @@ def _similarities(
         return torch.zeros(shape[:2], dtype=torch.float64)
     pairs = pred[:, None].expand(shape).double(), target.expand(shape).double()
     areas, weights = area.double().expand(shape[:2]), weight.double().expand(shape[:3])
-    return average_joints(*oks_joints("keypoint_ap", *pairs, areas, sigmas, weights))
+    measured = oks_joints("keypoint_ap", *pairs, areas, sigmas, weights)
+    return average_joints(measured.errors, measured.weight)
 
 
 def _match(similarities: Tensor, limits: Tensor) -> Tensor:

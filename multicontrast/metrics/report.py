@@ -1,0 +1,282 @@
+"""The table of a paper: pose metrics per action, per subject and per joint, with both means named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast.metrics import _tables, human36m
+from multicontrast.metrics._inputs import Root
+from multicontrast.metrics._pose_metric import PoseMetric, Summary, Tally
+from multicontrast.metrics._report_states import Curve, Examples, ExampleStore
+from multicontrast.metrics.keypoints import AUC3D_THRESHOLDS
+from multicontrast.metrics.pose_classes import AUC3D, MPJPE, NMPJPE, PAMPJPE, PCK3D
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One metric of a `PoseResult`, in the unit of the report."""
+
+    unit: str
+    frame_mean: float  # over all items
+    action_mean: float  # over the actions that have items, each counting once
+    per_action: dict[str, float]
+    per_subject: dict[str, float]  # over all items of the subject
+    per_joint: tuple[float, ...]
+    items: dict[str, int]  # per action
+
+
+@dataclass(frozen=True)
+class PoseResult:
+    """What a `PoseReport` has found: numbers, tables and a figure. Made by `PoseReport.compute`."""
+
+    metrics: dict[str, MetricResult]
+    joint_names: tuple[str, ...]
+    parents: tuple[int, ...] | None
+    length_unit: str
+    items: int
+    hidden: int  # items left out of the means: no joint was visible
+    invalid: int  # items that are NaN, and make the means NaN
+    curve_thresholds: tuple[float, ...]
+    curve: tuple[float, ...]  # share of joints closer than each threshold, in [0, 1]
+    examples: Examples | None
+
+    def __getitem__(self, metric: str) -> MetricResult:
+        return self.metrics[metric]
+
+    def to_markdown(self, digits: int = 1) -> str:
+        """The metrics by action, by subject and by joint, as Markdown tables."""
+        return _tables.markdown(self, digits)
+
+    def to_latex(self, digits: int = 1) -> str:
+        r"""The metrics by action as a ``tabular`` for the ``booktabs`` package, columns as papers order them."""
+        return _tables.latex(self, digits)
+
+    def to_csv(self) -> str:
+        """Every number on a line of its own: ``metric,unit,section,name,value,items``, with all its digits."""
+        return _tables.csv(self)
+
+    def plot(self, metric: str | None = None, *, up: str = "-y") -> Figure:
+        """Bars of the error per joint, the PCK curve with its area, and the best, median and worst pose.
+
+        Args:
+            metric: whose errors per joint; by default the first.
+            up: which axis of the data points up, ``"-y"`` (cameras) or ``"z"`` (worlds).
+
+        Returns: a matplotlib figure; ``figure.savefig("report.png")``. Needs ``multicontrast[plot]``.
+        """
+        from multicontrast.metrics._figures import report_figure
+
+        return report_figure(self, metric, up)
+
+
+class PoseReport(nn.Module):
+    """Evaluates 3D poses batch by batch, and prints the table that papers print.
+
+    Args:
+        actions: names in the order of the columns, Human3.6M's by default; None for no actions. Recordings' own names
+            are understood through `multicontrast.metrics.human36m.action_name`.
+        subjects: names, or None for no subjects.
+        joint_names: one per joint; Human3.6M's where there are 17, otherwise numbers.
+        parents: each joint's parent (-1: none), for the drawings; Human3.6M's where there are 17 joints.
+        root: the joint, or joints, whose positions are laid together for MPJPE, N-MPJPE, PCK and AUC. See `mpjpe`.
+        unit: of the report.
+        unit_scale: what lengths are multiplied by for the report: 1000 for poses in metres and a report in millimetres.
+        metrics: name of the row to a maker of the metric, which is called with ``groups=``:
+            ``{"MPJPE": functools.partial(MPJPE, root=0)}``. By default MPJPE, PA-MPJPE, N-MPJPE, 3DPCK and its AUC.
+        examples: how many poses are kept to find a median pose among; 0 keeps none.
+        sync_on_compute, process_group: as for every accumulating metric.
+
+    Example:
+        >>> report = PoseReport(actions=["Walk", "Sit"])
+        >>> target = 100 * torch.rand(4, 17, 3)
+        >>> report.update(target + 1.0, target, action=["Walk", "Walk", "Walk", "Sit"])
+        >>> round(report.compute()["MPJPE"].frame_mean, 3)
+        0.0
+    """
+
+    examples: ExampleStore | None
+
+    def __init__(
+        self,
+        *,
+        actions: Sequence[str] | None = human36m.ACTIONS,
+        subjects: Sequence[str] | None = None,
+        joint_names: Sequence[str] | None = None,
+        parents: Sequence[int] | None = None,
+        root: Root = 0,
+        unit: str = "mm",
+        unit_scale: float = 1.0,
+        metrics: Mapping[str, Callable[..., PoseMetric]] | None = None,
+        examples: int = 256,
+        **accumulation: Any,
+    ) -> None:
+        super().__init__()
+        if not unit_scale > 0:
+            remedy = "Pass 1000 for poses in metres and a report in millimetres."
+            raise ValueError(three_beats("`PoseReport` needs a positive `unit_scale`", repr(unit_scale), remedy))
+        self.actions = None if actions is None else tuple(actions)
+        self.subjects = None if subjects is None else tuple(subjects)
+        self.joint_names = None if joint_names is None else tuple(joint_names)
+        self.parents = None if parents is None else tuple(parents)
+        self.root, self.unit, self.unit_scale = root, unit, unit_scale
+        thresholds = tuple(limit / unit_scale for limit in AUC3D_THRESHOLDS)
+        makers = metrics or {
+            "MPJPE": partial(MPJPE, root=root),
+            "PA-MPJPE": PAMPJPE,
+            "N-MPJPE": partial(NMPJPE, root=root),
+            "3DPCK": partial(PCK3D, threshold=150.0 / unit_scale, root=root),
+            "AUC": partial(AUC3D, thresholds=thresholds, root=root),
+        }
+        self._cells = [(action, subject) for action in self.actions or (None,) for subject in self.subjects or (None,)]
+        groups = [" / ".join(filter(None, cell)) or "all" for cell in self._cells]
+        self.metrics = nn.ModuleDict({name: make(groups=groups, **accumulation) for name, make in makers.items()})
+        self.curve = Curve(thresholds, root, **accumulation)
+        self.examples = ExampleStore(examples, root, **accumulation) if examples else None
+
+    def update(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        *,
+        action: str | Sequence[str] | None = None,
+        subject: str | Sequence[str] | None = None,
+        mask: Tensor | None = None,
+        ids: Sequence[int | str] | Tensor | None = None,
+    ) -> None:
+        """Takes in one batch; an empty one is fine.
+
+        Args:
+            pred, target: ``(N, J, 3)``.
+            action, subject: one for all, or one per pose; needed where the report has them.
+            mask: ``(N, J)`` or ``(J,)``, bool or weights.
+            ids: ``(N,)`` integers or names: a pose whose id was seen before, on any rank, does not count again.
+        """
+        if target.dim() != 3:
+            remedy = "Flatten clips: every pose is an item of its own."
+            raise ValueError(three_beats("`PoseReport` needs poses of shape (N, J, 3)", describe(target), remedy))
+        rows = len(target)
+        first = _places("action", action, self.actions, rows)
+        second = _places("subject", subject, self.subjects, rows)
+        cell = torch.tensor([a * len(self.subjects or (None,)) + s for a, s in zip(first, second)], dtype=torch.int64)
+        for metric in self._pose_metrics().values():
+            metric.update(pred, target, mask=mask, group=cell, ids=ids)
+        self.curve.update(pred, target, mask=mask, ids=ids)
+        if self.examples is not None and rows:
+            self.examples.update(pred, target, mask=mask)
+
+    def compute(self) -> PoseResult:
+        """The results over all batches and all ranks; every rank must call it."""
+        summaries = {name: metric.report() for name, metric in self._pose_metrics().items()}
+        curve = self.curve.report()
+        joints = max((len(summary.per_joint) for summary in summaries.values()), default=0)
+        some = next(iter(summaries.values()))
+        human = joints == len(human36m.JOINTS)
+        names = self.joint_names or (human36m.JOINTS if human else tuple(str(joint) for joint in range(joints)))
+        if joints and len(names) != joints:
+            remedy = "Name each joint once, in their order."
+            raise ValueError(three_beats(f"`PoseReport` needs {joints} `joint_names`", f"{len(names)}", remedy))
+        return PoseResult(
+            metrics={name: self._result(self.metrics[name], summary) for name, summary in summaries.items()},
+            joint_names=tuple(names),
+            parents=self.parents or (human36m.PARENTS if human else None),
+            length_unit=self.unit,
+            items=sum(some.items.values()),
+            hidden=some.hidden,
+            invalid=some.invalid,
+            curve_thresholds=tuple(limit * self.unit_scale for limit in self.curve.thresholds),
+            curve=tuple(curve.per_joint.tolist()) or (float("nan"),) * len(self.curve.thresholds),
+            examples=None if self.examples is None else self.examples.chosen(self.unit_scale),
+        )
+
+    def reset(self) -> None:
+        """Forgets everything taken in."""
+        for part in self._parts():
+            part.reset()
+
+    def merge(self, other: Self) -> None:
+        """Takes in everything that another report, made with the same options, has taken in."""
+        for mine, theirs in zip(self._parts(), other._parts()):
+            mine.merge(theirs)
+
+    def to_markdown(self, digits: int = 1) -> str:
+        """`PoseResult.to_markdown` of `compute`."""
+        return self.compute().to_markdown(digits)
+
+    def to_latex(self, digits: int = 1) -> str:
+        """`PoseResult.to_latex` of `compute`."""
+        return self.compute().to_latex(digits)
+
+    def to_csv(self) -> str:
+        """`PoseResult.to_csv` of `compute`."""
+        return self.compute().to_csv()
+
+    def plot(self, metric: str | None = None, *, up: str = "-y") -> Figure:
+        """`PoseResult.plot` of `compute`."""
+        return self.compute().plot(metric, up=up)
+
+    def _pose_metrics(self) -> dict[str, PoseMetric]:
+        return cast("dict[str, PoseMetric]", dict(self.metrics.items()))
+
+    def _parts(self) -> list[Any]:
+        return [*self.metrics.values(), self.curve, *([] if self.examples is None else [self.examples])]
+
+    def _result(self, metric: Any, summary: Summary) -> MetricResult:
+        factor, unit = {"length": (self.unit_scale, self.unit), "share": (100.0, "%")}.get(
+            metric.scales_with, (1.0, "")
+        )
+        tally = summary.tally
+
+        def mean(side: int, name: str) -> tuple[float, int]:
+            rows = [index for index, cell in enumerate(self._cells) if cell[side] == name]
+            part = Tally(*(states[rows].sum(0, keepdim=True) for states in tally))
+            return factor * float(metric._values(part)[0]), int(part.items)
+
+        actions = {name: mean(0, name) for name in self.actions or ()}
+        subjects = {name: mean(1, name) for name in self.subjects or ()}
+        filled = [value for value, items in actions.values() if items]
+        frame_mean = factor * float(summary.frame_mean)
+        return MetricResult(
+            unit=unit,
+            frame_mean=frame_mean,
+            action_mean=sum(filled) / len(filled) if filled else frame_mean,
+            per_action={name: value for name, (value, _) in actions.items()},
+            per_subject={name: value for name, (value, _) in subjects.items()},
+            per_joint=tuple((factor * summary.per_joint).tolist()),
+            items={name: items for name, (_, items) in actions.items()},
+        )
+
+
+def _places(what: str, given: str | Sequence[str] | None, names: tuple[str, ...] | None, rows: int) -> list[int]:
+    """The place of each row's action or subject among the report's."""
+    if names is None:
+        if given is not None:
+            remedy = f"Name them when the report is made: PoseReport({what}s=[...])."
+            raise ValueError(three_beats(f"`PoseReport` has no {what}s", f"{what}={given!r}", remedy))
+        return [0] * rows
+    if given is None:
+        remedy = f"Pass `{what}=` with each update, or make the report with {what}s=None."
+        raise ValueError(three_beats(f"`PoseReport` needs the {what} of each pose", "None", remedy))
+    listed = [given] * rows if isinstance(given, str) else list(given)
+    if len(listed) != rows:
+        remedy = "Pass one for all poses, or one for each."
+        raise ValueError(three_beats(f"`PoseReport` needs {rows} {what}s", f"{len(listed)}", remedy))
+    place = {name: index for index, name in enumerate(names)}
+    found = {}
+    for name in dict.fromkeys(listed):
+        if name not in place and names == human36m.ACTIONS:
+            found[name] = place[human36m.action_name(name)]
+        else:
+            check_choice("PoseReport", what, name, names)
+            found[name] = place[name]
+    return [found[name] for name in listed]
