@@ -1,6 +1,7 @@
 """Small symmetric eigenproblems, batched, differentiable, and accurate where eigenvalues meet."""
 
-from multicontrast.linalg.gram3 import gram3_eigmax
+from multicontrast.linalg.gram3 import gram3_eigmax, gram3_eigvals
 from multicontrast.linalg.symmetric import eigmax
+from multicontrast.linalg.symmetric3 import eigh3, eigvalsh3
 
-__all__ = ["eigmax", "gram3_eigmax"]
+__all__ = ["eigh3", "eigmax", "eigvalsh3", "gram3_eigmax", "gram3_eigvals"]

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multicontrast.linalg._gram3_torch import eigmax_with_gradient
-from multicontrast.linalg._jacobi_torch import top_projector
-from multicontrast.linalg.gram3 import gram3_excess
-from multicontrast.linalg.symmetric import symmetric_eigmax
+from multicontrast.linalg.gram3 import evaluate_with_gradient, gram3_excess
+from multicontrast.linalg.symmetric import evaluate, symmetric_eigmax
 
 
 def num_vectors(num_cosines: int) -> int:
@@ -32,7 +30,8 @@ def gram_eigmax_excess(cosines: Sequence[Tensor]) -> Tensor:
     if n == 2:
         return cosines[0].abs()
     if n == 3:
-        return gram3_excess(*cosines)
+        a, b, c = cosines
+        return gram3_excess(a, b, c)
     return symmetric_eigmax(_assemble(n, cosines))
 
 
@@ -42,9 +41,10 @@ def gram_eigmax_with_gradient(cosines: Sequence[Tensor]) -> tuple[Tensor, list[T
     if n == 2:
         return cosines[0].abs(), [cosines[0].sign()]
     if n == 3:
-        x, *gradient = eigmax_with_gradient(*cosines)
+        a, b, c = cosines
+        x, *gradient = evaluate_with_gradient(a, b, c)
         return x, gradient
-    x, projector, *_ = top_projector(_assemble(n, cosines))
+    x, projector, *_ = evaluate(_assemble(n, cosines))
     return x, [2 * projector[..., i, j] for i in range(n) for j in range(i + 1, n)]
 
 

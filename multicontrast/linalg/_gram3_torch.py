@@ -124,6 +124,25 @@ def _gradient(
     return ga, gb, gc
 
 
+def eigenvalues_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """All three eigenvalues less 1, ascending, ``(..., 3)``: 3 eps of the largest eigenvalue.
+
+    The lesser two differ by ``2 sqrt(q) / (3 x^2 - s)`` where ``4 q`` is the discriminant, a sum of squares.
+    """
+    a, b, c, _, inverse, poison = _scaled(a, b, c)
+    gamma, e, k_gamma = _root(a, b, c)
+    x = gamma + 2 * e
+    denominator = _denominator(gamma, e, k_gamma)
+    half = (a * a + b * b + c * c) / 2
+    q = torch.zeros_like(a)
+    for single, first, second in ((a, b, c), (b, c, a), (c, a, b)):
+        q = q + (half + 3 * single * single) * ((first - second) * (first + second)).square()
+    multiple = denominator == 0
+    half_difference = torch.where(multiple, 1.5 * x, q.sqrt() / torch.where(multiple, 1, denominator))
+    low, middle = -x / 2 - half_difference, torch.minimum(half_difference - x / 2, x)
+    return torch.stack([root * inverse + poison for root in (low, middle, x)], -1)
+
+
 def eigmax_hessian_product(
     a: Tensor, b: Tensor, c: Tensor, va: Tensor, vb: Tensor, vc: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, check_same_device, compute_dtype, describe, three_beats
 from multicontrast.linalg import _gram3_in_place, _gram3_operator, _gram3_torch
 from multicontrast.linalg._glue import batch_first, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
+from multicontrast.linalg.symmetric3 import evaluate_pairs, inverse_gaps, spectral_backward
 
-_BLOCK = {torch.float32: 65536, torch.float64: 32768}  # elements at a time: the buffers of one stay in the cache
+_BLOCK = {torch.float32: 32768, torch.float64: 16384}  # elements at a time: the buffers of one stay in the cache
 
 
 def gram3_eigmax(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -37,6 +39,28 @@ def gram3_eigmax(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return 1 + gram3_excess(*_prepare("gram3_eigmax", a, b, c))
 
 
+def gram3_eigvals(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    r"""All eigenvalues of ``[[1, a, b], [a, 1, c], [b, c, 1]]``, ascending.
+
+    Args:
+        a, b, c: cosines of any broadcastable shapes, as for :func:`gram3_eigmax`.
+    Returns: the broadcast shape and a last axis of 3.
+    Accuracy: 3 eps of the largest eigenvalue for all three (observed). The gradient is made from one orthonormal basis
+        of eigenvectors: right at multiple eigenvalues for every symmetric function of the three, as
+        :func:`eigvalsh3`'s. For the largest eigenvalue alone :func:`gram3_eigmax` has the better gradient.
+        Differentiable twice; NaN or infinity in any of the three gives NaN.
+    Raises: as :func:`gram3_eigmax`.
+    Reference: docs/math/h-cubic, "All three".
+
+    >>> import torch
+    >>> gram3_eigvals(torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.5))
+    tensor([0.5000, 0.5000, 2.0000])
+    """
+    a, b, c = _prepare("gram3_eigvals", a, b, c)
+    excesses: Tensor = _Spectrum.apply(a, b, c)[0] if is_differentiated(a, b, c) else _SpectrumAlone.apply(a, b, c)
+    return 1 + excesses
+
+
 def gram3_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """``lambda_max - 1``, differentiable: accurate relative to itself. Equal shapes, float32 or float64; no checks."""
     if torch.compiler.is_compiling():
@@ -46,18 +70,19 @@ def gram3_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return x
 
 
-def _prepare(operation: str, *cosines: Tensor) -> tuple[Tensor, ...]:
+def _prepare(operation: str, *cosines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     names = ("a", "b", "c")
     for name, cosine in zip(names, cosines):
         check_floating(operation, name, cosine)
     check_same_device(operation, names, cosines)
     dtype = compute_dtype(*cosines)
     try:
-        return torch.broadcast_tensors(*(cosine.to(dtype) for cosine in cosines))
+        a, b, c = torch.broadcast_tensors(*(cosine.to(dtype) for cosine in cosines))
     except RuntimeError:
         came = ", ".join(f"`{name}` {describe(cosine)}" for name, cosine in zip(names, cosines))
         remedy = "Give all three one shape, or sizes of 1 where one should repeat."
         raise ValueError(three_beats(f"`{operation}` needs shapes that broadcast", came, remedy)) from None
+    return a, b, c
 
 
 # Back ends -----------------------------------------------------------------------------------------------------------
@@ -70,7 +95,9 @@ def evaluate_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     if not is_eager_cpu(a):
         return _gram3_torch.eigmax_excess(a, b, c)
     x = torch.empty(a.shape, dtype=a.dtype)
-    _walk(x.view(-1), [z.reshape(-1) for z in (a, b, c)], _gram3_in_place.eigmax_excess_)
+    flat, flat_a, flat_b, flat_c = x.view(-1), a.reshape(-1), b.reshape(-1), c.reshape(-1)
+    for block, scratch in _blocks(flat):
+        flat[block] = _gram3_in_place.eigmax_excess_(flat_a[block], flat_b[block], flat_c[block], scratch)
     return x
 
 
@@ -81,18 +108,22 @@ def evaluate_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Ten
     if not is_eager_cpu(a):
         return _gram3_torch.eigmax_with_gradient(a, b, c)
     x, ga, gb, gc = (torch.empty(a.shape, dtype=a.dtype) for _ in range(4))
-    for cosine, gradient in ((a, ga), (b, gb), (c, gc)):
-        gradient.copy_(cosine)
-    _walk(x.view(-1), [g.view(-1) for g in (ga, gb, gc)], _gram3_in_place.eigmax_with_gradient_)
+    flat, *gradients = (result.view(-1) for result in (x, ga, gb, gc))
+    cosines = [z.reshape(-1) for z in (a, b, c)]
+    for block, scratch in _blocks(flat):
+        # Into the cache just before the work: the gradient's memory holds the cosines until then.
+        wa, wb, wc = (g[block].copy_(z[block]) for g, z in zip(gradients, cosines))
+        flat[block] = _gram3_in_place.eigmax_with_gradient_(wa, wb, wc, scratch)
     return x, ga, gb, gc
 
 
-def _walk(x: Tensor, cosines: list[Tensor], function: Any) -> None:
-    block = min(_BLOCK[x.dtype], len(x))
-    scratch = x.new_empty(_gram3_in_place.SCRATCH_ROWS, block)
-    for start in range(0, len(x), max(block, 1)):
-        stop = min(start + block, len(x))
-        x[start:stop] = function(*(cosine[start:stop] for cosine in cosines), scratch[:, : stop - start])
+def _blocks(flat: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The elements by blocks that stay in the cache, each with its scratch."""
+    length = min(_BLOCK[flat.dtype], len(flat))
+    scratch = flat.new_empty(_gram3_in_place.SCRATCH_ROWS, length)
+    for start in range(0, len(flat), max(length, 1)):
+        stop = min(start + length, len(flat))
+        yield slice(start, stop), scratch[:, : stop - start]
 
 
 # Autograd ------------------------------------------------------------------------------------------------------------
@@ -147,3 +178,53 @@ class _ExcessAlone(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
         return _ExcessAlone.apply(*batch_first(info.batch_size, in_dims, cosines)), 0
+
+
+class _Spectrum(torch.autograd.Function):
+    """All three eigenvalues less 1, and the eigenvectors that their derivatives are made of."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros_like(a)
+        matrix = torch.stack([zero, a, b, a, zero, c, b, c, zero], -1).view(*a.shape, 3, 3)
+        return _gram3_torch.eigenvalues_excess(a, b, c), evaluate_pairs(matrix)[1]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, d_values: Tensor | None, d_vectors: Tensor | None) -> tuple[Tensor | None, ...]:
+        values, vectors = ctx.saved_tensors
+        gradient = spectral_backward(values, vectors, d_values, d_vectors)
+        if gradient is None:
+            return None, None, None
+        return 2 * gradient[..., 1, 0], 2 * gradient[..., 2, 0], 2 * gradient[..., 2, 1]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
+        refuse_nested_forward_mode("gram3_eigvals")
+        values, vectors = ctx.saved_tensors
+        zero = torch.zeros_like(values[..., 0])
+        va, vb, vc = (zero if tangent is None else tangent for tangent in tangents)
+        direction = torch.stack([zero, va, vb, va, zero, vc, vb, vc, zero], -1).view(vectors.shape)
+        moved = vectors.mT @ direction @ vectors
+        return moved.diagonal(dim1=-2, dim2=-1).clone(memory_format=torch.contiguous_format), vectors @ (
+            inverse_gaps(values) * moved
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
+        return _Spectrum.apply(*batch_first(info.batch_size, in_dims, cosines)), (0, 0)
+
+
+class _SpectrumAlone(_ExcessAlone):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return _gram3_torch.eigenvalues_excess(a, b, c)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
+        return _SpectrumAlone.apply(*batch_first(info.batch_size, in_dims, cosines)), 0
