@@ -12,7 +12,7 @@ from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, check_same_device, compute_dtype, describe, three_beats
 from multicontrast.linalg import _gram3_in_place, _gram3_operator, _gram3_torch
 from multicontrast.linalg._glue import batch_first, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
-from multicontrast.linalg.symmetric3 import evaluate_pairs, inverse_gaps, spectral_backward
+from multicontrast.linalg.symmetric3 import evaluate_pairs, spectral_backward, spectral_forward
 
 _BLOCK = {torch.float32: 32768, torch.float64: 16384}  # elements at a time: the buffers of one stay in the cache
 
@@ -210,10 +210,7 @@ class _Spectrum(torch.autograd.Function):
         zero = torch.zeros_like(values[..., 0])
         va, vb, vc = (zero if tangent is None else tangent for tangent in tangents)
         direction = torch.stack([zero, va, vb, va, zero, vc, vb, vc, zero], -1).view(vectors.shape)
-        moved = vectors.mT @ direction @ vectors
-        return moved.diagonal(dim1=-2, dim2=-1).clone(memory_format=torch.contiguous_format), vectors @ (
-            inverse_gaps(values) * moved
-        )
+        return spectral_forward(values, vectors, direction)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:

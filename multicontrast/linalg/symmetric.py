@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _jacobi_torch, _symmetric3_torch
-from multicontrast.linalg._glue import batch_first, refuse_nested_forward_mode
+from multicontrast.linalg._glue import batch_first, in_blocks, refuse_nested_forward_mode
 from multicontrast.linalg._gram3_torch import power_of_two
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: rounding alone parts them so far.
@@ -56,13 +56,9 @@ def evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     The distances ``(..., N)`` are those of all eigenvalues from the largest, 0 for those that count as equal to it;
     the eigenvectors are the columns of ``(..., N, N)``.
     """
-    shape = matrix.shape
-    flat = matrix.reshape(-1, *shape[-2:])
-    parts = [_evaluate(part) for part in (flat.split(_BLOCK) if matrix.device.type == "cpu" else (flat,))]
-    value, gradient, distances, vectors = (
-        (torch.cat(results) for results in zip(*parts)) if len(parts) > 1 else parts[0]
-    )
-    return value.view(shape[:-2]), gradient.view(shape), distances.view(shape[:-1]), vectors.reshape(shape)
+    n = matrix.shape[-1]
+    value, gradient, distances, vectors = in_blocks(_evaluate, matrix, _BLOCK, ((), (n, n), (n,), (n, n)))
+    return value, gradient, distances, vectors
 
 
 def _evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _symmetric3_in_place, _symmetric3_torch
-from multicontrast.linalg._glue import batch_first, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
+from multicontrast.linalg._glue import (
+    batch_first,
+    in_blocks,
+    is_differentiated,
+    is_eager_cpu,
+    refuse_nested_forward_mode,
+)
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: rounding alone parts them so far.
 _TIE = 4.0
@@ -72,22 +78,19 @@ def evaluate_values(matrix: Tensor) -> Tensor:
     if not is_eager_cpu(matrix):
         return _symmetric3_torch.eigenvalues(matrix)
     flat = matrix.reshape(-1, 3, 3)
-    values = torch.empty(len(flat), 3, dtype=matrix.dtype)
+    values = torch.empty(matrix.shape[:-1], dtype=matrix.dtype)
     length = min(_BLOCK[matrix.dtype], len(flat))
     scratch = torch.empty(_symmetric3_in_place.SCRATCH_ROWS, length, dtype=matrix.dtype)
     for start in range(0, len(flat), max(length, 1)):
         block = slice(start, min(start + length, len(flat)))
-        _symmetric3_in_place.eigenvalues_into(values[block], flat[block], scratch[:, : block.stop - start])
-    return values.view(matrix.shape[:-1])
+        _symmetric3_in_place.eigenvalues_into(values.view(-1, 3)[block], flat[block], scratch[:, : block.stop - start])
+    return values
 
 
 def evaluate_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues ``(..., 3)`` and eigenvectors ``(..., 3, 3)``; no autograd."""
-    if not is_eager_cpu(matrix):
-        return _symmetric3_torch.eigenpairs(matrix)
-    parts = [_symmetric3_torch.eigenpairs(part) for part in matrix.reshape(-1, 3, 3).split(_BLOCK[matrix.dtype])]
-    values, vectors = (torch.cat(results) for results in zip(*parts))
-    return values.view(matrix.shape[:-1]), vectors.view(matrix.shape)
+    values, vectors = in_blocks(_symmetric3_torch.eigenpairs, matrix, _BLOCK[matrix.dtype], ((3,), (3, 3)))
+    return values, vectors
 
 
 # Autograd ------------------------------------------------------------------------------------------------------------
@@ -112,6 +115,14 @@ def spectral_backward(
         middle = middle + inverse_gaps(values) * (vectors.mT @ d_vectors)
     gradient = vectors @ middle @ vectors.mT
     return (gradient + gradient.mT) / 2
+
+
+def spectral_forward(values: Tensor, vectors: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """How eigenvalues and eigenvectors move with the matrix along a symmetric direction."""
+    moved = vectors.mT @ direction @ vectors
+    # A copy: forward mode takes no view for the tangent of an output.
+    slope = moved.diagonal(dim1=-2, dim2=-1).clone(memory_format=torch.contiguous_format)
+    return slope, vectors @ (inverse_gaps(values) * moved)
 
 
 class _Eigh3(torch.autograd.Function):
