@@ -25,7 +25,6 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"multicontrast {release}"
-html_static_path = ["_static"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -44,7 +43,7 @@ _ONE_LINE_SECTION = re.compile(
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|nn|F|collections|typing|pathlib|types)\..*"),
-    ("py:.*", r"(Tensor|Generator|Module|ProcessGroup|Sequence|Callable|Iterable|Mapping|Literal|Path|optional)"),
+    ("py:.*", r"(Tensor|Generator|Module|Figure|Tally|ProcessGroup|Sequence|Callable|Iterable|Mapping|Literal|Path|optional)"),
     ("py:.*", r"(multicontrast|unihpe_ref)\.(.*\.)?_.*"),  # private names in annotations
 ]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
