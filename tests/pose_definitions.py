@@ -144,3 +144,90 @@ def n_mpjpe(pred: np.ndarray, target: np.ndarray, weight: Sequence[float] | None
     for j in used:
         scaled[j] = [scale * a for a in x[j]]
     return mpjpe(scaled, target, weight)
+
+
+# --- the others, in NumPy float64, joint by joint -----------------------------------------------------------
+
+Root = int | Sequence[int] | None
+
+
+def rooted(pose: np.ndarray, root: Root) -> np.ndarray:
+    """One pose less its root joint, or less the mean of several."""
+    if root is None:
+        return pose
+    joints = [root] if isinstance(root, int) else list(root)
+    return pose - sum(pose[j] for j in joints) / len(joints)
+
+
+def distances(pred: np.ndarray, target: np.ndarray, root: Root = None) -> list[float]:
+    x, y = rooted(pred, root), rooted(target, root)
+    return [float(np.sqrt(sum((a - b) ** 2 for a, b in zip(x[j], y[j])))) for j in range(len(x))]
+
+
+def weighted_mean(values: Sequence[float], weight: Sequence[float]) -> float:
+    """NaN where every weight is 0; a value without weight is not looked at."""
+    used = [(w, v) for w, v in zip(weight, values) if w != 0]
+    return sum(w * v for w, v in used) / sum(w for w, _ in used) if used else float("nan")
+
+
+def mean_of_items(values: Sequence[float], weights: Sequence[Sequence[float]]) -> float:
+    """Over the items that have a visible joint."""
+    kept = [v for v, weight in zip(values, weights) if any(w != 0 for w in weight)]
+    return sum(kept) / len(kept) if kept else float("nan")
+
+
+def motion(
+    pred: np.ndarray, target: np.ndarray, weight: np.ndarray, order: int
+) -> tuple[list[float], list[list[float]]]:
+    """Errors of first or second differences of one clip ``(T, J, D)``, and their weights: one row per difference."""
+    values, weights = [], []
+    for t in range(len(pred) - order):
+        if order == 1:
+            moved = [pose[t + 1] - pose[t] for pose in (pred, target)]
+        else:
+            moved = [pose[t + 2] - 2 * pose[t + 1] + pose[t] for pose in (pred, target)]
+        weights.append([min(weight[t : t + order + 1, j]) for j in range(pred.shape[1])])
+        values.append(weighted_mean(distances(*moved), weights[-1]))
+    return values, weights
+
+
+def correct(values: Sequence[float], threshold: float, strict: bool = True) -> list[float]:
+    return [float(v < threshold if strict else v <= threshold) for v in values]
+
+
+def correct_poses_area(worst: float, thresholds: Sequence[float]) -> float:
+    """Trapezoid over the thresholds of [worst < threshold]."""
+    heights = [float(worst < threshold) for threshold in thresholds]
+    return sum((b - a) * (low + high) / 2 for a, b, low, high in zip(thresholds, thresholds[1:], heights, heights[1:]))
+
+
+def oks(pred: np.ndarray, target: np.ndarray, area: float, sigmas: Sequence[float], weight: Sequence[float]) -> float:
+    terms = []
+    for j, sigma in enumerate(sigmas):
+        squared = sum((a - b) ** 2 for a, b in zip(pred[j], target[j])) if weight[j] else 0.0
+        terms.append(np.exp(-squared / (2 * (2 * sigma) ** 2 * (area + np.spacing(1)))))
+    return weighted_mean(terms, weight)
+
+
+def average_precision(found: Sequence[tuple[float, bool]], objects: int) -> float:
+    """From detections ``(score, hit)``: the mean over 101 recalls of the best precision at that recall or beyond."""
+    ordered = [hit for _, hit in sorted(found, key=lambda pair: -pair[0])]
+    points = []
+    for n in range(1, len(ordered) + 1):
+        hits = sum(ordered[:n])
+        points.append((hits / objects, hits / n))
+    total = 0.0
+    for recall in np.linspace(0, 1, 101):
+        total += max((precision for r, precision in points if r >= recall), default=0.0)
+    return total / 101
+
+
+def ranks(query: np.ndarray, gallery: np.ndarray, match: Sequence[int], ties: str) -> list[float]:
+    """Ranks by cosine, one comparison at a time."""
+    out = []
+    for q, own in zip(query, match):
+        similarity = [float(q @ g) / float(np.linalg.norm(q) * np.linalg.norm(g)) for g in gallery]
+        above = sum(s > similarity[own] for s in similarity)
+        equal = sum(s == similarity[own] for s in similarity) - 1
+        out.append(1 + above + {"pessimistic": equal, "optimistic": 0, "mean": equal / 2}[ties])
+    return out

@@ -77,20 +77,29 @@ def oks_joints(
 ) -> JointErrors:
     """The similarity of each joint, ``(..., J)``."""
     pred, target, weight = read_poses(operation, pred, target, mask)
-    items, joints = target.shape[:-2], target.shape[-2]
-    area = torch.as_tensor(area, dtype=target.dtype)
-    if tuple(area.shape) not in ((), tuple(items)):
-        remedy = "Give one area per item: the shape of the poses without joints and coordinates."
-        raise ValueError(three_beats(f"`{operation}` needs `area` of shape {tuple(items)}", describe(area), remedy))
-    if area.dim():
-        check_same_device(operation, ("target", "area"), (target, area))
-    check_values(operation, "area", area, area < 0, "areas of at least 0", "Pass the object's area.")
-    area = torch.where(area < 0, torch.nan, area).to(target.device, non_blocking=True)
+    joints = target.shape[-2]
+    area = _read_area(operation, area, target)
     deviations = 2 * read_sigmas(operation, sigmas, joints, target)
     spacing = torch.finfo(torch.float64).eps  # pycocotools' guard: an area of 0 tolerates no distance
     squared = (pred - target).square().sum(-1)
     scaled = squared / deviations.square() / (area + spacing).unsqueeze(-1) / 2
     return JointErrors(torch.exp(-scaled), weight)
+
+
+def _read_area(operation: str, area: Tensor | float, target: Tensor) -> Tensor:
+    items = target.shape[:-2]
+    if not isinstance(area, Tensor):
+        if not area >= 0:
+            remedy = "Pass the object's area."
+            raise ValueError(three_beats(f"`{operation}` needs an `area` of at least 0", repr(area), remedy))
+        return torch.full((), float(area), dtype=target.dtype, device=target.device)
+    if tuple(area.shape) not in ((), tuple(items)):
+        remedy = "Give one area per item: the shape of the poses without joints and coordinates."
+        raise ValueError(three_beats(f"`{operation}` needs `area` of shape {tuple(items)}", describe(area), remedy))
+    check_same_device(operation, ("target", "area"), (target, area))
+    area = area.to(target.dtype)
+    check_values(operation, "area", area, area < 0, "areas of at least 0", "Pass the object's area.")
+    return torch.where(area < 0, torch.nan, area)
 
 
 def read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, joints: int, like: Tensor) -> Tensor:
