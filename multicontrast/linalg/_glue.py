@@ -35,7 +35,7 @@ def in_blocks(
     """
     flat = matrix.reshape(-1, *matrix.shape[-2:])
     parts = [function(part) for part in (flat.split(length) if matrix.device.type == "cpu" else (flat,))]
-    results = tuple(matrix.new_empty(*matrix.shape[:-2], *shape) for shape in shapes)
+    results = tuple(matrix.new_empty((*matrix.shape[:-2], *shape)) for shape in shapes)
     for k, (result, shape) in enumerate(zip(results, shapes)):
         torch.cat([part[k] for part in parts], out=result.view(len(flat), *shape))
     return results

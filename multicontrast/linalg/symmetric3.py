@@ -50,7 +50,7 @@ def eigh3(A: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         A: the lower triangle is read. Half precision is computed and returned in float32.
-    Returns: eigenvalues ``(..., 3)``, ascending and those of :func:`eigvalsh3`, and eigenvectors ``(..., 3, 3)``, the
+    Returns: eigenvalues ``(..., 3)``, ascending, and eigenvectors ``(..., 3, 3)``, the
         columns; the sign of each is arbitrary, and at a multiple eigenvalue the basis of its space.
     Accuracy: the norm of an eigenvector is 1 to 2 eps; its Rayleigh quotient is the eigenvalue to 1 eps of the norm at
         every gap; its angle is wrong by 3 eps times norm over gap (observed maxima). Derivatives as for
