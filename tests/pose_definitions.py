@@ -223,10 +223,10 @@ def average_precision(found: Sequence[tuple[float, bool]], objects: int) -> floa
 
 
 def ranks(query: np.ndarray, gallery: np.ndarray, match: Sequence[int], ties: str) -> list[float]:
-    """Ranks by cosine, one comparison at a time."""
+    """Ranks by inner product, one comparison at a time."""
     out = []
     for q, own in zip(query, match):
-        similarity = [float(q @ g) / float(np.linalg.norm(q) * np.linalg.norm(g)) for g in gallery]
+        similarity = [float(q @ g) for g in gallery]
         above = sum(s > similarity[own] for s in similarity)
         equal = sum(s == similarity[own] for s in similarity) - 1
         out.append(1 + above + {"pessimistic": equal, "optimistic": 0, "mean": equal / 2}[ties])

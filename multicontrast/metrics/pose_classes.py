@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, three_beats
+from multicontrast._checks import check_choice
 from multicontrast.metrics._inputs import Root
 from multicontrast.metrics._pose_metric import PoseMetric, Tally
 from multicontrast.metrics.hypotheses import min_mpjpe_joints
@@ -74,23 +74,23 @@ class PAMPJPE(PoseMetric):
     """`pa_mpjpe` over many batches.
 
     Args:
-        scale, allow_reflection: as for `pa_mpjpe`.
+        scale, allow_reflection, root: as for `pa_mpjpe`.
         groups, sync_on_compute, process_group: as for every pose metric.
     """
 
     higher_is_better = False
 
-    def __init__(self, *, scale: bool = True, allow_reflection: bool = False, **accumulation: Any) -> None:
-        self.scale = scale
-        self.allow_reflection = allow_reflection
+    def __init__(
+        self, *, scale: bool = True, allow_reflection: bool = False, root: Root = None, **accumulation: Any
+    ) -> None:
+        self.scale, self.allow_reflection, self.root = scale, allow_reflection, root
         super().__init__(**accumulation)
 
     def _options(self) -> dict[str, Any]:
         return {"scale": self.scale, "allow_reflection": self.allow_reflection}
 
     def _measure(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> JointErrors:
-        options = self._options()
-        return pa_mpjpe_joints("PAMPJPE", pred, target, mask, None, **options)
+        return pa_mpjpe_joints("PAMPJPE", pred, target, mask, self.root, **self._options())
 
 
 class MPJVE(MPJPE):
@@ -219,12 +219,18 @@ class PCKh(PCK):
     ) -> None:
         super().__init__(threshold=threshold, strict=strict, average=average, root=root, **accumulation)
 
-    def _measure_normed(
-        self, pred: Tensor, target: Tensor, norm: Tensor | float | None, mask: Tensor | None
-    ) -> JointErrors:
-        if norm is None:
-            raise ValueError(three_beats("`PCKh` needs the head sizes as `norm`", "None", "Pass one per item."))
-        return super()._measure_normed(pred, target, norm, mask)
+    def update(  # type: ignore[override]
+        self,
+        pred: Tensor,
+        target: Tensor,
+        norm: Tensor | float,
+        *,
+        mask: Tensor | None = None,
+        group: str | Sequence[str] | Tensor | None = None,
+        ids: Sequence[int | str] | Tensor | None = None,
+    ) -> None:
+        """As for every pose metric; ``norm``, the head sizes, as for `pckh`."""
+        super().update(pred, target, norm, mask=mask, group=group, ids=ids)
 
 
 class _PoseShare(PCK):
@@ -292,7 +298,7 @@ class CPS(PoseMetric):
     """`cps` over many batches: the mean over all poses.
 
     Args:
-        joints, thresholds, strict, dim: as for `cps`.
+        joints, thresholds, strict, dim, root: as for `cps`.
         groups, sync_on_compute, process_group: as for every pose metric.
     """
 
@@ -306,18 +312,21 @@ class CPS(PoseMetric):
         thresholds: Sequence[float] = CPS_THRESHOLDS,
         strict: bool = True,
         dim: int | None = None,
+        root: Root = None,
         **accumulation: Any,
     ) -> None:
         self.joints = None if joints is None else tuple(joints)
         self.thresholds = tuple(read_thresholds("CPS", thresholds))
-        self.strict, self.dim = strict, dim
+        self.strict, self.dim, self.root = strict, dim, root
         super().__init__(**accumulation)
 
     def _options(self) -> dict[str, Any]:
         return {"joints": self.joints, "thresholds": self.thresholds, "strict": self.strict, "dim": self.dim}
 
     def _measure(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> JointErrors:
-        values, seen = cps_items("CPS", pred, target, self.joints, self.thresholds, self.strict, self.dim, mask, None)
+        values, seen = cps_items(
+            "CPS", pred, target, self.joints, self.thresholds, self.strict, self.dim, mask, self.root
+        )
         return JointErrors(values.unsqueeze(-1), seen.to(values.dtype).unsqueeze(-1))  # one "joint": the pose
 
     def _poses(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
