@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,20 +25,11 @@ def is_eager_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
-def in_blocks(
-    function: Callable[[Tensor], tuple[Tensor, ...]], matrix: Tensor, length: int, shapes: Sequence[tuple[int, ...]]
-) -> tuple[Tensor, ...]:
-    """A function of ``(batch, N, N)`` applied to ``(..., N, N)``, on a CPU to ``length`` matrices at a time.
-
-    The results have the leading axes of ``matrix`` and the given ``shapes`` behind. They own their memory: autograd
-    does not let users write into views that were made inside a function.
-    """
-    flat = matrix.reshape(-1, *matrix.shape[-2:])
-    parts = [function(part) for part in (flat.split(length) if matrix.device.type == "cpu" else (flat,))]
-    results = tuple(matrix.new_empty((*matrix.shape[:-2], *shape)) for shape in shapes)
-    for k, (result, shape) in enumerate(zip(results, shapes)):
-        torch.cat([part[k] for part in parts], out=result.view(len(flat), *shape))
-    return results
+def blocks(count: int, length: int, device: torch.device) -> Iterator[slice]:
+    """``count`` rows, on a CPU by ``length`` at a time so that intermediate results stay in the cache."""
+    step = max(min(length, count) if device.type == "cpu" else count, 1)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def batch_first(size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:

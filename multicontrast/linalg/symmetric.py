@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _jacobi_torch, _symmetric3_torch
-from multicontrast.linalg._glue import batch_first, in_blocks, refuse_nested_forward_mode
+from multicontrast.linalg._glue import batch_first, blocks, refuse_nested_forward_mode
 from multicontrast.linalg._gram3_torch import power_of_two
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: so far does rounding part equal ones. Not
@@ -57,8 +57,14 @@ def evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     The distances ``(..., N)`` are those of all eigenvalues from the largest, 0 for those that count as equal to it;
     the eigenvectors are the columns of ``(..., N, N)``.
     """
-    n = matrix.shape[-1]
-    value, gradient, distances, vectors = in_blocks(_evaluate, matrix, _BLOCK, ((), (n, n), (n,), (n, n)))
+    *batch, n, _ = matrix.shape
+    flat = matrix.reshape(-1, n, n)
+    # Memory of their own: autograd does not let users write into views that were made inside a function.
+    value, gradient, distances, vectors = (matrix.new_empty((*batch, *shape)) for shape in ((), (n, n), (n,), (n, n)))
+    wholes = (value.view(-1), gradient.view(-1, n, n), distances.view(-1, n), vectors.view(-1, n, n))
+    for block in blocks(len(flat), _BLOCK, matrix.device):
+        for whole, part in zip(wholes, _evaluate(flat[block])):
+            whole[block] = part
     return value, gradient, distances, vectors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,13 +10,7 @@ from torch import Tensor
 
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _symmetric3_in_place, _symmetric3_torch
-from multicontrast.linalg._glue import (
-    batch_first,
-    in_blocks,
-    is_differentiated,
-    is_eager_cpu,
-    refuse_nested_forward_mode,
-)
+from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: rounding alone parts them so far.
 _TIE = 4.0
@@ -77,20 +72,33 @@ def evaluate_values(matrix: Tensor) -> Tensor:
     """Eigenvalues ``(..., 3)`` by the best back end for this tensor; no autograd."""
     if not is_eager_cpu(matrix):
         return _symmetric3_torch.eigenvalues(matrix)
-    flat = matrix.reshape(-1, 3, 3)
-    values = torch.empty(matrix.shape[:-1], dtype=matrix.dtype)
-    length = min(_BLOCK[matrix.dtype], len(flat))
-    scratch = torch.empty(_symmetric3_in_place.SCRATCH_ROWS, length, dtype=matrix.dtype)
-    for start in range(0, len(flat), max(length, 1)):
-        block = slice(start, min(start + length, len(flat)))
-        _symmetric3_in_place.eigenvalues_into(values.view(-1, 3)[block], flat[block], scratch[:, : block.stop - start])
+    flat, values = matrix.reshape(-1, 3, 3), torch.empty(matrix.shape[:-1], dtype=matrix.dtype)
+    scratch = matrix.new_empty(_symmetric3_in_place.SCRATCH_ROWS, min(_BLOCK[matrix.dtype], len(flat)))
+    for block in blocks(len(flat), _BLOCK[matrix.dtype], matrix.device):
+        rows = scratch[:, : block.stop - block.start]
+        _symmetric3_in_place.eigenvalues_into(values.view(-1, 3)[block], flat[block], rows)
     return values
 
 
 def evaluate_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``(..., 3)`` and eigenvectors ``(..., 3, 3)``; no autograd."""
-    values, vectors = in_blocks(_symmetric3_torch.eigenpairs, matrix, _BLOCK[matrix.dtype], ((3,), (3, 3)))
+    """Eigenvalues ``(..., 3)`` and eigenvectors ``(..., 3, 3)``; no autograd.
+
+    In memory the batch is the last axis of the eigenvectors: what is done with them is done entry by entry.
+    """
+    flat, values, vectors = matrix.reshape(-1, 3, 3), matrix.new_empty(matrix.shape[:-1]), _batch_last(matrix)
+    wholes = (values.view(-1, 3), vectors.view(-1, 3, 3))
+    for block in blocks(len(flat), _BLOCK[matrix.dtype], matrix.device):
+        for whole, part in zip(wholes, _symmetric3_torch.eigenpairs(flat[block])):
+            whole[block] = part
     return values, vectors
+
+
+def _batch_last(matrix: Tensor) -> Tensor:
+    """An empty ``(..., 3, 3)`` whose entries are contiguous over the batch."""
+    batch = matrix.shape[:-2]
+    count = math.prod(batch)
+    strides = torch.empty(batch, device="meta").stride()
+    return torch.empty_strided(matrix.shape, (*strides, 3 * count, count), dtype=matrix.dtype, device=matrix.device)
 
 
 # Autograd ------------------------------------------------------------------------------------------------------------
@@ -110,6 +118,8 @@ def spectral_backward(
     """The symmetric gradient by the matrix; made of differentiable operations, so that it has derivatives itself."""
     if d_values is None and d_vectors is None:
         return None
+    if d_values is not None and d_vectors is None and not torch.is_grad_enabled():
+        return _symmetric3_torch.weighted_projectors(vectors, d_values)  # nobody will differentiate it
     middle = torch.zeros_like(vectors) if d_values is None else torch.diag_embed(d_values)
     if d_vectors is not None:
         middle = middle + inverse_gaps(values) * (vectors.mT @ d_vectors)
