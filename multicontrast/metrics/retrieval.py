@@ -12,7 +12,7 @@ from multicontrast.metrics._inputs import REDUCTIONS, check_values, reduce_value
 from multicontrast.metrics.embeddings import products, read_embeddings
 
 TIES = ("pessimistic", "optimistic", "mean")
-_CELLS = 1 << 24  # similarities held at a time: 64 MiB in float32, whatever the number of queries
+_CELLS = 1 << 22  # similarities held at a time: 16 MiB in float32, whatever the number of queries
 
 
 def retrieval_ranks(
@@ -30,7 +30,7 @@ def retrieval_ranks(
 
     Args:
         query: ``(Q, D)``.
-        gallery: ``(G, D)``, compared in blocks: 1e5 x 1e5 takes 64 MiB.
+        gallery: ``(G, D)``, compared in blocks: 1e5 x 1e5 takes 16 MiB at a time.
         match: ``(Q,)`` int64, the row of the gallery that each query should find. None: row ``i`` for query ``i``.
         ties: ``"pessimistic"`` (the last of the equals), ``"optimistic"`` (the first) or ``"mean"``.
         normalize: False promises rows of length one (or ranks by inner product).
