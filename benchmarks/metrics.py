@@ -17,7 +17,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -148,7 +147,14 @@ def run_accuracy(options: argparse.Namespace) -> int:
         eps = torch.finfo(dtype).eps
         for family in families.FAMILIES:
             cli.progress(f"{family}, {dtype}")
-            worst: dict[str, Any] = {"ours": 0.0, "svd": 0.0, "condition": 0.0, "ours_bad": 0, "svd_bad": 0}
+            worst: dict[str, Any] = {
+                "ours": 0.0,
+                "svd": 0.0,
+                "condition": 0.0,
+                "ours_bad": 0,
+                "svd_bad": 0,
+                "raises": 0,
+            }
             for pred, target, weight in families.items(family, dtype, count=options.items):
                 arrays = definitions.array(pred), definitions.array(target), None if weight is None else weight.tolist()
                 truth, size = definitions.pa_mpjpe(*arrays), definitions.extent(arrays[1], arrays[2]) or 1.0
@@ -157,10 +163,13 @@ def run_accuracy(options: argparse.Namespace) -> int:
                     if name == "svd" and weight is not None:
                         worst["svd"] = None  # there is no mask in the usual code
                         continue
-                    value, finite = _value_and_gradient(function, pred, target, weight)
-                    error = (
-                        float(abs(definitions.mp.mpf(value) - truth)) / (eps * size) if np.isfinite(value) else np.inf
-                    )
+                    try:
+                        value, finite = _value_and_gradient(function, pred, target, weight)
+                    except torch.linalg.LinAlgError:
+                        value, finite = float("nan"), False
+                        worst["raises"] += 1
+                    ok = np.isfinite(value)
+                    error = float(abs(definitions.mp.mpf(value) - truth)) / (eps * size) if ok else float("inf")
                     worst[name] = max(worst[name], error)
                     worst[f"{name}_bad"] += not finite
             rows.append({"family": family, "dtype": str(dtype).removeprefix("torch."), "items": options.items, **worst})
@@ -181,11 +190,8 @@ def _value_and_gradient(
     pred = pred.detach().clone().requires_grad_()
     options = {} if weight is None else {"mask": weight}
     value = function(pred, target, **options)
-    try:
-        value.sum().backward()
-    except RuntimeError:  # LAPACK's backward can refuse
-        return float(value), False
-    return float(value), bool(pred.grad is not None and pred.grad.isfinite().all())
+    value.sum().backward()
+    return value.item(), bool(pred.grad is not None and pred.grad.isfinite().all())
 
 
 def _rotation_errors(definitions: ModuleType, count: int) -> list[dict[str, Any]]:
@@ -262,7 +268,11 @@ def accuracy_table() -> str:
         single, double = (
             next(r for r in rows if (r["family"], r["dtype"]) == (family, d)) for d in ("float32", "float64")
         )
-        cells = [_error(row[name]) for row in (single, double) for name in ("ours", "svd")]
+        cells = [
+            "raises" if name == "svd" and row["raises"] else _error(row[name])
+            for row in (single, double)
+            for name in ("ours", "svd")
+        ]
         bad = [f"{row['svd_bad']} of {row['items']}" if row["svd"] is not None else "" for row in (single, double)]
         lines.append((family, _error(double["condition"]), *cells, *bad))
     header = (
@@ -308,7 +318,14 @@ def draw() -> None:
             shown = ceiling / 2 if not np.isfinite(share) else float(np.clip(share, floor, ceiling / 2))
             axes.plot(shown, place, marker, color=colour, markersize=6 if name == "ours" else 8, alpha=0.9)
             if not np.isfinite(share):
-                axes.annotate("NaN", (shown, place), (7, 0), textcoords="offset points", va="center", color=colour)
+                axes.annotate(
+                    "raises" if row["raises"] else "NaN",
+                    (shown, place),
+                    (7, 0),
+                    textcoords="offset points",
+                    va="center",
+                    color=colour,
+                )
     axes.axvline(16, color="#333333", linewidth=1, linestyle="--")
     axes.annotate("the bar", (16, -1), (4, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_xscale("log")
