@@ -225,8 +225,8 @@ def symmetric3_families(dtype: torch.dtype) -> dict[str, Family]:
         "rank one": _rank_one,
         "nearly diagonal": _nearly_diagonal,
         "exact multiples": _exact_multiples,
-        "scale 1e+30": _full(1e30 if float32 else 1e300),
-        "scale 1e-30": _full(1e-30 if float32 else 1e-300),
+        "large scale": _full(1e30 if float32 else 1e300),
+        "small scale": _full(1e-30 if float32 else 1e-300),
         "largest": _full(2e37 if float32 else 1e307),
         "denormal": _full(1e-41 if float32 else 1e-320),
     }
