@@ -15,6 +15,8 @@ from multicontrast.linalg._gram3_torch import NEWTON_STEPS, SECANT, eigmax_exces
 
 SCRATCH_ROWS = 8
 
+Triple = tuple[Tensor, Tensor, Tensor]
+
 # Below these, squares of differences between cosines would leave the normal numbers.
 _SMALLEST = {torch.float32: 2.0**-26, torch.float64: 2.0**-420}
 
@@ -28,9 +30,22 @@ def eigmax_with_gradient_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> T
 
     Accuracy and conventions are those of :func:`multicontrast.linalg._gram3_torch.eigmax_with_gradient`.
     """
-    if a.numel() == 0:
-        return scratch[0]
-    x, gamma, e, w, p, q, r, _ = _root(a, b, c, scratch)
+    rows = scratch.unbind(0)
+    eigmax_with_gradient_into(rows[0], (a, b, c), (a, b, c), rows[1:])
+    return rows[0]
+
+
+def eigmax_excess_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
+    """``lambda_max - 1`` alone, in a row of ``scratch``; ``a, b, c`` are left as they are."""
+    rows = scratch.unbind(0)
+    eigmax_excess_into(rows[0], (a, b, c), rows[1:])
+    return rows[0]
+
+
+def eigmax_with_gradient_into(x: Tensor, gradient: Triple, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
+    """The same into ``x`` and ``gradient``, which may be the cosines' own memory; ``rows`` has one row less."""
+    a, b, c = cosines
+    gamma, e, w, p, q, r, s = _root(a, b, c, x, rows)
     odd = _odd_cells(x)
     if odd is not None:
         careful = eigmax_with_gradient(a[odd], b[odd], c[odd])
@@ -42,45 +57,41 @@ def eigmax_with_gradient_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> T
     p.mul_(torch.add(gamma, b, out=q))
     p.addcmul_(torch.sub(a, c, out=q), torch.sub(gamma, b, out=r), value=-1)
     p.addcmul_(c, e, value=4)
-    # The same for a and b, which share their two products; c lends its buffer.
+    # The same for a and b, which share their two products.
     product, difference = torch.add(gamma, c, out=q), torch.sub(gamma, c, out=r)
-    product.mul_(torch.add(a, b, out=c))
-    torch.sub(a, b, out=c)
-    numerator = torch.addcmul(product, c, difference, out=gamma)
-    product.addcmul_(c, difference, value=-1)
+    product.mul_(torch.add(a, b, out=s))
+    torch.sub(a, b, out=s)
+    numerator = torch.addcmul(product, s, difference, out=gamma)
+    product.addcmul_(s, difference, value=-1)
     numerator.addcmul_(a, e, value=4)
     product.addcmul_(b, e, value=4)
-    torch.mul(numerator, w, out=a)
-    torch.mul(product, w, out=b)
-    torch.mul(p, w, out=c)
+    for over, g in zip((numerator, product, p), gradient):
+        torch.mul(over, w, out=g)
     if odd is not None:
-        for whole, part in zip((x, a, b, c), careful):
+        for whole, part in zip((x, *gradient), careful):
             whole[odd] = part
-    return x
 
 
-def eigmax_excess_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
-    """``lambda_max - 1`` alone, in a row of ``scratch``; ``a, b, c`` are left as they are."""
-    if a.numel() == 0:
-        return scratch[0]
-    x, *_ = _root(a, b, c, scratch)
+def eigmax_excess_into(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
+    """``lambda_max - 1`` into ``x``; ``rows`` as for :func:`eigmax_with_gradient_into`."""
+    a, b, c = cosines
+    _root(a, b, c, x, rows)
     odd = _odd_cells(x)
     if odd is not None:
         x[odd] = eigmax_excess(a[odd], b[odd], c[odd])
-    return x
 
 
 def _odd_cells(x: Tensor) -> tuple[Tensor, ...] | None:
     """The index of the cells that need the careful form; None when there are none."""
     smallest = _SMALLEST[x.dtype]
-    if x.amin() > smallest:  # False for NaN
+    if x.numel() == 0 or x.amin() > smallest:  # False for NaN
         return None
     return (x > smallest).logical_not_().nonzero(as_tuple=True)
 
 
-def _root(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> tuple[Tensor, ...]:
-    """The rows ``(x, gamma, e, k, ...)``: ``x = gamma + 2 e`` and ``k`` as in ``_gram3_torch``; four rows are free."""
-    r0, r1, r2, r3, r4, r5, r6, r7 = scratch.unbind(0)
+def _root(a: Tensor, b: Tensor, c: Tensor, x: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Writes ``x``; returns ``(gamma, e, k gamma)`` as in ``_gram3_torch`` and four rows that are free."""
+    r0, r1, r2, r3, r4, r5, r6 = rows
     size_a, size_b, size_c = torch.abs(a, out=r0), torch.abs(b, out=r1), torch.abs(c, out=r2)
     larger, low = torch.maximum(size_a, size_b, out=r3), torch.minimum(size_a, size_b, out=r0)
     gamma, middle = torch.maximum(larger, size_c, out=r1), torch.minimum(larger, size_c, out=r2)
@@ -99,15 +110,14 @@ def _root(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> tuple[Tensor, ...
     torch.div(t_squared, e, out=e)
     # One step of a secant fitted to the whole range, then Newton.
     ratio = torch.div(e, gamma, out=r6)
-    square = torch.mul(e, ratio, out=r7)
+    square = torch.mul(e, ratio, out=x)
     root.add_(square, alpha=SECANT[0]).add_(ratio.mul_(square), alpha=SECANT[1])
     e.addcdiv_(square.mul_(e), root, value=-4)
-    for step in range(NEWTON_STEPS[a.dtype]):
-        last = step + 1 == NEWTON_STEPS[a.dtype]
-        torch.div(e, gamma, out=r6)
-        curve = torch.addcmul(e, e, r6, out=r6)
+    for _ in range(NEWTON_STEPS[a.dtype]):
+        ratio = torch.div(e, gamma, out=r6)
+        curve = torch.addcmul(e, e, ratio, out=r6)
         chord = torch.add(k, curve, alpha=4, out=r4).add_(e, alpha=2)
-        residual = torch.addcmul(t_squared, chord, e, value=-2, out=r3 if last else r7)
-        slope = torch.add(k, curve, alpha=12, out=r0 if last else r4)
-        e.addcdiv_(residual, slope, value=0.5)
-    return torch.add(gamma, e, alpha=2, out=r0), gamma, e, k_gamma, r3, r4, r6, r7
+        residual = torch.addcmul(t_squared, chord, e, value=-2, out=r4)
+        e.addcdiv_(residual, torch.add(k, curve, alpha=12, out=r6), value=0.5)
+    torch.add(gamma, e, alpha=2, out=x)
+    return gamma, e, k_gamma, r0, r3, r4, r6

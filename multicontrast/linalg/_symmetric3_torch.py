@@ -17,8 +17,8 @@ Habera and Zilian's (arXiv 2111.02117), the pair that of Duff et al. (JCGT 2017)
 docs/math/symmetric-eigenproblems.md.
 
 Nothing is checked here and nothing is known of autograd. No branch on values, and no mask where a sign will do: on a
-CPU ``torch.where`` costs as much as ten other operations. The values alone, in place and without scaling, for large
-batches on a CPU, are in ``_symmetric3_in_place.py``.
+CPU ``torch.where`` costs as much as ten other operations. The same in place, for large batches on a CPU, is in
+``_symmetric3_in_place.py``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from multicontrast.linalg._gram3_torch import power_of_two
 # y(z) on [0, 1] to 7e-5; Newton then leaves 4e-9, and a second step rounding.
 START = (1.73211581, 0.33095066, -0.08214052, 0.01913906)
 NEWTON_STEPS = {torch.float32: 1, torch.float64: 2}
+# Far below rounding beside any adjugate that matters, with a square that is a normal number.
+LEAST = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 
 Vector = tuple[Tensor, Tensor, Tensor]
 
@@ -51,19 +53,15 @@ def _scale(matrix: Tensor) -> _Scaled:
     """Centre and deviator of the lower triangle of ``(..., 3, 3)``, times a power of two."""
     # Strided entries cost a CPU three times as much: read each once.
     entries = [matrix[..., i, j].contiguous() for i, j in ((0, 0), (1, 1), (2, 2), (1, 0), (2, 0), (2, 1))]
-    power, inverse, largest = _power_for(entries)
+    largest = entries[0].abs()
+    for entry in entries[1:]:
+        largest = torch.maximum(largest, entry.abs())
+    power, inverse = power_of_two(largest)
     a00, a11, a22, a10, a20, a21 = (entry * power for entry in entries)
     # From differences of the diagonal: exact where its entries are close, as a00 - mean is not.
     d0, d1, d2 = a00 - a11, a00 - a22, a11 - a22
     deviator = ((d0 + d1).mul_(1 / 3), (d2 - d0).mul_(1 / 3), (d1 + d2).mul_(-1 / 3), a10, a20, a21)
-    return _Scaled((a00 + a11).add_(a22).mul_(1 / 3), deviator, inverse, largest * 0)
-
-
-def _power_for(entries: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    largest = entries[0].abs()
-    for entry in entries[1:]:
-        largest = torch.maximum(largest, entry.abs())
-    return *power_of_two(largest), largest
+    return _Scaled(a00 - deviator[0], deviator, inverse, largest * 0)
 
 
 def _dot(x: Vector, y: Vector) -> Tensor:
@@ -133,14 +131,9 @@ def _isolated_vector(m0: Tensor, m1: Tensor, m2: Tensor, b10: Tensor, b20: Tenso
     column = (_select(first, c00, c10), _select(first, c10, c11), _select(first, c20, c21))
     first = _is_positive(torch.maximum(c00, c11).sub_(c22))
     x, y, z = (_select(first, one, zero) for one, zero in zip(column, (c20, c21, c22)))
-    x.add_(_least(x.dtype))  # a multiple of the identity has no direction: take the first axis
+    x.add_(LEAST[x.dtype])  # a multiple of the identity has no direction: take the first axis
     length = _dot((x, y, z), (x, y, z)).sqrt_()
     return x.div_(length), y.div_(length), z.div_(length)
-
-
-def _least(dtype: torch.dtype) -> float:
-    """Far below rounding beside any adjugate that matters, with a square that is a normal number."""
-    return 2.0**-60 if dtype == torch.float32 else 2.0**-500
 
 
 def _frame(x: Tensor, y: Tensor, z: Tensor) -> tuple[Vector, Vector]:
@@ -175,12 +168,10 @@ def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Each entry of the eigenvectors is contiguous over the batch, for the elementwise operations that follow.
     """
     scaled = _scale(matrix)
-    # A multiple of the identity and little else: the little has eigenvectors too.
-    power, inverse, _ = _power_for(list(scaled.deviator))
-    b00, b11, b22, b10, b20, b21 = (entry * power for entry in scaled.deviator)
+    b00, b11, b22, b10, b20, b21 = scaled.deviator
     eta = _isolated_root(b00, b11, b22, b10, b20, b21).add_(scaled.poison)
     roots = _ordered(eta, _half_difference(eta, b00, b11, b22, b10, b20, b21))
-    values = torch.stack([root.mul_(inverse).add_(scaled.centre).mul_(scaled.inverse) for root in roots], -1)
+    values = torch.stack([root.add_(scaled.centre).mul_(scaled.inverse) for root in roots], -1)
     vector = _isolated_vector(eta - b00, eta - b11, eta - b22, b10, b20, b21)
     p, q = _frame(*vector)
     # B + eta / 2 is as small across the vector as the two eigenvalues are close, and so are its products' roundings.
@@ -212,7 +203,7 @@ def _rotated(p: Vector, q: Vector, diagonal: Tensor, off_diagonal: Tensor) -> tu
     """The eigenvectors of ``[[d, o], [o, -d]]`` in the plane of p and q, lower eigenvalue first."""
     delta = (diagonal * diagonal).addcmul_(off_diagonal, off_diagonal).sqrt_()
     # (|d| + delta, o), or its mirror image where d < 0: nothing cancels.
-    long = delta.add_(diagonal.abs()).clamp_min_(_least(delta.dtype))
+    long = delta.add_(diagonal.abs()).clamp_min_(LEAST[delta.dtype])
     length = (long * long).addcmul_(off_diagonal, off_diagonal).sqrt_()
     long, short = long.div_(length), off_diagonal / length
     upright = _is_positive(diagonal)

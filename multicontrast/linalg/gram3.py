@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor
 from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, check_same_device, compute_dtype, describe, three_beats
 from multicontrast.linalg import _gram3_in_place, _gram3_operator, _gram3_torch
-from multicontrast.linalg._glue import batch_first, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
+from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
+from multicontrast.linalg._gram3_in_place import Triple
 from multicontrast.linalg.symmetric3 import evaluate_pairs, spectral_backward, spectral_forward
 
-_BLOCK = {torch.float32: 32768, torch.float64: 16384}  # elements at a time: the buffers of one stay in the cache
+_BLOCK = 32768  # elements at a time on a CPU: the buffers stay in the cache
 
 
 def gram3_eigmax(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def gram3_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return x
 
 
-def _prepare(operation: str, *cosines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare(operation: str, *cosines: Tensor) -> Triple:
     names = ("a", "b", "c")
     for name, cosine in zip(names, cosines):
         check_floating(operation, name, cosine)
@@ -95,9 +95,11 @@ def evaluate_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     if not is_eager_cpu(a):
         return _gram3_torch.eigmax_excess(a, b, c)
     x = torch.empty(a.shape, dtype=a.dtype)
-    flat, flat_a, flat_b, flat_c = x.view(-1), a.reshape(-1), b.reshape(-1), c.reshape(-1)
-    for block, scratch in _blocks(flat):
-        flat[block] = _gram3_in_place.eigmax_excess_(flat_a[block], flat_b[block], flat_c[block], scratch)
+    flat, cosines = x.view(-1), _flat(a, b, c)
+    scratch = _scratch(flat)
+    for block in blocks(len(flat), _BLOCK, x.device):
+        rows = scratch[:, : block.stop - block.start].unbind(0)
+        _gram3_in_place.eigmax_excess_into(flat[block], _take(cosines, block), rows)
     return x
 
 
@@ -108,22 +110,24 @@ def evaluate_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Ten
     if not is_eager_cpu(a):
         return _gram3_torch.eigmax_with_gradient(a, b, c)
     x, ga, gb, gc = (torch.empty(a.shape, dtype=a.dtype) for _ in range(4))
-    flat, *gradients = (result.view(-1) for result in (x, ga, gb, gc))
-    cosines = [z.reshape(-1) for z in (a, b, c)]
-    for block, scratch in _blocks(flat):
-        # Into the cache just before the work: the gradient's memory holds the cosines until then.
-        wa, wb, wc = (g[block].copy_(z[block]) for g, z in zip(gradients, cosines))
-        flat[block] = _gram3_in_place.eigmax_with_gradient_(wa, wb, wc, scratch)
+    flat, cosines, gradient = x.view(-1), _flat(a, b, c), _flat(ga, gb, gc)
+    scratch = _scratch(flat)
+    for block in blocks(len(flat), _BLOCK, x.device):
+        rows = scratch[:, : block.stop - block.start].unbind(0)
+        _gram3_in_place.eigmax_with_gradient_into(flat[block], _take(gradient, block), _take(cosines, block), rows)
     return x, ga, gb, gc
 
 
-def _blocks(flat: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The elements by blocks that stay in the cache, each with its scratch."""
-    length = min(_BLOCK[flat.dtype], len(flat))
-    scratch = flat.new_empty(_gram3_in_place.SCRATCH_ROWS, length)
-    for start in range(0, len(flat), max(length, 1)):
-        stop = min(start + length, len(flat))
-        yield slice(start, stop), scratch[:, : stop - start]
+def _scratch(flat: Tensor) -> Tensor:
+    return flat.new_empty(_gram3_in_place.SCRATCH_ROWS - 1, min(_BLOCK, len(flat)))
+
+
+def _flat(a: Tensor, b: Tensor, c: Tensor) -> Triple:
+    return a.reshape(-1), b.reshape(-1), c.reshape(-1)
+
+
+def _take(triple: Triple, block: slice) -> Triple:
+    return triple[0][block], triple[1][block], triple[2][block]
 
 
 # Autograd ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, i
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: rounding alone parts them so far.
 _TIE = 4.0
-_BLOCK = {torch.float32: 32768, torch.float64: 16384}  # matrices at a time on a CPU: the buffers stay in the cache
+_BLOCK = 32768  # matrices at a time on a CPU: the buffers stay in the cache
 
 
 def eigvalsh3(A: Tensor) -> Tensor:  # the name of the contract
@@ -73,8 +73,8 @@ def evaluate_values(matrix: Tensor) -> Tensor:
     if not is_eager_cpu(matrix):
         return _symmetric3_torch.eigenvalues(matrix)
     flat, values = matrix.reshape(-1, 3, 3), torch.empty(matrix.shape[:-1], dtype=matrix.dtype)
-    scratch = matrix.new_empty(_symmetric3_in_place.SCRATCH_ROWS, min(_BLOCK[matrix.dtype], len(flat)))
-    for block in blocks(len(flat), _BLOCK[matrix.dtype], matrix.device):
+    scratch = matrix.new_empty(_symmetric3_in_place.VALUE_ROWS, min(_BLOCK, len(flat)))
+    for block in blocks(len(flat), _BLOCK, matrix.device):
         rows = scratch[:, : block.stop - block.start]
         _symmetric3_in_place.eigenvalues_into(values.view(-1, 3)[block], flat[block], rows)
     return values
@@ -85,11 +85,14 @@ def evaluate_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     In memory the batch is the last axis of the eigenvectors: what is done with them is done entry by entry.
     """
+    if not is_eager_cpu(matrix):
+        return _symmetric3_torch.eigenpairs(matrix)
     flat, values, vectors = matrix.reshape(-1, 3, 3), matrix.new_empty(matrix.shape[:-1]), _batch_last(matrix)
-    wholes = (values.view(-1, 3), vectors.view(-1, 3, 3))
-    for block in blocks(len(flat), _BLOCK[matrix.dtype], matrix.device):
-        for whole, part in zip(wholes, _symmetric3_torch.eigenpairs(flat[block])):
-            whole[block] = part
+    scratch = matrix.new_empty(_symmetric3_in_place.PAIR_ROWS, min(_BLOCK, len(flat)))
+    for block in blocks(len(flat), _BLOCK, matrix.device):
+        rows = scratch[:, : block.stop - block.start]
+        results = values.view(-1, 3)[block], vectors.view(-1, 3, 3)[block]
+        _symmetric3_in_place.eigenpairs_into(*results, flat[block], rows)
     return values, vectors
 
 
