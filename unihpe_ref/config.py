@@ -54,6 +54,9 @@ class ModelConfig(Settings):
     condition: Literal["normalised", "raw"] = "normalised"  # sqrt(D) x the unit embedding, or the features themselves
     gaussian_skip: bool = False  # on for the samplers "ode" and "sde"; GFPose has none
     denoising_reduction: Literal["half_sum", "mean"] = "half_sum"  # GFPose: half the sum over coordinates
+    noise_draws: int = option(
+        1, at_least=1
+    )  # noised copies of each pose per step: a decoder is cheap, an encoder is not
     mlp_width: int = option(1024, at_least=1)  # residual-MLP pose encoders
     mlp_blocks: int = option(3, at_least=1)  # encoders and decoders; supplement B.1
     mlp_dropout: float = option(0.1, at_least=0, below=1)

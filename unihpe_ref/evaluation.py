@@ -73,14 +73,12 @@ class MeanPose:
     @staticmethod
     def of(source: PoseSource, config: EvaluationConfig) -> MeanPose:
         """Over every ``config.stride``-th frame of ``source``, the training split without images."""
-        total_3d, total_2d, count = 0.0, 0.0, 0
+        sums_3d, sums_2d, count = [], [], 0
         for batch in _batches(source, config):
-            total_3d = total_3d + batch.joints_3d.double().sum(0)
-            total_2d = total_2d + batch.joints_2d_normalised().double().sum(0)
+            sums_3d.append(batch.joints_3d.double().sum(0))
+            sums_2d.append(batch.joints_2d_normalised().double().sum(0))
             count += len(batch)
-        assert isinstance(total_3d, Tensor)
-        assert isinstance(total_2d, Tensor)
-        return MeanPose((total_3d / count).float(), (total_2d / count).float())
+        return MeanPose((sum(sums_3d) / count).float(), (sum(sums_2d) / count).float())
 
 
 def evaluate(
@@ -135,7 +133,7 @@ def _errors(
     lifted = model.lift(batch.joints_2d_normalised(), box_info, generator=generator)
     found = {
         "mean pose, 3D": _errors_3d(mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d), batch),
-        "2D to 3D (lifting)": _errors_3d(lifted, batch),
+        "2D to 3D": _errors_3d(lifted, batch),
     }
     if model.image_encoder is not None:
         assert batch.image is not None

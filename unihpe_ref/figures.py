@@ -1,13 +1,14 @@
 """A sheet of poses that a person can judge: what went in, the truth, and what the model says.
 
-Each row is one sample. Left, the input with the 2D pose; then one panel for each way to 3D, seen from 55 degrees to the
-side, where an error of depth shows. The truth is a grey body; the estimate is coloured by side, so that a swap of left
+For each sample the input with the 2D pose, then one panel for each way to 3D, seen from 55 degrees to the side, where
+an error of depth shows. The truth is a grey body; the estimate is coloured by side, so that a swap of left
 and right shows too.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,25 @@ from unihpe_ref.models import UniHPE
 
 _TRUTH = "0.75"
 _VIEW_DEGREES = 55.0
-_PANEL_INCHES = 2.7
-_CAPTION = {"fontsize": 8, "color": "0.25"}
+_PANEL_INCHES = 2.2
+_BLOCKS, _GAP = 2, 0.12  # samples side by side, and the space between them
 
 
-def save_pose_sheet(model: UniHPE, source: PoseSource, path: Path, *, rows: int = 5, seed: int = 0) -> None:
-    """Writes a PNG with ``rows`` samples of ``source``, taken evenly from its whole length.
+def save_pose_sheet(model: UniHPE, source: PoseSource, path: Path, *, samples: int = 8, seed: int = 0) -> None:
+    """Writes a PNG with ``samples`` samples of ``source``, of as many actions as there are.
 
     Args:
         model: in evaluation mode.
         source: the split to show; with images where the model encodes them.
         path: of the PNG; it appears when it is whole.
-        rows: samples.
+        samples: how many.
         seed: of the score-based decoders' noise.
     """
-    indices = ((torch.arange(rows) + 0.5) / rows * len(source)).long()
-    batch = source.evaluation_batch(indices).to(model.device)
+    batch = source.evaluation_batch(_varied_frames(source, samples)).to(model.device)
     generator = torch.Generator().manual_seed(seed)
     box_info = batch.box_info()
     with torch.no_grad():
-        panels = {"2D to 3D (lifting)": model.lift(batch.joints_2d_normalised(), box_info, generator=generator).cpu()}
+        panels = {"2D to 3D": model.lift(batch.joints_2d_normalised(), box_info, generator=generator).cpu()}
         crop_2d = None
         if model.image_encoder is not None:
             estimate = model.estimate(_image_of(batch), box_info, generator=generator)
@@ -56,27 +56,59 @@ def save_pose_sheet(model: UniHPE, source: PoseSource, path: Path, *, rows: int 
     write_whole(path, content.getvalue())
 
 
+def _varied_frames(source: PoseSource, samples: int) -> Tensor:
+    """One frame of each of the actions, evenly chosen, or several where there are few; scattered within its frames."""
+    motion = source.motion
+    action = torch.tensor([source.action_names.index(name) for name in motion.action])[motion.sequence]
+    present = action.unique()
+    chosen = []
+    for k in range(samples):
+        of = (
+            present[(2 * k + 1) * len(present) // (2 * samples)]
+            if samples < len(present)
+            else present[k % len(present)]
+        )
+        frames = torch.nonzero(action == of)[:, 0]
+        chosen.append(frames[int((0.3 + 0.618 * k) % 1 * len(frames))])
+    return torch.stack(chosen)
+
+
 def _draw(batch: PoseBatch, actions: list[str], panels: dict[str, Tensor], crop_2d: Tensor | None) -> Figure:
-    rows, columns = len(batch), 1 + len(panels)
-    figure = Figure(figsize=(_PANEL_INCHES * columns, _PANEL_INCHES * rows + 0.5))
+    """Samples run down the left half of the sheet, then down the right."""
+    rows, columns = math.ceil(len(batch) / _BLOCKS), 1 + len(panels)
+    height = _PANEL_INCHES * rows + 0.9
+    figure = Figure(figsize=(_PANEL_INCHES * (_BLOCKS * columns + _GAP), height), facecolor="white")
     FigureCanvasAgg(figure)  # no display, and no effect on the figures of whoever calls
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for row in range(rows):
-        _draw_input(axes[row, 0], batch, row, actions[row], None if crop_2d is None else crop_2d[row])
-        for axis, (name, joints) in zip(axes[row, 1:], panels.items()):
-            _draw_3d(axis, batch.joints_3d[row], joints[row], name if row == 0 else "")
-    axes[0, 0].set_title("input and 2D pose" if crop_2d is None else "image to 2D", fontsize=10)
+    grid = figure.add_gridspec(
+        rows,
+        _BLOCKS * (columns + 1) - 1,
+        width_ratios=([1.0] * columns + [_GAP]) * (_BLOCKS - 1) + [1.0] * columns,
+        left=0.01,
+        right=0.99,
+        bottom=0.6 / height,
+        top=1 - 0.3 / height,
+        wspace=0.04,
+        hspace=0.12,
+    )
+    for sample in range(len(batch)):
+        row, first = sample % rows, sample // rows * (columns + 1)
+        axes = [figure.add_subplot(grid[row, first + column]) for column in range(columns)]
+        _draw_input(axes[0], batch, sample, actions[sample], None if crop_2d is None else crop_2d[sample])
+        for axis, joints in zip(axes[1:], panels.values()):
+            _draw_3d(axis, batch.joints_3d[sample], joints[sample])
+        if row == 0:
+            for axis, title in zip(axes, ("input, 2D" if crop_2d is None else "image to 2D", *panels)):
+                axis.set_title(title, fontsize=10)
     handles = [
         Line2D([], [], color=colour, linewidth=width, label=label)
         for colour, width, label in (
-            (_TRUTH, 4, "truth"),
+            (_TRUTH, 4, "truth (white on images)"),
             (_limb_colour("lknee"), 2, "estimate, left side"),
             (_limb_colour("rknee"), 2, "right side"),
             (_limb_colour("thorax"), 2, "middle"),
         )
     ]
     figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=9)
-    figure.subplots_adjust(0.01, 0.5 / (_PANEL_INCHES * rows + 0.5), 0.99, 0.96, wspace=0.03, hspace=0.08)
     return figure
 
 
@@ -99,16 +131,15 @@ def _draw_input(axis: Any, batch: PoseBatch, row: int, action: str, estimate: Te
     _finish(axis, caption)
 
 
-def _draw_3d(axis: Any, truth: Tensor, estimate: Tensor, title: str) -> None:
+def _draw_3d(axis: Any, truth: Tensor, estimate: Tensor) -> None:
     seen_truth, seen_estimate = _turned(truth), _turned(estimate)
     _floor(axis, seen_truth)
     _bones(axis, seen_truth, _TRUTH, 4.5)
     _sides(axis, seen_estimate, 2.0)
     middle = (seen_truth.min(0) + seen_truth.max(0)) / 2
-    axis.set_xlim(middle[0] - 1.05, middle[0] + 1.05)
-    axis.set_ylim(middle[1] + 1.05, middle[1] - 1.05)  # y points down
+    axis.set_xlim(middle[0] - 0.95, middle[0] + 0.95)
+    axis.set_ylim(middle[1] + 0.95, middle[1] - 0.95)  # y points down
     axis.set_aspect("equal")
-    axis.set_title(title, fontsize=10)
     _finish(axis, f"{1000 * mpjpe(estimate[None], truth[None]).item():.0f} mm")
 
 
@@ -143,7 +174,7 @@ def _finish(axis: Any, caption: str) -> None:
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
-    axis.text(0.5, 0.01, caption, transform=axis.transAxes, ha="center", va="bottom", **_CAPTION)
+    axis.set_xlabel(caption, fontsize=8, color="0.25", labelpad=2)
 
 
 def _image_of(batch: PoseBatch) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,29 @@ class StageOutput:
 class Stage(Protocol):
     """One stage of the paper."""
 
-    number: int  # 1, 2 or 3, as the paper counts
-    name: str
-    config: StageConfig
-    temperature: Temperature
-    ema_decay: float | None  # None: the last weights are the result
-    needs_images: bool
+    @property
+    def number(self) -> int:
+        """1, 2 or 3, as the paper counts."""
+
+    @property
+    def name(self) -> str:
+        """For the log and the display."""
+
+    @property
+    def config(self) -> StageConfig:
+        """Its settings."""
+
+    @property
+    def temperature(self) -> Temperature:
+        """Of its contrastive loss; new in each stage."""
+
+    @property
+    def ema_decay(self) -> float | None:
+        """Of the average of the weights, which is then the result; None where the last weights are."""
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether its batches hold pictures, where the model encodes them."""
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
         """The parts whose weights move; all others are frozen, in evaluation mode."""
@@ -64,7 +81,7 @@ def make_optimizer(model: UniHPE, stage: Stage) -> torch.optim.Optimizer:
         {"params": weights, "weight_decay": stage.config.weight_decay},
         {"params": list(stage.temperature.parameters()), "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=stage.config.learning_rate)
+    return torch.optim.AdamW(groups, lr=stage.config.learning_rate, fused=True)
 
 
 def fit(
@@ -116,16 +133,20 @@ def fit(
         record = None
         if (step + 1) % log_every == 0 or step + 1 == config.steps:
             record = _record(output, loss, norm, temperature, optimizer)
-            if not math.isfinite(record["loss"]):
-                needed = f"{stage.name} needs a finite loss"
-                came = f"{record['loss']} at step {step + 1}"
-                raise FloatingPointError(three_beats(needed, came, "Lower `learning_rate` or lengthen `warmup_steps`."))
+        if record is not None or loss.device.type == "cpu":  # elsewhere a look at each step would wait for the device
+            _check_finite(loss.item(), stage, step)
         log.step(step + 1, record)
     log.end_stage()
 
     if average is not None and config.steps:
         model.load_state_dict(average.module.state_dict())
     model.requires_grad_(True).eval()
+
+
+def _check_finite(loss: float, stage: Stage, step: int) -> None:
+    if not math.isfinite(loss):
+        needed, came = f"{stage.name} needs a finite loss", f"{loss} at step {step + 1}"
+        raise FloatingPointError(three_beats(needed, came, "Lower `learning_rate` or lengthen `warmup_steps`."))
 
 
 def _choose_trained(model: UniHPE, stage: Stage) -> None:
@@ -141,7 +162,7 @@ def _average_of(model: UniHPE, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    def update(averaged: Any, current: Any, count: Any) -> None:  # lists of tensors, a tensor
         n = int(count)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 

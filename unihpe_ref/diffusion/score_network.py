@@ -85,17 +85,15 @@ class ScoreNetwork(nn.Module):
         self.sde = sde or SubVP()
         self.time = nn.Sequential(nn.Linear(time_width, time_width), nn.SiLU())
         self.stem = _ConditionedLayer(size, width, time_width, condition_width, dropout)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(_ConditionedLayer(width, width, time_width, condition_width, dropout) for _ in range(2))
-            for _ in range(blocks)
-        )
+        layers = (_ConditionedLayer(width, width, time_width, condition_width, dropout) for _ in range(2 * blocks))
+        self.blocks = nn.ModuleList(layers)  # two to a block
         self.out = nn.Linear(width, size)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """``x_t`` ``(B, n)``, ``t`` ``(B,)`` in (0, 1], ``condition`` ``(B, condition_width)``: noise ``(B, n)``."""
         time = self.time(sinusoidal_embedding(t, self.time_width))
         h = self.stem(x_t, time, condition)
-        for first, second in self.blocks:  # type: ignore[misc]
+        for first, second in zip(self.blocks[::2], self.blocks[1::2]):
             h = h + second(first(h, time, condition), time, condition)
         noise = self.out(h)
         if self.gaussian_skip:

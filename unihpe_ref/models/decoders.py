@@ -46,6 +46,7 @@ class ScoreDecoder(nn.Module):
         super().__init__()
         self.size = size
         self.reduction = config.denoising_reduction
+        self.draws = config.noise_draws
         self.sde = SubVP()
         self.condition = Condition(config, modalities)
         self.project = nn.Sequential(nn.Linear(config.embedding_dim, config.embedding_dim), nn.SiLU())
@@ -63,11 +64,11 @@ class ScoreDecoder(nn.Module):
     def loss(
         self, target: Tensor, embedding: Tensor, modality: Tensor, box_info: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Denoising score matching of ``target`` ``(B, size)``."""
-        condition = self.project(self.condition(embedding, modality, box_info))
+        """Denoising score matching of ``target`` ``(B, size)``, each row at ``noise_draws`` times."""
+        condition = self.project(self.condition(embedding, modality, box_info)).repeat(self.draws, 1)
         return denoising_loss(
             lambda x, t: self.network(x, t, condition),
-            target,
+            target.repeat(self.draws, 1),
             self.sde,
             reduction=self.reduction,
             generator=generator,

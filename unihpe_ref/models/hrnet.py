@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multicontrast._checks import check_choice, describe, three_beats
 
 _STRIDE = 32  # of the coarsest map; the exchange between resolutions needs both sides to be multiples
-_TINY_CHANNELS = (16, 32, 64, 128)
+_TINY_CHANNELS = (8, 16, 32, 64)
 
 
 class HRNetEncoder(nn.Module):
@@ -18,8 +18,8 @@ class HRNetEncoder(nn.Module):
 
     Args:
         name: a HRNet of timm, whose weights start at random, or ``"hrnet_tiny"``. ``"hrnet_w32"`` and ``"hrnet_w48"``
-            are the paper's (480 and 720 pooled channels). ``"hrnet_tiny"`` is timm's ``hrnet_w18_small`` with one
-            block per branch and a stem of 16 channels, for small crops on a CPU (240 channels).
+            are the paper's (480 and 720 pooled channels). ``"hrnet_tiny"`` is timm's ``hrnet_w18_small`` at half its
+            width with one block per branch, for small crops on a CPU (120 pooled channels, 0.24 M parameters).
         embedding_dim: D, the length of the output.
     Raises: ValueError for another name.
     """
@@ -49,15 +49,15 @@ class HRNetEncoder(nn.Module):
 
 
 def _tiny() -> dict[str, Any]:
-    """Stages 2 to 4 with a single module of one block per branch."""
+    """Each stage a single module of one block per branch."""
     stages: dict[str, Any] = {"stem_width": 16}
-    for branches in (2, 3, 4):
+    for branches in (1, 2, 3, 4):
         stages[f"stage{branches}"] = {
             "num_modules": 1,
             "num_branches": branches,
-            "block_type": "BASIC",
+            "block_type": "BOTTLENECK" if branches == 1 else "BASIC",
             "num_blocks": (1,) * branches,
-            "num_channels": _TINY_CHANNELS[:branches],
+            "num_channels": (16,) if branches == 1 else _TINY_CHANNELS[:branches],
             "fuse_method": "SUM",
         }
     return stages

@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from multicontrast._checks import three_beats
 
+# As large as the joints' tokens. At ViT's 0.02 a joint does not know which one it is until the positions have grown:
+# after 220 steps of a small net the lifting error was 159 mm, against 98 mm from here.
+_POSITION_STD = 0.3
+
 
 class PoseTransformer(nn.Module):
     """One token per joint, a [CLS] token in front, and for 2D poses a token of the bounding box behind.
@@ -51,7 +55,7 @@ class PoseTransformer(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.out = nn.Linear(width, embedding_dim)
         nn.init.trunc_normal_(self.cls, std=0.02)
-        nn.init.trunc_normal_(self.position, std=0.02)
+        nn.init.trunc_normal_(self.position, std=_POSITION_STD)
 
     def forward(self, joints: Tensor, box_info: Tensor | None = None) -> Tensor:
         """``(B, J, 2 or 3)`` joints and, with a box token, ``(B, 3)`` box information: features ``(B, D)``."""

@@ -1,0 +1,111 @@
+"""The command line from outside: help, exit codes, messages without tracebacks, and a run from end to end."""
+
+import json
+
+import pytest
+
+from unihpe_ref.__main__ import main
+
+TINY = [
+    "--preset",
+    "demo",
+    "--data.image-size",
+    "32",
+    "32",
+    "--data.subjects",
+    "3",
+    "--data.seconds",
+    "1.0",
+    "--model.encoder-width",
+    "16",
+    "--model.encoder-layers",
+    "1",
+    "--model.decoder-width",
+    "32",
+    "--sampler.steps",
+    "2",
+    "--stage1.steps",
+    "2",
+    "--stage1.batch-size",
+    "6",
+    "--stage2.steps",
+    "2",
+    "--stage2.batch-size",
+    "6",
+    "--stage3.steps",
+    "2",
+    "--stage3.batch-size",
+    "6",
+    "--evaluation.stride",
+    "20",
+]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["demo", "--help"], ["train", "-h"], ["evaluate", "--help"]])
+def test_help_succeeds_and_names_the_commands(arguments, capsys):
+    assert main(arguments) == 0
+    assert "usage: unihpe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "Did you mean `unihpe train`?"),
+        (["train", "--preset", "lifing"], "Did you mean 'lifting'?"),
+        (["train", "--motion", "missing.npz"], "missing.npz"),
+        (["train", "--device", "tpu"], "`--device` needs to be auto, cpu, cuda or cuda:N; got 'tpu'"),
+        (["train", "--threads", "0"], "`--threads` needs to be at least 1; got 0"),
+        (["evaluate", "missing.safetensors"], "needs to be a checkpoint; got no such file"),
+        (["train", "--stage1.step", "3"], "stage1.step"),
+        (["train", "--stage1.steps", "many"], "stage1.steps"),
+    ],
+)
+def test_what_does_not_fit_is_said_without_a_traceback(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err + captured.out
+    assert "Traceback" not in captured.err + captured.out
+
+
+def test_a_dry_run_prints_the_settings_and_leaves_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--dry-run", "--seed", "7"]) == 0
+    out = capsys.readouterr().out
+    settings = json.loads(out[: out.rindex("}") + 1])
+    assert settings["seed"] == 7
+    assert settings["preset"] == "demo"
+    assert settings["stage3"]["temperature"] == 0.2
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
+    """Three stages on generated pictures; the evaluation of the checkpoint repeats the numbers of the run."""
+    monkeypatch.setenv("COLUMNS", "160")
+    folder = tmp_path / "run"
+    assert main(["train", "--out", str(folder), *TINY]) == 0
+    out = capsys.readouterr().out
+    for name in ("poses.png", "evaluation.json", "log.jsonl", "config.json", "model.safetensors"):
+        assert (folder / name).stat().st_size > 0
+        assert name in out
+    for path in ("mean pose, 3D", "2D to 3D", "image to 3D", "image to 2D"):
+        assert path in out
+    assert (folder / "poses.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["train", "--out", str(folder), *TINY]) == 2
+    assert "a folder without a trained model" in capsys.readouterr().err
+    again = tmp_path / "again"
+    assert main(["evaluate", str(folder), "--out", str(again)]) == 0
+    assert json.loads((again / "evaluation.json").read_text()) == json.loads((folder / "evaluation.json").read_text())
+
+
+def test_interruption_and_failure_have_exit_codes_of_their_own(capsys, monkeypatch):
+    from unihpe_ref import commands
+
+    for error, code in ((KeyboardInterrupt(), 130), (FloatingPointError("loss"), 1), (OSError("disk"), 2)):
+
+        def fail(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(commands, "_train", fail)
+        assert main(["demo"]) == code
+        assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""The sub-VP process, its samplers and its loss, against Gaussians whose score is known exactly."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from unihpe_ref.diffusion import ScoreNetwork, SubVP, denoising_loss, sample
+from unihpe_ref.diffusion.score_network import sinusoidal_embedding
+
+SDE = SubVP()
+MEAN, STD = 0.4, 0.3
+
+
+def exact_noise(x: Tensor, t: Tensor) -> Tensor:
+    """The noise in x_t for data N(MEAN, STD^2): minus sigma times the score of N(m mu, m^2 s^2 + sigma^2)."""
+    mean, std = SDE.mean(t)[:, None], SDE.std(t)[:, None]
+    return std * (x - mean * MEAN) / (mean.square() * STD**2 + std.square())
+
+
+@given(st.floats(1e-4, 1.0))
+def test_marginals_solve_the_equations_of_the_process(time: float) -> None:
+    """d log m / dt = -beta / 2, and the variance obeys dv / dt = -beta v + g^2, here for v(0) = 0."""
+    t = torch.tensor(time, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(SDE.log_mean(t), t)
+    assert_close(slope, -SDE.beta(t) / 2)
+    variance = SDE.std(t).square()
+    (slope,) = torch.autograd.grad(variance, t)
+    assert_close(slope, -SDE.beta(t) * variance + SDE.diffusion_squared(t))
+
+
+def test_noise_level_goes_from_zero_to_one() -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert_close(SDE.mean(ends), torch.tensor([1.0, math.exp(-0.25 * 19.9 - 0.05)], dtype=torch.float64))
+    assert SDE.std(ends)[0] == 0
+    assert 0.9999 < SDE.std(ends)[1] < 1
+
+
+def test_small_noise_levels_keep_their_digits() -> None:
+    t = torch.tensor([1e-5])
+    assert_close(SDE.std(t).double(), SDE.std(t.double()), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("sampler", "std"), [("sde", STD), ("ode", STD), ("gfpose", 0.0)])
+def test_samplers_draw_from_the_data_and_gfpose_finds_its_mean(sampler: str, std: float) -> None:
+    drawn = sample(
+        exact_noise,
+        (20_000, 1),
+        SDE,
+        sampler=sampler,
+        steps=400,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float64,
+    )
+    assert abs(drawn.mean().item() - MEAN) < 0.01
+    assert abs(drawn.std().item() - std) < 0.01
+
+
+def test_ode_converges_as_the_steps_grow() -> None:
+    """Heun follows the flow: halving the step brings the samples of one start closer to their limit."""
+
+    def drawn(steps: int) -> Tensor:
+        start = torch.Generator().manual_seed(1)
+        return sample(exact_noise, (64, 3), SDE, sampler="ode", steps=steps, generator=start, dtype=torch.float64)
+
+    limit = drawn(3200)
+    errors = [(drawn(steps) - limit).abs().max().item() for steps in (50, 100, 200, 400)]
+    assert all(after < 0.6 * before for before, after in itertools.pairwise(errors))
+
+
+def test_ode_maps_the_start_monotonically_to_quantiles() -> None:
+    """The flow of a Gaussian is affine: a start of k deviations ends k deviations from the mean."""
+    start = torch.randn(500, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    end = sample(
+        exact_noise,
+        (500, 1),
+        SDE,
+        sampler="ode",
+        steps=1000,
+        generator=torch.Generator().manual_seed(2),
+        dtype=torch.float64,
+    )
+    m, s = SDE.mean(torch.ones(1).double()), SDE.std(torch.ones(1).double())
+    deviations = (start - m * MEAN) / (m.square() * STD**2 + s.square()).sqrt()
+    assert_close(end, MEAN + STD * deviations, atol=2e-3, rtol=0)
+
+
+def test_a_seed_fixes_a_sample() -> None:
+    first, second, other = (
+        sample(exact_noise, (5, 2), SDE, sampler="sde", steps=10, generator=torch.Generator().manual_seed(seed))
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_exact_noise_estimate_minimises_the_loss() -> None:
+    """Its loss is the posterior variance of the noise, and any other estimate loses more on the same draw."""
+    x0 = MEAN + STD * torch.randn(400_000, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def loss(estimate, reduction: str = "half_sum") -> float:
+        generator = torch.Generator().manual_seed(6)
+        return denoising_loss(estimate, x0, SDE, reduction=reduction, generator=generator).item()
+
+    best = loss(exact_noise)
+    t = torch.linspace(1e-5, 1, 20_001, dtype=torch.float64)
+    m, s = SDE.mean(t), SDE.std(t)
+    posterior = (m.square() * STD**2 / (m.square() * STD**2 + s.square())).mean().item()
+    assert best == pytest.approx(posterior / 2, rel=0.02)
+    assert loss(exact_noise, "mean") == pytest.approx(2 * best)
+    assert loss(lambda x, t: 0.95 * exact_noise(x, t)) > best
+    assert loss(lambda x, t: 1.05 * exact_noise(x, t)) > best
+
+
+def test_half_sum_is_half_the_coordinates_times_the_mean() -> None:
+    x0 = torch.randn(8, 51)
+
+    def loss(reduction: str) -> Tensor:
+        return denoising_loss(
+            lambda x, _: 0 * x, x0, SDE, reduction=reduction, generator=torch.Generator().manual_seed(0)
+        )
+
+    assert_close(loss("half_sum"), 51 / 2 * loss("mean"))
+
+
+def test_skip_is_exact_for_unit_gaussian_data() -> None:
+    """With the layers' part taken away, the network is the noise estimate of N(0, 1)."""
+    network = ScoreNetwork(3, 4, width=32, time_width=8, gaussian_skip=True).eval()
+    torch.nn.init.zeros_(network.out.weight)
+    torch.nn.init.zeros_(network.out.bias)
+    x, t = torch.randn(6, 3), torch.rand(6)
+    m, s = SDE.mean(t)[:, None], SDE.std(t)[:, None]
+    assert_close(network(x, t, torch.randn(6, 4)), s * x / (m.square() + s.square()))
+
+
+def test_network_sees_time_and_condition() -> None:
+    network = ScoreNetwork(3, 4, width=32, time_width=8, dropout=0.0)
+    x, t, condition = torch.randn(6, 3), torch.rand(6), torch.randn(6, 4)
+    noise = network(x, t, condition)
+    assert not torch.allclose(network(x, 1 - t, condition), noise)
+    assert not torch.allclose(network(x, t, -condition), noise)
+
+
+def test_time_embedding_has_the_documented_frequencies() -> None:
+    embedded = sinusoidal_embedding(torch.tensor([0.5], dtype=torch.float64), 8)[0]
+    angles = 999 * 0.5 / 1e4 ** (torch.arange(4, dtype=torch.float64) / 3)
+    assert_close(embedded, torch.cat((angles.sin(), angles.cos())))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sample(exact_noise, (1, 1), SDE, sampler="eular"), "needs `sampler` to be one of"),
+        (lambda: sample(exact_noise, (1, 1), SDE, steps=0), "`steps` to be at least 1; got 0"),
+        (lambda: denoising_loss(exact_noise, torch.ones(2, 1), SDE, reduction="sum"), "needs `reduction` to be one of"),
+        (lambda: ScoreNetwork(3, 4, width=100), "multiple of 32 .* got 100"),
+        (lambda: ScoreNetwork(3, 4, width=64, time_width=7), "even and at least 4 .* got 7"),
+    ],
+)
+def test_errors_say_what_was_needed_and_what_came(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

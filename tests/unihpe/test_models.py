@@ -1,0 +1,224 @@
+"""Encoders, decoders and their assembly: sizes the paper gives, conventions, and what each option does."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from small import POSES_ONLY, SMALL
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from unihpe_ref.config import ModelConfig, SamplerConfig
+from unihpe_ref.models import UniHPE
+from unihpe_ref.models.hrnet import HRNetEncoder
+from unihpe_ref.models.pose_transformer import PoseTransformer
+from unihpe_ref.models.residual_mlp import PoseMLP
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def poses() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "kp2d": 0.36 * torch.randn(5, 17, 2, generator=generator),
+        "kp3d": 0.3 * torch.randn(5, 17, 3, generator=generator),
+        "box_info": torch.randn(5, 3, generator=generator),
+        "image": torch.randn(5, 3, 32, 32, generator=generator),
+    }
+
+
+def test_full_size_networks_have_the_paper_s_parameters() -> None:
+    model = UniHPE(ModelConfig(image_encoder="none"))
+    # by hand: layers of 4 w^2 + 2 w f weights, w = 256, f = 512, and a projection to 1024
+    assert parameters(model.encoder_3d) == 1_850_880
+    assert parameters(model.encoder_2d) == 1_851_904
+    assert round(parameters(model.decoder_3d) / 1e6, 1) == 13.5
+
+
+def test_paper_s_image_encoder_pools_480_channels() -> None:
+    encoder = HRNetEncoder("hrnet_w32", 1024)
+    assert parameters(encoder) == 29_798_080
+    assert encoder.out.in_features == 480
+
+
+def test_image_embedding_is_the_mean_over_each_map(poses: dict[str, Tensor]) -> None:
+    encoder = HRNetEncoder("hrnet_tiny", 8).eval()
+    maps = encoder.backbone(poses["image"])
+    assert [tuple(features.shape[1:]) for features in maps] == [(8, 8, 8), (16, 4, 4), (32, 2, 2), (64, 1, 1)]
+    pooled = torch.cat([features.flatten(2).mean(-1) for features in maps], -1)
+    assert_close(encoder(poses["image"]), encoder.out(pooled))
+
+
+@pytest.mark.parametrize("kind", ["transformer", "mlp"])
+def test_embeddings_are_unit_rows_of_each_sample_alone(kind: str, poses: dict[str, Tensor]) -> None:
+    model = UniHPE(SMALL.model.override(pose_encoder=kind)).eval()
+    for modality in ("image", "kp2d", "kp3d"):
+        box = {"box_info": poses["box_info"]} if modality == "kp2d" else {}
+        embedding = model.encode(**{modality: poses[modality]}, **box)
+        assert_close(embedding.norm(dim=-1), torch.ones(5))
+        alone = model.encode(**{modality: poses[modality][2:3]}, **{k: v[2:3] for k, v in box.items()})
+        assert_close(alone[0], embedding[2], atol=1e-5, rtol=1e-4)
+
+
+def test_raw_condition_keeps_the_length_of_the_features(poses: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    unit = UniHPE(POSES_ONLY.model).eval()
+    torch.manual_seed(0)
+    raw = UniHPE(POSES_ONLY.model.override(condition="raw")).eval()
+    features = raw.encode(kp3d=poses["kp3d"])
+    assert not torch.allclose(features.norm(dim=-1), torch.ones(5))
+    assert_close(nn.functional.normalize(features), unit.encode(kp3d=poses["kp3d"]))
+
+
+def test_transformer_knows_which_joint_is_which(poses: dict[str, Tensor]) -> None:
+    """Without positions a set of joints has one embedding, whatever their order."""
+    encoder = PoseTransformer(3, 17, 8, box_token=False, width=16, layers=1, heads=2, feedforward=16).eval()
+    swapped = poses["kp3d"].flip(1)
+    assert not torch.allclose(encoder(swapped), encoder(poses["kp3d"]))
+    nn.init.zeros_(encoder.position)
+    assert_close(encoder(swapped), encoder(poses["kp3d"]))
+
+
+@pytest.mark.parametrize("encoder_class", [PoseTransformer, PoseMLP])
+def test_box_token_matters_exactly_where_it_is_on(encoder_class: type[nn.Module], poses: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    encoder = encoder_class(2, 17, 8, box_token=True, width=16).eval()
+    seen = encoder(poses["kp2d"], poses["box_info"])
+    assert not torch.allclose(encoder(poses["kp2d"], poses["box_info"] + 1), seen)
+    blind = UniHPE(POSES_ONLY.model.override(encoder_box_token=False)).eval()
+    without = blind.encode(kp2d=poses["kp2d"])
+    assert_close(blind.encode(kp2d=poses["kp2d"], box_info=poses["box_info"]), without)
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "mlp"])
+def test_decoders_see_modality_and_box_exactly_where_they_are_on(decoder: str, poses: dict[str, Tensor]) -> None:
+    embedding = nn.functional.normalize(torch.randn(5, 32), dim=-1)
+
+    def decoded(model: UniHPE, modality: str, box_info: Tensor) -> Tensor:
+        return model.decode_3d(embedding, modality, box_info, generator=torch.Generator().manual_seed(0))
+
+    torch.manual_seed(0)
+    model = UniHPE(POSES_ONLY.model.override(decoder=decoder), SamplerConfig(steps=3)).eval()
+    base = decoded(model, "2d", poses["box_info"])
+    assert torch.equal(decoded(model, "img", poses["box_info"]), base)  # the tokens start at zero
+    nn.init.normal_(model.decoder_3d.condition.modality.weight)
+    assert not torch.allclose(decoded(model, "img", poses["box_info"]), decoded(model, "2d", poses["box_info"]))
+    assert not torch.allclose(decoded(model, "2d", 1 + poses["box_info"]), decoded(model, "2d", poses["box_info"]))
+
+    bare = POSES_ONLY.model.override(decoder=decoder, modality_token=False, decoder_box_token=False)
+    model = UniHPE(bare, SamplerConfig(steps=3)).eval()
+    assert torch.equal(decoded(model, "img", poses["box_info"]), decoded(model, "3d", 1 + poses["box_info"]))
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "mlp"])
+def test_poses_come_in_metres_with_the_pelvis_at_the_origin(decoder: str, poses: dict[str, Tensor]) -> None:
+    """Twice the scale of the data is twice the pose, from the same weights and noise."""
+
+    def lifted(scale: float) -> Tensor:
+        torch.manual_seed(0)
+        model = UniHPE(POSES_ONLY.model.override(decoder=decoder, scale_3d=scale), SamplerConfig(steps=3)).eval()
+        return model.lift(poses["kp2d"], poses["box_info"], generator=torch.Generator().manual_seed(1))
+
+    joints = lifted(0.3)
+    assert joints.shape == (5, 17, 3)
+    assert torch.equal(joints[:, 0], torch.zeros(5, 3))
+    assert_close(lifted(0.6), 2 * joints)
+
+
+def test_estimate_is_both_decoders_on_one_embedding(poses: dict[str, Tensor]) -> None:
+    model = UniHPE(SMALL.model.override(decoder="mlp")).eval()
+    estimate = model.estimate(poses["image"], poses["box_info"])
+    embedding = model.encode(image=poses["image"])
+    assert torch.equal(estimate.joints_2d, model.decode_2d(embedding, "img", poses["box_info"]))
+    assert torch.equal(estimate.joints_3d, model.decode_3d(embedding, "img", poses["box_info"]))
+
+
+def test_decoding_losses_average_over_the_modalities(poses: dict[str, Tensor]) -> None:
+    """The mean square error of all rows is the mean of the modalities' own."""
+    model = UniHPE(SMALL.model.override(decoder="mlp")).eval()
+    nn.init.normal_(model.decoder_2d.condition.modality.weight)
+    embeddings = {name: nn.functional.normalize(torch.randn(5, 32), dim=-1) for name in ("img", "2d", "3d")}
+
+    def losses(chosen: dict[str, Tensor]) -> Tensor:
+        return torch.stack(model.decoding_losses(chosen, poses["kp2d"], poses["kp3d"], poses["box_info"]))
+
+    each = torch.stack([losses({name: embedding}) for name, embedding in embeddings.items()])
+    assert_close(losses(embeddings), each.mean(0))
+    predicted = model.decode_2d(embeddings["2d"], "2d", poses["box_info"])
+    assert_close(each[1, 0], ((predicted - poses["kp2d"]) / 0.36).square().mean())
+
+
+def test_noise_draws_average_the_same_loss(poses: dict[str, Tensor]) -> None:
+    def loss(draws: int, seed: int) -> float:
+        torch.manual_seed(0)
+        model = UniHPE(POSES_ONLY.model.override(noise_draws=draws)).eval()
+        embeddings = {"2d": model.encode(kp2d=poses["kp2d"], box_info=poses["box_info"])}
+        generator = torch.Generator().manual_seed(seed)
+        args = (poses["kp2d"], poses["kp3d"], poses["box_info"])
+        return model.decoding_losses(embeddings, *args, generator=generator)[1].item()
+
+    single = torch.tensor([loss(1, seed) for seed in range(60)])
+    many = torch.tensor([loss(16, seed) for seed in range(60)])
+    error = (single.var() / 60 + many.var() / 60).sqrt()
+    assert (single.mean() - many.mean()).abs() < 4 * error
+    assert many.std() < single.std() / 2
+
+
+def _call(name: str, **changes: object) -> Callable[[dict[str, Tensor]], object]:
+    def call(poses: dict[str, Tensor]) -> object:
+        model = UniHPE(POSES_ONLY.model, SamplerConfig(steps=1)).eval()
+        arguments = {key: value(poses) if callable(value) else value for key, value in changes.items()}
+        return getattr(model, name)(**arguments)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (_call("encode"), ValueError, "exactly one of `image`, `kp2d` and `kp3d`; got none of them"),
+        (
+            _call("encode", kp2d=lambda p: p["kp2d"], kp3d=lambda p: p["kp3d"]),
+            ValueError,
+            "got `kp2d`, `kp3d`. Call it once",
+        ),
+        (_call("encode", image=lambda p: p["image"]), ValueError, "needs a model with an image encoder"),
+        (_call("encode", kp3d=lambda p: p["kp2d"]), ValueError, r"`kp3d` of shape \(B, 17, 3\); got a float32"),
+        (_call("encode", kp3d=[1.0]), TypeError, "needs `kp3d` to be a tensor"),
+        (_call("encode", kp2d=lambda p: p["kp2d"]), TypeError, "needs `box_info` to be a tensor; got None"),
+        (
+            _call("encode", kp2d=lambda p: p["kp2d"], box_info=lambda p: p["box_info"][:2]),
+            ValueError,
+            r"`box_info` of shape \(5, 3\)",
+        ),
+        (
+            _call("decode_3d", embedding=torch.ones(5, 32), modality="image", box_info=torch.ones(5, 3)),
+            ValueError,
+            "`modality` to be one of '2d', '3d', 'img'; got 'image'",
+        ),
+        (
+            _call("decode_2d", embedding=torch.ones(5, 31), modality="img", box_info=torch.ones(5, 3)),
+            ValueError,
+            r"`embedding` of shape \(B, 32\)",
+        ),
+        (lambda _: HRNetEncoder("hrnet_w33", 8), ValueError, "Did you mean 'hrnet_w32'"),
+        (
+            lambda _: HRNetEncoder("hrnet_tiny", 8)(torch.ones(2, 3, 48, 32)),
+            ValueError,
+            r"multiples of 32; got a float32 tensor of shape \(2, 3, 48, 32\)",
+        ),
+        (
+            lambda _: PoseTransformer(2, 17, 8, box_token=True, width=30, heads=4),
+            ValueError,
+            r"multiple of `heads` \(4\); got 30",
+        ),
+    ],
+)
+def test_errors_come_before_any_work(
+    call: Callable[[dict[str, Tensor]], object], error: type[Exception], message: str, poses: dict[str, Tensor]
+) -> None:
+    with pytest.raises(error, match=message):
+        call(poses)
