@@ -52,7 +52,9 @@ def check_floating(operation: str, name: str, value: object) -> None:
         )
     if value.layout is not torch.strided:
         raise TypeError(
-            three_beats(f"`{operation}` needs `{name}` to be dense", f"layout {value.layout}", "Call `.to_dense()` first.")
+            three_beats(
+                f"`{operation}` needs `{name}` to be dense", f"layout {value.layout}", "Call `.to_dense()` first."
+            )
         )
 
 

@@ -74,9 +74,11 @@ class Temperature(nn.Module):
         tau = self.log_tau.float().exp()
         # exp(log(bound)) may miss the bound by a rounding; put it there without cutting the gradient.
         if self.min is not None:
-            tau = torch.where(tau < self.min, _at_least(self.min) + (tau - tau.detach()), tau)
+            lowest = _at_least(self.min)
+            tau = torch.where(tau < lowest, lowest + (tau - tau.detach()), tau)
         if self.max is not None:
-            tau = torch.where(tau > self.max, _at_most(self.max) + (tau - tau.detach()), tau)
+            highest = _at_most(self.max)
+            tau = torch.where(tau > highest, highest + (tau - tau.detach()), tau)
         return tau
 
     def extra_repr(self) -> str:

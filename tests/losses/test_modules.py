@@ -88,6 +88,15 @@ def test_the_temperature_stays_inside_its_bounds(values, pushed):
     assert temperature.log_tau.grad.item() > 0
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.01, 0.07), (0.1, 1e4), (1 / 14, 1 / 5)])
+def test_bounds_that_float32_has_not_hold_all_the_same(low, high):
+    temperature = mc.Temperature(low, min=low, max=high)
+    for pushed in (-50, 50):
+        with torch.no_grad():
+            temperature.log_tau.fill_(pushed)
+        assert low <= temperature().item() <= high
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_a_gradient_that_points_back_inside_moves_off_the_bound(optimizer):
     temperature = mc.Temperature(0.2, min=0.2)
