@@ -50,9 +50,9 @@ def polar_backward(grad: Tensor, polar: Polar) -> Tensor:
     :math:`(\operatorname{tr}(H) I - H)\,\omega = \operatorname{vee}(R^T dK - dK^T R)`. Hence
     :math:`\partial L/\partial K = R\,[z]_\times` with :math:`z = (\operatorname{tr}(H) I - H)^{-1}
     \operatorname{vee}(R^T G - G^T R)`. An eigenvalue ``a`` of that operator is inverted exactly while
-    :math:`a \ge \delta = \sqrt\epsilon \max(1, \operatorname{tr} H)`; below, where two rotations are about equally good and the
-    derivative is about to be undefined, its inverse falls linearly to 0: ``a / delta**2``. So the result is always
-    finite, and at most ``1 / delta`` times the gradient that came. At ``K = 0`` it is 0.
+    :math:`a \ge \delta = \sqrt\epsilon \max(1, \operatorname{tr} H)`; below, where two rotations are about
+    equally good and the derivative is about to be undefined, its inverse falls linearly to 0: ``a / delta**2``. So the
+    result is always finite, and at most ``1 / delta`` times the gradient that came. At ``K = 0`` it is 0.
     """
     rotation, scaled, scale = polar.rotation, polar.scaled, polar.scale
     turned = (rotation[:, :, None] * grad[:, None]).sum(0)  # R^T G
