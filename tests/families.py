@@ -203,10 +203,14 @@ def exact_multiples(dtype: torch.dtype) -> Tensor:
     spectra = [
         torch.diag(torch.tensor(d, dtype=torch.float64)) for d in ([1.0, 1, 2], [1, 2, 2], [0, 0, 1], [-1, -1, 0])
     ]
+    # Rank one and its mirror image, in integers: a double eigenvalue that thirds of the diagonal part by a rounding.
+    rows = torch.tensor([[1.0, 2, 2], [1, 2, 3], [2, 3, 6], [1, -1, 5], [3, -7, 11]], dtype=torch.float64)
+    outer = list(rows.unsqueeze(-1) * rows.unsqueeze(-2))
+    mirrored = [7 * eye - matrix for matrix in outer]
     grams = [eye + 0.5 * (ones - eye), 1.5 * eye - 0.5 * ones, 2 * eye - ones]
-    return torch.stack([0 * eye, eye, -eye, ones, -ones, ones - eye, eye - ones, block, -block, *spectra, *grams]).to(
-        dtype
-    )
+    return torch.stack(
+        [0 * eye, eye, -eye, ones, -ones, ones - eye, eye - ones, block, -block, *spectra, *grams, *outer, *mirrored]
+    ).to(dtype)
 
 
 def _exact_multiples(count: int, dtype: torch.dtype, seed: int) -> Tensor:

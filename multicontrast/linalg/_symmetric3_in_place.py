@@ -64,18 +64,16 @@ def _solve_scaled(
     values: Tensor, vectors: Tensor | None, matrix: Tensor, odd: Tensor, rows: tuple[Tensor, ...]
 ) -> None:
     lower = matrix[odd].tril_()
-    largest = lower.abs().amax((-2, -1))
-    power, inverse = power_of_two(largest)
+    power, inverse = power_of_two(lower.abs().amax((-2, -1)))
     rows = tuple(row[: len(odd)] for row in rows)
     _write_shifted_deviator(lower.mul_(power[:, None, None]), rows)
     some = values.new_empty(len(odd), 3)
     _write_values(some, rows)
-    poison = largest.mul_(0)  # NaN where an entry is not finite
-    values[odd] = some.mul_(inverse[:, None]).add_(poison[:, None])
+    values[odd] = some.mul_(inverse[:, None])
     if vectors is not None:
         planes = vectors.new_empty(3, 3, len(odd)).movedim(-1, 0)
         _write_vectors(planes, rows)
-        vectors[odd] = planes.add_(poison[:, None, None])
+        vectors[odd] = planes
 
 
 def _write_shifted_deviator(matrix: Tensor, rows: tuple[Tensor, ...]) -> Tensor:

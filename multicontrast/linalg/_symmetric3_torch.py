@@ -46,7 +46,6 @@ class _Scaled(NamedTuple):
     centre: Tensor
     deviator: Entries
     inverse: Tensor  # of the power of two
-    poison: Tensor  # 0, or NaN where an entry is not finite
 
 
 def _scale(matrix: Tensor) -> _Scaled:
@@ -61,7 +60,7 @@ def _scale(matrix: Tensor) -> _Scaled:
     # From differences of the diagonal: exact where its entries are close, as a00 - mean is not.
     d0, d1, d2 = a00 - a11, a00 - a22, a11 - a22
     deviator = ((d0 + d1).mul_(1 / 3), (d2 - d0).mul_(1 / 3), (d1 + d2).mul_(-1 / 3), a10, a20, a21)
-    return _Scaled(a00 - deviator[0], deviator, inverse, largest * 0)
+    return _Scaled(a00 - deviator[0], deviator, inverse)
 
 
 def _dot(x: Vector, y: Vector) -> Tensor:
@@ -149,7 +148,7 @@ def _frame(x: Tensor, y: Tensor, z: Tensor) -> tuple[Vector, Vector]:
 def eigenvalues(matrix: Tensor) -> Tensor:
     """Eigenvalues ``(..., 3)``, ascending, of symmetric ``(..., 3, 3)``; the lower triangle is read."""
     scaled = _scale(matrix)
-    eta = _isolated_root(*scaled.deviator).add_(scaled.poison)
+    eta = _isolated_root(*scaled.deviator)
     roots = _ordered(eta, _half_difference(eta, *scaled.deviator))
     return torch.stack([root.add_(scaled.centre).mul_(scaled.inverse) for root in roots], -1)
 
@@ -169,7 +168,7 @@ def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     scaled = _scale(matrix)
     b00, b11, b22, b10, b20, b21 = scaled.deviator
-    eta = _isolated_root(b00, b11, b22, b10, b20, b21).add_(scaled.poison)
+    eta = _isolated_root(b00, b11, b22, b10, b20, b21)
     roots = _ordered(eta, _half_difference(eta, b00, b11, b22, b10, b20, b21))
     values = torch.stack([root.add_(scaled.centre).mul_(scaled.inverse) for root in roots], -1)
     vector = _isolated_vector(eta - b00, eta - b11, eta - b22, b10, b20, b21)
