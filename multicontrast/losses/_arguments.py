@@ -20,7 +20,7 @@ def values_are_free(tensor: Tensor) -> bool:
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and torch._C._functorch.peek_interpreter_stack() is None
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and forward_ad.unpack_dual(tensor).tangent is None
     )
@@ -114,7 +114,7 @@ def check_index(operation: str, index: Tensor, batch_size: int, num_modalities: 
         )
     if values_are_free(index):
         # NumPy looks at a strided view in place, and at integers several times faster than torch does.
-        values = index.detach().numpy()
+        values = index.numpy()
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= batch_size:
             raise ValueError(
