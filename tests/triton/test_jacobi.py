@@ -37,7 +37,7 @@ def _errors(matrices: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor)
     reference, basis = _definition(matrices)
     eps = torch.finfo(matrices.dtype).eps
     matrix = matrices.numpy().astype(np.longdouble)
-    values, vectors = (x.cpu().numpy().astype(np.longdouble) for x in (values, vectors))
+    values, vectors = (x.cpu().numpy().astype(np.longdouble) for x in (values, vectors.mT))
     order = values.argsort(1)
     values = np.take_along_axis(values, order, 1)
     top = np.take_along_axis(vectors, order[:, -1:, None], 1)[:, 0]
@@ -114,7 +114,7 @@ def test_awkward_sizes_strides_scales_and_the_lower_triangle():
         matrices = torch.randn(count, 4, 4, device=device())
         matrices = matrices + matrices.mT
         values, vectors = jacobi(matrices)
-        torch.testing.assert_close(vectors.mT @ (values[..., None] * vectors), matrices, rtol=0, atol=3e-5)
+        torch.testing.assert_close((vectors * values[:, None]) @ vectors.mT, matrices, rtol=0, atol=3e-5)
         padded = torch.full((count, 6, 9), float("nan"), device=device())
         lower = torch.ones(4, 4, device=device()).tril().bool()
         padded[:, 1:5, ::2][:, :, :4][:, lower] = matrices[:, lower]
