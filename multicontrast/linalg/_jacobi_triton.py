@@ -156,7 +156,7 @@ def _kernel(
         tl.store(values_ptr + matrix * N + i, value, mask=inside & (first == 0))
     for k in tl.static_range(N * COLUMNS):
         column = first + k % COLUMNS
-        offsets = matrix * (N * N) + (k // COLUMNS) * N + column
+        offsets = matrix * (N * N) + column * N + k // COLUMNS  # eigenvectors are columns for the caller
         tl.store(vectors_ptr + offsets, vectors[k] * scales[k // COLUMNS], mask=inside & (column < N))
 
 
@@ -185,7 +185,7 @@ def _orders(n: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``(..., N)``, in no order, and eigenvectors, the rows of ``(..., N, N)``, of symmetric matrices.
+    """Eigenvalues ``(..., N)``, in no order, and eigenvectors, the columns of ``(..., N, N)``, of matrices.
 
     Args:
         matrix: ``(..., N, N)``, N = 2..8, float32 or float64, any strides and any scale; the lower triangle is read.

@@ -25,6 +25,16 @@ _TUNING = Tuning(
 
 
 @triton.jit
+def _largest(a, b, c, d, e, f):
+    """The largest magnitude of six; NaN if one is."""
+    x = tl.maximum(tl.abs(a), tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+    x = tl.maximum(x, tl.abs(c), propagate_nan=tl.PropagateNan.ALL)
+    x = tl.maximum(x, tl.abs(d), propagate_nan=tl.PropagateNan.ALL)
+    x = tl.maximum(x, tl.abs(e), propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(x, tl.abs(f), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def third(x):
     """``x / 3``; a float32 division is an approximate one, and slow."""
     if x.dtype == tl.float64:
@@ -107,8 +117,10 @@ def _deflate(b00, b11, b22, b10, b20, b21, TINY: tl.constexpr):
     b = x * y * a
     p0, p1, p2 = 1 + sign * x * x * a, sign * b, -sign * x
     q0, q1, q2 = b, sign + y * y * a, -y
-    i0, i1, i2 = b00 * p0 + b10 * p1 + b20 * p2, b10 * p0 + b11 * p1 + b21 * p2, b20 * p0 + b21 * p1 + b22 * p2
-    k0, k1, k2 = b00 * q0 + b10 * q1 + b20 * q2, b10 * q0 + b11 * q1 + b21 * q2, b20 * q0 + b21 * q1 + b22 * q2
+    # B + eta / 2 is as small across v as the two eigenvalues are close, and so are the roundings of its products.
+    s00, s11, s22 = b00 + 0.5 * eta, b11 + 0.5 * eta, b22 + 0.5 * eta
+    i0, i1, i2 = s00 * p0 + b10 * p1 + b20 * p2, b10 * p0 + s11 * p1 + b21 * p2, b20 * p0 + b21 * p1 + s22 * p2
+    k0, k1, k2 = s00 * q0 + b10 * q1 + b20 * q2, b10 * q0 + s11 * q1 + b21 * q2, b20 * q0 + b21 * q1 + s22 * q2
     d = 0.5 * ((p0 * i0 + p1 * i1 + p2 * i2) - (q0 * k0 + q1 * k1 + q2 * k2))
     e = q0 * i0 + q1 * i1 + q2 * i2
     return eta, x, y, z, p0, p1, p2, q0, q1, q2, d, e, root(d * d + e * e + TINY)
@@ -129,11 +141,7 @@ def _kernel(
     a21 = tl.load(matrix_ptr + 2 * row_stride + column_stride, mask=inside, other=0.0)
     a22 = tl.load(matrix_ptr + 2 * row_stride + 2 * column_stride, mask=inside, other=0.0)
 
-    largest = tl.maximum(tl.abs(a00), tl.abs(a11), propagate_nan=tl.PropagateNan.ALL)
-    largest = tl.maximum(largest, tl.abs(a22), propagate_nan=tl.PropagateNan.ALL)
-    largest = tl.maximum(largest, tl.abs(a10), propagate_nan=tl.PropagateNan.ALL)
-    largest = tl.maximum(largest, tl.abs(a20), propagate_nan=tl.PropagateNan.ALL)
-    largest = tl.maximum(largest, tl.abs(a21), propagate_nan=tl.PropagateNan.ALL)
+    largest = _largest(a00, a11, a22, a10, a20, a21)
     poison = largest * 0
     power, inverse = power_of_two(largest)
     a00, a11, a22 = a00 * power, a11 * power, a22 * power
@@ -143,12 +151,15 @@ def _kernel(
     # 2^-1000 or 2^-120: nothing beside numbers of about 1, and far from where the arithmetic flushes to zero.
     TINY: tl.constexpr = 9.332636185032189e-302 if a00.dtype == tl.float64 else 7.52316384526264e-37
     centre = third(a00 + a11 + a22) + poison
+    b00, b11, b22 = third(d0 + d1), third(d2 - d0), -third(d1 + d2)
+    # A multiple of the identity and little else: the little has eigenvectors too.
+    power, unit = power_of_two(_largest(b00, b11, b22, a10, a20, a21))
     eta, x, y, z, p0, p1, p2, q0, q1, q2, d, e, delta = _deflate(
-        third(d0 + d1), third(d2 - d0), -third(d1 + d2), a10, a20, a21, TINY
+        b00 * power, b11 * power, b22 * power, a10 * power, a20 * power, a21 * power, TINY
     )
 
     top = eta >= 0  # the isolated eigenvalue is the largest
-    low, high = -0.5 * eta - delta, -0.5 * eta + delta
+    low, high, eta = (-0.5 * eta - delta) * unit, (-0.5 * eta + delta) * unit, eta * unit
     values_ptr += 3 * i
     tl.store(values_ptr, (centre + tl.where(top, low, eta)) * inverse, mask=inside)
     tl.store(values_ptr + 1, (centre + tl.where(top, high, low)) * inverse, mask=inside)

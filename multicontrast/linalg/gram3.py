@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, check_same_device, compute_dtype, describe, three_beats
-from multicontrast.linalg import _gram3_in_place, _gram3_operator, _gram3_torch
+from multicontrast.linalg import _gram3_in_place, _gram3_operator, _gram3_torch, _symmetric_operator
 from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
 from multicontrast.linalg._gram3_in_place import Triple
 from multicontrast.linalg.symmetric3 import evaluate_pairs, spectral_backward, spectral_forward
@@ -57,6 +57,8 @@ def gram3_eigvals(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     tensor([0.5000, 0.5000, 2.0000])
     """
     a, b, c = _prepare("gram3_eigvals", a, b, c)
+    if torch.compiler.is_compiling():
+        return 1 + _symmetric_operator.symmetric3_eigenvalues(_assemble(a, b, c))
     excesses: Tensor = _Spectrum.apply(a, b, c)[0] if is_differentiated(a, b, c) else _SpectrumAlone.apply(a, b, c)
     return 1 + excesses
 
@@ -83,6 +85,12 @@ def _prepare(operation: str, *cosines: Tensor) -> Triple:
         remedy = "Give all three one shape, or sizes of 1 where one should repeat."
         raise ValueError(three_beats(f"`{operation}` needs shapes that broadcast", came, remedy)) from None
     return a, b, c
+
+
+def _assemble(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The symmetric ``(..., 3, 3)`` with zeros on the diagonal."""
+    zero = torch.zeros_like(a)
+    return torch.stack([zero, a, b, a, zero, c, b, c, zero], -1).view(*a.shape, 3, 3)
 
 
 # Back ends -----------------------------------------------------------------------------------------------------------
@@ -189,9 +197,7 @@ class _Spectrum(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        zero = torch.zeros_like(a)
-        matrix = torch.stack([zero, a, b, a, zero, c, b, c, zero], -1).view(*a.shape, 3, 3)
-        return _gram3_torch.eigenvalues_excess(a, b, c), evaluate_pairs(matrix)[1]
+        return _gram3_torch.eigenvalues_excess(a, b, c), evaluate_pairs(_assemble(a, b, c))[1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -213,8 +219,7 @@ class _Spectrum(torch.autograd.Function):
         values, vectors = ctx.saved_tensors
         zero = torch.zeros_like(values[..., 0])
         va, vb, vc = (zero if tangent is None else tangent for tangent in tangents)
-        direction = torch.stack([zero, va, vb, va, zero, vc, vb, vc, zero], -1).view(vectors.shape)
-        return spectral_forward(values, vectors, direction)
+        return spectral_forward(values, vectors, _assemble(va, vb, vc))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:

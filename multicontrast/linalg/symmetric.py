@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
-from multicontrast.linalg import _jacobi_torch, _symmetric3_torch
+from multicontrast.linalg import _jacobi_torch, _symmetric3_torch, _symmetric_operator
 from multicontrast.linalg._glue import batch_first, blocks, refuse_nested_forward_mode
 from multicontrast.linalg._gram3_torch import power_of_two
 
@@ -47,7 +49,8 @@ def eigmax(A: Tensor) -> Tensor:  # the name of the contract
 
 def symmetric_eigmax(matrix: Tensor) -> Tensor:
     """The same without checks, for float32 and float64."""
-    value: Tensor = _Eigmax.apply(matrix)[0]
+    function = _TracedEigmax if torch.compiler.is_compiling() else _Eigmax
+    value: Tensor = function.apply(matrix)[0]
     return value
 
 
@@ -62,22 +65,21 @@ def evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Memory of their own: autograd does not let users write into views that were made inside a function.
     value, gradient, distances, vectors = (matrix.new_empty((*batch, *shape)) for shape in ((), (n, n), (n,), (n, n)))
     wholes = (value.view(-1), gradient.view(-1, n, n), distances.view(-1, n), vectors.view(-1, n, n))
-    for block in blocks(len(flat), _BLOCK, matrix.device):
+    length = len(flat) if torch.compiler.is_compiling() else _BLOCK
+    for block in blocks(len(flat), length, matrix.device):
         for whole, part in zip(wholes, _evaluate(flat[block])):
             whole[block] = part
     return value, gradient, distances, vectors
 
 
 def _evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n = matrix.shape[-1]
     symmetric = matrix.tril() + matrix.tril(-1).mT
     largest = symmetric.abs().amax((-2, -1))
     power, inverse = power_of_two(largest)
     symmetric = symmetric * power[:, None, None]
     shift = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1)
     symmetric.diagonal(dim1=-2, dim2=-1).sub_(shift[:, None])
-    solve = _symmetric3_torch.eigenpairs if n == 3 else _jacobi_torch.eigenpairs
-    _, vectors = solve(symmetric)
+    _, vectors = _solver(symmetric)(symmetric)
     # The solver leaves some eps in its eigenvalues; Rayleigh quotients with the matrix itself take them out.
     spectrum = ((symmetric @ vectors) * vectors).sum(-2) / vectors.square().sum(-2)
     distances = spectrum.amax(-1, keepdim=True) - spectrum
@@ -89,6 +91,14 @@ def _evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     poison = largest * 0
     distances = torch.where(tied, 0, distances) * inverse[:, None] + poison[:, None]
     return (value + shift) * inverse + poison, gradient + poison[:, None, None], distances, vectors
+
+
+def _solver(matrix: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Deflation for N = 3, Jacobi for the others; as an operator for Triton and for the compiler."""
+    three = matrix.shape[-1] == 3
+    if use_triton(matrix) or torch.compiler.is_compiling():
+        return _symmetric_operator.symmetric3_eigenpairs if three else _symmetric_operator.jacobi_eigenpairs
+    return _symmetric3_torch.eigenpairs if three else _jacobi_torch.eigenpairs
 
 
 def _hessian_product(distances: Tensor, vectors: Tensor, direction: Tensor) -> Tensor:
@@ -107,7 +117,7 @@ def _hessian_product(distances: Tensor, vectors: Tensor, direction: Tensor) -> T
     return w @ u.mT + u @ w.mT
 
 
-class _Eigmax(torch.autograd.Function):
+class _TracedEigmax(torch.autograd.Function):
     """Value and gradient together. The gradient is an output, so that it can be differentiated again."""
 
     @staticmethod
@@ -129,6 +139,10 @@ class _Eigmax(torch.autograd.Function):
             return first
         second = _hessian_product(distances, vectors, dg)
         return second if first is None else first + second
+
+
+class _Eigmax(_TracedEigmax):
+    """The same with the rules that ``torch.compile`` does not read: forward mode and ``vmap``."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:

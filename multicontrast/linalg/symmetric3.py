@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
-from multicontrast.linalg import _symmetric3_in_place, _symmetric3_torch
+from multicontrast.linalg import _symmetric3_in_place, _symmetric3_torch, _symmetric_operator
 from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: rounding alone parts them so far.
@@ -36,6 +37,9 @@ def eigvalsh3(A: Tensor) -> Tensor:  # the name of the contract
     tensor([0., 0., 3.])
     """
     matrix = _prepare("eigvalsh3", A)
+    if torch.compiler.is_compiling():
+        # An operator that the compiler takes as it is: inlining the formulas costs it minutes.
+        return _symmetric_operator.symmetric3_eigenvalues(matrix)
     values: Tensor = _Eigh3.apply(matrix)[0] if is_differentiated(matrix) else _Eigvalsh3.apply(matrix)
     return values
 
@@ -53,7 +57,10 @@ def eigh3(A: Tensor) -> tuple[Tensor, Tensor]:
     Raises: TypeError unless ``A`` is a real floating-point tensor; ValueError unless its last two axes are 3 x 3.
     Reference: docs/math/symmetric-eigenproblems.
     """
-    values, vectors, *_ = _Eigh3.apply(_prepare("eigh3", A))
+    matrix = _prepare("eigh3", A)
+    if torch.compiler.is_compiling():
+        return _symmetric_operator.symmetric3_eigenpairs(matrix)
+    values, vectors = _Eigh3.apply(matrix)
     return values, vectors
 
 
@@ -70,6 +77,8 @@ def _prepare(operation: str, matrix: Tensor) -> Tensor:
 
 def evaluate_values(matrix: Tensor) -> Tensor:
     """Eigenvalues ``(..., 3)`` by the best back end for this tensor; no autograd."""
+    if use_triton(matrix):
+        return _symmetric_operator.symmetric3_eigenvalues(matrix)
     if not is_eager_cpu(matrix):
         return _symmetric3_torch.eigenvalues(matrix)
     flat, values = matrix.reshape(-1, 3, 3), torch.empty(matrix.shape[:-1], dtype=matrix.dtype)
@@ -85,6 +94,8 @@ def evaluate_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     In memory the batch is the last axis of the eigenvectors: what is done with them is done entry by entry.
     """
+    if use_triton(matrix):
+        return _symmetric_operator.symmetric3_eigenpairs(matrix)
     if not is_eager_cpu(matrix):
         return _symmetric3_torch.eigenpairs(matrix)
     flat, values, vectors = matrix.reshape(-1, 3, 3), matrix.new_empty(matrix.shape[:-1]), _batch_last(matrix)

@@ -19,7 +19,6 @@ class PTXUnsupported(NotImplementedError):
     pass
 
 
-
 def type_info(t):
     """'.f32' -> (kind, bits)."""
     m = re.fullmatch(r"(pred)|([bsuf])(8|16|32|64|128)|(f16x2|bf16x2|f32x2|bf16|tf32)", t)
