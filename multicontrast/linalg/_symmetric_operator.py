@@ -16,6 +16,7 @@ from torch import Tensor
 
 from multicontrast._backend import use_triton
 from multicontrast.linalg import _jacobi_torch, _symmetric3_torch
+from multicontrast.linalg._spectral import spectral_backward
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -110,8 +111,6 @@ def _save_output(ctx: Any, inputs: tuple[Tensor], output: Pairs) -> None:
 
 
 def _differentiate_pairs(ctx: Any, d_values: Tensor, d_vectors: Tensor) -> Tensor | None:
-    from multicontrast.linalg.symmetric3 import spectral_backward
-
     values, vectors = ctx.saved_tensors
     return spectral_backward(values, vectors, d_values, d_vectors)
 

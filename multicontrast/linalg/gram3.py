@@ -12,7 +12,8 @@ from multicontrast._checks import check_floating, check_same_device, compute_dty
 from multicontrast.linalg import _gram3_in_place, _gram3_operator, _gram3_torch, _symmetric_operator
 from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
 from multicontrast.linalg._gram3_in_place import Triple
-from multicontrast.linalg.symmetric3 import evaluate_pairs, spectral_backward, spectral_forward
+from multicontrast.linalg._spectral import spectral_backward, spectral_forward
+from multicontrast.linalg.symmetric3 import evaluate_pairs
 
 _BLOCK = 32768  # elements at a time on a CPU: the buffers stay in the cache
 
