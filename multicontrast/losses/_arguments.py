@@ -113,10 +113,11 @@ def check_index(operation: str, index: Tensor, batch_size: int, num_modalities: 
             )
         )
     if values_are_free(index):
-        # NumPy looks at a strided view in place, and at integers several times faster than torch does.
+        # NumPy looks at a strided view in place, and at integers several times faster than torch does. Read without
+        # their sign negative numbers are large, so one look finds both kinds of stray.
         values = index.numpy()
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= batch_size:
+        if int(values.view("u8" if index.dtype == torch.int64 else "u4").max()) >= batch_size:
+            low, high = int(values.min()), int(values.max())
             raise ValueError(
                 three_beats(
                     f"`{operation}` needs row numbers from 0 to {batch_size - 1} in the index",

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,7 +113,7 @@ class GatheredCells:
             if self.row_local((m, n)):
                 torch.gather(blocks[m, n][start:stop], 1, self._planes[n], out=cosine)
             else:
-                flat = torch.mul(self._planes[m], self.batch_size).add_(self._planes[n]).reshape(-1)
+                flat = torch.add(self._planes[n], self._planes[m], alpha=self.batch_size).reshape(-1)
                 self._flat[m, n] = flat
                 torch.index_select(blocks[m, n].view(-1), 0, flat, out=cosine.view(-1))
 
@@ -143,8 +144,8 @@ class IndexCells(GatheredCells):
 
     def prepare(self, blocks: Blocks) -> None:
         if not self.anchored:
-            rows = torch.arange(self.batch_size, device=self._index.device)
-            self.anchored = torch.equal(self._index[:, :, 0], rows[:, None].expand(-1, self.width))
+            rows = np.arange(self.batch_size)[:, None]
+            self.anchored = bool((self._index[:, :, 0].numpy() == rows).all())  # several times faster than torch's
         super().prepare(blocks)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK_CELLS = 1 << 16  # cells worked on at a time: enough to hide the cost of a call, few enough to stay in cache
+BLOCK_CELLS = 1 << 17  # cells worked on at a time: enough to hide the cost of a call, few enough to stay in cache
 
 
 def row_blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
