@@ -1,5 +1,6 @@
 """Batches in which 3D, pixels, box and picture agree, and in which near duplicates never meet."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import camera_definitions as definitions
@@ -87,6 +88,18 @@ def test_the_pose_is_the_recorded_one_turned(motion):
     torch.testing.assert_close(limb_lengths(batch.joints_3d), mirrored, rtol=0, atol=1e-5)
     assert torch.equal(batch.joints_3d[:, 0], torch.zeros(32, 3))
     assert torch.equal(batch.index, indices)
+
+
+@pytest.mark.parametrize("cameras", ["random", "fixed"])
+@pytest.mark.parametrize("augment", [False, True])
+def test_rows_of_a_batch_are_the_same_whoever_builds_them(motion, cameras, augment):
+    source = PoseSource(motion, cameras=cameras, image_size=(64, 48), augment=augment)
+    indices = some(source)
+    whole = source.batch(indices, generator(3))
+    for rows in (slice(0, 11), slice(11, 32)):
+        part = source.batch(indices, generator(3), rows)
+        for field in fields(part):
+            torch.testing.assert_close(getattr(part, field.name), getattr(whole[rows], field.name))
 
 
 @pytest.mark.parametrize("cameras", ["random", "fixed"])

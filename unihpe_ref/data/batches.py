@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -48,10 +49,17 @@ class PoseBatch:
         """B."""
         return len(self.index)
 
+    def __getitem__(self, rows: slice) -> PoseBatch:
+        """Some of the samples."""
+        return self._mapped(lambda value: value[rows])
+
     def to(self, device: torch.device | str) -> PoseBatch:
         """The same batch on another device."""
+        return self._mapped(lambda value: value.to(device))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> PoseBatch:
         held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in held.items() if value is not None})
+        return replace(self, **{name: change(value) for name, value in held.items() if value is not None})
 
     def joints_2d_normalised(self) -> Tensor:
         """``(uv - c) / (b / 2)``: ``(B, 17, 2)``, within about 0.8 of zero."""

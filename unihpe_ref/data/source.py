@@ -104,11 +104,13 @@ class PoseSource:
             subject_names=self.subject_names,
         )
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> PoseBatch:
+    def batch(self, indices: Tensor, generator: torch.Generator, rows: slice = slice(None)) -> PoseBatch:
         """A training batch: every call draws cameras, augmentation and looks from ``generator``.
 
         Args:
             indices: ``(B,)`` int64 frames, B > 0. generator: on the CPU.
+            rows: builds these rows of the batch alone, the same as they are in the whole batch; for processes that
+                share one.
         """
         indices = self._checked(indices)
         count = len(indices)
@@ -120,10 +122,11 @@ class PoseSource:
         else:
             camera = self._fixed[torch.randint(len(self._fixed), (count,), generator=generator)]
             place = self._places[indices]
-        noise = torch.rand(count, NOISE_CHANNELS, generator=generator) if self.image_size else None
+        noise = torch.rand(count, NOISE_CHANNELS, generator=generator)[rows] if self.image_size else None
+        indices, place, camera = indices[rows], place[rows], camera[rows]
         if self.augment is None:
             return self._seen(indices, place, camera, noise)
-        draw = torch.rand(count, 5, generator=generator)
+        draw = torch.rand(count, 5, generator=generator)[rows]
         angle = (2 * draw[:, 0] - 1) * math.radians(self.augment.rotation_degrees)
         return self._seen(
             indices,

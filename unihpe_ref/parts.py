@@ -1,0 +1,47 @@
+"""Parts of a batch: the rows that one process, or one micro-batch, works on.
+
+What is drawn for a row is drawn for the whole batch and cut, so that a batch in parts is the batch in one piece.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """Rows ``start`` to ``stop`` (exclusive) of a batch of ``total``."""
+
+    start: int
+    stop: int
+    total: int
+
+    @staticmethod
+    def whole(total: int) -> Part:
+        """All rows."""
+        return Part(0, total, total)
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.stop - self.start
+
+    @property
+    def share(self) -> float:
+        """Which share of the batch: what weighs a mean over the part in a mean over the batch."""
+        return self.count / self.total
+
+    @property
+    def rows(self) -> slice:
+        """To index a tensor that holds the whole batch."""
+        return slice(self.start, self.stop)
+
+    def split(self, pieces: int) -> list[Part]:
+        """``pieces`` consecutive parts whose lengths differ by one at most.
+
+        Example:
+            >>> [part.count for part in Part.whole(7).split(3)]
+            [2, 2, 3]
+        """
+        cuts = [self.start + k * self.count // pieces for k in range(pieces + 1)]
+        return [Part(low, high, self.total) for low, high in pairwise(cuts)]
