@@ -184,7 +184,7 @@ def eigmax_with_derivative_of(a, b, c):
 
 
 @triton.jit
-def _excess_kernel(a_ptr, b_ptr, c_ptr, x_ptr, a_stride, b_stride, c_stride, count, BLOCK: tl.constexpr):
+def _gram3_excess_kernel(a_ptr, b_ptr, c_ptr, x_ptr, a_stride, b_stride, c_stride, count, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = i < count
     a = tl.load(a_ptr + i * a_stride, mask=inside, other=0.0)
@@ -194,7 +194,7 @@ def _excess_kernel(a_ptr, b_ptr, c_ptr, x_ptr, a_stride, b_stride, c_stride, cou
 
 
 @triton.jit
-def _gradient_kernel(
+def _gram3_gradient_kernel(
     a_ptr, b_ptr, c_ptr, x_ptr, ga_ptr, gb_ptr, gc_ptr,
     a_stride, b_stride, c_stride, count,
     ROUNDED: tl.constexpr, BLOCK: tl.constexpr,
@@ -217,7 +217,7 @@ def eigmax_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     if x.numel():
         flat = [_flat(cosine) for cosine in (a, b, c)]
         strides = [cosine.stride(0) for cosine in flat]
-        launch(_excess_kernel, _grid(x.numel()), _TUNING, *flat, x, *strides, x.numel())
+        launch(_gram3_excess_kernel, _grid(x.numel()), _TUNING, *flat, x, *strides, x.numel())
     return x
 
 
@@ -234,7 +234,7 @@ def eigmax_with_gradient(
         flat = [_flat(cosine) for cosine in (a, b, c)]
         strides = [cosine.stride(0) for cosine in flat]
         launch(
-            _gradient_kernel, _grid(x.numel()), _TUNING,
+            _gram3_gradient_kernel, _grid(x.numel()), _TUNING,
             *flat, x, ga, gb, gc, *strides, x.numel(), ROUNDED=correctly_rounded,
         )  # fmt: skip
     return x, ga, gb, gc

@@ -102,7 +102,7 @@ def _reorder(values, ORDER: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _kernel(
+def _jacobi_kernel(
     matrix_ptr, values_ptr, vectors_ptr, stride, row_stride, column_stride, count,
     N: tl.constexpr, COLUMNS: tl.constexpr, ROUNDS: tl.constexpr,
     TRIANGLE_ORDER: tl.constexpr, VECTOR_ORDER: tl.constexpr, BLOCK: tl.constexpr,
@@ -202,7 +202,7 @@ def jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:
         columns = triton.cdiv(n, parts)
         triangle, rows = _orders(n, columns)
         launch(
-            _kernel, lambda constants: (triton.cdiv(len(flat) * parts, constants["BLOCK"]),), _TUNING,
+            _jacobi_kernel, lambda constants: (triton.cdiv(len(flat) * parts, constants["BLOCK"]),), _TUNING,
             flat, values, vectors, *flat.stride(), len(flat),
             N=n, COLUMNS=columns, ROUNDS=_SWEEPS[matrix.dtype][n] * (n - 1 + n % 2),
             TRIANGLE_ORDER=triangle, VECTOR_ORDER=rows,

@@ -127,7 +127,7 @@ def _deflate(b00, b11, b22, b10, b20, b21, TINY: tl.constexpr):
 
 
 @triton.jit
-def _kernel(
+def _symmetric3_kernel(
     matrix_ptr, values_ptr, vectors_ptr, stride, row_stride, column_stride, count,
     VECTORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -211,7 +211,7 @@ def _launch(matrix: Tensor, vectors: bool) -> tuple[Tensor, Tensor]:
     basis = torch.empty(matrix.shape if vectors else 0, dtype=matrix.dtype, device=matrix.device)
     if len(flat):
         launch(
-            _kernel, lambda constants: (triton.cdiv(len(flat), constants["BLOCK"]),), _TUNING,
+            _symmetric3_kernel, lambda constants: (triton.cdiv(len(flat), constants["BLOCK"]),), _TUNING,
             flat, values, basis, *flat.stride(), len(flat), VECTORS=vectors,
         )  # fmt: skip
     return values, basis

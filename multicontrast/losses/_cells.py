@@ -135,17 +135,17 @@ class IndexCells(GatheredCells):
 
     def __init__(self, index: Tensor, anchored: bool = False) -> None:
         super().__init__()
-        self._index = index.long()
+        self.index = index.long()
         self.batch_size, self.width, self.num_modalities = index.shape
         self.anchored = anchored
 
     def plane(self, modality: int, start: int, stop: int) -> Tensor:
-        return self._index[start:stop, :, modality]
+        return self.index[start:stop, :, modality]
 
     def prepare(self, blocks: Blocks) -> None:
         if not self.anchored:
             rows = np.arange(self.batch_size)[:, None]
-            self.anchored = bool((self._index[:, :, 0].numpy() == rows).all())  # several times faster than torch's
+            self.anchored = bool((self.index[:, :, 0].numpy() == rows).all())  # several times faster than torch's
         super().prepare(blocks)
 
 

@@ -42,7 +42,7 @@ def _excess_of_row(a_ptr, a_stride, b, c_ptr, c_row_stride, c_offsets, j, stop, 
 
 
 @triton.jit
-def _forward_kernel(
+def _exact_forward_kernel(
     a_ptr, b_ptr, c_ptr, tau_ptr, highest_ptr, total_ptr, moment_ptr,
     a_row_stride, a_stride, b_row_stride, b_stride, c_row_stride, c_stride, size1, size2, chunk, splits,
     BLOCK: tl.constexpr,
@@ -88,7 +88,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _gradient_kernel(
+def _exact_gradient_kernel(
     own_ptr, left_ptr, right_ptr, tau_ptr, lse_ptr, grad_ptr, result_ptr,
     own_row_stride, own_stride, left_row_stride, left_stride, right_stride, right_column_stride,
     lse_row_stride, lse_stride, rows, columns, count,
@@ -135,7 +135,7 @@ def exact_forward(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor,
     highest, total, moment = (a.new_empty(anchors, splits) for _ in range(3))
     if anchors:
         launch(
-            _forward_kernel, lambda _: (anchors * splits,), _FORWARD,
+            _exact_forward_kernel, lambda _: (anchors * splits,), _FORWARD,
             a, b, c, tau.float(), highest, total, moment, *a.stride(), *b.stride(), *c.stride(),
             size1, size2, chunk, splits, key=("size1", "size2"),
         )  # fmt: skip
@@ -174,7 +174,7 @@ def _gradient(
     count = left.shape[1]
     if result.numel():
         launch(
-            _gradient_kernel, lambda constants: (triton.cdiv(result.numel(), constants["BLOCK"]),), _BACKWARD,
+            _exact_gradient_kernel, lambda constants: (triton.cdiv(result.numel(), constants["BLOCK"]),), _BACKWARD,
             own, left, right, tau.float(), lse, grad, result,
             *own.stride(), *left.stride(), *right.stride(),
             int(anchor_is_row), int(not anchor_is_row), *own.shape, count, key=("count",),

@@ -60,7 +60,7 @@ def _products(
 
 
 @triton.jit
-def _logsumexp_kernel(
+def _pairwise_logsumexp_kernel(
     x_ptr, y_ptr, tau_ptr, lse_ptr, match_ptr,
     x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, depth, offset,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
@@ -92,7 +92,7 @@ def _logsumexp_kernel(
 
 
 @triton.jit
-def _gradient_kernel(
+def _pairwise_gradient_kernel(
     x_ptr, y_ptr, tau_ptr, row_lse_ptr, column_lse_ptr, row_grad_ptr, column_grad_ptr, match_grad_ptr,
     dx_ptr, dtau_ptr,
     x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, depth, offset, match_shift, matches,
@@ -187,7 +187,7 @@ def _logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int) -> tuple[Tensor, 
     lse, match = (torch.empty(len(x), dtype=torch.float32, device=x.device) for _ in range(2))
     if len(x):
         launch(
-            _logsumexp_kernel, _grid(len(x)), _TUNING,
+            _pairwise_logsumexp_kernel, _grid(len(x)), _TUNING,
             x, y, tau, lse, match, *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset,
             PRECISION=_precision(), key=("columns", "depth"),
         )  # fmt: skip
@@ -211,7 +211,7 @@ def _gradient(
         row_lse, row_grad = rows if of_rows else (match_grad, match_grad)  # not read
         column_lse, column_grad = columns if of_columns else (match_grad, match_grad)
         launch(
-            _gradient_kernel, _grid(len(x)), _TUNING,
+            _pairwise_gradient_kernel, _grid(len(x)), _TUNING,
             x, y, tau, row_lse, column_lse, row_grad, column_grad, match_grad, dx, dtau,
             *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset, match_shift, len(match_grad),
             OF_ROWS=of_rows, OF_COLUMNS=of_columns,

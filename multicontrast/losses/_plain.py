@@ -26,23 +26,24 @@ def plain_loss(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize:
     blocks = {(m, n): units[m] @ units[n].mT for m, n in walk.blocks}
     loss = units[0].new_zeros(len(units[0]))
     for pair in walk.pairs:
-        loss = loss + _pair_loss(blocks[pair] / tau, walk.symmetric)
+        loss = loss + pair_rows(blocks[pair] / tau, walk.symmetric)
     tuples = walk.tuples
     if tuples is None:
-        return _reduce(loss, walk.reduction)
+        return reduce_rows(loss, walk.reduction)
     if tuples.cells is None and can_fuse(units, tau, tuples, walk.reduction):
         fused = fused_all_tuples_loss(blocks, tau, tuples, walk.reduction)
-        return _reduce(loss, walk.reduction) + tuples.alpha * fused
-    return _reduce(loss + tuples.alpha * _tuple_loss(units, blocks, tau, tuples), walk.reduction)
+        return reduce_rows(loss, walk.reduction) + tuples.alpha * fused
+    return reduce_rows(loss + tuples.alpha * _tuple_loss(units, blocks, tau, tuples), walk.reduction)
 
 
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
+def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
+    """One number of the ``(B,)`` losses, or all of them."""
     if reduction == "none":
         return loss
     return loss.sum() if reduction == "sum" else loss.mean()
 
 
-def _pair_loss(logits: Tensor, symmetric: bool) -> Tensor:
+def pair_rows(logits: Tensor, symmetric: bool) -> Tensor:
     """Eq. (1) for each anchor; the mean of both directions if symmetric."""
     matched = logits.diagonal()
     loss = torch.logsumexp(logits, 1) - matched

@@ -10,6 +10,7 @@ from multicontrast._checks import check_choice, compute_dtype, describe, three_b
 from multicontrast.losses._arguments import check_index, values_are_free
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
 from multicontrast.losses._dense import dense_loss
+from multicontrast.losses._kernels import has_kernels, kernel_loss
 from multicontrast.losses._plain import plain_loss
 from multicontrast.losses._tiled import ALWAYS_ABOVE, check_tiled, tiled_loss
 from multicontrast.losses._walk import Tuples, Walk
@@ -148,8 +149,10 @@ def walk_loss(
     device = embeddings[0].device
     with torch.autocast(device.type, enabled=False):
         xs = [x.to(dtype) for x in embeddings]
-        # A number stays on the CPU, where a 0-dim tensor joins any device without a copy that waits.
-        tau = tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=dtype)
+        # A number is written on the device that uses it: copied there, the host would wait.
+        tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=dtype, device=device)
+        if has_kernels(xs, tau, walk, tiled):
+            return kernel_loss(xs, tau, walk, normalize, tiled)
         if tiled:
             return tiled_loss(xs, tau, walk, normalize)
         if _is_dense(xs, tau, walk):

@@ -69,7 +69,7 @@ def _positive(
 
 
 @triton.jit
-def _forward_kernel(
+def _sampled_forward_kernel(
     a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, lse_ptr, loss_ptr,
     a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1,
     index_row_stride, index_stride, index_last_stride, size0, size1, size2, count,
@@ -118,7 +118,7 @@ def _add(ptr, fixed_ptr, offsets, value, inverse_unit, mask, DETERMINISTIC: tl.c
 
 
 @triton.jit
-def _backward_kernel(
+def _sampled_backward_kernel(
     a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, loss_ptr, grad_ptr, unit_ptr,
     da_ptr, db_ptr, dc_ptr, a_fixed_ptr, b_fixed_ptr, c_fixed_ptr, dtau_ptr,
     a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1,
@@ -172,7 +172,7 @@ def sampled_forward(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor)
     lse, loss = a.new_empty(rows), a.new_empty(rows)
     if rows:
         launch(
-            _forward_kernel, lambda _: (rows,), _FORWARD,
+            _sampled_forward_kernel, lambda _: (rows,), _FORWARD,
             a, b, c, index, tau.to(a.dtype), lse, loss,
             *a.stride(), *b.stride(), *c.stride(), *index.stride(), *a.shape, b.shape[1], count,
             key=("count",),
@@ -202,7 +202,7 @@ def sampled_backward(
     unit = torch.frexp(grad.abs().amax()).exponent.to(a.dtype).exp2() * 2.0 ** (math.ceil(math.log2(rows)) - 60)
     fixed = [torch.zeros_like(block, dtype=torch.int64) for block in grads] if deterministic else grads
     launch(
-        _backward_kernel, lambda _: (rows,), _BACKWARD,
+        _sampled_backward_kernel, lambda _: (rows,), _BACKWARD,
         a, b, c, index, tau.to(a.dtype), loss, grad, unit, *grads, *fixed, dtau,
         *a.stride(), *b.stride(), *c.stride(), *index.stride(), grad.stride(0), *a.shape, b.shape[1], count,
         DETERMINISTIC=deterministic,
