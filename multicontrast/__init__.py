@@ -8,7 +8,7 @@
 Importing this package loads torch and numpy, and nothing else.
 """
 
-from multicontrast import linalg, metrics
+from multicontrast import distributed, linalg, metrics
 from multicontrast._version import __version__
 from multicontrast.losses import (
     MultimodalInfoNCE,
@@ -30,6 +30,7 @@ __all__ = [
     "TrimodalInfoNCE",
     "TripletInfoNCE",
     "__version__",
+    "distributed",
     "linalg",
     "metrics",
     "multimodal_infonce",

@@ -1,0 +1,406 @@
+r"""Losses over the batches of all ranks, with the gradient of one process.
+
+With ``gather`` each of the W ranks returns W / B times the sum of the losses of its own anchors, whose candidates are
+the rows of all ranks, B in number. The mean of that over the ranks is the loss of one process with the whole batch. A
+row meets the anchors of every rank, so the backward pass sums its gradients over the ranks and hands each rank those
+of its own rows; DistributedDataParallel then averages over the ranks, and
+
+.. math:: \frac1W \sum_r \sum_s \frac{\partial \mathcal L_s}{\partial x_r} \frac{\partial x_r}{\partial \theta}
+          = \frac{\partial}{\partial\theta} \frac1W \sum_s \mathcal L_s
+
+is the gradient of one process, for the encoders and for the temperature alike.
+
+This module knows ranks and rows, and no loss: :class:`Meeting` is what the losses' doors go through, :class:`Ranks`
+what comes of it, and :func:`gather_rows` the differentiable collective, for losses of your own.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
+
+__all__ = ["Gather", "Meeting", "Ranks", "check_gather", "gather_rows"]
+
+Gather = bool | dist.ProcessGroup if dist.is_available() else bool
+"""What ``gather=`` takes: False, True for the default process group, or a process group."""
+
+_MESSAGE_BYTES = 512  # of an error that another rank is told about
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one call, and how many rows each of them brought."""
+
+    group: Any
+    rank: int
+    counts: tuple[int, ...]
+    seed: int = 0  # rank 0's, if something is drawn without a generator
+
+    @property
+    def size(self) -> int:
+        """W, the number of ranks."""
+        return len(self.counts)
+
+    @property
+    def total(self) -> int:
+        """B, the rows of all ranks."""
+        return sum(self.counts)
+
+    @property
+    def start(self) -> int:
+        """The global number of this rank's first row."""
+        return sum(self.counts[: self.rank])
+
+    @property
+    def stop(self) -> int:
+        """One past the global number of this rank's last row."""
+        return self.start + self.counts[self.rank]
+
+    def bounds(self, rank: int) -> tuple[int, int]:
+        """The global numbers of the first row of a rank and of the one past its last."""
+        start = sum(self.counts[:rank])
+        return start, start + self.counts[rank]
+
+    def gather(self, *tensors: Tensor, tau: Tensor | None = None) -> tuple[Tensor | None, list[Tensor]]:
+        """The rows of all ranks, in their order, in float32 at least; and ``tau`` as it came.
+
+        Differentiable, twice. All of it is one node of the graph, and so is ``tau``, which therefore gets its gradient
+        after the ranks have met: the collectives of a backward pass come in one order on all ranks, whatever hooks the
+        parameters carry.
+        """
+        dtype = compute_dtype(*tensors)
+        tau, *gathered = _GatherRows.apply(self, dtype, tau, *tensors)
+        return tau, gathered
+
+    def gather_values(self, *tensors: Tensor) -> list[Tensor]:
+        """The rows of all ranks of tensors of any type; no gradient."""
+        if self.size == 1:
+            return [x.detach() for x in tensors]
+        with torch.no_grad():
+            rows = [_flat(x.detach()).contiguous().view(torch.uint8) for x in tensors]
+            together = _all_gather(torch.cat(rows, dim=1), self)
+            parts = together.split([x.shape[1] for x in rows], dim=1)
+            return [
+                part.contiguous().view(x.dtype).reshape(self.total, *x.shape[1:]) for part, x in zip(parts, tensors)
+            ]
+
+
+def gather_rows(x: Tensor, group: Any = None) -> Tensor:
+    """The rows of all ranks in their order, with the exact gradient: each rank gets the sum, over all ranks, of the
+    gradients by its own rows.
+
+    Ranks may bring different numbers of rows, also none. Averaged over the ranks, as DistributedDataParallel does, the
+    gradients are those of the *mean* of the ranks' losses.
+
+    Args:
+        x: ``(B_local, ...)``, floating; equal on all ranks but for the number of rows.
+        group: a process group; the default one if None. Without one this is a process on its own.
+
+    Returns:
+        ``(B, ...)``. Half precision is sent as it is and returned in float32, in which the gradients are summed.
+
+    Raises:
+        TypeError, ValueError: if ``x`` is not a floating tensor with rows, or differs in shape or type between ranks.
+        RuntimeError: if another rank failed before it came here, or did not come before the group's timeout.
+
+    Example:
+        >>> import torch
+        >>> gather_rows(torch.eye(2)).shape  # no process group: one process
+        torch.Size([2, 2])
+    """
+    with Meeting("gather_rows", True if group is None else group) as meeting:
+        check_floating("gather_rows", "x", x)
+        if x.ndim < 1:
+            raise ValueError(three_beats("`gather_rows` needs rows", describe(x), "Call `.unsqueeze(0)` for one row."))
+        ranks = meeting.exchange([_flat(x)], None, {"shape of a row": tuple(x.shape[1:])})
+    if ranks is None:
+        return x.to(compute_dtype(x))
+    return ranks.gather(x)[1][0]
+
+
+def check_gather(operation: str, gather: object) -> Any:
+    """The process group that ``gather`` means, or None for a process on its own; raises for anything else."""
+    if isinstance(gather, bool):
+        alone = not gather or not dist.is_available() or not dist.is_initialized()
+        return None if alone else dist.group.WORLD
+    if dist.is_available() and isinstance(gather, dist.ProcessGroup):
+        return gather
+    if gather is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` needs a process group that this rank belongs to",
+                "a group of other ranks",
+                "Compute the loss on the members of the group alone.",
+            )
+        )
+    raise TypeError(
+        three_beats(
+            f"`{operation}` needs `gather` to be True, False or a process group",
+            describe(gather),
+            "True gathers over the default process group.",
+        )
+    )
+
+
+class Meeting:
+    """Where the ranks of one call meet before any of them computes.
+
+    The checks of a door run inside ``with Meeting(...)`` and end in :meth:`exchange`. A rank whose checks raise tells
+    the others on its way out, so that they raise as well instead of waiting for it.
+    """
+
+    def __init__(self, operation: str, gather: object) -> None:
+        self.operation = operation
+        self._group = check_gather(operation, gather)
+        self._met = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is a process on its own."""
+        return self._group is None
+
+    def __enter__(self) -> Meeting:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and not self._met and self._group is not None:
+            _tell(self._group, self.operation, str(error))
+
+    def exchange(
+        self,
+        embeddings: Sequence[Tensor],
+        tau: Tensor | None,
+        alike: dict[str, object],
+        generator: torch.Generator | None = None,
+        draws: bool = False,
+    ) -> Ranks | None:
+        """Meet the other ranks; None for a process on its own.
+
+        Args:
+            embeddings: ``(B_local, D)`` each, checked.
+            tau: the temperature, if it is a tensor.
+            alike: what has to be the same on all ranks, by the name that an error calls it.
+            generator: the source of randomness; its state, too, has to be the same on all ranks.
+
+            draws: whether the ranks have to agree on a seed, because something is drawn without a generator.
+
+        Raises:
+            ValueError: on all ranks, if something differs that must not, or if all of them are empty.
+            RuntimeError: if another rank failed before it came here, or never came.
+        """
+        if self._group is None:
+            return None
+        self._met = True
+        needs = tuple(x.requires_grad for x in (*embeddings, *(() if tau is None else (tau,))))
+        terms = {
+            "number of modalities": len(embeddings),
+            "dimension of the embeddings": embeddings[0].shape[1],
+            "type of the embeddings": tuple(_DTYPES.index(x.dtype) for x in embeddings),
+            "inputs that require a gradient": needs if torch.is_grad_enabled() else (),
+            "state of the generator": () if generator is None else generator.get_state().numpy().tobytes(),
+            **alike,
+        }
+        seed = int(torch.randint(2**62, ())) if draws and generator is None else 0
+        codes = [zlib.crc32(value if isinstance(value, bytes) else repr(value).encode()) for value in terms.values()]
+        ranks = _meet(self._group, self.operation, len(embeddings[0]), seed, codes, list(terms))
+        if ranks.total == 0:
+            raise ValueError(
+                three_beats(
+                    f"`{self.operation}` needs at least one row on one of the ranks",
+                    f"none on any of {ranks.size}",
+                    "Skip the loss for an empty batch, on all ranks alike.",
+                )
+            )
+        return ranks
+
+
+# --- The small exchange before the collectives ---------------------------------------------------------------------
+#
+# int64: [failed, operation, rows, seed, codes of what must be alike ...], of one length whatever the operation, so that
+# two ranks in different losses find out instead of misreading each other.
+
+_HEADER = 24
+
+
+def _meet(group: Any, operation: str, rows: int, seed: int, codes: list[int], names: list[str]) -> Ranks:
+    assert len(codes) <= _HEADER - 4
+    header = [0, zlib.crc32(operation.encode()), rows, seed, *codes]
+    table = _exchange_headers(group, operation, header)
+    failed = [rank for rank, line in enumerate(table) if line[0]]
+    if failed:
+        words = _exchange_message(group, "")[failed[0]]
+        raise RuntimeError(
+            three_beats(
+                f"`{operation}` needs every rank to come with a valid batch",
+                f"an error on rank {failed[0]} of the group: {words}",
+                "Mend it there; this rank has stopped so that it does not wait.",
+            )
+        )
+    rank = dist.get_rank(group)
+    _compare(operation, table, 1, "loss", "Call the losses in one order on all ranks.")
+    for place, name in enumerate(names, 4):
+        _compare(operation, table, place, name, f"Make the {name} the same everywhere.")
+    return Ranks(group, rank, tuple(line[2] for line in table), table[0][3])
+
+
+def _compare(operation: str, table: list[list[int]], place: int, name: str, remedy: str) -> None:
+    others = [rank for rank, line in enumerate(table) if line[place] != table[0][place]]
+    if others:
+        listed = ", ".join(map(str, others))
+        raise ValueError(
+            three_beats(
+                f"`{operation}` needs the same {name} on all ranks",
+                f"another one than rank 0's on rank {listed} of the group",
+                remedy,
+            )
+        )
+
+
+def _tell(group: Any, operation: str, words: str) -> None:
+    """Let the other ranks know that this one has failed."""
+    try:
+        _exchange_headers(group, operation, [1, zlib.crc32(operation.encode())])
+        _exchange_message(group, words)
+    except RuntimeError:
+        pass  # the error that brought us here matters more than that nobody heard of it
+
+
+def _exchange_headers(group: Any, operation: str, header: list[int]) -> list[list[int]]:
+    mine = torch.tensor(header + [0] * (_HEADER - len(header)), device=_meeting_device(group))
+    try:
+        return _all_gather_even(mine, group).tolist()
+    except RuntimeError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise RuntimeError(
+            three_beats(
+                f"`{operation}` needs every rank of the group to call it",
+                f"no answer from one of them ({first_line})",
+                "That rank has raised, left, or skipped this loss: see its log. "
+                "How long to wait is the `timeout` of the process group.",
+            )
+        ) from error
+
+
+def _exchange_message(group: Any, words: str) -> list[str]:
+    raw = words.encode()[:_MESSAGE_BYTES]
+    mine = torch.tensor(list(raw.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8, device=_meeting_device(group))
+    lines = _all_gather_even(mine, group).cpu()
+    return [bytes(line.tolist()).rstrip(b"\0").decode(errors="ignore") for line in lines]
+
+
+def _meeting_device(group: Any) -> torch.device:
+    """Where small messages travel: on the CPU if the group can, which spares the accelerator a wait."""
+    backends = dist.get_backend_config(group)
+    if "gloo" in backends or "mpi" in backends:
+        return torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return torch.device("cpu")
+    return torch.device(accelerator.type, torch.accelerator.current_device_index())
+
+
+# --- Rows over the ranks, differentiably ------------------------------------------------------------------------------
+
+
+class _GatherRows(torch.autograd.Function):
+    """All modalities in one collective: forward an all-gather, backward a reduce-scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, ranks: Ranks, dtype: torch.dtype, tau: Tensor | None, *xs: Tensor) -> Any:
+        ctx.ranks, ctx.dtypes = ranks, [x.dtype for x in xs]
+        ctx.shapes = [x.shape[1:] for x in xs]
+        ctx.set_materialize_grads(True)
+        gathered = _gathered(ranks, dtype, xs)
+        return (None if tau is None else tau.view_as(tau), *gathered)
+
+    @staticmethod
+    def backward(ctx: Any, grad_tau: Tensor | None, *grads: Tensor) -> Any:
+        wanted = [m for m, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
+        results: list[Tensor | None] = [None] * len(grads)
+        if wanted:
+            sums = _SumRows.apply(ctx.ranks, *(grads[m] for m in wanted))
+            for m, total in zip(wanted, sums):
+                results[m] = total.to(ctx.dtypes[m])
+        return None, None, grad_tau, *results
+
+
+class _SumRows(torch.autograd.Function):
+    """The transpose of :class:`_GatherRows`: the sum over the ranks, of which each keeps its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, ranks: Ranks, *grads: Tensor) -> Any:
+        ctx.ranks = ranks
+        if ranks.size == 1:
+            return tuple(grad.clone() for grad in grads)
+        flat = [_flat(grad) for grad in grads]
+        widths = [part.shape[1] for part in flat]
+        own = _reduce_scatter(torch.cat(flat, dim=1), ranks)
+        return tuple(part.reshape(len(own), *grad.shape[1:]) for part, grad in zip(own.split(widths, dim=1), grads))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        _, gathered = ctx.ranks.gather(*grads)
+        return (None, *gathered)
+
+
+def _gathered(ranks: Ranks, dtype: torch.dtype, xs: Sequence[Tensor]) -> list[Tensor]:
+    if ranks.size == 1:
+        return [x.to(dtype, copy=True) for x in xs]
+    sent = functools.reduce(torch.promote_types, (x.dtype for x in xs))
+    flat = [_flat(x).to(sent) for x in xs]
+    together = _all_gather(torch.cat(flat, dim=1), ranks).to(dtype)
+    parts = together.split([part.shape[1] for part in flat], dim=1)
+    return [part.reshape(ranks.total, *x.shape[1:]).contiguous() for part, x in zip(parts, xs)]
+
+
+def _all_gather(x: Tensor, ranks: Ranks) -> Tensor:
+    """``(B_local, C)`` of each rank to ``(B, C)`` on all; shorter ranks are padded on the way."""
+    longest = max(ranks.counts)
+    received = _all_gather_even(_padded(x, longest), ranks.group)
+    if min(ranks.counts) == longest:
+        return received.view(ranks.total, x.shape[1])
+    return torch.cat([part[:count] for part, count in zip(received, ranks.counts)])
+
+
+def _all_gather_even(x: Tensor, group: Any) -> Tensor:
+    """A tensor of one shape on all ranks to the stack of all of them."""
+    received = x.new_empty(dist.get_world_size(group), *x.shape)
+    dist.all_gather_into_tensor(received.view(-1), x.contiguous().view(-1), group=group)
+    return received
+
+
+def _reduce_scatter(x: Tensor, ranks: Ranks) -> Tensor:
+    """``(B, C)`` on each rank to the sum over the ranks of one's own rows, ``(B_local, C)``."""
+    if "nccl" not in dist.get_backend(ranks.group):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ranks.group)
+        return total[ranks.start : ranks.stop]
+    longest = max(ranks.counts)
+    if min(ranks.counts) < longest:
+        x = torch.cat([_padded(x[slice(*ranks.bounds(rank))], longest) for rank in range(ranks.size)])
+    own = x.new_empty(longest, x.shape[1])
+    dist.reduce_scatter_tensor(own, x.contiguous(), group=ranks.group)
+    return own[: ranks.counts[ranks.rank]]
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    return x if len(x) == rows else torch.cat((x, x.new_zeros(rows - len(x), *x.shape[1:])))
