@@ -1,0 +1,200 @@
+"""Unpacks zip and tar archives that strangers made: nothing lands outside the folder, nothing but plain files.
+
+The whole table of contents is checked before the first byte is written, and the folder appears under its name only
+when everything is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from multicontrast._checks import three_beats
+
+_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_CHUNK = 1 << 20
+_RATIO_FREE = 64 << 20  # below so many bytes a member may be packed as tightly as it likes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may hold; the defaults leave room for whole data sets."""
+
+    members: int = 2_000_000
+    total_bytes: int = 500 << 30
+    ratio: float = 200.0  # unpacked to packed, of zip members above 64 MB: pictures and numbers stay far below
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the name is that of an archive :func:`unpack` reads."""
+    return path.is_file() and path.name.lower().endswith(_SUFFIXES)
+
+
+def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> None:
+    """Unpacks ``archive`` into the new folder ``folder``.
+
+    Args:
+        archive: ``.zip``, ``.tar``, or a tar compressed with gzip, bzip2 or xz.
+        folder: must not exist; its parent must. It appears when all is unpacked.
+        limits: sizes beyond which an archive is refused.
+    Raises:
+        OSError where files cannot be read or written, FileExistsError where ``folder`` exists;
+        ValueError for an archive that is damaged, too large, or has members that are absolute, climb out with
+        ``..``, stand twice, or are links, devices or other special files. Nothing is left behind.
+    """
+    limits = limits or Limits()
+    if folder.exists():
+        needed = f"`unpack` needs a folder that does not exist yet at {folder}"
+        raise FileExistsError(three_beats(needed, "one that does", "Remove it or choose another."))
+    try:
+        opened: _Archive = _Zip(archive) if zipfile.is_zipfile(archive) else _Tar(archive)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise _refused(archive, f"something else ({error})", "Download it again.") from None
+    with opened:
+        try:
+            _check(archive, list(opened.members()), limits, folder.parent)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            try:
+                for member in opened.members():
+                    _write(archive, opened, member, temporary)
+                temporary.chmod(0o755)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+            raise _refused(archive, f"a damaged one ({error})", "Download it again.") from None
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    size: int
+    packed: int | None
+    kind: str  # "file", "folder", or what it is instead
+    handle: zipfile.ZipInfo | tarfile.TarInfo
+
+
+class _Archive(Protocol):
+    def members(self) -> Iterator[_Member]: ...
+    def open(self, member: _Member) -> IO[bytes]: ...
+    def __enter__(self) -> _Archive: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+class _Zip:
+    def __init__(self, path: Path) -> None:
+        self._file = zipfile.ZipFile(path)
+
+    def members(self) -> Iterator[_Member]:
+        for info in self._file.infolist():
+            mode = info.external_attr >> 16
+            kind = "folder" if info.is_dir() else "file"
+            if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                kind = "a link" if stat.S_ISLNK(mode) else "a special file"
+            elif info.flag_bits & 1:
+                kind = "encrypted"
+            yield _Member(info.filename, info.file_size, info.compress_size, kind, info)
+
+    def open(self, member: _Member) -> IO[bytes]:
+        assert isinstance(member.handle, zipfile.ZipInfo)
+        return self._file.open(member.handle)
+
+    def __enter__(self) -> _Zip:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+class _Tar:
+    def __init__(self, path: Path) -> None:
+        self._file = tarfile.open(path)  # noqa: SIM115 - closed by __exit__
+
+    def members(self) -> Iterator[_Member]:
+        for info in self._file:
+            kind = "folder" if info.isdir() else "file" if info.isreg() else "a link, a device or a sparse file"
+            yield _Member(info.name, info.size, None, kind, info)
+
+    def open(self, member: _Member) -> IO[bytes]:
+        assert isinstance(member.handle, tarfile.TarInfo)
+        file = self._file.extractfile(member.handle)
+        assert file is not None
+        return file
+
+    def __enter__(self) -> _Tar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def _parts(archive: Path, name: str) -> tuple[str, ...]:
+    """The steps of a member's path, all of them downwards."""
+    path = PurePosixPath(name)
+    climbs = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
+    if climbs or any(":" in part for part in path.parts) or not name:
+        raise _refused(archive, f"the member {name!r}", "It would land outside the folder: do not unpack it.")
+    return path.parts
+
+
+def _check(archive: Path, members: list[_Member], limits: Limits, place: Path) -> None:
+    if len(members) > limits.members:
+        raise _refused(archive, f"{len(members)} members of at most {limits.members}", "Raise the limit.")
+    seen: dict[tuple[str, ...], str] = {}
+    total = 0
+    for member in members:
+        parts = _parts(archive, member.name)
+        if member.kind not in ("file", "folder"):
+            raise _refused(archive, f"{member.name!r}, {member.kind}", "Unpack it by hand if you trust it.")
+        if member.kind == "file":
+            if parts in seen:
+                raise _refused(archive, f"{member.name!r} twice", "Unpack it by hand if you trust it.")
+            total += member.size
+            tight = member.packed is not None and member.size > limits.ratio * max(1, member.packed)
+            if tight and member.size > _RATIO_FREE:
+                came = f"{member.name!r}, packed {member.size / max(1, member.packed or 1):.0f} times"
+                raise _refused(archive, came, "That is the sign of a zip bomb.")
+        seen[parts] = member.kind
+    for parts in seen:
+        if any(seen.get(parts[:depth]) == "file" for depth in range(1, len(parts))):
+            raise _refused(archive, f"{'/'.join(parts)!r} below a file", "Unpack it by hand if you trust it.")
+    if total > limits.total_bytes:
+        came = f"{total / 2**30:.1f} GB of at most {limits.total_bytes / 2**30:.1f}"
+        raise _refused(archive, came, "Raise the limit.")
+    free = shutil.disk_usage(place).free
+    if total > free:
+        raise _refused(archive, f"{total / 2**30:.1f} GB for {free / 2**30:.1f} GB free on the disk", "Make room.")
+
+
+def _write(archive: Path, opened: _Archive, member: _Member, folder: Path) -> None:
+    target = folder.joinpath(*_parts(archive, member.name))
+    if member.kind == "folder":
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    left = member.size
+    # "x": never through a file that is there; modes and owners of the archive are not taken over
+    with opened.open(member) as source, target.open("xb") as file:
+        while chunk := source.read(_CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                raise _refused(archive, f"{member.name!r}, longer than it says", "Download it again.")
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    if left:
+        raise _refused(archive, f"{member.name!r}, shorter than it says", "Download it again.")
+
+
+def _refused(archive: Path, came: str, remedy: str) -> ValueError:
+    needed = f"`unpack` needs a zip or tar archive of plain files within their folder at {archive}"
+    return ValueError(three_beats(needed, came, remedy))

@@ -1,0 +1,257 @@
+"""Reads pickles of arrays, numbers, texts and containers, and nothing else: no code in a file can run.
+
+Data sets come as pickles (3DPW, ``cameras.pkl``) and as npz files with pickles inside (VideoPose3D). Python's own
+unpickler imports and calls whatever a file names. This one knows the eight names that numpy's arrays are made of,
+and answers each with a stand-in of its own that builds plain arrays from checked parts; everything else is refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import os
+import pickle
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from multicontrast._checks import three_beats
+
+_PLAIN_DTYPE = re.compile(r"[|<>=]?(?:[biufcSU]\d+|O\d*|b1)")
+_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_NUMERIC_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
+
+
+class UnsafePickle(ValueError):
+    """A pickle that asks for something other than arrays and plain values."""
+
+
+def load_pickle(path: str | os.PathLike[str], *, encoding: str = "latin1") -> Any:
+    """Reads one pickle, of Python 2 or 3, protocols 0 to 5.
+
+    Args:
+        path: the file. encoding: of the byte strings of Python 2, whose arrays need latin1.
+    Returns: dictionaries, lists, tuples, texts, numbers and numpy arrays (of plain types, or of such objects).
+    Raises: OSError where the file cannot be opened; ValueError where it is damaged or asks for anything else.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        return _load(file, str(path), encoding)
+
+
+def read_npz(path: str | os.PathLike[str], names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """Reads an npz archive; arrays of objects are unpickled as :func:`load_pickle` does.
+
+    Args:
+        path: the archive. names: the entries to read; all unless given. Those that are absent are left out.
+    Raises: OSError where the file cannot be opened; ValueError where it is damaged or holds more than arrays.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
+            wanted = members if names is None else [name for name in names if name in members]
+            arrays = {}
+            for name in wanted:
+                with archive.open(members[name]) as file:
+                    arrays[name] = _read_npy(file, f"{path} ({name})")
+            return arrays
+    except UnsafePickle:
+        raise
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        needed = f"`read_npz` needs a whole npz archive at {path}"
+        raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None
+
+
+def _read_npy(file: IO[bytes], name: str) -> np.ndarray:
+    content = io.BytesIO(file.read())
+    version = npy_format.read_magic(content)
+    read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    shape, _, dtype = read_header(content)
+    if not dtype.hasobject:
+        content.seek(0)
+        return npy_format.read_array(content, allow_pickle=False)
+    held = _load(content, name, "latin1")
+    if not isinstance(held, np.ndarray) or not held.dtype.hasobject or held.size != math.prod(shape):
+        came = f"a pickled {type(held).__name__}"
+        raise ValueError(three_beats(f"{name} needs an array of shape {shape}", came, "Download it again."))
+    return held.reshape(shape)
+
+
+def _load(file: IO[bytes], name: str, encoding: str) -> Any:
+    try:
+        return _Unpickler(file, encoding=encoding).load()
+    except UnsafePickle as error:
+        needed = f"{name} needs to hold arrays, numbers and texts alone"
+        raise UnsafePickle(
+            three_beats(needed, str(error), "Do not open it with other tools; ask its source.")
+        ) from None
+    except (
+        pickle.UnpicklingError, ValueError, TypeError, AttributeError, EOFError, ImportError, IndexError, KeyError,
+        OverflowError, UnicodeError, MemoryError, RecursionError, ArithmeticError, SyntaxError,
+    ) as error:  # fmt: skip
+        needed = f"{name} needs to be a whole pickle"
+        came = f"a damaged one ({type(error).__name__}: {error})"
+        raise ValueError(three_beats(needed, came, "Copy or download it again.")) from None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Only :func:`_stand_in` decides what a name in the file stands for."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _stand_in(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnsafePickle("a reference to an object outside the file")
+
+
+def _stand_in(module: str, name: str) -> Any:
+    """What a name becomes. Every answer is immutable, so that a file cannot alter it for the next one."""
+    if (module, name) == ("numpy", "ndarray"):
+        return _NDARRAY
+    if (module, name) == ("numpy", "dtype"):
+        return _MAKE_DTYPE
+    if module in _ARRAY_MODULES and name == "_reconstruct":
+        return _RECONSTRUCT
+    if module in _ARRAY_MODULES and name == "scalar":
+        return _SCALAR
+    if module in _NUMERIC_MODULES and name == "_frombuffer":
+        return _FROM_BUFFER
+    if (module, name) == ("_codecs", "encode"):
+        return _ENCODE
+    if (module, name) == ("collections", "OrderedDict"):
+        return collections.OrderedDict
+    if module in ("builtins", "__builtin__") and name in _BUILTINS:
+        return _BUILTINS[name]
+    raise UnsafePickle(f"a request for `{module}.{name}`")
+
+
+class _Array(np.ndarray):
+    """An array that is filled by the checked version of numpy's own ``__setstate__``."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        dtype = _plain(dtype)
+        shape = _checked_shape(shape)
+        if dtype.hasobject:
+            if not isinstance(content, list) or len(content) != math.prod(shape):
+                raise UnsafePickle("an array whose objects do not fill its shape")
+        else:
+            if isinstance(content, str):  # Python 2, protocol 0 or 1
+                content = content.encode("latin1")
+            if not isinstance(content, bytes) or len(content) != math.prod(shape) * dtype.itemsize:
+                raise UnsafePickle("an array whose bytes do not fill its shape")
+        super().__setstate__((1, shape, dtype, bool(fortran), content))
+
+
+class _Dtype:
+    """A type on its way: made by name, completed by the state that follows."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: Any) -> None:
+        if isinstance(name, bytes):
+            name = name.decode("latin1")
+        if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name):
+            raise UnsafePickle(f"an array of type {name!r}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, subdtype, names, fields = state[:5]
+        if subdtype is not None or names is not None or fields is not None:
+            raise UnsafePickle("an array of records")
+        if isinstance(order, bytes):
+            order = order.decode("latin1")
+        if order not in ("<", ">", "|", "="):
+            raise UnsafePickle(f"an array with byte order {order!r}")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Maker:
+    """A callable without attributes: nothing can be stored in it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise UnsafePickle("a state for a function")
+
+
+class _NdarrayName(_Maker):
+    pass
+
+
+class _MakeDtype(_Maker):
+    def __call__(self, name: Any, align: Any = False, copy: Any = True) -> _Dtype:
+        return _Dtype(name)
+
+
+class _Reconstruct(_Maker):
+    def __call__(self, subtype: Any, shape: Any, dtype: Any) -> np.ndarray:
+        if not isinstance(subtype, _NdarrayName):
+            raise UnsafePickle("an array of an unusual class")
+        return np.empty(0, np.int8).view(_Array)
+
+
+class _Scalar(_Maker):
+    def __call__(self, dtype: Any, content: Any = b"") -> Any:
+        dtype = _plain(dtype)
+        if isinstance(content, str):
+            content = content.encode("latin1")
+        if dtype.hasobject or not isinstance(content, bytes) or len(content) != dtype.itemsize:
+            raise UnsafePickle("a number whose bytes do not fit its type")
+        return np.frombuffer(content, dtype)[0] if dtype.itemsize else dtype.type()
+
+
+class _FromBuffer(_Maker):
+    def __call__(self, content: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+        dtype = _plain(dtype)
+        if dtype.hasobject or not isinstance(content, (bytes, bytearray)) or order not in ("C", "F"):
+            raise UnsafePickle("an array from an unusual buffer")
+        shape = _checked_shape(shape)
+        if len(content) != math.prod(shape) * dtype.itemsize:
+            raise UnsafePickle("an array whose bytes do not fill its shape")
+        return np.frombuffer(bytes(content), dtype).reshape(shape, order=order).copy()
+
+
+class _Encode(_Maker):
+    def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise UnsafePickle(f"a text encoded as {encoding!r}")
+        return text.encode("latin1")
+
+
+class _Bytes(_Maker):
+    def __call__(self) -> bytes:  # how protocols 0 to 2 write b""
+        return b""
+
+
+class _Bytearray(_Maker):
+    def __call__(self, content: Any = b"", encoding: Any = None) -> bytearray:
+        if isinstance(content, str) and encoding in ("latin1", "latin-1"):
+            content = content.encode("latin1")
+        if not isinstance(content, bytes):  # a number would allocate that many bytes
+            raise UnsafePickle("a bytearray from something else than bytes")
+        return bytearray(content)
+
+
+_NDARRAY, _MAKE_DTYPE, _RECONSTRUCT = _NdarrayName(), _MakeDtype(), _Reconstruct()
+_SCALAR, _FROM_BUFFER, _ENCODE = _Scalar(), _FromBuffer(), _Encode()
+_BUILTINS = {"bytes": _Bytes(), "bytearray": _Bytearray(), "complex": complex, "set": set, "frozenset": frozenset}
+
+
+def _plain(dtype: Any) -> np.dtype[Any]:
+    if not isinstance(dtype, _Dtype):
+        raise UnsafePickle("an array without a proper type")
+    return dtype.dtype
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 32:
+        raise UnsafePickle(f"an array of shape {shape!r}")
+    return shape
