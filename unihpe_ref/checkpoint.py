@@ -1,6 +1,7 @@
-"""Checkpoints: one safetensors file that holds the weights, the configuration and a checksum of the weights.
+"""The file of a model: safetensors with the weights, the configuration and a checksum of the weights.
 
-No pickle is read, so a checkpoint from a stranger cannot run code. A file appears under its name only when it is whole.
+No pickle is read, so a model from a stranger cannot run code. A file appears under its name only when it is whole.
+``resume.py`` holds what a run needs to go on.
 """
 
 from __future__ import annotations
@@ -38,6 +39,23 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Un
 
     Raises: FileNotFoundError when there is no such file; ValueError when it is truncated, altered or of another kind.
     """
+    tensors, metadata = read_weights(path)
+    config = RunConfig.from_dict(json.loads(metadata["config"]))
+    model = UniHPE(config.model, config.sampler)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        needed = f"`{path}` needs the weights that its configuration describes"
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(three_beats(needed, reason, "It was written by another version; train again.")) from None
+    return model.to(device).eval(), config
+
+
+def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a model's file, checked, and its metadata.
+
+    Raises: as :func:`load_model`.
+    """
     path = Path(path)
     if not path.is_file():
         needed = f"`{path}` needs to be a checkpoint"
@@ -58,15 +76,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Un
     if metadata.get("sha256") != _checksum(tensors):
         needed = f"`{path}` needs weights that match its checksum"
         raise ValueError(three_beats(needed, "altered bytes", "Copy it again, or train again."))
-    config = RunConfig.from_dict(json.loads(metadata["config"]))
-    model = UniHPE(config.model, config.sampler)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        needed = f"`{path}` needs the weights that its configuration describes"
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(three_beats(needed, reason, "It was written by another version; train again.")) from None
-    return model.to(device).eval(), config
+    return tensors, metadata
 
 
 def write_whole(path: Path, content: bytes) -> None:

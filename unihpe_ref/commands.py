@@ -68,6 +68,8 @@ class Train:
     """CPU threads; the same number gives the same results"""
     overwrite: bool = False
     """replace a model that is already in the folder"""
+    resume: bool = False
+    """go on from the newest checkpoint in the folder, where there is one"""
     dry_run: bool = False
     """print the settings and stop"""
 
@@ -81,6 +83,7 @@ class Train:
             threads=self.threads,
             dry_run=self.dry_run,
             overwrite=self.overwrite,
+            resume=self.resume,
         )
 
 
@@ -185,6 +188,7 @@ def _train(
     threads: int,
     dry_run: bool,
     overwrite: bool,
+    resume: bool = False,
 ) -> None:
     started = time.monotonic()
     set_threads(threads)
@@ -192,9 +196,9 @@ def _train(
         console.print_json(data=config.to_dict())
         console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
         return
-    prepare_folder(folder, overwrite=overwrite)
+    prepare_folder(folder, overwrite=overwrite, resume=resume)
     console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
-    model, evaluation, motion = run(config, folder, console, device)
+    model, evaluation, motion = run(config, folder, console, device, resume=resume)
     source = open_source(motion, config, images=model.image_encoder is not None).split("test")
     save_pose_sheet(model, source, folder / POSES, seed=config.seed)
     console.print(results_table(evaluation))

@@ -14,6 +14,9 @@ from typing import Literal
 from multicontrast._checks import three_beats
 from unihpe_ref.settings import Settings, option
 
+Similarity = Literal["eigenvalue", "singular_value", "mean_cosine", "volume", "area", "multilinear"]
+Negatives = Literal["permutation", "shared", "cyclic", "tied", "all"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
@@ -86,6 +89,11 @@ class StageConfig(Settings):
     temperature: float = option(0.2, above=0)  # tau at the start of the stage; section 4.2
     temperature_min: float = option(0.1, above=0)
     temperature_max: float = option(1e4, above=0)
+    accumulate: int = option(1, at_least=1)  # micro-batches in a step, to fit a smaller memory
+    cached_gradients: bool = (
+        True  # then the contrastive loss still sees the whole batch; without, each micro-batch alone
+    )
+    freeze_batch_norm: bool = False  # keeps the statistics of BatchNorm; for batches below about 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +101,10 @@ class StageConfig(Settings):
             needed = f"`{type(self).__name__}.temperature` starts within its bounds"
             bounds = f"{self.temperature:g} for [{self.temperature_min:g}, {self.temperature_max:g}]"
             raise ValueError(three_beats(needed, bounds, "Move the start or the bounds."))
+        if self.accumulate > self.batch_size // 2:
+            needed = f"`{type(self).__name__}.accumulate` leaves two samples or more for each micro-batch"
+            came = f"{self.accumulate} of a batch of {self.batch_size}"
+            raise ValueError(three_beats(needed, came, "Lower it, or raise `batch_size`."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +121,8 @@ class Stage2(StageConfig):
     """Image encoder against the frozen pose encoders: pairs and triplets (section 3.2)."""
 
     alpha: float = option(1.0, at_least=0)  # weight of the triplet term; section 4.2
+    similarity: Similarity = "eigenvalue"  # of a triplet; equation (3)
+    negatives: Negatives = "permutation"  # Algorithm 1; "all" is the exact denominator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +132,8 @@ class Stage3(StageConfig):
     steps: int = option(20000, at_least=0)
     temperature_min: float = option(0.2, above=0)  # section 4.2: the stage starts on its bound
     alpha: float = option(1.0, at_least=0)
+    similarity: Similarity = "eigenvalue"
+    negatives: Negatives = "permutation"
     contrastive_weight: float = option(1.0, at_least=0)  # of L_cl in equation (5), where it is 1
     ema_decay: float = option(0.9999, at_least=0, below=1)  # GFPose; the average is what is evaluated and saved
 
@@ -137,7 +153,11 @@ class RunConfig(Settings):
     preset: str = "paper"  # the name these settings began with
     seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
     motion: Path | None = None  # a recording (npz); None generates motion
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; losses stay in float32
+    workers: int = option(0, at_least=0)  # processes that prepare batches; any number gives the same batches
     log_every: int = option(10, at_least=1)  # steps between two records of log.jsonl
+    checkpoint_every: int = option(500, at_least=1)  # steps between two checkpoints to resume from
+    tensorboard: bool = False  # event files beside JSONL and CSV; needs the extra `tensorboard`
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sampler: SamplerConfig = SamplerConfig()

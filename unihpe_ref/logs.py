@@ -1,35 +1,65 @@
-"""What a run writes while it trains: a JSONL file of numbers, and progress with the time left for a person."""
+"""What a run writes while it trains: numbers as JSONL and CSV, TensorBoard if asked, and a live table for a person."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.table import Table
+
+from multicontrast._checks import three_beats
 
 _PLAIN_LINES = 10  # per stage, where there is no terminal
+_COLUMNS = {"loss": "loss", "contrastive": "L_cl", "decoding_2d": "L_2D", "decoding_3d": "L_3D", "tau": "tau"}
 
 
 class RunLog:
-    """Appends one JSON object per record to ``path`` and shows each stage's progress.
+    """Appends one JSON object per record to ``path``, one CSV row per step beside it, and shows each stage's progress.
 
-    On a terminal a bar with the time left; elsewhere about ten plain lines per stage. Use it as a context manager.
+    On a terminal a live table with the time left; elsewhere about ten plain lines per stage. Use it as a context
+    manager.
+
+    Args:
+        path: of the JSONL file; ``steps-<stage>.csv`` and ``tensorboard/`` come beside it.
+        console: where progress is shown.
+        resume: what :meth:`state` gave; the files are cut back to their length of then and continued.
+        tensorboard: whether to write event files as well.
+    Raises: ValueError when ``tensorboard`` is asked for and not installed.
     """
 
-    def __init__(self, path: Path, console: Console) -> None:
+    def __init__(
+        self, path: Path, console: Console, *, resume: Mapping[str, Any] | None = None, tensorboard: bool = False
+    ) -> None:
         self.path = path
         self._console = console
-        self._started = time.monotonic()
-        self._file = path.open("w", encoding="utf-8")
-        self._progress: Progress | None = None
-        self._task: Any = None
-        self._stage, self._steps, self._stage_started, self._printed = "", 0, 0.0, 0
+        self._csv: TextIO | None = None
+        self._live: Live | None = None
+        self._rows: dict[str, dict[str, str]] = {}  # the live table, stage by stage
+        self._writer: Any = None
+        self._summary_writer = _summary_writer() if tensorboard else None
+        if resume is None:
+            for old in path.parent.glob("steps-*.csv"):
+                old.unlink()
+            self._started = time.monotonic()
+        else:
+            for name, length in resume["lengths"].items():
+                if (path.parent / name).exists() and (path.parent / name).stat().st_size > length:
+                    os.truncate(path.parent / name, length)
+            for later in path.parent.glob("steps-*.csv"):
+                if later.name not in resume["lengths"]:
+                    later.unlink()
+            self._started = time.monotonic() - resume["seconds"]
+        self._file = path.open("w" if resume is None else "a", encoding="utf-8")
+        self._stage, self._steps, self._begun_at, self._stage_started, self._printed = "", 0, 0, 0.0, 0
 
     def __enter__(self) -> RunLog:
         return self
@@ -37,7 +67,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop_progress()
+        self.end_stage()
         self._file.close()
 
     def write(self, event: str, **values: Any) -> None:
@@ -46,48 +76,126 @@ class RunLog:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()  # a run that is killed leaves its numbers
 
-    def begin_stage(self, name: str, steps: int) -> None:
-        """A new bar, or a new series of lines."""
-        self._stop_progress()
-        self._stage, self._steps, self._stage_started, self._printed = name, steps, time.monotonic(), 0
+    def state(self) -> dict[str, Any]:
+        """How long the files are, once they are on the disk: for a checkpoint, to :class:`RunLog` again later."""
+        for file in (self._file, self._csv):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+        files = [self.path, *self.path.parent.glob("steps-*.csv")]
+        lengths = {file.name: file.stat().st_size for file in files}
+        return {"lengths": lengths, "seconds": time.monotonic() - self._started}
+
+    def begin_stage(self, name: str, steps: int, done: int = 0) -> None:
+        """A new row of the table, or a new series of lines; ``done`` steps were taken by an earlier process."""
+        self.end_stage()
+        self._stage, self._steps, self._begun_at = name, steps, done
+        self._stage_started, self._printed = time.monotonic(), done * _PLAIN_LINES // max(1, steps)
+        slug = name.replace(" ", "-")
+        self._csv = (self.path.parent / f"steps-{slug}.csv").open("a", newline="", encoding="utf-8")
+        if self._summary_writer is not None:
+            folder = self.path.parent / "tensorboard" / slug
+            self._writer = self._summary_writer(folder, purge_step=done + 1)
+        self._rows[name] = {}
         if self._console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description:<17}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[shown]}"),
-                console=self._console,
-            )
-            self._progress.start()
-            self._task = self._progress.add_task(name, total=steps, shown="")
+            self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2)
+            self._live.start()
 
     def step(self, step: int, record: Mapping[str, float] | None) -> None:
-        """Step ``step`` (from 1) is done; a record, where there is one, goes to the file and into the display."""
-        if record is not None:
-            self.write("step", stage=self._stage, step=step, **record)
-        shown = "" if record is None else f"loss {record['loss']:.3f}  tau {record['tau']:.3f}"
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, **({"shown": shown} if shown else {}))
-        elif shown and (step == self._steps or step * _PLAIN_LINES >= (self._printed + 1) * self._steps):
+        """Step ``step`` (from 1) is done; a record, where there is one, goes to the files and into the display."""
+        elapsed = time.monotonic() - self._stage_started
+        left = elapsed / max(1, step - self._begun_at) * (self._steps - step)
+        row = self._rows[self._stage]
+        row |= {"step": f"{step}/{self._steps}", "gone": clock(elapsed), "left": clock(left)}
+        row["steps/s"] = f"{(step - self._begun_at) / max(elapsed, 1e-9):.2f}"
+        if record is None:
+            return
+        row |= {name: f"{value:.3f}" for name, value in record.items()}
+        self.write("step", stage=self._stage, step=step, **record)
+        self._write_csv({"step": step, **record})
+        if self._writer is not None:
+            for name, value in record.items():
+                self._writer.add_scalar(name, value, step)
+        if self._live is None and (step == self._steps or step * _PLAIN_LINES >= (self._printed + 1) * self._steps):
             self._printed = step * _PLAIN_LINES // self._steps
-            elapsed = time.monotonic() - self._stage_started
-            left = elapsed / step * (self._steps - step)
             self._console.print(
-                f"{self._stage:<17} {step:>6}/{self._steps}  {shown}  {clock(elapsed)} gone, {clock(left)} left",
+                f"{self._stage:<17} {step:>6}/{self._steps}  loss {record['loss']:.3f}  tau {record['tau']:.3f}  "
+                f"{clock(elapsed)} gone, {clock(left)} left",
                 highlight=False,
             )
 
     def end_stage(self) -> None:
-        """Takes the bar down; what it showed last stays."""
-        self._stop_progress()
+        """Closes the stage's files and takes the display down; what it showed last stays."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            self._rows = {}
+        if self._csv is not None:
+            self._csv.close()
+            self._csv = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
-    def _stop_progress(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def _write_csv(self, row: dict[str, float]) -> None:
+        assert self._csv is not None
+        writer = csv.DictWriter(self._csv, list(row))
+        if not self._csv.tell():
+            writer.writeheader()
+        writer.writerow(row)
+        self._csv.flush()
+
+    def _table(self) -> Table:
+        shown = {name for row in self._rows.values() for name in row}
+        cosines = {
+            name: name.replace("cosine_", "cos ").replace("_", "-") for name in sorted(shown) if "cosine" in name
+        }
+        names = {"step": "step", **{k: v for k, v in (_COLUMNS | cosines).items() if k in shown}}
+        names |= {"steps/s": "steps/s", "gone": "gone", "left": "left"}
+        table = Table("stage", box=None, pad_edge=False)
+        for title in names.values():
+            table.add_column(title, justify="right", no_wrap=True)
+        for stage, row in self._rows.items():
+            table.add_row(stage, *(row.get(name, "") for name in names))
+        return table
+
+
+class SilentLog(RunLog):
+    """Of the processes that share a run with the one that writes."""
+
+    def __init__(self) -> None:
+        """Opens nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes nothing."""
+
+    def write(self, event: str, **values: Any) -> None:
+        """Nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def begin_stage(self, name: str, steps: int, done: int = 0) -> None:
+        """Nothing."""
+
+    def step(self, step: int, record: Mapping[str, float] | None) -> None:
+        """Nothing."""
+
+    def end_stage(self) -> None:
+        """Nothing."""
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        needed = "`tensorboard` needs the package of that name"
+        remedy = "Run `pip install 'multicontrast[tensorboard]'`, or leave the option out: JSONL and CSV come anyway."
+        raise ValueError(three_beats(needed, "no such package", remedy)) from None
+    return SummaryWriter
 
 
 def clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -13,13 +14,17 @@ from multicontrast._checks import three_beats
 from unihpe_ref.checkpoint import save_model, write_whole
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Augmentation, Motion, PoseSource, generate_motion, read_mocap
+from unihpe_ref.environment import describe_environment
 from unihpe_ref.evaluation import Evaluation, MeanPose, evaluate
 from unihpe_ref.logs import RunLog
 from unihpe_ref.models import UniHPE
+from unihpe_ref.resume import Checkpoint, newest_checkpoint, save_checkpoint
+from unihpe_ref.seeds import seed_of
 from unihpe_ref.stages import make_stages
-from unihpe_ref.training import fit
+from unihpe_ref.training import StageState, fit
 
 MODEL, LOG, CONFIG, EVALUATION, POSES = "model.safetensors", "log.jsonl", "config.json", "evaluation.json", "poses.png"
+ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
 
 
 def open_motion(config: RunConfig) -> Motion:
@@ -47,21 +52,50 @@ def open_source(motion: Motion, config: RunConfig, *, images: bool) -> PoseSourc
     )
 
 
-def train_model(config: RunConfig, motion: Motion, log: RunLog, device: torch.device) -> UniHPE:
-    """A new model, taken through all stages of the configuration."""
+def train_model(
+    config: RunConfig,
+    motion: Motion,
+    log: RunLog,
+    device: torch.device,
+    *,
+    checkpoints: Path | None = None,
+    start: Checkpoint | None = None,
+) -> UniHPE:
+    """A new model, taken through all stages of the configuration.
+
+    Args:
+        config: of the run.
+        motion: to train on its "train" split.
+        log: takes the numbers.
+        device: where to train.
+        checkpoints: the folder for checkpoints; none are written without it.
+        start: where to go on instead of at the beginning.
+    """
     torch.manual_seed(config.seed)
     model = UniHPE(config.model, config.sampler).to(device)
     has_images = model.image_encoder is not None
     for stage in make_stages(config):
+        if start is not None and stage.number < start.stage:
+            continue
         source = open_source(motion, config, images=has_images and stage.needs_images).split("train")
+
+        def save(state: StageState) -> None:
+            assert checkpoints is not None
+            save_checkpoint(checkpoints, state, config, log.state())
+
         fit(
             stage,
             model,
             source,
             log,
-            seed=1000 * config.seed + stage.number,  # a stage's draws do not depend on how long the one before it was
+            seed=seed_of(config.seed, "stage", stage.number),  # whatever the stages before it drew
             log_every=config.log_every,
             min_gap_seconds=config.data.min_gap_seconds,
+            precision=config.precision,
+            workers=config.workers,
+            restore=start.restore if start is not None and stage.number == start.stage else None,
+            save=save if checkpoints is not None else None,
+            save_every=config.checkpoint_every,
         )
     return model
 
@@ -73,14 +107,20 @@ def evaluate_model(model: UniHPE, config: RunConfig, motion: Motion, split: str 
     return evaluate(model, source, mean_pose, config.evaluation, seed=config.seed)
 
 
-def prepare_folder(folder: Path, *, overwrite: bool) -> None:
-    """Makes the folder of a run.
+def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Makes the folder of a run; with ``overwrite`` the checkpoints in it go, and later the model.
 
-    Raises: FileExistsError when it already holds a model, unless ``overwrite``; OSError when it cannot be written.
+    Raises: FileExistsError when it already holds a model, or checkpoints that ``resume`` does not ask for, unless
+        ``overwrite``; OSError when it cannot be written.
     """
-    if (folder / MODEL).exists() and not overwrite:
+    unfinished = (folder / CHECKPOINTS).exists()
+    if (folder / MODEL).exists() and not overwrite and not (resume and unfinished):
         needed = "`--out` needs a folder without a trained model"
         raise FileExistsError(three_beats(needed, f"{folder / MODEL}", "Choose another folder, or add `--overwrite`."))
+    if unfinished and not overwrite and not resume:
+        needed = "`--out` needs a folder without checkpoints"
+        remedy = "Add `--resume` to go on from them, or `--overwrite` to begin again."
+        raise FileExistsError(three_beats(needed, f"{folder / CHECKPOINTS}", remedy))
     if folder.exists() and not folder.is_dir():
         needed = "`--out` needs a folder"
         raise NotADirectoryError(three_beats(needed, f"the file {folder}", "Choose another name."))
@@ -88,6 +128,8 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> None:
     if not os.access(folder, os.W_OK):
         needed = "`--out` needs a folder that can be written"
         raise PermissionError(three_beats(needed, str(folder), "Choose another folder."))
+    if overwrite:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def save_json(values: object, path: Path) -> None:
@@ -95,14 +137,32 @@ def save_json(values: object, path: Path) -> None:
     write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def run(config: RunConfig, folder: Path, console: Console, device: torch.device) -> tuple[UniHPE, Evaluation, Motion]:
-    """Trains, saves and evaluates; leaves configuration, log, model and results in ``folder``."""
+def run(
+    config: RunConfig, folder: Path, console: Console, device: torch.device, *, resume: bool = False
+) -> tuple[UniHPE, Evaluation, Motion]:
+    """Trains, saves and evaluates; leaves everything that happened in ``folder``.
+
+    Args:
+        config: of the run.
+        folder: from :func:`prepare_folder`.
+        console: for a person.
+        device: where to train.
+        resume: goes on from the newest checkpoint in the folder, where there is one.
+    """
     motion = open_motion(config)
+    start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
     save_json(config.to_dict(), folder / CONFIG)
-    with RunLog(folder / LOG, console) as log:
-        log.write("begin", config=config.to_dict(), torch=torch.__version__, device=str(device))
-        model = train_model(config, motion, log, device)
+    save_json(describe_environment(device), folder / ENVIRONMENT)
+    held = None if start is None else start.log
+    with RunLog(folder / LOG, console, resume=held, tensorboard=config.tensorboard) as log:
+        if start is None:
+            log.write("begin", config=config.to_dict(), torch=torch.__version__, device=str(device))
+        else:
+            log.write("resume", checkpoint=start.folder.name, torch=torch.__version__, device=str(device))
+            console.print(f"Resumes after step {start.step} of stage {start.stage}.", highlight=False)
+        model = train_model(config, motion, log, device, checkpoints=folder / CHECKPOINTS, start=start)
         save_model(model, config, folder / MODEL)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # the model is what they led to
         evaluation = evaluate_model(model, config, motion)
         log.write("evaluation", **evaluation.to_dict())
     save_json(evaluation.to_dict(), folder / EVALUATION)

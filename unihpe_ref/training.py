@@ -1,16 +1,22 @@
-"""The one training loop. A stage says what is trained and what is lost; everything else about a step is here."""
+"""The one training loop. A stage says what is embedded and what is lost; everything else about a step is here.
+
+No draw depends on the one before it: batch, negatives, noise and dropout of step k come from the seed and k. So a
+stage goes on from a checkpoint bit for bit, and workers, micro-batches and processes share a batch without changing it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
 
 from multicontrast import Temperature
 from multicontrast._checks import three_beats
@@ -18,18 +24,14 @@ from unihpe_ref.config import StageConfig
 from unihpe_ref.data import PoseBatch, PoseSource
 from unihpe_ref.logs import RunLog
 from unihpe_ref.models import UniHPE
+from unihpe_ref.parts import Part
+from unihpe_ref.seeds import generator_of, seed_of
 
-
-@dataclass(frozen=True)
-class StageOutput:
-    """One forward pass: the terms of the objective, which is their sum, and the embeddings behind them."""
-
-    losses: Mapping[str, Tensor]
-    embeddings: Mapping[str, Tensor]  # modality -> (B, D)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Stage(Protocol):
-    """One stage of the paper."""
+    """One stage of the paper. Its objective is ``align`` plus the sum of ``decode``."""
 
     @property
     def number(self) -> int:
@@ -58,8 +60,16 @@ class Stage(Protocol):
     def trained(self, model: UniHPE) -> list[nn.Module]:
         """The parts whose weights move; all others are frozen, in evaluation mode."""
 
-    def forward(self, model: UniHPE, batch: PoseBatch, generator: torch.Generator) -> StageOutput:
-        """Losses of a batch."""
+    def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
+        """Modality to embeddings ``(B, D)``, each row of its own sample alone."""
+
+    def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """The contrastive loss of a batch, whose rows are compared with each other."""
+
+    def decode(
+        self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
+    ) -> dict[str, Tensor]:
+        """The other losses, each a mean over samples that do not see each other; ``batch`` is this part of a whole."""
 
 
 def learning_rate_factor(step: int, config: StageConfig) -> float:
@@ -84,6 +94,53 @@ def make_optimizer(model: UniHPE, stage: Stage) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=stage.config.learning_rate, fused=True)
 
 
+class StageState:
+    """All that changes while a stage trains, and so all that a checkpoint holds.
+
+    Attributes:
+        model: its weights move.
+        average: of them, where the stage has an ``ema_decay``; its ``module`` is a model.
+        step: how many steps are done.
+    """
+
+    def __init__(self, stage: Stage, model: UniHPE, precision: str = "float32") -> None:
+        self.stage = stage
+        self.model = model
+        self.step = 0
+        stage.temperature.to(model.device)
+        self.optimizer = make_optimizer(model, stage)
+        self.average = None if stage.ema_decay is None else _average_of(model, stage.ema_decay)
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "float16")
+
+    @property
+    def result(self) -> UniHPE:
+        """The model that the stage would end with now: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def beside_the_weights(self) -> dict[str, Any]:
+        """Everything else, as tensors and plain values, which ``torch.load`` reads with ``weights_only=True``."""
+        return {
+            "stage": self.stage.number,
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "temperature": self.stage.temperature.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "averaged": 0 if self.average is None else int(self.average.n_averaged),
+        }
+
+    def restore(self, beside: dict[str, Any], weights: dict[str, Tensor], average: dict[str, Tensor] | None) -> None:
+        """Takes the values of a checkpoint: what :meth:`beside_the_weights` gave, the weights, and their average."""
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(beside["optimizer"])
+        self.stage.temperature.load_state_dict(beside["temperature"])
+        self.scaler.load_state_dict(beside["scaler"])
+        if self.average is not None:
+            assert average is not None  # of the same stage, which has one
+            self.average.module.load_state_dict(average)
+            self.average.n_averaged.fill_(beside["averaged"])
+        self.step = beside["step"]
+
+
 def fit(
     stage: Stage,
     model: UniHPE,
@@ -93,11 +150,16 @@ def fit(
     seed: int,
     log_every: int = 10,
     min_gap_seconds: float = 1.0,
+    precision: str = "float32",
+    workers: int = 0,
+    restore: Callable[[StageState], None] | None = None,
+    save: Callable[[StageState], None] | None = None,
+    save_every: int = 500,
 ) -> None:
     """Trains ``model`` in place through one stage.
 
     The seed fixes everything: which poses, which cameras, dropout, negatives and noise. Two runs on one machine with
-    the same number of threads give the same weights, bit for bit.
+    the same number of threads give the same weights, bit for bit; so does one that was interrupted and restored.
 
     Args:
         stage: what is trained and how it is judged.
@@ -106,41 +168,117 @@ def fit(
         log: takes a record every ``log_every`` steps and for the last.
         seed: of this stage.
         min_gap_seconds: between two frames of one sequence in one batch: near duplicates are false negatives.
+        precision: ``"float32"``, or the type that autocast gives the networks; ``"float16"`` scales the loss.
+        workers: processes that prepare batches.
+        restore: brings the state to that of a checkpoint before the first step.
+        save: writes a checkpoint, every ``save_every`` steps and after the last.
     Raises: FloatingPointError when the loss is no longer finite.
     """
     config = stage.config
-    torch.manual_seed(seed)  # dropout
-    generator = torch.Generator().manual_seed(seed)  # all the rest
     _choose_trained(model, stage)
-    temperature = stage.temperature.to(model.device)
-    optimizer = make_optimizer(model, stage)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    average = None if stage.ema_decay is None else _average_of(model, stage.ema_decay)
-    batches = _batches(stage, source, generator, min_gap_seconds, model.device)
+    state = StageState(stage, model, precision)
+    if restore is not None:
+        restore(state)
+    trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    part = Part.whole(config.batch_size)
+    batches = _batches(source, config.batch_size, part, seed, min_gap_seconds, range(state.step, config.steps), workers)
 
-    log.begin_stage(stage.name, config.steps)
-    for step in range(config.steps):
-        for group in optimizer.param_groups:
+    log.begin_stage(stage.name, config.steps, state.step)
+    for step, batch in zip(range(state.step, config.steps), batches):
+        for group in state.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config)
-        output = stage.forward(model, next(batches), generator)
-        loss = torch.stack(list(output.losses.values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
+        state.optimizer.zero_grad()
+        losses, embeddings = _backward(state, batch.to(model.device), part, seed, _DTYPES[precision])
+        state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
-        optimizer.step()
-        if average is not None:
-            average.update_parameters(model)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average is not None:
+            state.average.update_parameters(model)
+        state.step = step + 1
+        last = state.step == config.steps
+
         record = None
-        if (step + 1) % log_every == 0 or step + 1 == config.steps:
-            record = _record(output, loss, norm, temperature, optimizer)
-        if record is not None or loss.device.type == "cpu":  # elsewhere a look at each step would wait for the device
-            _check_finite(loss.item(), stage, step)
-        log.step(step + 1, record)
+        if state.step % log_every == 0 or last:
+            record = _record(losses, embeddings, norm, stage.temperature, state.optimizer)
+        total = sum(losses.values())
+        assert isinstance(total, Tensor)
+        if record is not None or total.device.type == "cpu":  # elsewhere a look at each step would wait for the device
+            _check_finite(total.item(), stage, step)
+        log.step(state.step, record)
+        if save is not None and (state.step % save_every == 0 or last):
+            save(state)
     log.end_stage()
 
-    if average is not None and config.steps:
-        model.load_state_dict(average.module.state_dict())
+    if state.average is not None and config.steps:
+        model.load_state_dict(state.average.module.state_dict())
     model.requires_grad_(True).eval()
+
+
+def _backward(
+    state: StageState, batch: PoseBatch, part: Part, seed: int, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Adds the gradient of a batch to the weights; returns its losses and its embeddings, detached.
+
+    With several micro-batches and cached gradients (Gao et al., 2021, "Scaling Deep Contrastive Learning Batch Size
+    under Memory Limited Setup"): all embeddings first, without a graph; the contrastive loss of the whole batch gives
+    the gradient of each; then each micro-batch is embedded again and passes its rows of it on.
+    """
+    stage, model, scale = state.stage, state.model, state.scaler.scale
+    pieces = part.split(stage.config.accumulate)
+    inside = [slice(piece.start - part.start, piece.stop - part.start) for piece in pieces]  # rows of ``batch``
+    cast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
+
+    def embed(k: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed_of(seed, "dropout", state.step, part.start, k))  # the same at each call
+        with cast:
+            return stage.embed(model, batch[inside[k]])
+
+    def decode(k: int, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        with cast:
+            noise = generator_of(seed, "noise", state.step)  # of the whole batch
+            return stage.decode(model, embeddings, batch[inside[k]], noise, pieces[k])
+
+    cached = len(pieces) > 1 and stage.config.cached_gradients
+    if cached:
+        with torch.no_grad(), _still_statistics(model):
+            parts = [embed(k) for k in range(len(pieces))]
+        whole = {name: torch.cat([found[name] for found in parts]).requires_grad_() for name in parts[0]}
+        contrastive = stage.align(whole, generator_of(seed, "negatives", state.step))
+        scale(contrastive).backward()
+
+    losses: dict[str, Tensor] = {}
+    seen: list[dict[str, Tensor]] = []
+    for k, piece in enumerate(pieces):
+        weight = piece.count / part.count
+        embeddings = embed(k)
+        terms = decode(k, embeddings)
+        if cached:
+            passed_on = [(e * whole[name].grad[inside[k]]).sum() for name, e in embeddings.items() if e.requires_grad]
+            objective = torch.stack([*passed_on, *(scale(weight * term) for term in terms.values())]).sum()
+            terms = {"contrastive": contrastive, **terms}
+        else:
+            negatives = generator_of(seed, "negatives", state.step, *([] if len(pieces) == 1 else [k]))
+            terms = {"contrastive": stage.align(embeddings, negatives), **terms}
+            objective = scale(weight * torch.stack(list(terms.values())).sum())
+        objective.backward()
+        for name, term in terms.items():
+            losses[name] = losses.get(name, 0) + weight * term.detach()
+        seen.append({name: e.detach() for name, e in embeddings.items()})
+    return losses, {name: torch.cat([found[name] for found in seen]) for name in seen[0]}
+
+
+@contextmanager
+def _still_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch as ever, but its running statistics stay: the same rows come once more."""
+    held = [(module, module.momentum) for module in model.modules() if isinstance(module, _BatchNorm)]
+    for module, _ in held:
+        module.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, momentum in held:
+            module.momentum = momentum
 
 
 def _check_finite(loss: float, stage: Stage, step: int) -> None:
@@ -153,6 +291,9 @@ def _choose_trained(model: UniHPE, stage: Stage) -> None:
     model.requires_grad_(False).eval()
     for part in stage.trained(model):
         part.requires_grad_(True).train()
+        for module in part.modules():
+            if stage.config.freeze_batch_norm and isinstance(module, _BatchNorm):
+                module.eval()
 
 
 def _average_of(model: UniHPE, decay: float) -> AveragedModel:
@@ -169,23 +310,46 @@ def _average_of(model: UniHPE, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update)
 
 
+class _Batches(Dataset[PoseBatch]):
+    """Batch number k of a stage, for any k: some rows of it."""
+
+    def __init__(self, source: PoseSource, batch_size: int, part: Part, seed: int, min_gap_seconds: float) -> None:
+        self.source, self.batch_size, self.part = source, batch_size, part
+        self.seed, self.min_gap_seconds = seed, min_gap_seconds
+        source.sampler(batch_size, torch.Generator(), min_gap_seconds)  # says here, not in a worker, what does not fit
+
+    def __getitem__(self, step: int) -> PoseBatch:
+        generator = generator_of(self.seed, "batch", step)
+        indices = next(self.source.sampler(self.batch_size, generator, self.min_gap_seconds))
+        return self.source.batch(indices, generator, self.part.rows)
+
+
 def _batches(
-    stage: Stage, source: PoseSource, generator: torch.Generator, min_gap_seconds: float, device: torch.device
-) -> Iterator[PoseBatch]:
-    for indices in source.sampler(stage.config.batch_size, generator, min_gap_seconds):
-        yield source.batch(indices, generator).to(device)
+    source: PoseSource,
+    batch_size: int,
+    part: Part,
+    seed: int,
+    min_gap_seconds: float,
+    steps: range,
+    workers: int,
+) -> DataLoader[PoseBatch]:
+    dataset = _Batches(source, batch_size, part, seed, min_gap_seconds)
+    return DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers)
 
 
 def _record(
-    output: StageOutput, loss: Tensor, norm: Tensor, temperature: Temperature, optimizer: torch.optim.Optimizer
+    losses: dict[str, Tensor],
+    embeddings: dict[str, Tensor],
+    norm: Tensor,
+    temperature: Temperature,
+    optimizer: torch.optim.Optimizer,
 ) -> dict[str, float]:
     """The numbers of a step: losses, mean cosine of the positives of each pair (Figure 5), tau, rate, gradient."""
-    record = {"loss": loss.item()}
-    record |= {name: value.item() for name, value in output.losses.items()}
+    record = {"loss": sum(value.item() for value in losses.values())}
+    record |= {name: value.item() for name, value in losses.items()}
     with torch.no_grad():
-        for a, b in combinations(output.embeddings, 2):
-            cosine = nn.functional.cosine_similarity(output.embeddings[a], output.embeddings[b])
-            record[f"cosine_{a}_{b}"] = cosine.mean().item()
+        for a, b in combinations(embeddings, 2):
+            record[f"cosine_{a}_{b}"] = nn.functional.cosine_similarity(embeddings[a], embeddings[b]).mean().item()
         record["tau"] = temperature().item()
     record["learning_rate"] = optimizer.param_groups[0]["lr"]
     record["gradient_norm"] = norm.item()

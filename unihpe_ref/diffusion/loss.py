@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice
+from multicontrast._checks import check_choice, describe, three_beats
 from unihpe_ref.diffusion.sde import SubVP
+from unihpe_ref.parts import Part
 
 SMALLEST_TIME = 1e-5  # training times are uniform on [1e-5, 1]: at 0 the noise level is 0 and the score infinite
 REDUCTIONS = ("half_sum", "mean")
@@ -29,6 +30,7 @@ def denoising_loss(
     *,
     reduction: str = "half_sum",
     generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Denoising score matching at one random time per row.
 
@@ -39,14 +41,23 @@ def denoising_loss(
         reduction: ``"half_sum"`` is half the squared error summed over the n coordinates, averaged over the batch:
             what GFPose trains, about n / 2 before training. ``"mean"`` averages over the coordinates as well.
         generator: draws the times and the noise; on the CPU, so that every device sees the same draw.
+        part: which rows of a larger batch ``x0`` holds, once or as several copies one after the other. The draw is the
+            one of the whole batch, cut: parts of a batch see the noise that the batch in one piece sees.
     Returns: a scalar.
+    Raises: ValueError for an unknown reduction and for rows that are no copies of the part.
     """
     check_choice("denoising_loss", "reduction", reduction, REDUCTIONS)
-    t = torch.rand(len(x0), generator=generator, dtype=x0.dtype) * (1 - SMALLEST_TIME) + SMALLEST_TIME
-    noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
-    t, noise = t.to(x0.device), noise.to(x0.device)
+    part = Part.whole(len(x0)) if part is None else part
+    if not part.count or len(x0) % part.count:
+        needed = f"`denoising_loss` needs `x0` to hold whole copies of the {part.count} rows of `part`"
+        raise ValueError(three_beats(needed, describe(x0), "Cut the batch as the part says."))
+    copies = len(x0) // part.count
+    t = torch.rand(copies, part.total, generator=generator, dtype=x0.dtype)[:, part.rows].reshape(-1)
+    noise = torch.randn(copies, part.total, x0.shape[1], generator=generator, dtype=x0.dtype)[:, part.rows]
+    t = (t * (1 - SMALLEST_TIME) + SMALLEST_TIME).to(x0.device)
+    noise = noise.reshape(x0.shape).to(x0.device)
     x_t = sde.mean(t)[:, None] * x0 + sde.std(t)[:, None] * noise
-    squared = (noise - estimate_noise(x_t, t)).square()
+    squared = (noise - estimate_noise(x_t, t).to(x0.dtype)).square()  # autocast may have made the estimate shorter
     if reduction == "half_sum":
         return 0.5 * squared.sum(-1).mean()
     return squared.mean()

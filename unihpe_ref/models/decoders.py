@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unihpe_ref.config import ModelConfig, SamplerConfig
 from unihpe_ref.diffusion import ScoreNetwork, SubVP, denoising_loss, sample
 from unihpe_ref.models.residual_mlp import ResidualBlock
+from unihpe_ref.parts import Part
 
 
 class Condition(nn.Module):
@@ -62,9 +63,15 @@ class ScoreDecoder(nn.Module):
         )
 
     def loss(
-        self, target: Tensor, embedding: Tensor, modality: Tensor, box_info: Tensor, generator: torch.Generator | None
+        self,
+        target: Tensor,
+        embedding: Tensor,
+        modality: Tensor,
+        box_info: Tensor,
+        generator: torch.Generator | None,
+        part: Part,
     ) -> Tensor:
-        """Denoising score matching of ``target`` ``(B, size)``, each row at ``noise_draws`` times."""
+        """Denoising score matching of ``target`` ``(copies of the part, size)``, each row at ``noise_draws`` times."""
         condition = self.project(self.condition(embedding, modality, box_info)).repeat(self.draws, 1)
         return denoising_loss(
             lambda x, t: self.network(x, t, condition),
@@ -72,6 +79,7 @@ class ScoreDecoder(nn.Module):
             self.sde,
             reduction=self.reduction,
             generator=generator,
+            part=part,
         )
 
     def decode(
@@ -109,10 +117,17 @@ class MLPDecoder(nn.Module):
         )
 
     def loss(
-        self, target: Tensor, embedding: Tensor, modality: Tensor, box_info: Tensor, generator: torch.Generator | None
+        self,
+        target: Tensor,
+        embedding: Tensor,
+        modality: Tensor,
+        box_info: Tensor,
+        generator: torch.Generator | None,
+        part: Part,
     ) -> Tensor:
-        """Mean square error to ``target`` ``(B, size)``; draws nothing from the generator."""
-        return nn.functional.mse_loss(self.layers(self.condition(embedding, modality, box_info)), target)
+        """Mean square error to ``target`` ``(copies of the part, size)``; draws nothing from the generator."""
+        decoded = self.layers(self.condition(embedding, modality, box_info))
+        return nn.functional.mse_loss(decoded.to(target.dtype), target)
 
     def decode(
         self,

@@ -13,6 +13,7 @@ from unihpe_ref.models.decoders import MLPDecoder, ScoreDecoder
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
+from unihpe_ref.parts import Part
 
 MODALITIES = ("img", "2d", "3d")  # also the rows of the modality token
 _NORM_EPS = 1e-6
@@ -90,6 +91,7 @@ class UniHPE(nn.Module):
             assert kp3d is not None
             self._check("encode", "kp3d", kp3d, (self.config.joints, 3))
             features = self.encoder_3d(kp3d / self.config.scale_3d)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))  # also under autocast
         if self.config.condition == "raw":
             return features
         return nn.functional.normalize(features, dim=-1, eps=_NORM_EPS)
@@ -141,11 +143,14 @@ class UniHPE(nn.Module):
         box_info: Tensor,
         *,
         generator: torch.Generator | None = None,
+        part: Part | None = None,
     ) -> tuple[Tensor, Tensor]:
         """L_2D and L_3D of equation (5), averaged over the modalities in ``embeddings`` (their names are the keys).
 
-        All modalities pass through a decoder as one batch, each row with its own noise.
+        All modalities pass through a decoder as one batch, each row with its own noise. ``part`` says which rows of a
+        larger batch these are; see :func:`unihpe_ref.diffusion.denoising_loss`.
         """
+        part = Part.whole(len(joints_2d)) if part is None else part
         rows = torch.cat(list(embeddings.values()))
         tokens = torch.cat([self._token("decoding_losses", e, name, box_info) for name, e in embeddings.items()])
         sources = len(embeddings)
@@ -153,8 +158,8 @@ class UniHPE(nn.Module):
         target_2d = (joints_2d.flatten(1) / self.config.scale_2d).repeat(sources, 1)
         target_3d = (joints_3d.flatten(1) / self.config.scale_3d).repeat(sources, 1)
         return (
-            self.decoder_2d.loss(target_2d, rows, tokens, box_info, generator),
-            self.decoder_3d.loss(target_3d, rows, tokens, box_info, generator),
+            self.decoder_2d.loss(target_2d, rows, tokens, box_info, generator, part),
+            self.decoder_3d.loss(target_3d, rows, tokens, box_info, generator, part),
         )
 
     def _token(self, operation: str, embedding: Tensor, modality: str, box_info: Tensor) -> Tensor:

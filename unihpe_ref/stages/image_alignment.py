@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multicontrast import Temperature, trimodal_infonce
 from unihpe_ref.config import Stage2
 from unihpe_ref.data import PoseBatch
 from unihpe_ref.models import UniHPE
-from unihpe_ref.training import StageOutput
+from unihpe_ref.parts import Part
 
 
 class ImageAlignment:
@@ -31,18 +31,26 @@ class ImageAlignment:
         assert model.image_encoder is not None
         return [model.image_encoder]
 
-    def forward(self, model: UniHPE, batch: PoseBatch, generator: torch.Generator) -> StageOutput:
+    def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
         with torch.no_grad():
             x_2d = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
             x_3d = model.encode(kp3d=batch.joints_3d)
-        x_img = model.encode(image=batch.image)
-        contrastive = trimodal_infonce(
-            x_img,
-            x_2d,
-            x_3d,
+        return {"img": model.encode(image=batch.image), "2d": x_2d, "3d": x_3d}
+
+    def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        return trimodal_infonce(
+            embeddings["img"],
+            embeddings["2d"],
+            embeddings["3d"],
             self.temperature(),
             alpha=self.config.alpha,
             pairs=((0, 1), (0, 2)),
+            similarity=self.config.similarity,
+            negatives=self.config.negatives,
             generator=generator,
         )
-        return StageOutput({"contrastive": contrastive}, {"img": x_img, "2d": x_2d, "3d": x_3d})
+
+    def decode(
+        self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
+    ) -> dict[str, Tensor]:
+        return {}

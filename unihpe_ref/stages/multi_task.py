@@ -9,7 +9,7 @@ from multicontrast import Temperature, pairwise_infonce, trimodal_infonce
 from unihpe_ref.config import Stage3
 from unihpe_ref.data import PoseBatch
 from unihpe_ref.models import UniHPE
-from unihpe_ref.training import StageOutput
+from unihpe_ref.parts import Part
 
 
 class MultiTask:
@@ -30,17 +30,29 @@ class MultiTask:
     def trained(self, model: UniHPE) -> list[nn.Module]:
         return [model]
 
-    def forward(self, model: UniHPE, batch: PoseBatch, generator: torch.Generator) -> StageOutput:
-        kp2d, box_info = batch.joints_2d_normalised(), batch.box_info()
+    def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
         embeddings: dict[str, Tensor] = {}
         if model.image_encoder is not None:
             embeddings["img"] = model.encode(image=batch.image)
-        embeddings["2d"] = model.encode(kp2d=kp2d, box_info=box_info)
+        embeddings["2d"] = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
         embeddings["3d"] = model.encode(kp3d=batch.joints_3d)
-        loss_2d, loss_3d = model.decoding_losses(embeddings, kp2d, batch.joints_3d, box_info, generator=generator)
-        contrastive = self.config.contrastive_weight * self._contrastive(embeddings, generator)
-        losses = {"contrastive": contrastive, "decoding_2d": loss_2d, "decoding_3d": loss_3d}
-        return StageOutput(losses, embeddings)
+        return embeddings
+
+    def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        return self.config.contrastive_weight * self._contrastive(embeddings, generator)
+
+    def decode(
+        self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
+    ) -> dict[str, Tensor]:
+        loss_2d, loss_3d = model.decoding_losses(
+            embeddings,
+            batch.joints_2d_normalised(),
+            batch.joints_3d,
+            batch.box_info(),
+            generator=generator,
+            part=part,
+        )
+        return {"decoding_2d": loss_2d, "decoding_3d": loss_3d}
 
     def _contrastive(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         tau = self.temperature()
@@ -52,5 +64,7 @@ class MultiTask:
             embeddings["3d"],
             tau,
             alpha=self.config.alpha,
+            similarity=self.config.similarity,
+            negatives=self.config.negatives,
             generator=generator,
         )

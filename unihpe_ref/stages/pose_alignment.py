@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multicontrast import Temperature, pairwise_infonce
 from unihpe_ref.config import Stage1
 from unihpe_ref.data import PoseBatch
 from unihpe_ref.models import UniHPE
-from unihpe_ref.training import StageOutput
+from unihpe_ref.parts import Part
 
 
 class PoseAlignment:
@@ -27,8 +27,14 @@ class PoseAlignment:
     def trained(self, model: UniHPE) -> list[nn.Module]:
         return [model.encoder_2d, model.encoder_3d]
 
-    def forward(self, model: UniHPE, batch: PoseBatch, generator: torch.Generator) -> StageOutput:
+    def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
         x_2d = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
-        x_3d = model.encode(kp3d=batch.joints_3d)
-        losses = {"contrastive": pairwise_infonce(x_2d, x_3d, self.temperature())}
-        return StageOutput(losses, {"2d": x_2d, "3d": x_3d})
+        return {"2d": x_2d, "3d": model.encode(kp3d=batch.joints_3d)}
+
+    def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        return pairwise_infonce(embeddings["2d"], embeddings["3d"], self.temperature())
+
+    def decode(
+        self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
+    ) -> dict[str, Tensor]:
+        return {}
