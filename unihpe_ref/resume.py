@@ -92,7 +92,7 @@ def newest_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         held = torch.load(newest / _STATE, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises half a dozen kinds for a file that is not one of its own
         needed = f"`{newest}` needs a whole `{_STATE}`"
-        came = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        came = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise ValueError(three_beats(needed, came, "Remove this folder to go on from the one before.")) from None
     _check_same_run(newest, RunConfig.from_dict(held["config"]), config)
     return Checkpoint(newest, held["stage"], held["step"], held.pop("log"), held)

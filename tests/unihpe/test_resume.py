@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_named(stopped, cut, tmp_path):
     whole = (stopped / "stage3-00000003" / "state.pt").read_bytes()
     (tmp_path / "stage3-00000003").mkdir()
     (tmp_path / "stage3-00000003" / "state.pt").write_bytes(whole[:cut])
-    with pytest.raises(ValueError, match="stage3-00000003` needs a whole `state.pt`; got .* Remove this folder"):
+    with pytest.raises(ValueError, match=r"stage3-00000003` needs a whole `state.pt`; got .* Remove this folder"):
         newest_checkpoint(tmp_path, SMALL)
 
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
 
 def test_a_folder_with_checkpoints_asks_what_to_do(stopped):
-    with pytest.raises(FileExistsError, match="without checkpoints; got .* Add `--resume` to go on from them"):
+    with pytest.raises(FileExistsError, match=r"without checkpoints; got .* Add `--resume` to go on from them"):
         prepare_folder(stopped.parent, overwrite=False)
     prepare_folder(stopped.parent, overwrite=False, resume=True)
     assert stopped.exists()
