@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from multicontrast._backend import use_triton
 from multicontrast._workspace import Workspace
 from multicontrast.losses._arguments import values_are_free
-from multicontrast.losses._factorised import mean_cosine_denominators
 from multicontrast.losses._pair_block import BLOCK_CELLS
 from multicontrast.losses._walk import Tuples
 from multicontrast.similarity import MeanCosine, Multilinear
@@ -30,15 +29,8 @@ Pair = tuple[int, int]
 
 
 def all_tuples_loss(units: list[Tensor], blocks: Mapping[Pair, Tensor], tau: Tensor, tuples: Tuples) -> Tensor:
-    """The loss of each anchor, ``(B,)``; differentiable."""
+    """The loss of each anchor, ``(B,)``; differentiable. Two modalities or three, not the mean cosine."""
     similarity = tuples.similarity
-    if len(units[0]) == 1:
-        return 0 * torch.stack(units).sum((0, 2)) * tau  # no one to compare with
-    if isinstance(similarity, MeanCosine):
-        count = len(units)
-        grams = {pair: block / (len(blocks) * tau) for pair, block in blocks.items()}
-        positives = torch.stack([gram.diagonal() for gram in grams.values()]).sum(0)
-        return mean_cosine_denominators(grams, count, tuples.anchor) - positives
     if len(units) == 2:
         return _two_modalities(_pair_values(units, blocks, similarity) / tau, tuples.anchor)
 

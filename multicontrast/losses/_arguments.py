@@ -85,8 +85,11 @@ def check_tau(operation: str, tau: object) -> None:
         raise ValueError(three_beats(f"`{operation}` needs `tau` to be positive and finite", repr(tau), remedy))
 
 
-def check_index(operation: str, index: Tensor, batch_size: int, num_modalities: int, device: torch.device) -> None:
-    """Raise unless ``index`` is integer ``(B, 1 + K, N)`` on ``device`` (with row numbers of the batch, if free)."""
+def check_index(
+    operation: str, index: Tensor, anchors: int, num_modalities: int, device: torch.device, batch_size: int
+) -> None:
+    """Raise unless ``index`` is integer ``(anchors, 1 + K, N)`` on ``device`` (with row numbers of the batch, if
+    free)."""
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(
             three_beats(
@@ -95,10 +98,10 @@ def check_index(operation: str, index: Tensor, batch_size: int, num_modalities: 
                 "Draw one with `sample_tuples`, or call `.long()`.",
             )
         )
-    if index.ndim != 3 or index.shape[0] != batch_size or index.shape[1] < 1 or index.shape[2] != num_modalities:
+    if index.ndim != 3 or index.shape[0] != anchors or index.shape[1] < 1 or index.shape[2] != num_modalities:
         raise ValueError(
             three_beats(
-                f"`{operation}` needs an index of shape (B, 1 + K, N) = ({batch_size}, 1 + K, {num_modalities}) "
+                f"`{operation}` needs an index of shape (B, 1 + K, N) = ({anchors}, 1 + K, {num_modalities}) "
                 "with the positive in column 0",
                 f"shape {tuple(index.shape)}",
                 "Draw one with `sample_tuples`.",
@@ -112,7 +115,7 @@ def check_index(operation: str, index: Tensor, batch_size: int, num_modalities: 
                 "Move it with `.to(device)`, or pass `device=` to `sample_tuples`.",
             )
         )
-    if values_are_free(index):
+    if values_are_free(index) and index.numel() > 0:
         # NumPy looks at a strided view in place, and at integers several times faster than torch does. Read without
         # their sign negative numbers are large, so one look finds both kinds of stray.
         values = index.numpy()

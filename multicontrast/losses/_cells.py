@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from multicontrast.losses._grams import Grams
 
 Pair = tuple[int, int]
 Blocks = Mapping[Pair, Tensor]
@@ -30,8 +33,8 @@ class Cells(Protocol):
         """The column of the positive, for anchors ``start..stop`` or for all alike."""
         ...
 
-    def read(self, blocks: Blocks) -> list[Tensor]:
-        """The cosines ``(B, 1 + K)`` for each pair of modalities; differentiable."""
+    def read(self, grams: Grams) -> list[Tensor]:
+        """The cosines ``(R, 1 + K)`` of the walk's anchors for each pair of modalities; differentiable."""
         ...
 
     def row_local(self, pair: Pair) -> bool:
@@ -85,17 +88,20 @@ class GatheredCells:
     def positive(self, start: int, stop: int) -> Tensor | int:
         return 0
 
-    def read(self, blocks: Blocks) -> list[Tensor]:
+    def read(self, grams: Grams) -> list[Tensor]:
         size = self.batch_size
-        planes = [self.plane(m, 0, size) for m in range(self.num_modalities)]
+        planes = [self.plane(m, grams.start, grams.stop) for m in range(self.num_modalities)]
         valid = torch.stack([(plane >= 0) & (plane < size) for plane in planes]).all(0)
         planes = [plane.clamp(0, size - 1) for plane in planes]
-        cosines = []
-        for m, n in pairs_of(self.num_modalities):
-            flat = (planes[m] * size + planes[n]).flatten()
-            cell = blocks[m, n].flatten().index_select(0, flat).view_as(planes[0])
-            cosines.append(torch.where(valid, cell, torch.nan))
-        return cosines
+        cosines = {}
+        for m, n in sorted(pairs_of(self.num_modalities), key=self.row_local):  # whole blocks first
+            if self.row_local((m, n)):
+                cell = grams.rows(m, n).gather(1, planes[n])
+            else:
+                flat = (planes[m] * size + planes[n]).flatten()
+                cell = grams.whole(m, n).flatten().index_select(0, flat).view_as(planes[0])
+            cosines[m, n] = torch.where(valid, cell, torch.nan)
+        return [cosines[pair] for pair in pairs_of(self.num_modalities)]
 
     def row_local(self, pair: Pair) -> bool:
         return self.anchored and pair[0] == 0
@@ -131,16 +137,20 @@ class GatheredCells:
 
 
 class IndexCells(GatheredCells):
-    """Cells named by an index ``(B, 1 + K, N)`` of row numbers, the positive in column 0."""
+    """Cells named by an index ``(B, 1 + K, N)`` of row numbers, the positive in column 0.
 
-    def __init__(self, index: Tensor, anchored: bool = False) -> None:
+    An index of fewer rows than the batch holds the cells of anchors ``first, first + 1, ...`` alone.
+    """
+
+    def __init__(self, index: Tensor, anchored: bool = False, *, batch_size: int | None = None, first: int = 0) -> None:
         super().__init__()
-        self.index = index.long()
-        self.batch_size, self.width, self.num_modalities = index.shape
+        self.index, self._first = index.long(), first
+        rows, self.width, self.num_modalities = index.shape
+        self.batch_size = rows if batch_size is None else batch_size
         self.anchored = anchored
 
     def plane(self, modality: int, start: int, stop: int) -> Tensor:
-        return self.index[start:stop, :, modality]
+        return self.index[start - self._first : stop - self._first, :, modality]
 
     def prepare(self, blocks: Blocks) -> None:
         if not self.anchored:
@@ -191,15 +201,27 @@ class ListCells:
     def positive(self, start: int, stop: int) -> Tensor | int:
         return torch.arange(start, stop) if self.orders is None else 0
 
-    def read(self, blocks: Blocks) -> list[Tensor]:
+    def read(self, grams: Grams) -> list[Tensor]:
+        start, stop = grams.start, grams.stop
+        units, lists = grams.units, self.lists(grams.units)
         cosines = []
         for m, n in pairs_of(self.num_modalities):
-            block = blocks[m, n]
-            negatives = block[:, : self._columns] if m == 0 else self._diagonal(block)[None].expand(self.batch_size, -1)
+            if m == 0:
+                rows = grams.rows(m, n)
+                negatives = rows if self.orders is None else rows.index_select(1, self.orders[n - 1, : self.count])
+            else:
+                negatives = torch.linalg.vecdot(lists[m - 1], lists[n - 1]).expand(stop - start, -1)
             if self.orders is not None:
-                negatives = torch.cat((self._positives(block, m, n)[:, None], negatives), dim=1)
+                own = torch.linalg.vecdot(units[m][start:stop], units[n][start:stop])
+                negatives = torch.cat((own[:, None], negatives), dim=1)
             cosines.append(negatives)
         return cosines
+
+    def lists(self, units: list[Tensor]) -> list[Tensor]:
+        """The candidates' rows in modalities 1..: ``(K, D)`` each, or the whole batch for the tied scheme."""
+        if self.orders is None:
+            return units[1:]
+        return [unit.index_select(0, order[: self.count]) for unit, order in zip(units[1:], self.orders)]
 
     def row_local(self, pair: Pair) -> bool:
         return pair[0] == 0

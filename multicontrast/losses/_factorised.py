@@ -13,37 +13,39 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-Grams = Mapping[tuple[int, int], Tensor]
+from multicontrast.losses._grams import Grams
+
+Blocks = Mapping[tuple[int, int], Tensor]
 
 
-def mean_cosine_denominators(grams: Grams, num_modalities: int, anchor: int | str) -> Tensor:
-    """The log of the sum of exp(sum of the entries of ``grams``) over the tuples of each anchor, ``(B,)``.
+def mean_cosine_denominators(grams: Grams, tau: Tensor, anchor: int | str) -> Tensor:
+    """The log of the sum of exp(mean cosine / tau) over the tuples of each anchor of the range.
 
-    ``grams`` hold cosine / (number of pairs x tau). The exponentials are taken in float64, relative to the largest
-    entry of each row or block, and serve down to tau of about 0.003; where all of them vanish the result is NaN.
+    The exponentials are taken in float64, relative to the largest entry of each row or block, and serve down to tau of
+    about 0.003; where all of them vanish the result is NaN.
     """
-    dtype = next(iter(grams.values())).dtype
-    doubles = {pair: gram.double() for pair, gram in grams.items()}
+    count = len(grams.units)
+    scale = count * (count - 1) / 2 * tau
     if anchor == 0:
-        return _holding(doubles, num_modalities, 0).to(dtype)
+        return _holding(grams, scale, 0).to(tau.dtype)
     # Tuples that hold sample i anywhere, by inclusion and exclusion over the first place where it stands: the tuples
     # with i at place m and at none before it.
-    parts = [_holding(doubles, num_modalities, m, without=range(m)) for m in range(num_modalities)]
-    return torch.logsumexp(torch.stack(parts), 0).to(dtype)
+    parts = [_holding(grams, scale, m, without=range(m)) for m in range(count)]
+    return torch.logsumexp(torch.stack(parts), 0).to(tau.dtype)
 
 
-def _holding(grams: Grams, num_modalities: int, place: int, without: range = range(0)) -> Tensor:
+def _holding(grams: Grams, scale: Tensor, place: int, without: range = range(0)) -> Tensor:
     """Log-sums over the tuples with sample ``i`` at ``place`` and not at the places ``without``."""
-    size = next(iter(grams.values())).shape[0]
-    others = [m for m in range(num_modalities) if m != place]
-    rows = {m: grams[place, m] if place < m else grams[m, place].mT for m in others}
-    own = torch.eye(size, dtype=torch.bool, device=next(iter(grams.values())).device)
+    others = [m for m in range(len(grams.units)) if m != place]
+    inner = {(m, n): (grams.whole(m, n) / scale).double() for m, n in itertools.combinations(others, 2)}
+    rows = {m: (grams.rows(place, m) / scale).double() for m in others}
+    everyone = torch.arange(grams.size, device=scale.device)
+    own = everyone[grams.start : grams.stop, None] == everyone
     rows = {m: row.masked_fill(own, -torch.inf) if m in without else row for m, row in rows.items()}
-    inner = {(m, n): grams[m, n] for m, n in itertools.combinations(others, 2)}
     return _log_sum(rows, inner)
 
 
-def _log_sum(rows: Mapping[int, Tensor], inner: Grams) -> Tensor:
+def _log_sum(rows: Mapping[int, Tensor], inner: Blocks) -> Tensor:
     """Log-sum over one member of each modality in ``rows`` ``(R, B)``, coupled by ``inner``, for each of the R rows."""
     first, *rest = sorted(rows)
     if not rest:

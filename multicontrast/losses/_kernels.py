@@ -15,7 +15,7 @@ What is not in the table is the other roads', which do everything. Differentiabl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from torch.autograd import forward_ad
 
 from multicontrast._backend import use_triton
 from multicontrast.linalg.gram3 import gram3_excess
-from multicontrast.losses._cells import IndexCells, Pair
+from multicontrast.losses._cells import IndexCells
 from multicontrast.losses._exact_operator import exact_logsumexp
+from multicontrast.losses._grams import Grams
 from multicontrast.losses._pairwise_operator import pairwise_logsumexp
 from multicontrast.losses._plain import pair_rows, reduce_rows
 from multicontrast.losses._rows import unit_rows
@@ -37,7 +38,7 @@ from multicontrast.similarity import Eigenvalue
 def has_kernels(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, tiled: bool) -> bool:
     """Whether :func:`kernel_loss` does this walk: Triton is in charge, and knows its terms."""
     first = embeddings[0]
-    if not use_triton(first) or len(first) == 1 or _is_transformed(*embeddings, tau):
+    if walk.anchors is not None or not use_triton(first) or len(first) == 1 or _is_transformed(*embeddings, tau):
         return False  # a batch of one has the gradient 0 exactly, which only subtraction of equals gives
     tuples = walk.tuples
     if tuples is None or tiled:
@@ -55,23 +56,24 @@ def kernel_loss(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize
     # A number becomes a tensor there, and a tensor comes over, without the host waiting for the device.
     tau = tau.to(units[0].device, units[0].dtype, non_blocking=True)
     tuples = walk.tuples
-    blocks = {} if tuples is None or tiled else {(m, n): units[m] @ units[n].mT for m, n in walk.blocks}
-    loss = units[0].new_zeros(len(units[0]))
+    size = len(units[0])
+    grams = Grams(units, 0, size)
+    loss = units[0].new_zeros(size)
     for m, n in walk.pairs:
-        if (m, n) in blocks:
-            loss = loss + pair_rows(blocks[m, n] / torch.where(tau > 0, tau, torch.nan), walk.symmetric)
+        if tuples is not None and not tiled:  # which needs the block as well
+            loss = loss + pair_rows(grams, torch.where(tau > 0, tau, torch.nan), (m, n), walk.symmetric)
         else:
             rows, columns, match = pairwise_logsumexp(units[m], units[n], tau, 0, walk.symmetric)
             loss = loss + ((rows + columns) / 2 if walk.symmetric else rows) - match
     if tuples is not None:
-        by_tuples = tuple_rows(units, tau, tuples) if tiled else _triplet_rows(blocks, tau, tuples)
+        by_tuples = tuple_rows(units, tau, tuples, 0, size) if tiled else _triplet_rows(grams, tau, tuples)
         loss = loss + tuples.alpha * by_tuples
-    return reduce_rows(loss, walk.reduction)
+    return reduce_rows(loss, walk.reduction, size)
 
 
-def _triplet_rows(blocks: Mapping[Pair, Tensor], tau: Tensor, tuples: Tuples) -> Tensor:
+def _triplet_rows(grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:
     """Eq. (3) for each anchor, with the largest eigenvalue."""
-    a, b, c = blocks[0, 1], blocks[0, 2], blocks[1, 2]
+    a, b, c = grams.whole(0, 1), grams.whole(0, 2), grams.whole(1, 2)
     if isinstance(tuples.cells, IndexCells):
         loss: Tensor = sampled_loss(a, b, c, tuples.cells.index, tau)
         return loss

@@ -12,61 +12,83 @@ from torch import Tensor
 
 from multicontrast.losses._all_tuples import all_tuples_loss, can_fuse, fused_all_tuples_loss
 from multicontrast.losses._cells import pairs_of
+from multicontrast.losses._every_tuple import every_tuple_rows
+from multicontrast.losses._factorised import mean_cosine_denominators
+from multicontrast.losses._grams import Grams
 from multicontrast.losses._rows import unit_rows
 from multicontrast.losses._tiled import tuple_rows
 from multicontrast.losses._walk import Tuples, Walk
-from multicontrast.similarity import Multilinear
+from multicontrast.similarity import MeanCosine, Multilinear
 
 
 def plain_loss(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize: bool) -> Tensor:
-    """The walk's loss: 0-dim, or ``(B,)`` for ``reduction="none"``."""
+    """The walk's loss: 0-dim, or one value for each anchor for ``reduction="none"``."""
     units = [unit_rows(x) for x in embeddings] if normalize else list(embeddings)
     tau = tau.to(units[0].dtype)
     tau = torch.where(tau > 0, tau, torch.nan)
-    blocks = {(m, n): units[m] @ units[n].mT for m, n in walk.blocks}
-    loss = units[0].new_zeros(len(units[0]))
-    for pair in walk.pairs:
-        loss = loss + pair_rows(blocks[pair] / tau, walk.symmetric)
+    size = len(units[0])
+    start, stop = walk.range(size)
+    grams = Grams(units, start, stop)
     tuples = walk.tuples
-    if tuples is None:
-        return reduce_rows(loss, walk.reduction)
-    if tuples.cells is None and can_fuse(units, tau, tuples, walk.reduction):
-        fused = fused_all_tuples_loss(blocks, tau, tuples, walk.reduction)
-        return reduce_rows(loss, walk.reduction) + tuples.alpha * fused
-    return reduce_rows(loss + tuples.alpha * _tuple_loss(units, blocks, tau, tuples), walk.reduction)
+    loss = units[0].new_zeros(stop - start)
+    fused: Tensor | None = None
+    if tuples is not None and walk.anchors is None and can_fuse(units, tau, tuples, walk.reduction):
+        blocks = {pair: grams.whole(*pair) for pair in pairs_of(3)}
+        fused = tuples.alpha * fused_all_tuples_loss(blocks, tau, tuples, walk.reduction)
+    elif tuples is not None:
+        loss = loss + tuples.alpha * _tuple_rows(grams, tau, tuples)
+    for pair in walk.pairs:
+        loss = loss + pair_rows(grams, tau, pair, walk.symmetric)
+    total = reduce_rows(loss, walk.reduction, size)
+    return total if fused is None else total + fused
 
 
-def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
-    """One number of the ``(B,)`` losses, or all of them."""
+def reduce_rows(loss: Tensor, reduction: str, size: int) -> Tensor:
+    """One number of the losses of some anchors of a batch of ``size``, or all of them."""
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.mean()
+    return loss.sum() if reduction == "sum" else loss.sum() / size
 
 
-def pair_rows(logits: Tensor, symmetric: bool) -> Tensor:
+def pair_rows(grams: Grams, tau: Tensor, pair: tuple[int, int], symmetric: bool) -> Tensor:
     """Eq. (1) for each anchor; the mean of both directions if symmetric."""
-    matched = logits.diagonal()
-    loss = torch.logsumexp(logits, 1) - matched
+    loss = _cross_entropy(grams.rows(*pair) / tau, grams.start)
     if symmetric:
-        loss = (loss + torch.logsumexp(logits, 0) - matched) / 2
+        loss = (loss + _cross_entropy(grams.rows(*reversed(pair)) / tau, grams.start)) / 2
     return loss
 
 
-def _tuple_loss(units: list[Tensor], blocks: dict[tuple[int, int], Tensor], tau: Tensor, tuples: Tuples) -> Tensor:
+def _tuple_rows(grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:
     """Eq. (3) for each anchor."""
-    if tuples.cells is None:
-        return all_tuples_loss(units, blocks, tau, tuples)
+    units, cells = grams.units, tuples.cells
+    if cells is None:
+        return _every_tuple_rows(grams, tau, tuples)
     if isinstance(tuples.similarity, Multilinear):
-        return tuple_rows(units, tau, tuples)  # which needs no Gram block, only the rows themselves
-    cells = tuples.cells
-    cosines = cells.read(blocks if cells.orders is None else _ordered_blocks(units, cells.orders))
-    logits = tuples.similarity(cosines) / tau
-    positive = cells.positive(0, len(logits))
-    matched = logits[:, 0] if isinstance(positive, int) else logits.diagonal()
+        # which needs no Gram block, only the rows themselves
+        return tuple_rows(units, tau, tuples, grams.start, grams.stop)
+    logits = tuples.similarity(cells.read(grams)) / tau
+    positive = cells.positive(grams.start, grams.stop)
+    return _cross_entropy(logits, positive if isinstance(positive, int) else grams.start, isinstance(positive, int))
+
+
+def _every_tuple_rows(grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:
+    """Eq. (3) for each anchor with every tuple of the batch."""
+    units = grams.units
+    own = slice(grams.start, grams.stop)
+    if grams.size == 1:
+        return 0 * torch.stack(units).sum((0, 2))[own] * tau  # no one to compare with
+    if isinstance(tuples.similarity, MeanCosine):
+        cosines = [torch.linalg.vecdot(units[m][own], units[n][own]) for m, n in pairs_of(len(units))]
+        return mean_cosine_denominators(grams, tau, tuples.anchor) - tuples.similarity(cosines) / tau
+    if grams.stop - grams.start < grams.size:
+        return every_tuple_rows(units, grams, tau, tuples)
+    blocks = {}
+    if not isinstance(tuples.similarity, Multilinear):
+        blocks = {pair: grams.whole(*pair) for pair in pairs_of(len(units))}
+    return all_tuples_loss(units, blocks, tau, tuples)
+
+
+def _cross_entropy(logits: Tensor, first: int, column: bool = False) -> Tensor:
+    """Cross-entropy ``(R,)`` of the rows, whose matches stand on a diagonal from column ``first`` on, or in it."""
+    matched = logits[:, first] if column else logits[:, first : first + len(logits)].diagonal()
     return torch.logsumexp(logits, 1) - matched
-
-
-def _ordered_blocks(units: list[Tensor], orders: Tensor) -> dict[tuple[int, int], Tensor]:
-    """Gram blocks of the rows in the order of a shared list of candidates."""
-    ordered = [units[0], *(unit.index_select(0, order) for unit, order in zip(units[1:], orders))]
-    return {(m, n): ordered[m] @ ordered[n].mT for m, n in pairs_of(len(units))}

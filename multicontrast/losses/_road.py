@@ -30,13 +30,16 @@ def choose_tuples(
     anchor: int | str,
     generator: torch.Generator | None,
     alpha: float = 1.0,
+    anchors: tuple[int, int] | None = None,
 ) -> Tuples | None:
     """The tuple term that the arguments of a loss describe; raises for what does not go together.
 
-    With ``alpha=0`` the arguments are checked, nothing is drawn, and there is no term.
+    With ``alpha=0`` the arguments are checked, nothing is drawn, and there is no term. For a range of ``anchors`` the
+    embeddings are those of the whole batch, and so is what is drawn; an index has the rows of the range alone.
     """
     first = embeddings[0]
     size, count = len(first), len(embeddings)
+    start, stop = (0, size) if anchors is None else anchors
     resolved = resolve_similarity(operation, similarity)
     if isinstance(anchor, bool) or anchor not in ANCHORS:
         raise ValueError(
@@ -69,7 +72,7 @@ def choose_tuples(
             )
         )
     if isinstance(negatives, Tensor):
-        check_index(operation, negatives, size, count, first.device)
+        check_index(operation, negatives, stop - start, count, first.device, size)
         if num_negatives is not None and num_negatives != negatives.shape[1] - 1:
             raise ValueError(
                 three_beats(
@@ -78,7 +81,8 @@ def choose_tuples(
                     "Leave `num_negatives` out.",
                 )
             )
-        return Tuples(resolved, IndexCells(negatives), anchor, alpha) if alpha > 0 else None
+        cells = IndexCells(negatives, batch_size=size, first=start)
+        return Tuples(resolved, cells, anchor, alpha) if alpha > 0 else None
     check_choice(operation, "negatives", negatives, SCHEMES)
     if negatives == "all":
         _check_all(operation, count, resolved, num_negatives)
@@ -140,7 +144,11 @@ def walk_loss(
     normalize: bool,
     tiled: bool | None,
 ) -> Tensor:
-    """The loss of a walk, in float32 at least, whatever autocast says."""
+    """The loss of a walk, in float32 at least, whatever autocast says.
+
+    ``embeddings`` are those of the whole batch. With ``walk.anchors`` the result is that of a range of anchors, as
+    :class:`~multicontrast.losses._walk.Walk` says: results of ranges that partition the batch add up.
+    """
     check_tiled(operation, tiled, walk.tuples)
     every_tuple = walk.tuples is not None and walk.tuples.cells is None
     if tiled is None:
@@ -165,6 +173,7 @@ def _is_dense(embeddings: list[Tensor], tau: Tensor, walk: Walk) -> bool:
     tuples = walk.tuples
     return (
         walk.reduction != "none"
+        and walk.anchors is None
         and (tuples is None or (tuples.cells is not None and not isinstance(tuples.similarity, Multilinear)))
         and bool(walk.blocks)
         and all(values_are_free(x) for x in (*embeddings, tau))

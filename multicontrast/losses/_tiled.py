@@ -48,34 +48,44 @@ def tiled_loss(embeddings: list[Tensor], tau: Tensor, walk: Walk, normalize: boo
     units = [unit_rows(x) for x in embeddings] if normalize else list(embeddings)
     tau = tau.to(units[0].dtype)
     tau = torch.where(tau > 0, tau, torch.nan)
-    loss = units[0].new_zeros(len(units[0]))
+    size = len(units[0])
+    start, stop = walk.range(size)
+    loss = units[0].new_zeros(stop - start)
     for m, n in walk.pairs:
-        loss = loss + _TiledPair.apply(units[m], units[n], tau, walk.symmetric)
+        loss = loss + pair_rows(units[m], units[n], tau, walk.symmetric, start, stop)
     if walk.tuples is not None:
-        loss = loss + walk.tuples.alpha * tuple_rows(units, tau, walk.tuples)
+        loss = loss + walk.tuples.alpha * tuple_rows(units, tau, walk.tuples, start, stop)
     if walk.reduction == "none":
         return loss
-    return loss.sum() if walk.reduction == "sum" else loss.mean()
+    return loss.sum() if walk.reduction == "sum" else loss.sum() / size
 
 
-def _bounds(size: int, step: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + step, size)) for start in range(0, size, step))
+def pair_rows(x: Tensor, y: Tensor, tau: Tensor, symmetric: bool, start: int, stop: int) -> Tensor:
+    """Eq. (1) for anchors ``start..stop`` among the candidates of the whole batch."""
+    if stop - start == len(x):
+        return _TiledPair.apply(x, y, tau, symmetric, 0)
+    loss: Tensor = _TiledPair.apply(x[start:stop], y, tau, False, start)
+    return (loss + _TiledPair.apply(y[start:stop], x, tau, False, start)) / 2 if symmetric else loss
+
+
+def _bounds(first: int, last: int, step: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + step, last)) for start in range(first, last, step))
 
 
 class _TiledPair(torch.autograd.Function):
-    """Eq. (1) for each anchor, ``(B,)``; the mean of both directions if symmetric."""
+    """Eq. (1) for each row of ``x``, whose matches are the rows of ``y`` from ``first`` on; the mean of both
+    directions if symmetric, which takes as many rows of each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, tau: Tensor, symmetric: bool) -> Tensor:
-        rows = x.new_full((len(x),), -torch.inf)
-        columns = rows.clone()
-        for (i, j), (k, n) in itertools.product(list(_bounds(len(x), _TILE)), repeat=2):
+    def forward(ctx: Any, x: Tensor, y: Tensor, tau: Tensor, symmetric: bool, first: int) -> Tensor:
+        rows, columns = x.new_full((len(x),), -torch.inf), y.new_full((len(y),), -torch.inf)
+        for (i, j), (k, n) in itertools.product(_bounds(0, len(x), _TILE), _bounds(0, len(y), _TILE)):
             logits = (x[i:j] @ y[k:n].mT).div_(tau)
             rows[i:j] = torch.logaddexp(rows[i:j], torch.logsumexp(logits, 1))
             if symmetric:
                 columns[k:n] = torch.logaddexp(columns[k:n], torch.logsumexp(logits, 0))
-        matched = torch.linalg.vecdot(x, y) / tau
-        ctx.symmetric = symmetric
+        matched = torch.linalg.vecdot(x, y[first : first + len(x)]) / tau
+        ctx.symmetric, ctx.first = symmetric, first
         ctx.save_for_backward(x, y, tau, rows, columns)
         return (rows + columns) / 2 - matched if symmetric else rows - matched
 
@@ -85,7 +95,7 @@ class _TiledPair(torch.autograd.Function):
         x, y, tau, rows, columns = ctx.saved_tensors
         share = grad / (2 * tau) if ctx.symmetric else grad / tau
         by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)
-        for (i, j), (k, n) in itertools.product(list(_bounds(len(x), _TILE)), repeat=2):
+        for (i, j), (k, n) in itertools.product(_bounds(0, len(x), _TILE), _bounds(0, len(y), _TILE)):
             logits = (x[i:j] @ y[k:n].mT).div_(tau)
             weights = (logits - rows[i:j, None]).exp_().mul_(share[i:j, None])
             if ctx.symmetric:
@@ -93,18 +103,19 @@ class _TiledPair(torch.autograd.Function):
             by_x[i:j].addmm_(weights, y[k:n])
             by_y[k:n].addmm_(weights.mT, x[i:j])
         matched = (grad / tau)[:, None]
-        by_x.addcmul_(y, matched, value=-1)
-        by_y.addcmul_(x, matched, value=-1)
+        own = slice(ctx.first, ctx.first + len(x))
+        by_x.addcmul_(y[own], matched, value=-1)
+        by_y[own].addcmul_(x, matched, value=-1)
         # d(loss)/d(tau) = -sum(gradient x cosine) / tau, and that sum is the one over x times its gradient.
         by_tau = -torch.linalg.vecdot(by_x, x).sum() / tau if ctx.needs_input_grad[2] else None
-        return by_x, by_y, by_tau, None
+        return by_x, by_y, by_tau, None, None
 
 
-def tuple_rows(units: list[Tensor], tau: Tensor, tuples: Tuples) -> Tensor:
-    """Eq. (3) for each anchor, some anchors at a time."""
+def tuple_rows(units: list[Tensor], tau: Tensor, tuples: Tuples, start: int, stop: int) -> Tensor:
+    """Eq. (3) for anchors ``start..stop``, some of them at a time."""
     cells = tuples.cells
     assert cells is not None
-    size, dim = units[0].shape
+    dim = units[0].shape[1]
     if isinstance(cells, ListCells):
         step = max(1, _CELLS // cells.width)
     else:
@@ -116,8 +127,8 @@ def tuple_rows(units: list[Tensor], tau: Tensor, tuples: Tuples) -> Tensor:
         matched = logits[:, 0] if isinstance(positive, int) else logits[torch.arange(stop - start), positive]
         return torch.logsumexp(logits, 1) - matched
 
-    parts = [checkpoint(rows, start, stop, tau, *units, use_reentrant=False) for start, stop in _bounds(size, step)]
-    return torch.cat(parts)
+    parts = [checkpoint(rows, i, j, tau, *units, use_reentrant=False) for i, j in _bounds(start, stop, step)]
+    return torch.cat(parts) if parts else units[0].new_zeros(0)
 
 
 def _values(units: list[Tensor], tuples: Tuples, cells: Cells, start: int, stop: int) -> Tensor:
@@ -139,12 +150,8 @@ def _values(units: list[Tensor], tuples: Tuples, cells: Cells, start: int, stop:
 
 def _values_of_lists(units: list[Tensor], tuples: Tuples, cells: ListCells, start: int, stop: int) -> Tensor:
     """The same where all anchors meet the same candidates: matmuls, and nothing gathered for a cell."""
-    first, *others = units
-    if cells.orders is None:
-        lists = others
-    else:
-        lists = [unit.index_select(0, order[: cells.count]) for unit, order in zip(others, cells.orders)]
-    anchors = first[start:stop]
+    lists = cells.lists(units)
+    anchors = units[0][start:stop]
     similarity = tuples.similarity
     if isinstance(similarity, Multilinear):
         values = anchors @ torch.stack(lists).prod(0).mT

@@ -22,13 +22,22 @@ class Tuples:
 
 @dataclass(frozen=True)
 class Walk:
-    """The sum of some pair terms and perhaps a tuple term, over N modalities."""
+    """The sum of some pair terms and perhaps a tuple term, over N modalities.
+
+    ``anchors`` is the range of rows, ``(start, stop)``, that this call answers for; None is all of them. Embeddings are
+    always those of the whole batch, which are the candidates. With ``reduction="none"`` a range has the losses
+    ``(stop - start,)`` of its anchors, with ``"sum"`` their sum, and with ``"mean"`` its *share of the batch's mean*:
+    their sum over the weight of the whole batch, not over that of the range. So the results of ranges that partition
+    the batch concatenate, or add up, to the result of the whole, whatever is masked or weighted; and the same holds
+    for their gradients.
+    """
 
     num_modalities: int
     pairs: tuple[Pair, ...] = ()
     symmetric: bool = True
     tuples: Tuples | None = None
     reduction: str = "mean"
+    anchors: tuple[int, int] | None = None
 
     @property
     def blocks(self) -> list[Pair]:
@@ -42,3 +51,7 @@ class Walk:
         """Row orders ``(N - 1, B)`` in which modalities 1.. enter the products, or None for the order they have."""
         cells = None if self.tuples is None else self.tuples.cells
         return None if cells is None else cells.orders
+
+    def range(self, batch_size: int) -> tuple[int, int]:
+        """The anchors of this call, as bounds."""
+        return self.anchors if self.anchors is not None else (0, batch_size)
