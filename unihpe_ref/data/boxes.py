@@ -18,8 +18,8 @@ PADDING = 1.25
 ASPECT = 3 / 4  # width / height
 
 # Mean and standard deviation of [(cx - c_u) / f_u, (cy - c_v) / f_v, b / f] over Human3.6M-like views.
-_INFORMATION_MEAN = (0.0, 0.0, 0.38)
-_INFORMATION_STD = (0.08, 0.04, 0.075)
+INFORMATION_MEAN = (0.0, 0.0, 0.38)
+INFORMATION_STD = (0.08, 0.04, 0.075)
 
 
 def joint_box(joints_px: Tensor, *, padding: float = PADDING, aspect: float = ASPECT) -> Tensor:
@@ -66,7 +66,7 @@ def box_information(box: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
     ray = (box[..., :2] - principal) / focal
     size = box[..., 2:] / focal.prod(-1, keepdim=True).sqrt()
     information = torch.cat([ray, size], -1)
-    return (information - information.new_tensor(_INFORMATION_MEAN)) / information.new_tensor(_INFORMATION_STD)
+    return (information - information.new_tensor(INFORMATION_MEAN)) / information.new_tensor(INFORMATION_STD)
 
 
 def crop_affine(box: Tensor, crop_size: tuple[int, int]) -> Tensor:
