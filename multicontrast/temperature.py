@@ -290,7 +290,9 @@ class _Unmoved:
         """Called after each step of any optimizer."""
         if temperature.log_tau.grad is None:
             return
-        if temperature.log_tau._version != self.version:  # somebody moved it: all is well, for good
+        # Fused optimizers move it without raising the counter: whoever holds it is trusted. Others are seen by it.
+        held = any(p is temperature.log_tau for group in optimizer.param_groups for p in group["params"])
+        if held or temperature.log_tau._version != self.version:  # somebody moved it: all is well, for good
             self.settled = True
         else:
             self.steps[optimizer] = self.steps.get(optimizer, 0) + 1

@@ -122,13 +122,15 @@ def test_a_temperature_in_no_optimizer_warns_once():
         loss.temperature.check_optimizer(optimizer)
 
 
-@pytest.mark.parametrize("case", ["one", "two", "every second", "no gradient", "constant"])
+@pytest.mark.parametrize("case", ["one", "fused", "two", "every second", "no gradient", "constant"])
 def test_one_that_moves_or_need_not_does_not_warn(case):
     loss, encoder = mc.PairwiseInfoNCE(0.1), nn.Parameter(torch.zeros(2))
     mine = torch.optim.Adam(loss.parameters(), lr=0.1)
     others = torch.optim.SGD([encoder], lr=0.1)
     if case == "one":
         assert not train(loss, torch.optim.AdamW([encoder, *loss.parameters()], lr=0.1))
+    elif case == "fused":  # which moves parameters without raising their version
+        assert not train(loss, torch.optim.AdamW([encoder, *loss.parameters()], lr=0.1, fused=True))
     elif case == "two":
         both = lambda: (others.step(), mine.step())  # noqa: E731
         assert not train(loss, type("Both", (), {"step": staticmethod(both)})())
