@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -33,8 +33,12 @@ from multicontrast._checks import check_floating, compute_dtype, describe, three
 
 __all__ = ["Gather", "Meeting", "Ranks", "check_gather", "gather_rows"]
 
-Gather = bool | dist.ProcessGroup if dist.is_available() else bool
+Gather: TypeAlias = "bool | dist.ProcessGroup"
 """What ``gather=`` takes: False, True for the default process group, or a process group."""
+
+# The names from torch 2.14 on, and those before.
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 _MESSAGE_BYTES = 512  # of an error that another rank is told about
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -87,7 +91,7 @@ class Ranks:
 
     def gather_values(self, *tensors: Tensor) -> list[Tensor]:
         """The rows of all ranks of tensors of any type; no gradient."""
-        if self.size == 1:
+        if self.size == 1 or not tensors:
             return [x.detach() for x in tensors]
         with torch.no_grad():
             rows = [_flat(x.detach()).contiguous().view(torch.uint8) for x in tensors]
@@ -159,13 +163,15 @@ class Meeting:
     """Where the ranks of one call meet before any of them computes.
 
     The checks of a door run inside ``with Meeting(...)`` and end in :meth:`exchange`. A rank whose checks raise tells
-    the others on its way out, so that they raise as well instead of waiting for it.
+    the others on its way out, so that they raise as well instead of waiting for it. Checks that need to know of the
+    other ranks come between :meth:`reopen` and :meth:`close`.
     """
 
     def __init__(self, operation: str, gather: object) -> None:
         self.operation = operation
-        self._group = check_gather(operation, gather)
-        self._met = False
+        group = check_gather(operation, gather)
+        self._group = None if group is not None and dist.get_world_size(group) == 1 else group
+        self._open = True
 
     @property
     def alone(self) -> bool:
@@ -178,7 +184,7 @@ class Meeting:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self._met and self._group is not None:
+        if error is not None and self._open and self._group is not None:
             _tell(self._group, self.operation, str(error))
 
     def exchange(
@@ -205,7 +211,7 @@ class Meeting:
         """
         if self._group is None:
             return None
-        self._met = True
+        self._open = False
         needs = tuple(x.requires_grad for x in (*embeddings, *(() if tau is None else (tau,))))
         terms = {
             "number of modalities": len(embeddings),
@@ -227,6 +233,16 @@ class Meeting:
                 )
             )
         return ranks
+
+    def reopen(self) -> None:
+        """There are more checks to come, which may fail on one rank alone: :meth:`close` follows."""
+        self._open = True
+
+    def close(self) -> None:
+        """All checks are passed: hear whether the other ranks say so, too, if the meeting was opened again."""
+        if self._open and self._group is not None:
+            self._open = False
+            _meet(self._group, self.operation, 0, 0, [], [])
 
 
 # --- The small exchange before the collectives ---------------------------------------------------------------------
@@ -380,7 +396,7 @@ def _all_gather(x: Tensor, ranks: Ranks) -> Tensor:
 def _all_gather_even(x: Tensor, group: Any) -> Tensor:
     """A tensor of one shape on all ranks to the stack of all of them."""
     received = x.new_empty(dist.get_world_size(group), *x.shape)
-    dist.all_gather_into_tensor(received.view(-1), x.contiguous().view(-1), group=group)
+    _all_gather_single(received.view(-1), x.contiguous().view(-1), group=group)
     return received
 
 
@@ -394,7 +410,7 @@ def _reduce_scatter(x: Tensor, ranks: Ranks) -> Tensor:
     if min(ranks.counts) < longest:
         x = torch.cat([_padded(x[slice(*ranks.bounds(rank))], longest) for rank in range(ranks.size)])
     own = x.new_empty(longest, x.shape[1])
-    dist.reduce_scatter_tensor(own, x.contiguous(), group=ranks.group)
+    _reduce_scatter_single(own, x.contiguous(), group=ranks.group)
     return own[: ranks.counts[ranks.rank]]
 
 

@@ -26,8 +26,13 @@ def values_are_free(tensor: Tensor) -> bool:
     )
 
 
-def check_embeddings(operation: str, names: Sequence[str], embeddings: Sequence[Tensor]) -> None:
-    """Raise unless the embeddings are ``(B, D)`` floating tensors of one shape on one device, with B, D >= 1."""
+def check_embeddings(
+    operation: str, names: Sequence[str], embeddings: Sequence[Tensor], *, may_be_empty: bool = False
+) -> None:
+    """Raise unless the embeddings are ``(B, D)`` floating tensors of one shape on one device, with B, D >= 1.
+
+    One rank of several may be empty.
+    """
     for name, x in zip(names, embeddings):
         check_floating(operation, name, x)
         if x.ndim != 2:
@@ -56,7 +61,7 @@ def check_embeddings(operation: str, names: Sequence[str], embeddings: Sequence[
                     "Project both to the same dimension.",
                 )
             )
-    if first.shape[0] == 0 or first.shape[1] == 0:
+    if (first.shape[0] == 0 and not may_be_empty) or first.shape[1] == 0:
         raise ValueError(
             three_beats(
                 f"`{operation}` needs at least one row and one column",
@@ -166,3 +171,23 @@ def check_weight_of_triplet(operation: str, alpha: object) -> None:
         raise TypeError(three_beats(f"`{operation}` needs `alpha` to be a number", describe(alpha), remedy))
     if not (0 <= alpha < math.inf):
         raise ValueError(three_beats(f"`{operation}` needs `alpha` to be finite and >= 0", repr(alpha), remedy))
+
+
+def check_generator(operation: str, generator: object) -> None:
+    """Raise unless ``generator`` is None or a generator on the CPU."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            three_beats(
+                f"`{operation}` needs `generator` to be a torch.Generator or None",
+                describe(generator),
+                "Make one with `torch.Generator().manual_seed(seed)`.",
+            )
+        )
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(
+            three_beats(
+                f"`{operation}` draws on the CPU, for the same tuples on every device, and needs a CPU generator",
+                f"one on {generator.device}",
+                "Make one with `torch.Generator().manual_seed(seed)`.",
+            )
+        )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from multicontrast._backend import use_triton
 from multicontrast._checks import check_choice, compute_dtype, describe, three_beats
-from multicontrast.losses._arguments import check_index, values_are_free
+from multicontrast.losses._arguments import check_generator, check_index, values_are_free
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
 from multicontrast.losses._dense import dense_loss
 from multicontrast.losses._kernels import has_kernels, kernel_loss
@@ -47,22 +47,7 @@ def choose_tuples(
                 f"`{operation}` needs `anchor` to be 0 or 'any'", describe(anchor), "0 is the first modality's row."
             )
         )
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            three_beats(
-                f"`{operation}` needs `generator` to be a torch.Generator or None",
-                describe(generator),
-                "Make one with `torch.Generator().manual_seed(seed)`.",
-            )
-        )
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(
-            three_beats(
-                f"`{operation}` draws on the CPU, for the same tuples on every device, and needs a CPU generator",
-                f"one on {generator.device}",
-                "Make one with `torch.Generator().manual_seed(seed)`.",
-            )
-        )
+    check_generator(operation, generator)
     if anchor == "any" and not (isinstance(negatives, str) and negatives == "all"):
         raise ValueError(
             three_beats(

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from multicontrast._checks import describe, three_beats
+from multicontrast.distributed import Gather, Meeting
 from multicontrast.losses._arguments import check_embeddings, check_flag, check_reduction, check_tau
+from multicontrast.losses._gathered import meet_for_tuples
 from multicontrast.losses._module import as_temperature
-from multicontrast.losses._road import MAX_MODALITIES, choose_tuples, walk_loss
+from multicontrast.losses._road import MAX_MODALITIES, walk_loss
+from multicontrast.losses._tiled import check_tiled
 from multicontrast.losses._walk import Walk
 from multicontrast.similarity import Similarity
 from multicontrast.temperature import Temperature
@@ -28,6 +31,7 @@ def multimodal_infonce(
     reduction: str = "mean",
     normalize: bool = True,
     tiled: bool | None = None,
+    gather: Gather = False,
 ) -> Tensor:
     r"""InfoNCE over whole tuples of N modalities: row ``i`` of every embedding is one positive tuple.
 
@@ -56,6 +60,9 @@ def multimodal_infonce(
         normalize: False promises rows of length one.
         tiled: compute in tiles and never hold a ``(B, B)`` tensor; ``None`` does so for more than 8192 samples, but not
             for ``negatives="all"``, which needs its Gram blocks. First derivatives only for the pairs.
+        gather: True, or a process group, for the rows of all ranks as candidates; each rank answers for its own
+            anchors, and the mean over the ranks is the loss of one process. An index is
+            ``(B_local, 1 + K, N)`` then, in row numbers of all ranks. See :mod:`multicontrast.distributed`.
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has no negatives and the loss 0.
@@ -93,6 +100,7 @@ def multimodal_infonce(
         reduction,
         normalize,
         tiled,
+        gather,
     )
 
 
@@ -109,22 +117,27 @@ def tuple_infonce(
     reduction: str,
     normalize: bool,
     tiled: bool | None,
+    gather: Gather,
 ) -> Tensor:
     """:func:`multimodal_infonce` under the name of the function that was called."""
-    if not 2 <= len(embeddings) <= MAX_MODALITIES:
-        raise ValueError(
-            three_beats(
-                f"`{operation}` needs 2 to {MAX_MODALITIES} modalities", str(len(embeddings)), "Pass one for each."
+    with Meeting(operation, gather) as meeting:
+        if not 2 <= len(embeddings) <= MAX_MODALITIES:
+            raise ValueError(
+                three_beats(
+                    f"`{operation}` needs 2 to {MAX_MODALITIES} modalities", str(len(embeddings)), "Pass one for each."
+                )
             )
-        )
-    check_embeddings(operation, names, embeddings)
-    check_tau(operation, tau)
-    check_flag(operation, "normalize", normalize)
-    check_reduction(operation, reduction)
-    listed = list(embeddings)
-    tuples = choose_tuples(operation, listed, similarity, negatives, num_negatives, anchor, generator)
-    walk = Walk(len(listed), tuples=tuples, reduction=reduction)
-    return walk_loss(operation, listed, tau, walk, normalize=normalize, tiled=tiled)
+        check_embeddings(operation, names, embeddings, may_be_empty=not meeting.alone)
+        check_tau(operation, tau)
+        check_flag(operation, "normalize", normalize)
+        check_reduction(operation, reduction)
+        options = {"normalize": normalize, "reduction": reduction, "tiled": tiled}
+        terms = (similarity, negatives, num_negatives, anchor, generator)
+        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms)
+        check_tiled(operation, tiled, tuples)
+    walk = Walk(len(embeddings), tuples=tuples, reduction=reduction, anchors=batch.anchors)
+    loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
+    return batch.share(loss, reduction)
 
 
 class MultimodalInfoNCE(nn.Module):
@@ -133,7 +146,8 @@ class MultimodalInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: as for the function.
+        similarity, negatives, num_negatives, anchor, generator: as for the function.
+        reduction, normalize, tiled, gather: as for the function.
     """
 
     def __init__(
@@ -148,12 +162,14 @@ class MultimodalInfoNCE(nn.Module):
         reduction: str = "mean",
         normalize: bool = True,
         tiled: bool | None = None,
+        gather: Gather = False,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature(type(self).__name__, temperature)
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
-        self.reduction, self.normalize, self.tiled = reduction, normalize, tiled
+        self.reduction, self.normalize = reduction, normalize
+        self.tiled, self.gather = tiled, gather
 
     def forward(self, embeddings: Sequence[Tensor], *, negatives: Tensor | None = None) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives."""
@@ -168,4 +184,5 @@ class MultimodalInfoNCE(nn.Module):
             reduction=self.reduction,
             normalize=self.normalize,
             tiled=self.tiled,
+            gather=self.gather,
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from multicontrast.distributed import Gather, Meeting
 from multicontrast.losses._arguments import check_embeddings, check_flag, check_reduction, check_tau
+from multicontrast.losses._gathered import meet
 from multicontrast.losses._module import as_temperature
 from multicontrast.losses._road import walk_loss
+from multicontrast.losses._tiled import check_tiled
 from multicontrast.losses._walk import Walk
 from multicontrast.temperature import Temperature
 
@@ -20,6 +23,7 @@ def pairwise_infonce(
     reduction: str = "mean",
     normalize: bool = True,
     tiled: bool | None = None,
+    gather: Gather = False,
 ) -> Tensor:
     r"""InfoNCE between two modalities: row ``i`` of ``x`` matches row ``i`` of ``y``, all other rows are negatives.
 
@@ -36,6 +40,8 @@ def pairwise_infonce(
         normalize: False promises rows of length one.
         tiled: compute in tiles and never hold a ``(B, B)`` tensor, at the cost of one more product in the backward
             pass; ``None`` does so for more than 8192 samples. First derivatives only.
+        gather: True, or a process group, for the rows of all ranks as candidates; each rank answers for its own
+            anchors, and the mean over the ranks is the loss of one process. See :mod:`multicontrast.distributed`.
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has the loss 0.
@@ -53,13 +59,18 @@ def pairwise_infonce(
         0.7437
     """
     operation = "pairwise_infonce"
-    check_embeddings(operation, ("x", "y"), (x, y))
-    check_tau(operation, tau)
-    check_flag(operation, "symmetric", symmetric)
-    check_flag(operation, "normalize", normalize)
-    check_reduction(operation, reduction)
-    walk = Walk(2, pairs=((0, 1),), symmetric=symmetric, reduction=reduction)
-    return walk_loss(operation, [x, y], tau, walk, normalize=normalize, tiled=tiled)
+    with Meeting(operation, gather) as meeting:
+        check_embeddings(operation, ("x", "y"), (x, y), may_be_empty=not meeting.alone)
+        check_tau(operation, tau)
+        options = {"symmetric": symmetric, "normalize": normalize}
+        for name, value in options.items():
+            check_flag(operation, name, value)
+        check_reduction(operation, reduction)
+        check_tiled(operation, tiled, None)
+        batch = meet(meeting, [x, y], tau, options | {"reduction": reduction, "tiled": tiled})
+    walk = Walk(2, pairs=((0, 1),), symmetric=symmetric, reduction=reduction, anchors=batch.anchors)
+    loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
+    return batch.share(loss, reduction)
 
 
 class PairwiseInfoNCE(nn.Module):
@@ -68,7 +79,7 @@ class PairwiseInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        symmetric, reduction, normalize, tiled: as for the function.
+        symmetric, reduction, normalize, tiled, gather: as for the function.
 
     Example:
         >>> import torch
@@ -85,11 +96,12 @@ class PairwiseInfoNCE(nn.Module):
         reduction: str = "mean",
         normalize: bool = True,
         tiled: bool | None = None,
+        gather: Gather = False,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("PairwiseInfoNCE", temperature)
         self.symmetric, self.reduction = symmetric, reduction
-        self.normalize, self.tiled = normalize, tiled
+        self.normalize, self.tiled, self.gather = normalize, tiled, gather
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch."""
@@ -101,4 +113,5 @@ class PairwiseInfoNCE(nn.Module):
             reduction=self.reduction,
             normalize=self.normalize,
             tiled=self.tiled,
+            gather=self.gather,
         )

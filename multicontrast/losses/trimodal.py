@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from multicontrast.distributed import Gather, Meeting
 from multicontrast.losses._arguments import (
     check_embeddings,
     check_flag,
@@ -15,8 +16,10 @@ from multicontrast.losses._arguments import (
     check_tau,
     check_weight_of_triplet,
 )
+from multicontrast.losses._gathered import meet_for_tuples
 from multicontrast.losses._module import as_temperature
-from multicontrast.losses._road import choose_tuples, walk_loss
+from multicontrast.losses._road import walk_loss
+from multicontrast.losses._tiled import check_tiled
 from multicontrast.losses._walk import Walk
 from multicontrast.losses.triplet import NAMES
 from multicontrast.similarity import Similarity
@@ -42,6 +45,7 @@ def trimodal_infonce(
     reduction: str = "mean",
     normalize: bool = True,
     tiled: bool | None = None,
+    gather: Gather = False,
 ) -> Tensor:
     r"""UniHPE's contrastive loss, eq. (4): :math:`\mathcal{L}_{pair} + \alpha \mathcal{L}_{triplet}`.
 
@@ -57,6 +61,7 @@ def trimodal_infonce(
         symmetric: whether each pair is the mean of both directions, or only has its first modality as anchor.
         similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: of the triplet term; see
             :func:`multicontrast.multimodal_infonce`.
+        gather: True, or a process group, for the rows of all ranks as candidates; see there too.
 
     Returns:
         The loss in float32 (float64 for float64 input).
@@ -76,16 +81,22 @@ def trimodal_infonce(
     """
     operation = "trimodal_infonce"
     embeddings = [x_img, x_2d, x_3d]
-    check_embeddings(operation, NAMES, embeddings)
-    check_tau(operation, tau)
-    check_weight_of_triplet(operation, alpha)
-    chosen = check_pairs(operation, pairs, 3)
-    for name, value in (("symmetric", symmetric), ("normalize", normalize)):
-        check_flag(operation, name, value)
-    check_reduction(operation, reduction)
-    tuples = choose_tuples(operation, embeddings, similarity, negatives, num_negatives, anchor, generator, float(alpha))
-    walk = Walk(3, chosen, symmetric, tuples, reduction)
-    return walk_loss(operation, embeddings, tau, walk, normalize=normalize, tiled=tiled)
+    with Meeting(operation, gather) as meeting:
+        check_embeddings(operation, NAMES, embeddings, may_be_empty=not meeting.alone)
+        check_tau(operation, tau)
+        check_weight_of_triplet(operation, alpha)
+        chosen = check_pairs(operation, pairs, 3)
+        flags = {"symmetric": symmetric, "normalize": normalize}
+        for name, value in flags.items():
+            check_flag(operation, name, value)
+        check_reduction(operation, reduction)
+        options = flags | {"pairs": chosen, "reduction": reduction, "tiled": tiled}
+        terms = (similarity, negatives, num_negatives, anchor, generator)
+        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, float(alpha))
+        check_tiled(operation, tiled, tuples)
+    walk = Walk(3, chosen, symmetric, tuples, reduction, batch.anchors)
+    loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
+    return batch.share(loss, reduction)
 
 
 class TrimodalInfoNCE(nn.Module):
@@ -95,7 +106,7 @@ class TrimodalInfoNCE(nn.Module):
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
         alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor: as for the function.
-        generator, reduction, normalize, tiled: as for the function.
+        generator, reduction, normalize, tiled, gather: as for the function.
     """
 
     def __init__(
@@ -113,13 +124,15 @@ class TrimodalInfoNCE(nn.Module):
         reduction: str = "mean",
         normalize: bool = True,
         tiled: bool | None = None,
+        gather: Gather = False,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("TrimodalInfoNCE", temperature)
         self.alpha, self.pairs, self.symmetric = alpha, pairs, symmetric
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
-        self.reduction, self.normalize, self.tiled = reduction, normalize, tiled
+        self.reduction, self.normalize = reduction, normalize
+        self.tiled, self.gather = tiled, gather
 
     def forward(self, x_img: Tensor, x_2d: Tensor, x_3d: Tensor, *, negatives: Tensor | None = None) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives."""
@@ -139,4 +152,5 @@ class TrimodalInfoNCE(nn.Module):
             reduction=self.reduction,
             normalize=self.normalize,
             tiled=self.tiled,
+            gather=self.gather,
         )

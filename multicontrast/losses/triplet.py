@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from multicontrast.distributed import Gather
 from multicontrast.losses._module import as_temperature
 from multicontrast.losses.multimodal import tuple_infonce
 from multicontrast.similarity import Similarity
@@ -27,6 +28,7 @@ def triplet_infonce(
     reduction: str = "mean",
     normalize: bool = True,
     tiled: bool | None = None,
+    gather: Gather = False,
 ) -> Tensor:
     r"""InfoNCE over triplets, one sample in three modalities: image, 2D pose and 3D pose, or any other three.
 
@@ -42,7 +44,7 @@ def triplet_infonce(
     Args:
         x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
         tau: temperature, a positive number or 0-dim tensor; it divides.
-        similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: see
+        similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled, gather: see
             :func:`multicontrast.multimodal_infonce`. The defaults are the paper's loss, but that the positive is kept
             out of the negatives; ``negatives="all"`` is its exact form, with ``B^2`` triplets in each denominator
             (``anchor=0``) or the ``3 B^2 - 3 B + 1`` that hold any embedding of the anchor (``anchor="any"``).
@@ -76,6 +78,7 @@ def triplet_infonce(
         reduction,
         normalize,
         tiled,
+        gather,
     )
 
 
@@ -85,7 +88,8 @@ class TripletInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: as for the function.
+        similarity, negatives, num_negatives, anchor, generator: as for the function.
+        reduction, normalize, tiled, gather: as for the function.
     """
 
     def __init__(
@@ -100,12 +104,14 @@ class TripletInfoNCE(nn.Module):
         reduction: str = "mean",
         normalize: bool = True,
         tiled: bool | None = None,
+        gather: Gather = False,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("TripletInfoNCE", temperature)
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
-        self.reduction, self.normalize, self.tiled = reduction, normalize, tiled
+        self.reduction, self.normalize = reduction, normalize
+        self.tiled, self.gather = tiled, gather
 
     def forward(self, x_img: Tensor, x_2d: Tensor, x_3d: Tensor, *, negatives: Tensor | None = None) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives."""
@@ -122,4 +128,5 @@ class TripletInfoNCE(nn.Module):
             reduction=self.reduction,
             normalize=self.normalize,
             tiled=self.tiled,
+            gather=self.gather,
         )
