@@ -1,6 +1,6 @@
 """The temperature: learnable, inside its bounds, and never stuck on one."""
 
-# mypy: disable-error-code="no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
@@ -85,6 +85,9 @@ class Temperature(nn.Module):
                 )
             )
         self.min, self.max, self.learnable = min, max, learnable
+        # The bounds as float32 has them: not below `min`, not above `max`.
+        self._lowest = None if min is None else _nearest_float32(min, upwards=True)
+        self._highest = None if max is None else _nearest_float32(max, upwards=False)
         log_tau = torch.tensor(math.log(init), dtype=torch.float32)
         if learnable:
             self.log_tau = nn.Parameter(log_tau)
@@ -176,12 +179,10 @@ class Temperature(nn.Module):
             self._unmoved.watch(self)
         tau = self.log_tau.float().exp()
         # exp(log(bound)) may miss the bound by a rounding; put it there without cutting the gradient.
-        if self.min is not None:
-            lowest = _nearest_float32(self.min, upwards=True)
-            tau = torch.where(tau < lowest, lowest + (tau - tau.detach()), tau)
-        if self.max is not None:
-            highest = _nearest_float32(self.max, upwards=False)
-            tau = torch.where(tau > highest, highest + (tau - tau.detach()), tau)
+        if self._lowest is not None:
+            tau = torch.where(tau < self._lowest, self._lowest + (tau - tau.detach()), tau)
+        if self._highest is not None:
+            tau = torch.where(tau > self._highest, self._highest + (tau - tau.detach()), tau)
         return tau
 
     @torch.no_grad()
@@ -335,7 +336,6 @@ def _after_step(optimizer: Optimizer, *_: object) -> None:
 # --- Bounds in float32 -------------------------------------------------------------------------------------------
 
 
-@torch.compiler.assume_constant_result
 def _nearest_float32(bound: float, upwards: bool) -> float:
     """The float32 nearest to a positive ``bound`` that is not below it, or with ``upwards=False`` not above it."""
     bits: int = struct.unpack("<i", struct.pack("<f", bound))[0]
