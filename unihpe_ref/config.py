@@ -39,7 +39,7 @@ class ModelConfig(Settings):
 
     joints: int = option(17, at_least=2)  # the Human3.6M skeleton
     embedding_dim: int = option(1024, at_least=1)  # D; supplement B.2
-    image_encoder: str = "hrnet_w32"  # a HRNet of timm, or "none" for a model of poses alone
+    image_encoder: str = "hrnet_w32"  # a HRNet of timm, vit_s or vit_b, or "none" for a model of poses alone
     pose_encoder: Literal["transformer", "mlp"] = "transformer"  # section 3.1, or the ablation of Table 4
     encoder_width: int = option(256, at_least=1)  # MPM (same authors); the paper gives none
     encoder_layers: int = option(3, at_least=1)  # supplement B.2

@@ -9,14 +9,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from unihpe_ref.config import ModelConfig, SamplerConfig
-from unihpe_ref.models import UniHPE
+from unihpe_ref.models import UniHPE, costs
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +26,39 @@ def poses() -> dict[str, Tensor]:
     }
 
 
-def test_full_size_networks_have_the_paper_s_parameters() -> None:
-    model = UniHPE(ModelConfig(image_encoder="none"))
-    # by hand: layers of 4 w^2 + 2 w f weights, w = 256, f = 512, and a projection to 1024
-    assert parameters(model.encoder_3d) == 1_850_880
-    assert parameters(model.encoder_2d) == 1_851_904
-    assert round(parameters(model.decoder_3d) / 1e6, 1) == 13.5
+# Parameters, and multiply-adds of the backbone at 256 x 192 in 1e9. Those of ViT are the ones with the two products of
+# attention, 2 x 12 layers x 192^2 tokens x width; tables that leave them out have 4.13 and 16.42.
+_IMAGE_ENCODERS = {
+    "hrnet_w32": (29_798_080, 7.73, 0),
+    "hrnet_w48": (66_063_424, 15.89, 0),
+    "vit_s": (22_057_600, 4.13, 384),
+    "vit_b": (86_581_504, 16.42, 768),
+}
 
 
-def test_paper_s_image_encoder_pools_480_channels() -> None:
-    encoder = HRNetEncoder("hrnet_w32", 1024)
-    assert parameters(encoder) == 29_798_080
-    assert encoder.out.in_features == 480
+@pytest.mark.parametrize("name", _IMAGE_ENCODERS)
+def test_image_encoders_cost_what_they_are_known_to(name: str) -> None:
+    expected, giga, attention_width = _IMAGE_ENCODERS[name]
+    found, macs = costs(ModelConfig(image_encoder=name))["image encoder"]
+    assert found == expected
+    assert round((macs - 2 * 12 * 192**2 * attention_width) / 1e9, 2) == giga
+
+
+def test_pose_networks_cost_what_they_are_known_to() -> None:
+    """By hand: the encoder's layers hold 4 w^2 + 2 w f weights, used at each token, and attention 2 tokens^2 w."""
+    cost = costs(ModelConfig(image_encoder="none"))
+    w, f, tokens = 256, 512, 18
+    layer = tokens * (4 * w * w + 2 * w * f) + 2 * tokens**2 * w
+    assert cost["3D pose encoder"] == (1_850_880, 17 * 3 * w + 3 * layer + w * 1024)
+    assert cost["2D pose encoder"][0] == 1_851_904
+    for name in ("2D pose decoder", "3D pose decoder"):
+        assert [round(number / 1e6, 1) for number in cost[name]] == [13.5, 13.5 if "3D" in name else 13.4]
+
+
+def test_paper_s_image_encoders_pool_480_and_720_channels() -> None:
+    with torch.device("meta"):
+        assert HRNetEncoder("hrnet_w32", 1024).out.in_features == 480
+        assert HRNetEncoder("hrnet_w48", 1024).out.in_features == 720
 
 
 def test_image_embedding_is_the_mean_over_each_map(poses: dict[str, Tensor]) -> None:

@@ -34,6 +34,7 @@ class HRNetEncoder(nn.Module):
         self.backbone = timm.create_model(
             variant, pretrained=False, features_only=True, feature_location="", out_indices=(1, 2, 3, 4), **changes
         ).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        self.name = name
         self.out = nn.Linear(sum(self.backbone.feature_info.channels()), embedding_dim)
 
     def forward(self, image: Tensor) -> Tensor:

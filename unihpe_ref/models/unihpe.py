@@ -13,6 +13,7 @@ from unihpe_ref.models.decoders import MLPDecoder, ScoreDecoder
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
+from unihpe_ref.models.vit import ViTEncoder
 from unihpe_ref.parts import Part
 
 MODALITIES = ("img", "2d", "3d")  # also the rows of the modality token
@@ -42,8 +43,7 @@ class UniHPE(nn.Module):
         super().__init__()
         self.config = config
         self.sampler = sampler or SamplerConfig()
-        has_images = config.image_encoder != "none"
-        self.image_encoder = HRNetEncoder(config.image_encoder, config.embedding_dim) if has_images else None
+        self.image_encoder = _image_encoder(config)
         self.encoder_2d = _pose_encoder(config, 2, box_token=config.encoder_box_token)
         self.encoder_3d = _pose_encoder(config, 3, box_token=False)
         decoder = ScoreDecoder if config.decoder == "diffusion" else MLPDecoder
@@ -177,6 +177,13 @@ class UniHPE(nn.Module):
             raise ValueError(
                 three_beats(f"`{operation}` needs `{name}` of shape ({size})", describe(value), "Reshape it.")
             )
+
+
+def _image_encoder(config: ModelConfig) -> HRNetEncoder | ViTEncoder | None:
+    if config.image_encoder == "none":
+        return None
+    encoder = ViTEncoder if config.image_encoder.startswith("vit") else HRNetEncoder
+    return encoder(config.image_encoder, config.embedding_dim)
 
 
 def _pose_encoder(config: ModelConfig, coordinates: int, *, box_token: bool) -> PoseTransformer | PoseMLP:

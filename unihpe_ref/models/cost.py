@@ -1,0 +1,59 @@
+"""What a network costs: parameters, and multiply-adds counted by PyTorch while it runs on shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from unihpe_ref.config import ModelConfig, SamplerConfig
+from unihpe_ref.models.unihpe import UniHPE
+
+
+def parameters(module: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def multiply_adds(call: Callable[[], object]) -> int:
+    """Multiply-adds (MACs) of the matrix products and convolutions in ``call``; half of what others call FLOPs.
+
+    The products of attention, queries with keys and weights with values, are counted too: some tables leave them out.
+
+    Example:
+        >>> layer, x = nn.Linear(3, 5), torch.ones(2, 3)
+        >>> multiply_adds(lambda: layer(x))
+        30
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
+def costs(config: ModelConfig, image_size: tuple[int, int] = (256, 192)) -> dict[str, tuple[int, int]]:
+    """Part of the model to (parameters, multiply-adds for one sample); nothing is allocated.
+
+    For a score-based decoder it is one evaluation of the network, of which a sampler makes as many as it has steps.
+    """
+    with torch.device("meta"):
+        model = UniHPE(config, SamplerConfig(steps=1))
+        box_info, embedding = torch.empty(1, 3), torch.empty(1, config.embedding_dim)
+        calls = {
+            "image encoder": lambda: model.encode(image=torch.empty(1, 3, *image_size)),
+            "2D pose encoder": lambda: model.encode(kp2d=torch.empty(1, config.joints, 2), box_info=box_info),
+            "3D pose encoder": lambda: model.encode(kp3d=torch.empty(1, config.joints, 3)),
+            "2D pose decoder": lambda: model.decode_2d(embedding, "img", box_info),
+            "3D pose decoder": lambda: model.decode_3d(embedding, "img", box_info),
+        }
+        parts = [model.image_encoder, model.encoder_2d, model.encoder_3d, model.decoder_2d, model.decoder_3d]
+        model.train()  # PyTorch's fused inference path of the transformer is not counted
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()  # one sample has no statistics
+        return {
+            name: (parameters(part), multiply_adds(call))
+            for (name, call), part in zip(calls.items(), parts)
+            if part is not None
+        }
