@@ -21,8 +21,23 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery_source"]
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery_source",
+    "gallery_dirs": "gallery",
+    "within_subsection_order": "ExampleTitleSortKey",
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 10**9,
+    "write_computation_times": False,
+    "abort_on_example_error": True,
+    "backreferences_dir": None,
+    "matplotlib_animations": False,
+}
 html_theme = "furo"
 html_title = f"multicontrast {release}"
 
