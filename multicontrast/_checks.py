@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -66,6 +67,18 @@ def check_same_device(operation: str, names: Sequence[str], tensors: Sequence[Te
         raise ValueError(
             three_beats(f"`{operation}` needs all tensors on one device", came, "Move them with `.to(device)` first.")
         )
+
+
+def values_are_free(tensor: Tensor) -> bool:
+    """Whether looking at the values of ``tensor`` costs nothing: on a CPU, in eager mode, not under a transform, and
+    without a forward-mode derivative."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and forward_ad.unpack_dual(tensor).tangent is None
+    )
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -40,6 +40,23 @@ def batch_first(size: int, in_dims: Sequence[int | None], tensors: Sequence[Tens
     ]
 
 
+def fold_last(size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The inputs of a ``vmap`` rule with the mapped axis folded into the last, for functions whose batch is last."""
+    return [
+        None
+        if tensor is None
+        else (
+            tensor.unsqueeze(-2).expand(*tensor.shape[:-1], size, -1) if dim is None else tensor.movedim(dim, -2)
+        ).flatten(-2)
+        for dim, tensor in zip(in_dims, tensors)
+    ]
+
+
+def unfold_last(size: int, results: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The results of such a rule: the mapped axis is taken out of the last again, and said to be the last but one."""
+    return tuple(one.unflatten(-1, (size, -1)) for one in results), tuple(one.dim() - 1 for one in results)
+
+
 def refuse_nested_forward_mode(operation: str) -> None:
     """Raise inside a forward-mode derivative of a forward-mode derivative.
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _rotation_torch
+from multicontrast.linalg._glue import fold_last, unfold_last
 
 # On a CPU: long enough to hide the cost of several hundred short operations, short enough for a core's cache.
 _CHUNK = 16384
@@ -70,19 +71,35 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
 
 def batch_last_rotation(matrix: Tensor, allow_reflection: bool = False) -> Tensor:
     """`proper_rotation` for callers that already hold ``(D, D, N)``, batch innermost; checks nothing, one chunk."""
-    rotation: Tensor = _Rotation.apply(matrix, allow_reflection)
+    rotation: Tensor = _Rotation.apply(matrix, allow_reflection)[0]
     return rotation
 
 
 class _Rotation(torch.autograd.Function):
+    """The rotation ``(D, D, N)``; the axes and the scaled matrix beside it are what its derivative needs."""
+
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, allow_reflection: bool) -> Tensor:
+    def forward(matrix: Tensor, allow_reflection: bool) -> tuple[Tensor, ...]:
         polar = _rotation_torch.polar(matrix, allow_reflection)
-        ctx.save_for_backward(polar.rotation, polar.scaled, polar.scale, *polar.axes)
-        return polar.rotation
+        return polar.rotation, polar.scaled, polar.scale, *polar.axes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
         rotation, scaled, scale, *axes = ctx.saved_tensors
         return _rotation_torch.polar_backward(grad, _rotation_torch.Polar(rotation, tuple(axes), scaled, scale)), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], matrix: Tensor, allow_reflection: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        (wide,) = fold_last(info.batch_size, in_dims[:1], (matrix,))
+        return unfold_last(info.batch_size, _Rotation.apply(wide, allow_reflection))

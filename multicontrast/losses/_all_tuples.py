@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from multicontrast._backend import use_triton
+from multicontrast._checks import values_are_free
 from multicontrast._workspace import Workspace
-from multicontrast.losses._arguments import values_are_free
 from multicontrast.losses._pair_block import BLOCK_CELLS
 from multicontrast.losses._walk import Tuples
 from multicontrast.similarity import MeanCosine, Multilinear

@@ -7,23 +7,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from multicontrast._checks import check_choice, check_floating, check_same_device, describe, three_beats
+from multicontrast._checks import (
+    check_choice,
+    check_floating,
+    check_same_device,
+    describe,
+    three_beats,
+    values_are_free,
+)
 
 REDUCTIONS = ("mean", "sum", "none")
-
-
-def values_are_free(tensor: Tensor) -> bool:
-    """Whether looking at the values of ``tensor`` costs nothing: on a CPU, in eager mode, not under a transform, and
-    without a forward-mode derivative."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and forward_ad.unpack_dual(tensor).tangent is None
-    )
 
 
 def check_embeddings(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from multicontrast._backend import use_triton
-from multicontrast._checks import check_choice, compute_dtype, describe, three_beats
-from multicontrast.losses._arguments import check_generator, check_index, values_are_free
+from multicontrast._checks import check_choice, compute_dtype, describe, three_beats, values_are_free
+from multicontrast.losses._arguments import check_generator, check_index
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
 from multicontrast.losses._dense import dense_loss
 from multicontrast.losses._kernels import has_kernels, kernel_loss

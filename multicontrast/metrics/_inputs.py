@@ -16,6 +16,7 @@ from multicontrast._checks import (
     compute_dtype,
     describe,
     three_beats,
+    values_are_free,
 )
 
 Root = int | Sequence[int] | None
@@ -50,8 +51,7 @@ def read_poses(
     pred, target = pred.to(dtype), target.to(dtype)
     if root is not None:
         joints = root_joints(operation, root, target.shape[-2])
-        pred = pred - pred[..., joints, :].mean(-2, keepdim=True)
-        target = target - target[..., joints, :].mean(-2, keepdim=True)
+        pred, target = pred - mean_position(pred, joints), target - mean_position(target, joints)
     weight = None
     if mask is not None:
         weight = read_mask(operation, mask, target.shape[:-1], target)
@@ -118,11 +118,19 @@ def root_joints(operation: str, root: int | Sequence[int], joints: int, name: st
     return [joint % joints for joint in listed]
 
 
+def mean_position(pose: Tensor, joints: Sequence[int]) -> Tensor:
+    """The mean of some joints, ``(..., J, D)`` to ``(..., 1, D)``."""
+    return take_joints(pose, joints, -2).mean(-2, keepdim=True)
+
+
+def take_joints(tensor: Tensor, joints: Sequence[int], axis: int) -> Tensor:
+    """Some joints along ``axis``. In slices: a list as index would be copied to a GPU, which makes the host wait."""
+    return torch.cat([tensor.narrow(axis, joint, 1) for joint in joints], axis)
+
+
 def check_values(operation: str, name: str, tensor: Tensor, wrong: Tensor, needed: str, remedy: str) -> None:
-    """Raises where any of ``wrong`` holds, if a look is free: on the CPU, in eager mode."""
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if bool(wrong.any()):
+    """Raises where any of ``wrong`` holds, if a look is free: on the CPU, in eager mode, not under a transform."""
+    if values_are_free(tensor) and values_are_free(wrong) and bool(wrong.any()):
         bad = tensor[wrong].flatten()[0].item()
         raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold {needed}", f"{bad:g}", remedy))
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multicontrast.metrics._accumulate import Accumulator
-from multicontrast.metrics._inputs import Root, average_joints
+from multicontrast.metrics._inputs import Root, average_joints, mean_position, root_joints
 from multicontrast.metrics._pose_metric import PoseMetric
 from multicontrast.metrics.joint_errors import JointErrors, mpjpe_joints
 
@@ -85,8 +85,7 @@ class ExampleStore(Accumulator):
     def _rooted(self, pose: Tensor) -> Tensor:
         if self.root is None:
             return pose
-        joints = [self.root] if isinstance(self.root, int) else list(self.root)
-        return pose - pose[..., joints, :].mean(-2, keepdim=True)
+        return pose - mean_position(pose, root_joints("PoseReport", self.root, pose.shape[-2]))
 
     def _trim(self) -> None:
         rows = self._joined_rows()

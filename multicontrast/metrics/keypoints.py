@@ -18,6 +18,7 @@ from multicontrast.metrics._inputs import (
     reduce_joints,
     reduce_values,
     root_joints,
+    take_joints,
     weighted,
 )
 from multicontrast.metrics.hypotheses import hypotheses_first
@@ -274,8 +275,8 @@ def cps_items(
     distances, weight = pa_mpjpe_joints(operation, pred, target, mask, root)
     if joints is not None:
         chosen = root_joints(operation, joints, target.shape[-2], name="joints")
-        distances = distances[..., chosen]
-        weight = None if weight is None else weight[..., chosen]
+        distances = take_joints(distances, chosen, -1)
+        weight = None if weight is None else take_joints(weight, chosen, -1)
     seen = torch.ones_like(distances[..., 0], dtype=torch.bool)
     if weight is not None:
         distances = distances.masked_fill(weight == 0, 0.0)

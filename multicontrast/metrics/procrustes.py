@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from multicontrast.linalg._glue import fold_last, unfold_last
 from multicontrast.linalg.rotation import batch_last_rotation
 from multicontrast.metrics._inputs import Root, power_of_two, read_poses, reduce_items, root_joints
 from multicontrast.metrics.joint_errors import JointErrors
@@ -104,7 +105,7 @@ def pa_mpjpe_joints(
     for pieces in _chunks(pred, target, weight):
         fit = _fit(pieces, scale, allow_reflection)
         for piece, linear in zip(pieces, torch.split(fit.linear, _piece_length(target), -1)):
-            parts.append(_distances(piece, linear) * piece.target_size)
+            parts.append(_Distances.apply(piece.pred, piece.target, linear) * piece.target_size)
     return JointErrors(torch.cat(parts, -1).mT.reshape(target.shape[:-1]), weight)
 
 
@@ -215,15 +216,15 @@ def _chunks(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[lis
 
 def _piece(pred: Tensor, target: Tensor, weight: Tensor | None) -> _Piece:
     w = None if weight is None else weight.mT.contiguous()
-    x, x_centre, x_size = _Standardise.apply(pred, w)
-    y, y_centre, y_size = _Standardise.apply(target, w)
+    x, x_centre, x_size = _Standardise.apply(pred.permute(2, 1, 0), w)
+    y, y_centre, y_size = _Standardise.apply(target.permute(2, 1, 0), w)
     wx = x if w is None else x * w
     covariance = torch.stack([(y * coordinate).sum(1) for coordinate in wx], 1)
     return _Piece(x, y, covariance, (wx * x).sum((0, 1)), x_size, y_size, x_centre, y_centre)
 
 
 class _Standardise(torch.autograd.Function):
-    """``(n, J, D)`` to ``(D, J, n)``, centred and scaled; the centre ``(D, n)``; and the size ``(n,)``.
+    """``(D, J, n)`` to the same, contiguous, centred and scaled; the centre ``(D, n)``; and the size ``(n,)``.
 
     Centred twice, on the first visible joint and then on the mean, so that a distant origin costs no digits. The size
     is a power of two: dividing by it is exact, and afterwards no product overflows or underflows. A function of its own
@@ -231,8 +232,8 @@ class _Standardise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, pose: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        x = pose.permute(2, 1, 0).clone(memory_format=torch.contiguous_format)
+    def forward(pose: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        x = pose.clone(memory_format=torch.contiguous_format)
         if w is None:
             first = x[:, 0].clone()
             x.sub_(first[:, None])
@@ -242,31 +243,36 @@ class _Standardise(torch.autograd.Function):
             first = x.gather(1, index.expand(len(x), 1, -1))[:, 0]
             x.sub_(first[:, None]).masked_fill_(hidden, 0.0)
         size = power_of_two(torch.maximum(x.amax((0, 1)), x.amin((0, 1)).neg_()))
-        inverse = size.reciprocal()  # exact, as is the product
-        x.mul_(inverse)
+        x.mul_(size.reciprocal())  # exact, as is the product
         if w is None:
             mean = x.mean(1)
             x.sub_(mean[:, None])
         else:
             mean = (x * w).sum(1) / w.sum(0)  # 0 / 0, NaN, without a visible joint
             x.sub_(mean[:, None]).masked_fill_(hidden, 0.0)
-        ctx.save_for_backward(inverse, *(() if w is None else (w,)))
-        ctx.mark_non_differentiable(size)
         return x, mean.mul_(size).add_(first), size
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(output[2], inputs[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, centre_grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        inverse, *weights = ctx.saved_tensors
-        grad = grad * inverse
-        if weights:
-            (w,) = weights
+        size, w = ctx.saved_tensors
+        grad = grad * size.reciprocal()
+        if w is not None:
             grad = grad.masked_fill(w == 0, 0.0)
-            share = w / w.sum(0)
-        else:
-            share = torch.full_like(grad[0, :, :1], 1 / grad.shape[1])
-        grad = grad + share * (centre_grad - grad.sum(1))[:, None]
-        return grad.permute(2, 1, 0), None
+        share = 1 / grad.shape[1] if w is None else w / w.sum(0)
+        return grad + share * (centre_grad - grad.sum(1))[:, None], None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None], pose: Tensor, w: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        folded = fold_last(info.batch_size, in_dims, (pose, w))
+        return unfold_last(info.batch_size, _Standardise.apply(*folded))
 
 
 def _fit(pieces: list[_Piece], with_scale: bool, allow_reflection: bool) -> _Fit:
@@ -282,29 +288,42 @@ def _fit(pieces: list[_Piece], with_scale: bool, allow_reflection: bool) -> _Fit
     return _Fit(ratio * rotation, rotation, ratio * (y_size / x_size))
 
 
-def _distances(piece: _Piece, linear: Tensor) -> Tensor:
-    """``(J, n)`` distances ``|y - s R x|`` in units of the piece."""
-    squared: Tensor | None = None
-    for row, coordinate in zip(linear, piece.target):
-        rest = torch.addcmul(coordinate, row[0], piece.pred[0], value=-1)
-        for factor, x in zip(row[1:], piece.pred[1:]):
-            rest = rest.addcmul_(factor, x, value=-1)
-        squared = rest * rest if squared is None else squared.addcmul_(rest, rest)
-    distances: Tensor = _SquareRoot.apply(squared)
-    return distances
-
-
-class _SquareRoot(torch.autograd.Function):
-    """The square root, with gradient 0 at 0."""
+class _Distances(torch.autograd.Function):
+    """``|y - L x|``: joints ``x, y (D, J, n)`` and ``L (D, D, n)`` to ``(J, n)``; the gradient is 0 at distance 0."""
 
     @staticmethod
-    def forward(ctx: Any, squared: Tensor) -> Tensor:
-        root = squared.sqrt()
-        ctx.save_for_backward(root)
-        return root
+    def forward(x: Tensor, y: Tensor, linear: Tensor) -> Tensor:
+        squared: Tensor | None = None
+        for rest in _rests(x, y, linear):
+            squared = rest.square_() if squared is None else squared.addcmul_(rest, rest)
+        assert squared is not None
+        return squared.sqrt_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (root,) = ctx.saved_tensors
-        return torch.where(root == 0, 0.0, grad / (2 * root))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, linear, distances = ctx.saved_tensors
+        grad = torch.where(distances == 0, 0.0, grad / distances)
+        y_grad = torch.stack([rest * grad for rest in _rests(x, y, linear)])
+        x_grad = -(linear[:, :, None] * y_grad[:, None]).sum(0)
+        linear_grad = -torch.stack([(y_grad * coordinate).sum(1) for coordinate in x], 1)
+        return x_grad, y_grad, linear_grad
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        folded = fold_last(info.batch_size, in_dims, tensors)
+        (distances,), (place,) = unfold_last(info.batch_size, (_Distances.apply(*folded),))
+        return distances, place
+
+
+def _rests(x: Tensor, y: Tensor, linear: Tensor) -> Iterator[Tensor]:
+    """``y - L x``, one coordinate ``(J, n)`` at a time."""
+    for row, coordinate in zip(linear, y):
+        rest = torch.addcmul(coordinate, row[0], x[0], value=-1)
+        for factor, other in zip(row[1:], x[1:]):
+            rest = torch.addcmul(rest, factor, other, value=-1)  # in place there is no rule for `vmap`
+        yield rest
