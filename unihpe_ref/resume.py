@@ -103,19 +103,11 @@ def _found(folder: Path) -> list[Path]:
 
 
 def _check_same_run(folder: Path, old: RunConfig, new: RunConfig) -> None:
-    before, now = (_flat(config.to_dict()) for config in (old, new))
-    differing = [name for name in now if before.get(name) != now[name] and name.split(".")[0] not in _FREE]
-    if differing:
+    found = {name: both for name, both in new.differences(old).items() if name.split(".")[0] not in _FREE}
+    if found:
         needed = f"to go on from `{folder}`, a run needs its settings"
-        came = ", ".join(f"{name} = {now[name]!r} (was {before.get(name)!r})" for name in differing)
+        came = ", ".join(f"{name} = {now!r} (was {before!r})" for name, (now, before) in found.items())
         raise ValueError(three_beats(needed, came, "Take those settings back, or train into another folder."))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _flush(folder: Path) -> None:

@@ -61,6 +61,26 @@ class Settings:
         """Plain numbers, strings, lists and dictionaries, ready for JSON."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
+    def flat(self) -> dict[str, Any]:
+        """Dotted names to plain values: what :meth:`override` takes."""
+        found: dict[str, Any] = {}
+        for name, value in self.to_dict().items():
+            inner = getattr(self, name)
+            nested = inner.flat() if isinstance(inner, Settings) else None
+            found |= {name: value} if nested is None else {f"{name}.{key}": held for key, held in nested.items()}
+        return found
+
+    def differences(self: _Settings, other: _Settings) -> dict[str, tuple[Any, Any]]:
+        """Dotted name to (value here, value there), where the two differ.
+
+        Example:
+            >>> from unihpe_ref.config import RunConfig
+            >>> RunConfig(seed=3).differences(RunConfig())
+            {'seed': (3, 0)}
+        """
+        theirs = other.flat()
+        return {name: (value, theirs[name]) for name, value in self.flat().items() if value != theirs[name]}
+
     @classmethod
     def from_dict(cls: type[_Settings], values: Any) -> _Settings:
         """The inverse of :meth:`to_dict`; options that are missing take their defaults.

@@ -23,8 +23,8 @@ _NORM_EPS = 1e-6
 class PoseEstimate(NamedTuple):
     """What :meth:`UniHPE.estimate` sees in an image."""
 
-    joints_2d: Tensor  # (B, J, 2), normalised by the box
-    joints_3d: Tensor  # (B, J, 3), metres, pelvis at the origin, camera axes
+    joints_2d: Tensor  # (B, J, 2) or (H, B, J, 2), normalised by the box
+    joints_3d: Tensor  # (B, J, 3) or (H, B, J, 3), metres, pelvis at the origin, camera axes
 
 
 class UniHPE(nn.Module):
@@ -96,43 +96,96 @@ class UniHPE(nn.Module):
             return features
         return nn.functional.normalize(features, dim=-1, eps=_NORM_EPS)
 
-    def decode_2d(
-        self, embedding: Tensor, modality: str, box_info: Tensor, *, generator: torch.Generator | None = None
+    def decode(
+        self,
+        embedding: Tensor,
+        source: str,
+        target: str,
+        box_info: Tensor,
+        *,
+        hypotheses: int | None = None,
+        sampling: SamplerConfig | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The 2D pose ``(B, J, 2)``, normalised by the box, of embeddings ``(B, D)`` of one modality.
+        """Poses of embeddings ``(B, D)`` of one modality.
 
         Args:
             embedding: from :meth:`encode`.
-            modality: ``"img"``, ``"2d"`` or ``"3d"``: what was encoded.
+            source: ``"img"``, ``"2d"`` or ``"3d"``: what was encoded.
+            target: ``"2d"``: ``(B, J, 2)``, normalised by the box; or ``"3d"``: ``(B, J, 3)``, pelvis-relative metres.
             box_info: ``(B, 3)``.
+            hypotheses: how many answers of a score-based decoder to draw for each embedding, ``(H, B, J, 2 or 3)``.
+                The sampler ``"gfpose"`` hardly varies them; ``"sde"`` and ``"ode"`` draw from the distribution, and
+                want a decoder with ``gaussian_skip``. See :func:`unihpe_ref.models.mean_hypothesis` and
+                :func:`unihpe_ref.models.best_hypothesis`.
+            sampling: instead of the model's own way to sample.
             generator: of a score-based decoder's noise.
-        Raises: ValueError or TypeError for shapes and names that do not fit.
+        Raises: ValueError or TypeError for shapes and names that do not fit, and for several hypotheses of a decoder
+            that has one answer.
         """
-        decoded = self.decoder_2d.decode(
-            embedding, self._token("decode_2d", embedding, modality, box_info), box_info, self.sampler, generator
+        check_choice("decode", "target", target, ("2d", "3d"))
+        token = self._token("decode", embedding, source, box_info)
+        decoder = self.decoder_2d if target == "2d" else self.decoder_3d
+        coordinates, scale = (2, self.config.scale_2d) if target == "2d" else (3, self.config.scale_3d)
+        if hypotheses is not None and (hypotheses < 1 or isinstance(decoder, MLPDecoder)):
+            needed = "`decode` needs `hypotheses` of at least 1, and a score-based decoder to draw them"
+            came = f"{hypotheses} of a {type(decoder).__name__}"
+            raise ValueError(three_beats(needed, came, "Leave it out for one pose."))
+        count = hypotheses or 1
+        decoded = decoder.decode(
+            embedding.repeat(count, 1),
+            token.repeat(count),
+            box_info.repeat(count, 1),
+            sampling or self.sampler,
+            generator,
         )
-        return decoded.unflatten(-1, (self.config.joints, 2)) * self.config.scale_2d
+        joints = decoded.unflatten(-1, (self.config.joints, coordinates)) * scale
+        if target == "3d":
+            joints = torch.cat((torch.zeros_like(joints[:, :1]), joints[:, 1:]), 1)  # the pelvis is the origin
+        return joints if hypotheses is None else joints.unflatten(0, (count, len(embedding)))
+
+    def decode_2d(
+        self, embedding: Tensor, modality: str, box_info: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """:meth:`decode` with target ``"2d"``."""
+        return self.decode(embedding, modality, "2d", box_info, generator=generator)
 
     def decode_3d(
         self, embedding: Tensor, modality: str, box_info: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The 3D pose ``(B, J, 3)``, pelvis-relative metres; arguments as :meth:`decode_2d`."""
-        decoded = self.decoder_3d.decode(
-            embedding, self._token("decode_3d", embedding, modality, box_info), box_info, self.sampler, generator
-        )
-        joints = decoded.unflatten(-1, (self.config.joints, 3)) * self.config.scale_3d
-        return torch.cat((torch.zeros_like(joints[:, :1]), joints[:, 1:]), 1)  # the pelvis is the origin
+        """:meth:`decode` with target ``"3d"``."""
+        return self.decode(embedding, modality, "3d", box_info, generator=generator)
 
-    def lift(self, kp2d: Tensor, box_info: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """3D poses ``(B, J, 3)`` of 2D poses ``(B, J, 2)``."""
-        return self.decode_3d(self.encode(kp2d=kp2d, box_info=box_info), "2d", box_info, generator=generator)
+    def lift(
+        self,
+        kp2d: Tensor,
+        box_info: Tensor,
+        *,
+        hypotheses: int | None = None,
+        sampling: SamplerConfig | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """3D poses ``(B, J, 3)`` of 2D poses ``(B, J, 2)``; the options are those of :meth:`decode`."""
+        embedding = self.encode(kp2d=kp2d, box_info=box_info)
+        options = {"hypotheses": hypotheses, "sampling": sampling, "generator": generator}
+        return self.decode(embedding, "2d", "3d", box_info, **options)
 
-    def estimate(self, image: Tensor, box_info: Tensor, *, generator: torch.Generator | None = None) -> PoseEstimate:
-        """2D and 3D poses of images ``(B, 3, H, W)``; the image is encoded once."""
+    def estimate(
+        self,
+        image: Tensor,
+        box_info: Tensor,
+        *,
+        hypotheses: int | None = None,
+        sampling: SamplerConfig | None = None,
+        generator: torch.Generator | None = None,
+    ) -> PoseEstimate:
+        """2D and 3D poses of images ``(B, 3, H, W)``, which are encoded once; the options are those of
+        :meth:`decode`."""
         embedding = self.encode(image=image)
+        options = {"hypotheses": hypotheses, "sampling": sampling, "generator": generator}
         return PoseEstimate(
-            self.decode_2d(embedding, "img", box_info, generator=generator),
-            self.decode_3d(embedding, "img", box_info, generator=generator),
+            self.decode(embedding, "img", "2d", box_info, **options),
+            self.decode(embedding, "img", "3d", box_info, **options),
         )
 
     def decoding_losses(
