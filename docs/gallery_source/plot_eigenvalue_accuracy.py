@@ -9,8 +9,8 @@ its gradient never divides by the gap.
 
 # %%
 # Three cosines near a common negative value :math:`-t`: their Gram matrix has a double largest eigenvalue
-# :math:`1 + t`, which a spread of relative size ``gap`` takes apart. The truth comes from LAPACK in float64. Below a gap of
-# about 1e-6 rounding makes the cosines equal, and the gradient has no single value.
+# :math:`1 + t`, which a spread of relative size ``gap`` takes apart. The truth comes from LAPACK in float64. Below a
+# gap of about 1e-6 rounding makes the cosines equal, and the gradient has no single value.
 
 import matplotlib.pyplot as plt
 import torch

@@ -39,9 +39,23 @@ def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
     Both are normal numbers for every input. Scaling by them costs no accuracy, so that the formulas need not care for
     overflow and underflow.
     """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _power_of_two_by_table(largest)
     integer, mask, high, low = _EXPONENT[largest.dtype]
     exponent = largest.view(integer) & mask
     return (high - exponent).view(largest.dtype), (low + exponent).view(largest.dtype)
+
+
+def _power_of_two_by_table(largest: Tensor) -> tuple[Tensor, Tensor]:
+    """The same bits where a tensor cannot be looked at as integers: `vmap` has no rule for that in every PyTorch."""
+    bias = 127 if largest.dtype == torch.float32 else 1023
+    steps = range(2 * (bias + 1) // 4)
+    powers = largest.new_tensor([2.0 ** (bias - 1 - 4 * k) for k in steps])
+    inverses = largest.new_tensor([2.0 ** (4 * k - bias + 1) for k in steps])
+    exponent = torch.frexp(largest.detach()).exponent.long() - 1 + bias
+    exponent = torch.where(largest == 0, 0, exponent)  # as the bits of 0 have it
+    step = (exponent.clamp(0, 2 * bias + 1) // 4).reshape(-1)
+    return powers.index_select(0, step).reshape(largest.shape), inverses.index_select(0, step).reshape(largest.shape)
 
 
 def _scaled(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
