@@ -23,6 +23,7 @@ class DataConfig(Settings):
     """How poses are seen: cameras, crops, augmentation; and how much motion is generated where none is given."""
 
     cameras: Literal["random", "fixed"] = "random"  # of training: a new one for each sample, or Human3.6M-like four
+    view: Literal["camera", "box"] = "camera"  # "box": as if the camera faced the person; for poses alone
     image_size: tuple[int, int] = option((256, 192), at_least=32)  # height, width; multiples of 32; section 4.2
     flip: float = option(0.5, at_least=0)  # probability; augmentation as mmpose's for Human3.6M
     scale: float = option(0.25, at_least=0)  # of the box, up to this share
@@ -139,6 +140,26 @@ class Stage3(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LiftingStage(StageConfig):
+    """2D to 3D alone, before the paper's stages; not in the paper, and off unless a preset asks."""
+
+    steps: int = option(0, at_least=0)
+    batch_size: int = option(512, at_least=2)
+    ema_decay: float = option(0.999, at_least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompanionStage(StageConfig):
+    """3D encoder and 2D decoder around a frozen lifter; not in the paper, and off unless a preset asks."""
+
+    steps: int = option(0, at_least=0)
+    batch_size: int = option(512, at_least=2)
+    temperature: float = option(1 / 14, above=0)  # as stage 1
+    temperature_min: float = option(1 / 100, above=0)
+    ema_decay: float = option(0.999, at_least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Settings):
     """Which poses are evaluated."""
 
@@ -153,8 +174,6 @@ class RunConfig(Settings):
     preset: str = "paper"  # the name these settings began with
     seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
     motion: Path | None = None  # a recording (npz); None generates motion
-    image_weights: Path | None = None  # COCO pose checkpoint that the image encoder starts from; section 4.4
-    fuse_init: Literal["zero", "imagenet", "random"] = "zero"  # of what a HRNet pose checkpoint lacks; not said
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; losses stay in float32
     workers: int = option(0, at_least=0)  # processes that prepare batches; any number gives the same batches
     log_every: int = option(10, at_least=1)  # steps between two records of log.jsonl
@@ -163,6 +182,8 @@ class RunConfig(Settings):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sampler: SamplerConfig = SamplerConfig()
+    lifting: LiftingStage = LiftingStage()
+    companions: CompanionStage = CompanionStage()
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
     stage3: Stage3 = Stage3()

@@ -14,12 +14,14 @@ from multicontrast._checks import check_choice, describe, three_beats
 from .batches import PoseBatch
 from .boxes import crop_affine, joint_box
 from .camera import Camera, crop_intrinsics, fixed_cameras, random_camera
+from .facing import face_box
 from .hashing import hashed_uniform
 from .motion import Motion
 from .render import NOISE_CHANNELS, render_poses
 from .skeleton import SKELETON, flip_joints
 
 CAMERAS = ("fixed", "random")
+VIEWS = ("box", "camera")
 _ROAM = 1.5  # metres: how far from the middle of the room a person is seen, as in Human3.6M
 
 
@@ -55,6 +57,7 @@ class PoseSource:
         image_size: (height, width) of rendered crops; None leaves pictures out (crops then have 256 x 192 pixels).
         augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
         seed: decides how evaluation pictures look; training draws from the generator that is passed in.
+        view: "camera", or "box" for poses in the frame of a camera that faces them (see :mod:`.facing`).
         action_names, subject_names: what the numbers mean; the motion's own names, sorted, unless given.
     Raises: ValueError for an unknown name or sizes that are not positive.
     """
@@ -67,10 +70,12 @@ class PoseSource:
         image_size: tuple[int, int] | None = None,
         augment: bool | Augmentation = False,
         seed: int = 0,
+        view: str = "camera",
         action_names: tuple[str, ...] | None = None,
         subject_names: tuple[str, ...] | None = None,
     ) -> None:
         check_choice("PoseSource", "cameras", cameras, CAMERAS)
+        check_choice("PoseSource", "view", view, VIEWS)
         if image_size is not None and not (len(image_size) == 2 and min(image_size) > 0):
             needed = "`PoseSource` needs `image_size` as (height, width) in pixels, or None"
             raise ValueError(three_beats(needed, repr(image_size), "Try (64, 48)."))
@@ -79,6 +84,7 @@ class PoseSource:
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.augment = Augmentation() if augment is True else None if augment is False else augment
         self.seed = seed
+        self.view = view
         self.action_names = _vocabulary("action", motion.action, action_names)
         self.subject_names = _vocabulary("subject", motion.subject, subject_names)
         self._actions = torch.tensor([self.action_names.index(name) for name in motion.action])
@@ -100,6 +106,7 @@ class PoseSource:
             image_size=self.image_size,
             augment=self.augment or False,
             seed=self.seed,
+            view=self.view,
             action_names=self.action_names,
             subject_names=self.subject_names,
         )
@@ -234,7 +241,7 @@ class PoseSource:
         if self.image_size is not None and noise is not None:
             image = render_poses(joints, crop_intrinsics(affine, camera.intrinsics), self.image_size, noise=noise)
         root = joints[:, 0]
-        return PoseBatch(
+        batch = PoseBatch(
             joints_3d=joints - root[:, None],
             root=root,
             joints_2d=pixels,
@@ -249,6 +256,7 @@ class PoseSource:
             sequence=self.motion.sequence[indices],
             index=indices,
         )
+        return face_box(batch) if self.view == "box" else batch
 
 
 def _vocabulary(kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:
