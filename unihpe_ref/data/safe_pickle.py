@@ -32,17 +32,41 @@ class UnsafePickle(ValueError):
     """A pickle that asks for something other than arrays and plain values."""
 
 
-def load_pickle(path: str | os.PathLike[str], *, encoding: str = "latin1") -> Any:
+class Inert:
+    """An object of another package, kept as the data it was made of. Nothing of that package is imported or run.
+
+    Attributes:
+        state: what the object stored, by name.
+    """
+
+    state: dict[str, Any]
+
+    def __new__(cls, *arguments: Any) -> Inert:
+        made = super().__new__(cls)
+        made.state = {}
+        return made
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.state.update(part)
+
+
+def load_pickle(path: str | os.PathLike[str], *, encoding: str = "latin1", inert: tuple[str, ...] = ()) -> Any:
     """Reads one pickle, of Python 2 or 3, protocols 0 to 5.
 
     Args:
         path: the file. encoding: of the byte strings of Python 2, whose arrays need latin1.
+        inert: packages whose objects are read as :class:`Inert` data instead of being refused.
     Returns: dictionaries, lists, tuples, texts, numbers and numpy arrays (of plain types, or of such objects).
     Raises: OSError where the file cannot be opened; ValueError where it is damaged or asks for anything else.
     """
     path = Path(path)
     with path.open("rb") as file:
-        return _load(file, str(path), encoding)
+        return _load(file, str(path), encoding, inert)
 
 
 def read_npz(path: str | os.PathLike[str], names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
@@ -84,9 +108,9 @@ def _read_npy(file: IO[bytes], name: str) -> np.ndarray:
     return held.reshape(shape)
 
 
-def _load(file: IO[bytes], name: str, encoding: str) -> Any:
+def _load(file: IO[bytes], name: str, encoding: str, inert: tuple[str, ...] = ()) -> Any:
     try:
-        return _Unpickler(file, encoding=encoding).load()
+        return _Unpickler(file, encoding, inert).load()
     except UnsafePickle as error:
         needed = f"{name} needs to hold arrays, numbers and texts alone"
         raise UnsafePickle(
@@ -104,7 +128,18 @@ def _load(file: IO[bytes], name: str, encoding: str) -> Any:
 class _Unpickler(pickle.Unpickler):
     """Only :func:`_stand_in` decides what a name in the file stands for."""
 
+    def __init__(self, file: IO[bytes], encoding: str, inert: tuple[str, ...]) -> None:
+        super().__init__(file, encoding=encoding)
+        self._inert = inert
+        self._inert_class = type("Inert", (Inert,), {})  # of this file alone: what is done to it ends with it
+
     def find_class(self, module: str, name: str) -> Any:
+        if any(module == package or module.startswith(f"{package}.") for package in self._inert):
+            return self._inert_class
+        if self._inert and (module, name) in _REBUILDERS:
+            return _REBUILD
+        if self._inert and (module, name) in (("builtins", "object"), ("__builtin__", "object")):
+            return _OBJECT
         return _stand_in(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -240,6 +275,17 @@ class _Bytearray(_Maker):
         return bytearray(content)
 
 
+class _Rebuild(_Maker):
+    """``copyreg._reconstructor`` and ``__newobj__``: how protocols 0 to 2 make objects of any class."""
+
+    def __call__(self, kind: Any, *arguments: Any) -> Inert:
+        if not (isinstance(kind, type) and issubclass(kind, Inert)):
+            raise UnsafePickle("an object of an unusual class")
+        return kind()
+
+
+_REBUILDERS = {(module, name) for module in ("copyreg", "copy_reg") for name in ("_reconstructor", "__newobj__")}
+_OBJECT, _REBUILD = _Maker(), _Rebuild()
 _NDARRAY, _MAKE_DTYPE, _RECONSTRUCT = _NdarrayName(), _MakeDtype(), _Reconstruct()
 _SCALAR, _FROM_BUFFER, _ENCODE = _Scalar(), _FromBuffer(), _Encode()
 _BUILTINS = {"bytes": _Bytes(), "bytearray": _Bytearray(), "complex": complex, "set": set, "frozenset": frozenset}

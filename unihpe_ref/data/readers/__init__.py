@@ -1,0 +1,58 @@
+"""Readers, one for each form in which people have their data, and the door that chooses among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from multicontrast._checks import check_choice, three_beats
+
+from ..mocap import read_mocap
+from ..motion import Motion
+from ..recording import Recording
+from . import acclaim, bvh, coco, imgname_npz, mpi_inf_3dhp, multiview, pw3d, videopose3d
+from .common import listed
+
+MODULES: dict[str, ModuleType] = {
+    module.NAME: module for module in (videopose3d, mpi_inf_3dhp, pw3d, multiview, imgname_npz, acclaim, bvh, coco)
+}
+"""In the order in which a folder is offered to them."""
+
+MOCAP_NPZ = "mocap_npz"
+FORMATS = (*MODULES, MOCAP_NPZ)
+
+
+def recognise(path: Path) -> str:
+    """The name of the reader that knows what is at ``path``.
+
+    Raises: FileNotFoundError where there is nothing; ValueError where nobody knows it.
+    """
+    if not path.exists():
+        raise FileNotFoundError(three_beats(f"data at {path}", "no such file or folder", "Check the path."))
+    for name, module in MODULES.items():
+        if module.find(path):
+            return name
+    if path.suffix == ".npz":
+        return MOCAP_NPZ  # says in words what is missing
+    known = "; ".join(f"{name}: {module.TITLE}" for name, module in MODULES.items())
+    inside = listed((item.name for item in path.iterdir()), 8) if path.is_dir() else path.name
+    needed = f"{path} needs to hold one of the known forms ({known}; {MOCAP_NPZ})"
+    raise ValueError(three_beats(needed, inside or "an empty folder", "The data pages show each folder's layout."))
+
+
+def read_data(path: Path, form: str | None = None) -> Recording | Motion:
+    """Reads what is at ``path``, whatever its form.
+
+    Args:
+        path: a file or a folder. form: a name from ``FORMATS``; recognised unless given.
+    Returns: a :class:`Recording` where cameras saw people, a :class:`Motion` for motion capture alone.
+    Raises: OSError where something is missing or cannot be opened; ValueError where it is damaged, in words.
+    """
+    if form is None:
+        form = recognise(path)
+    check_choice("read_data", "form", form, FORMATS)
+    if not path.exists():
+        raise FileNotFoundError(three_beats(f"data at {path}", "no such file or folder", "Check the path."))
+    if form == MOCAP_NPZ:
+        return read_mocap(path)
+    return MODULES[form].read(path)

@@ -1,0 +1,187 @@
+"""What several readers need: Human3.6M's names and cameras, intrinsics that a file implies, sizes of pictures."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multicontrast._checks import three_beats
+
+from ..safe_pickle import load_pickle
+
+Array = NDArray[Any]
+MILLIMETRE = 1e-3
+
+H36M_CAMERAS = ("54138969", "55011271", "58860488", "60457274")
+"""In the order in which VideoPose3D lists the views."""
+H36M_TEST = ("S9", "S11")
+H36M_FPS = 50.0
+H36M_SIZES = {"54138969": (1000, 1002), "55011271": (1000, 1000), "58860488": (1000, 1000), "60457274": (1000, 1002)}
+_H36M_SYNONYMS = {"TakingPhoto": "Photo", "WalkingDog": "WalkDog", "Greet": "Greeting", "Wait": "Waiting"}
+_H36M_NAME = re.compile(r"(S\d+)[_ ](\w+?)(?:[_ ](\d))?\.(\d{8})(?:_(\d+))?(?:\.\w+)?$")
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """Focal length, principal point and what belongs to them, in pixels and metres."""
+
+    focal: Array
+    principal: Array
+    size: tuple[int, int]
+    radial: Array | tuple[float, ...] = (0.0, 0.0, 0.0)
+    tangential: Array | tuple[float, ...] = (0.0, 0.0)
+    rotation: Array | None = None  # world to camera
+    translation: Array | tuple[float, ...] = (0.0, 0.0, 0.0)
+
+
+def h36m_action(name: str) -> tuple[str, str]:
+    """``"WalkingDog 1"`` to the action and the take as all readers spell them: ``("WalkDog", "WalkDog 1")``."""
+    base, _, number = re.sub("_", " ", name.strip()).partition(" ")
+    base = _H36M_SYNONYMS.get(base, base)
+    return base, f"{base} {number}".strip()
+
+
+def h36m_picture(path: str) -> tuple[str, str, str, str, int] | None:
+    """Subject, take, action, camera and frame (from 0, at 50 a second) of a picture's name; None for other names."""
+    match = _H36M_NAME.search(path.replace("\\", "/").rsplit("/", 1)[-1])
+    if match is None:
+        return None
+    subject, action, number, camera, frame = match.groups()
+    action, take = h36m_action(action if number is None else f"{action} {number}")
+    return subject, take, action, camera, int(frame or 1) - 1
+
+
+def h36m_cameras(folder: Path) -> tuple[dict[tuple[str, str], Intrinsics], Path] | None:
+    """Human3.6M's calibration by (subject, camera), from the files that users have near ``folder``.
+
+    mmpose's ``cameras.pkl``, or VideoPose3D's ``common/h36m_dataset.py``, whose two tables are read as data: the file
+    is parsed, never run. None where neither is in the folder, beside it, or above it.
+    """
+    near = [folder, folder / "annotation_body3d", folder.parent, folder.parent.parent]
+    for place in near:
+        if (place / "cameras.pkl").is_file():
+            return _cameras_of_pickle(place / "cameras.pkl"), place / "cameras.pkl"
+    for place in (*near, *(place / "common" for place in near)):
+        if (place / "h36m_dataset.py").is_file():
+            return _cameras_of_source(place / "h36m_dataset.py"), place / "h36m_dataset.py"
+    return None
+
+
+def _cameras_of_pickle(path: Path) -> dict[tuple[str, str], Intrinsics]:
+    held = load_pickle(path)
+    try:
+        return {(str(subject), str(name)): _camera_of_pickle(values) for (subject, name), values in held.items()}
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        needed = f"{path} needs {{(subject, camera): {{R, T, c, f, k, p, w, h}}}}"
+        raise ValueError(
+            three_beats(needed, f"something else ({error!r})", "Write it with mmpose's converter.")
+        ) from None
+
+
+def _camera_of_pickle(values: dict[str, Any]) -> Intrinsics:
+    # R turns camera axes into the world's, T is where the camera stands; in millimetres in older files
+    rotation = np.asarray(values["R"], float).reshape(3, 3).T
+    place = np.asarray(values["T"], float).reshape(3)
+    place = place * MILLIMETRE if np.abs(place).max() > 100 else place
+    return Intrinsics(
+        focal=np.asarray(values["f"], float).reshape(2),
+        principal=np.asarray(values["c"], float).reshape(2),
+        size=(int(values["w"]), int(values["h"])),
+        radial=np.asarray(values["k"], float).reshape(3),
+        tangential=np.asarray(values["p"], float).reshape(2),
+        rotation=rotation,
+        translation=-rotation @ place,
+    )
+
+
+def _cameras_of_source(path: Path) -> dict[tuple[str, str], Intrinsics]:
+    tables: dict[str, Any] = {}
+    try:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                if name in ("h36m_cameras_intrinsic_params", "h36m_cameras_extrinsic_params"):
+                    tables[name] = ast.literal_eval(node.value)
+        lenses = tables["h36m_cameras_intrinsic_params"]
+        stands = tables["h36m_cameras_extrinsic_params"]
+        cameras = {}
+        for subject, rows in stands.items():
+            for lens, stand in zip(lenses, rows):
+                if stand:  # unknown for the subjects whose poses were never published
+                    rotation = rotation_of_quaternion(stand["orientation"]).T
+                    place = np.asarray(stand["translation"], float) * MILLIMETRE
+                    cameras[subject, str(lens["id"])] = Intrinsics(
+                        focal=np.asarray(lens["focal_length"], float),
+                        principal=np.asarray(lens["center"], float),
+                        size=(int(lens["res_w"]), int(lens["res_h"])),
+                        radial=np.asarray(lens["radial_distortion"], float),
+                        tangential=np.asarray(lens["tangential_distortion"], float),
+                        rotation=rotation,
+                        translation=-rotation @ place,
+                    )
+        return cameras
+    except (KeyError, ValueError, SyntaxError, TypeError, UnicodeDecodeError) as error:
+        needed = f"{path} needs VideoPose3D's tables of intrinsic and extrinsic parameters"
+        raise ValueError(
+            three_beats(needed, f"something else ({error!r})", "Take the file of the repository.")
+        ) from None
+
+
+def rotation_of_quaternion(quaternion: Any) -> Array:
+    """(w, x, y, z), of any length, to the matrix ``(3, 3)`` that rotates by it."""
+    w, x, y, z = np.asarray(quaternion, float) / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def fitted_intrinsics(joints_cam: Array, joints_2d: Array) -> tuple[Array, Array]:
+    """Focal lengths and principal point that joints in the camera's frame and their pixels imply.
+
+    Least squares of ``u Z = f X + c Z`` over all joints, each axis by itself: exact where the lens has no distortion.
+
+    Args:
+        joints_cam: ``(F, J, 3)``. joints_2d: ``(F, J, 2)`` pixels.
+    Returns: focal ``(2,)`` and principal ``(2,)``.
+    """
+    points, pixels = joints_cam.reshape(-1, 3).astype(float), joints_2d.reshape(-1, 2).astype(float)
+    known = np.isfinite(points).all(1) & np.isfinite(pixels).all(1) & (points[:, 2] > 0)
+    points, pixels = points[known], pixels[known]
+    rays = points[:, :2] / points[:, 2:]
+    solved = [
+        np.linalg.lstsq(np.stack([rays[:, axis], np.ones(len(rays))], 1), pixels[:, axis], rcond=None)[0]
+        for axis in (0, 1)
+    ]
+    return np.array([solved[0][0], solved[1][0]]), np.array([solved[0][1], solved[1][1]])
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Width and height from the head of the file; None where there is no readable picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+
+
+def existing(folder: Path, *candidates: str) -> Path | None:
+    """The first of some paths below a folder that exists."""
+    return next((folder / name for name in candidates if (folder / name).exists()), None)
+
+
+def listed(values: Any, most: int = 4) -> str:
+    """A few names in words."""
+    names = sorted(map(str, values))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

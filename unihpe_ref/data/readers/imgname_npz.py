@@ -1,0 +1,195 @@
+"""Annotation as one npz with a row a picture: mmpose's files of Human3.6M, and SPIN's files of several data sets.
+
+Both hold ``imgname``, ``center``, ``scale`` (side / 200), ``part`` and ``S``.
+
+* mmpose: ``part`` ``(N, 17, 3)`` pixels and visibility, ``S`` ``(N, 17, 4)`` camera metres and visibility, from the
+  camera, not from the pelvis. Pictures are in ``images/`` beside ``annotation_body3d/``, cameras in ``cameras.pkl``.
+* SPIN: 24 joints in SPIN's order, ``S`` (where there is one) from the pelvis; the distance and the camera are unknown.
+
+Pictures are numbered at the rate of the video: every fifth frame of Human3.6M is 1, 6, 11 and so on.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from multicontrast._checks import three_beats
+
+from ..layouts import LAYOUTS
+from ..recording import Recording, RecordingBuilder
+from ..safe_pickle import read_npz
+from .common import (
+    H36M_FPS,
+    H36M_SIZES,
+    H36M_TEST,
+    Array,
+    Intrinsics,
+    fitted_intrinsics,
+    h36m_cameras,
+    h36m_picture,
+    picture_size,
+)
+from .mpi_inf_3dhp import TRAIN_SEQUENCES
+
+NAME = "imgname_npz"
+TITLE = "Human3.6M by mmpose, or SPIN's npz files"
+
+_KEYS = ("imgname", "center", "scale", "part", "S")
+_3DHP_TRAIN = re.compile(r"(S\d)[/_](Seq\d)[/_](?:imageFrames/)?(?:video_|Cam)(\d+)[/_](?:frame_)?(\d+)\.")
+_3DHP_TEST = re.compile(r"(TS\d)[/_](?:imageSequence/)?(?:img_)?(\d+)\.")
+_3DPW = re.compile(r"imageFiles/([^/]+)/image_(\d+)\.")
+
+
+def find(path: Path) -> list[Path]:
+    """Annotation files at or below ``path``; of mmpose's two frame rates the lower one."""
+    if path.is_file():
+        return [path] if path.suffix == ".npz" and {"imgname", "scale"} <= _entries(path) else []
+    for folder in (path / "annotation_body3d", path):
+        for rate in ("fps10", "fps50"):
+            files = [folder / rate / f"h36m_{split}.npz" for split in ("train", "test")]
+            if any(file.is_file() for file in files):
+                return [file for file in files if file.is_file()]
+    return sorted(file for file in path.glob("*.npz") if {"imgname", "scale", "center"} <= _entries(file))
+
+
+def read(path: Path) -> Recording:
+    """All samples of the files at ``path``."""
+    files = find(path)
+    if not files:
+        raise FileNotFoundError(three_beats(f"npz files with `imgname` at {path}", "none", "Check the path."))
+    folder = _pictures_of(files[0])
+    builder = RecordingBuilder(NAME, folder)
+    for file in files:
+        _read_file(file, builder)
+    return builder.build()
+
+
+def _entries(path: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return set()
+
+
+def _pictures_of(file: Path) -> Path:
+    for place in (file.parent, *file.resolve().parents[:3]):
+        if (place / "images").is_dir():
+            return place / "images"
+    return file.parent
+
+
+def _read_file(file: Path, builder: RecordingBuilder) -> None:
+    arrays = read_npz(file, _KEYS)
+    missing = {"imgname", "center", "scale"} - set(arrays)
+    if missing:
+        needed = f"{file} needs the entries {', '.join(_KEYS)}"
+        raise ValueError(
+            three_beats(needed, f"no {', '.join(sorted(missing))}", "Write it with mmpose's or SPIN's tools.")
+        )
+    names = [str(name) for name in arrays["imgname"]]
+    part, solid = arrays.get("part"), arrays.get("S")
+    joints = next((array.shape[1] for array in (part, solid) if array is not None and array.ndim == 3), 24)
+    for name, array, width in (("part", part, 3), ("S", solid, 4)):
+        if array is not None and array.shape != (len(names), joints, width):
+            needed = f"{file} needs `{name}` of shape ({len(names)}, 17 or 24, {width})"
+            raise ValueError(three_beats(needed, str(array.shape), "Write it with mmpose's or SPIN's tools."))
+    if joints not in (17, 24):
+        needed = f"{file} needs 17 joints (mmpose) or 24 (SPIN)"
+        raise ValueError(three_beats(needed, str(joints), "Convert the file."))
+    absolute = joints == 17
+    order = LAYOUTS["h36m_17" if absolute else "spin_24"]
+    first = _3DHP_TRAIN.search(names[0]) or _3DHP_TEST.search(names[0]) if names else None
+    if absolute and first is not None:  # mmpose's file of MPI-INF-3DHP is in that data set's order
+        order = LAYOUTS["3dhp_17"]
+    if solid is None:
+        builder.notes.append(f"{file.name} holds no 3D joints")
+    found = h36m_cameras(file.parent)
+    if found is not None:
+        builder.notes.append(f"cameras from {found[1]}")
+    cameras = {} if found is None else found[0]
+
+    groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    facts: dict[tuple[str, str], tuple[str, str, str, float, tuple[int, int] | None]] = {}
+    for row, name in enumerate(names):
+        sequence, camera, frame, fact = _parsed(name, file)
+        groups.setdefault((sequence, camera), []).append((frame, row))
+        facts[sequence, camera] = fact
+    for (sequence, camera), members in groups.items():
+        subject, action, split, fps, size = facts[sequence, camera]
+        members.sort()
+        frames, rows = np.array(members).T
+        pixels = confidence = points = None
+        if part is not None:
+            pixels = order.to_h36m(part[rows, :, :2].astype(np.float32))
+            confidence = order.confidence_to_h36m(part[rows, :, 2].astype(np.float32))
+        if solid is not None:
+            points = order.to_h36m(solid[rows, :, :3].astype(np.float32))
+            points[order.confidence_to_h36m(solid[rows, :, 3]) <= 0] = np.nan
+        lens = cameras.get((subject, camera))
+        calibrated = lens is not None
+        if lens is None and absolute and pixels is not None and points is not None:
+            focal, principal = fitted_intrinsics(points, pixels)
+            lens, calibrated = Intrinsics(focal, principal, size or _twice(principal)), True
+            builder.notes.append(f"camera {camera} of {sequence} fitted to its own 2D and 3D joints")
+        if lens is None:
+            size = picture_size(builder.folder / names[rows[0]]) or size or (1000, 1000)
+            lens = Intrinsics(np.hypot(*size), (np.asarray(size, float) - 1) / 2, size)
+        center, side = arrays["center"][rows], np.ravel(arrays["scale"][rows]) * 200
+        own_box = np.concatenate([center, side[:, None] * 1.25 / 1.2], 1)
+        builder.add(
+            builder.sequence(sequence, subject=subject, action=action, split=split, fps=fps),
+            builder.camera(
+                camera,
+                key=(subject, camera, tuple(lens.size)) if calibrated and cameras else (sequence, camera),
+                focal=lens.focal,
+                principal=lens.principal,
+                size=lens.size,
+                rotation=lens.rotation,
+                translation=lens.translation,
+                radial=lens.radial,
+                tangential=lens.tangential,
+                calibrated=calibrated,
+            ),
+            frames,
+            joints_2d=pixels,
+            confidence=confidence,
+            joints_cam=points if absolute else None,
+            joints_3d=None if absolute or points is None else points - points[:, :1],
+            box=own_box if pixels is None or not np.isfinite(pixels).all() else None,
+            pictures=[names[row] for row in rows],
+        )
+
+
+def _twice(principal: Array) -> tuple[int, int]:
+    return round(2 * float(principal[0])), round(2 * float(principal[1]))
+
+
+def _parsed(name: str, file: Path) -> tuple[str, str, int, tuple[str, str, str, float, tuple[int, int] | None]]:
+    """Sequence, camera, frame, and (subject, action, split, frame rate, size of the picture if known)."""
+    human = h36m_picture(name)
+    if human is not None:
+        subject, take, action, camera, frame = human
+        split = "test" if subject in H36M_TEST else "train"
+        return f"{subject} {take}", camera, frame, (subject, action, split, H36M_FPS, H36M_SIZES.get(camera))
+    match = _3DHP_TRAIN.search(name)
+    if match:
+        subject, sequence, camera, number = match.groups()
+        fps = TRAIN_SEQUENCES.get((subject, sequence), (0, 25.0))[1]
+        return f"{subject} {sequence}", camera, int(number) - 1, (subject, sequence, "train", fps, (2048, 2048))
+    match = _3DHP_TEST.search(name)
+    if match:
+        subject, number = match.groups()
+        size = (1920, 1080) if subject in ("TS5", "TS6") else (2048, 2048)
+        return subject, "test", int(number) - 1, (subject, "test", "test", 25.0, size)
+    split = next((split for split in ("test", "validation", "train") if split in file.stem), "train")
+    match = _3DPW.search(name)
+    if match:
+        return match[1], "3dpw", int(match[2]), (match[1], match[1].split("_")[0], split, 30.0, None)
+    folder, _, last = name.rpartition("/")
+    digits = re.findall(r"\d+", last)
+    return folder or file.stem, "unknown", int(digits[-1]) if digits else 0, ("unknown", "unknown", split, 1.0, None)

@@ -1,0 +1,78 @@
+"""Crops of synchronous calibrated views: a folder with ``annot.npz`` and the pictures it names.
+
+``imgname`` (N,), ``cam``, ``frame``, ``K_full`` (N, 3, 3), ``R``, ``t`` (world to camera), ``img_wh``, ``affine``
+(N, 3, 3) full-image pixels to the crop's, ``kp2d_full`` (N, 17, 2) and, where they are there, ``kp2d_det_full``
+(N, 17, 3) with a confidence, ``joints_3d_cam`` (N, 17, 3) metres, ``ok`` (N,) and ``fps``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from multicontrast._checks import three_beats
+
+from ..recording import Recording, RecordingBuilder
+from ..safe_pickle import read_npz
+
+NAME = "multiview_crops"
+TITLE = "crops of calibrated views (annot.npz)"
+
+_KEYS = ("imgname", "cam", "frame", "K_full", "R", "t", "img_wh", "affine", "kp2d_full", "joints_3d_cam")
+
+
+def find(path: Path) -> list[Path]:
+    """``annot.npz`` at or in ``path``."""
+    file = path / "annot.npz" if path.is_dir() else path
+    return [file] if file.name == "annot.npz" and file.is_file() else []
+
+
+def read(path: Path) -> Recording:
+    """The samples marked ``ok``; all of them where there are no marks."""
+    files = find(path)
+    if not files:
+        raise FileNotFoundError(three_beats(f"annot.npz at {path}", "none", "Check the path."))
+    file = files[0]
+    held = read_npz(file)
+    missing = [key for key in _KEYS if key not in held]
+    if missing:
+        needed = f"{file} needs the entries {', '.join(_KEYS)}"
+        raise ValueError(three_beats(needed, f"no {', '.join(missing)}", "Write all of them."))
+    count = len(held["imgname"])
+    for key in _KEYS:
+        if len(held[key]) != count:
+            needed = f"{file} needs {count} rows of `{key}`, as of `imgname`"
+            raise ValueError(three_beats(needed, str(len(held[key])), "Write one row a picture."))
+    builder = RecordingBuilder(NAME, file.parent)
+    good = held["ok"].astype(bool) if "ok" in held else np.ones(count, bool)
+    if not good.all():
+        builder.notes.append(f"{count - int(good.sum())} of {count} samples are not marked ok and are left out")
+    fps = float(held["fps"]) if "fps" in held else 30.0
+    sequence = builder.sequence(file.parent.name, subject="1", action=file.parent.name, split="test", fps=fps)
+    for camera in np.unique(held["cam"]):
+        rows = np.flatnonzero((held["cam"] == camera) & good)
+        rows = rows[np.argsort(held["frame"][rows], kind="stable")]
+        if not len(rows):
+            continue
+        lens = held["K_full"][rows[0]]
+        number = builder.camera(
+            str(camera),
+            focal=(lens[0, 0], lens[1, 1]),
+            principal=lens[:2, 2],
+            size=held["img_wh"][rows[0]],
+            rotation=held["R"][rows[0]],
+            translation=held["t"][rows[0]],
+        )
+        found = held.get("kp2d_det_full")
+        builder.add(
+            sequence,
+            number,
+            held["frame"][rows],
+            joints_2d=held["kp2d_full"][rows],
+            joints_cam=held["joints_3d_cam"][rows],
+            detected_2d=None if found is None else found[rows, :, :2],
+            pictures=[str(name) for name in held["imgname"][rows]],
+            picture_affine=held["affine"][rows, :2],
+        )
+    return builder.build()

@@ -1,0 +1,107 @@
+"""Takes of motion capture, one file each, put together as one :class:`~unihpe_ref.data.motion.Motion`.
+
+What AMC/ASF and BVH share: a folder of takes, what each is called, which are held out, and where the floor is.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from multicontrast._checks import three_beats
+
+from ..motion import Motion
+from .common import Array, listed
+
+ACTIONS_FILE = "actions.csv"
+_HELD_OUT = 5  # every fifth take of a subject is for testing
+_FOOT = 0.08  # metres: an ankle that stands is so high
+
+
+@dataclass(frozen=True)
+class Take:
+    """One file: ``(F, 17, 3)`` metres, z up, and its frame rate."""
+
+    joints: Array
+    fps: float
+
+
+def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: Callable[[Path], str]) -> Motion:
+    """Reads and joins takes.
+
+    The floor comes to z = 0 take by take: the second percentile of the lower ankle is put 8 cm above it. Every fifth
+    take of a subject, in the order of names, is held out for testing. Actions come from ``actions.csv`` beside the
+    files (lines ``take,action``); "motion" without one. Takes of a higher frame rate are thinned to the lowest where
+    that is a whole fraction.
+
+    Raises: OSError or ValueError where a file cannot be read or frame rates do not go together.
+    """
+    takes = [read(file) for file in files]
+    slowest = min(take.fps for take in takes)
+    actions = _actions(files[0].parent / ACTIONS_FILE)
+    joints, subject, action, split, name = [], [], [], [], []
+    counted: dict[str, int] = {}
+    for file, take in zip(files, takes):
+        step = round(take.fps / slowest)
+        if abs(take.fps / slowest - step) > 0.02 * step:
+            needed = f"takes whose frame rates are whole multiples of {slowest:g} a second"
+            raise ValueError(
+                three_beats(needed, f"{take.fps:g} in {file}", "Read such takes from a folder of their own.")
+            )
+        person = subject_of(file)
+        counted[person] = counted.get(person, 0) + 1
+        points = take.joints[::step]
+        points = points - np.array([0, 0, np.percentile(points[:, [3, 6], 2].min(1), 2) - _FOOT])
+        joints.append(points)
+        subject.append(person)
+        action.append(actions.get(file.stem, "motion"))
+        split.append("test" if counted[person] % _HELD_OUT == 0 else "train")
+        name.append(file.stem)
+    return Motion(
+        joints=torch.from_numpy(np.concatenate(joints).astype(np.float32)),
+        sequence=torch.arange(len(joints)).repeat_interleave(torch.tensor([len(points) for points in joints])),
+        subject=tuple(subject),
+        action=tuple(action),
+        split=tuple(split),
+        name=tuple(name),
+        fps=float(slowest),
+    )
+
+
+def subject_of_name(file: Path) -> str:
+    """CMU's takes are called ``subject_take``; others by their folder."""
+    match = re.fullmatch(r"(\d+)_\d+", file.stem)
+    return match[1] if match else file.parent.name or "1"
+
+
+def _actions(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if any(len(row) != 2 for row in rows):
+        raise ValueError(three_beats(f"{path} needs lines `take,action`", listed(rows), "Write two columns."))
+    return {take.strip(): action.strip() for take, action in rows}
+
+
+def to_z_up(points: Array) -> Array:
+    """y up to z up by a proper rotation: ``(..., 3)`` (x, y, z) to (x, -z, y)."""
+    return np.stack([points[..., 0], -points[..., 2], points[..., 1]], -1)
+
+
+def rotation_about(axis: str, degrees: Array) -> Array:
+    """``(...)`` degrees to ``(..., 3, 3)`` rotations about "x", "y" or "z"."""
+    radians = np.deg2rad(np.asarray(degrees, float))
+    cosine, sine, zero, one = np.cos(radians), np.sin(radians), np.zeros_like(radians), np.ones_like(radians)
+    rows = {
+        "x": [one, zero, zero, zero, cosine, -sine, zero, sine, cosine],
+        "y": [cosine, zero, sine, zero, one, zero, -sine, zero, cosine],
+        "z": [cosine, -sine, zero, sine, cosine, zero, zero, zero, one],
+    }[axis]
+    return np.stack(rows, -1).reshape(*radians.shape, 3, 3)

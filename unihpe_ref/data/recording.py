@@ -1,0 +1,339 @@
+"""People recorded by cameras: the one form that every data set takes here, whatever its files look like.
+
+A sample is one person in one frame of one camera. Arrays are numpy's and may be memory-mapped; the tables of sequences
+and cameras are small. What a data set does not know is NaN (joints, pelvis) or -1 (picture), never invented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from multicontrast._checks import three_beats
+
+from .camera import Camera
+from .skeleton import SKELETON
+
+Array = NDArray[Any]
+SPLITS = ("train", "validation", "test")
+
+_ROWS: dict[str, tuple[int, ...]] = {  # of each sample
+    "joints_2d": (SKELETON.num_joints, 2),
+    "confidence": (SKELETON.num_joints,),
+    "joints_3d": (SKELETON.num_joints, 3),
+    "root": (3,),
+    "box": (3,),
+    "sequence": (),
+    "frame": (),
+    "camera": (),
+    "picture": (),
+}
+_OPTIONAL_ROWS: dict[str, tuple[int, ...]] = {"detected_2d": (SKELETON.num_joints, 2), "picture_affine": (2, 3)}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """N samples of S sequences seen by C cameras.
+
+    Attributes:
+        format: the name of the reader.
+        joints_2d: ``(N, 17, 2)`` float32, annotated joints in pixels of the full image; NaN where unknown.
+        confidence: ``(N, 17)`` float32 of ``joints_2d``, 0 where unknown, 1 where certain.
+        joints_3d: ``(N, 17, 3)`` float32, metres from the pelvis along the camera's axes; NaN where unknown.
+        root: ``(N, 3)`` float32, the pelvis in the camera's frame, metres; NaN where unknown.
+        box: ``(N, 3)`` float32, centre and longer padded side, pixels (:mod:`.boxes`).
+        sequence, camera: ``(N,)`` int64, rows of the tables below.
+        frame: ``(N,)`` int64, the frame's number at its sequence's frame rate; ascending in a view of a sequence.
+        picture: ``(N,)`` int64, row of ``pictures``; -1 without one.
+        cameras: a :class:`Camera` batch ``(C,)``. camera_name: ``(C,)`` strings; a moving camera has a row for each
+            frame, all of one name. calibrated: ``(C,)`` bool, False where focal length and centre are assumed.
+        sequence_name, subject, action, split: S strings each; fps: S frame rates.
+        pictures: ``(P,)`` strings, paths below ``folder``.
+        detected_2d: ``(N, 17, 2)`` float32, what a detector found in the same frames; None where there is none.
+        picture_affine: ``(N, 2, 3)`` float32, full-image pixels to pixels of the stored picture, where the stored
+            picture is a crop already; None where it is the full image.
+        notes: what the reader has to say about the files.
+    Raises: ValueError where these do not fit together.
+    """
+
+    format: str
+    joints_2d: Array
+    confidence: Array
+    joints_3d: Array
+    root: Array
+    box: Array
+    sequence: Array
+    frame: Array
+    camera: Array
+    picture: Array
+    cameras: Camera
+    camera_name: Array
+    calibrated: Array
+    sequence_name: tuple[str, ...]
+    subject: tuple[str, ...]
+    action: tuple[str, ...]
+    split: tuple[str, ...]
+    fps: tuple[float, ...]
+    pictures: Array = field(default_factory=lambda: np.zeros(0, "U1"))
+    folder: Path = Path()
+    detected_2d: Array | None = None
+    picture_affine: Array | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.joints_2d)
+        for name, trailing in (_ROWS | _OPTIONAL_ROWS).items():
+            value = getattr(self, name)
+            if name in _OPTIONAL_ROWS and value is None:
+                continue
+            kind = "i" if not trailing else "f"
+            if value.shape != (count, *trailing) or value.dtype.kind != kind:
+                words = "integers" if kind == "i" else "floats"
+                needed = f"`Recording` needs `{name}` of shape {(count, *trailing)}, {words}"
+                raise ValueError(three_beats(needed, f"{value.dtype} of shape {value.shape}", "Give one row a sample."))
+        tables = {"sequence": self.num_sequences, "camera": len(self.cameras), "picture": len(self.pictures)}
+        for name, rows in tables.items():
+            value, low = getattr(self, name), -1 if name == "picture" else 0
+            if count and (value.min() < low or value.max() >= rows):
+                needed = f"`Recording` needs `{name}` from {low} to {rows - 1}"
+                raise ValueError(three_beats(needed, f"{value.min()} to {value.max()}", "Number the table's rows."))
+        lengths = {len(getattr(self, name)) for name in ("sequence_name", "subject", "action", "split", "fps")}
+        if len(lengths) != 1 or set(self.split) - set(SPLITS) or not all(fps > 0 for fps in self.fps):
+            needed = f"`Recording` needs a name, subject, action, fps and a split of {', '.join(SPLITS)} a sequence"
+            raise ValueError(three_beats(needed, f"{sorted(lengths)}, {sorted(set(self.split))}", "Fill the table."))
+        if not len(self.cameras) == len(self.camera_name) == len(self.calibrated):
+            needed = "`Recording` needs a name and a flag for each camera"
+            raise ValueError(three_beats(needed, f"{len(self.camera_name)}", "Complete the table."))
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.joints_2d)
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return len(self.sequence_name)
+
+    @property
+    def splits(self) -> Array:
+        """``(N,)`` strings: the split of each sample."""
+        return np.array(self.split)[self.sequence] if self.split else np.zeros(0, "U1")
+
+    @property
+    def has_2d(self) -> Array:
+        """``(N,)`` bool: all joints annotated in the picture."""
+        return np.isfinite(self.joints_2d).all((1, 2))
+
+    @property
+    def has_3d(self) -> Array:
+        """``(N,)`` bool: all joints known in 3D."""
+        return np.isfinite(self.joints_3d).all((1, 2))
+
+    @property
+    def views(self) -> Array:
+        """``(N,)`` int64: the number of each sample's view, a sequence seen by a camera of one name."""
+        _, named = np.unique(self.camera_name, return_inverse=True)
+        key = self.sequence.astype(np.int64) * (int(named.max(initial=0)) + 1) + named[self.camera]
+        return np.unique(key, return_inverse=True)[1].astype(np.int64)
+
+    def take(self, samples: Array) -> Recording:
+        """Some samples, by a mask or by indices; the tables stay whole, so that numbers keep their meaning."""
+        chosen = {name: getattr(self, name)[samples] for name in _ROWS}
+        for name in _OPTIONAL_ROWS:
+            value = getattr(self, name)
+            chosen[name] = None if value is None else value[samples]
+        return replace(self, **chosen)
+
+    def select(self, split: str) -> Recording:
+        """The samples of one split. Raises ``ValueError`` where there are none."""
+        mask = self.splits == split
+        if not mask.any():
+            needed = f"`Recording.select` needs samples of the split {split!r}"
+            raise ValueError(three_beats(needed, f"only {', '.join(sorted(set(self.split)))}", "Choose one of those."))
+        return self.take(mask)
+
+    def picture_path(self, sample: int) -> Path | None:
+        """Where the picture of a sample is; None without one."""
+        number = int(self.picture[sample])
+        if number < 0:
+            return None
+        name = self.pictures[number]
+        return self.folder / (name.decode() if isinstance(name, bytes) else str(name))
+
+
+def row_fields(recording: Recording) -> dict[str, Array]:
+    """The arrays with one row a sample, by name; the optional ones only where they are there."""
+    names = [*_ROWS, *(name for name in _OPTIONAL_ROWS if getattr(recording, name) is not None)]
+    return {name: getattr(recording, name) for name in names}
+
+
+class RecordingBuilder:
+    """Collects a recording view by view; every reader writes through it."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.notes: list[str] = []
+        self._parts: list[dict[str, Array | None]] = []
+        self._cameras: list[dict[str, Any]] = []
+        self._camera_numbers: dict[Any, int] = {}
+        self._sequences: list[tuple[str, str, str, str, float]] = []
+        self._sequence_numbers: dict[str, int] = {}
+        self._pictures: list[str] = []
+
+    def sequence(self, name: str, *, subject: str, action: str, split: str, fps: float) -> int:
+        """The number of a sequence; the same name is the same sequence."""
+        if name not in self._sequence_numbers:
+            self._sequence_numbers[name] = len(self._sequences)
+            self._sequences.append((name, subject, action, split, float(fps)))
+        return self._sequence_numbers[name]
+
+    def camera(
+        self,
+        name: str,
+        *,
+        key: Any = None,
+        focal: Any,
+        principal: Any,
+        size: Any,
+        rotation: Any = None,
+        translation: Any = (0.0, 0.0, 0.0),
+        radial: Any = (0.0, 0.0, 0.0),
+        tangential: Any = (0.0, 0.0),
+        calibrated: bool = True,
+    ) -> int:
+        """The number of a camera; the same ``key`` (the name unless given) is the same camera."""
+        key = name if key is None else key
+        if key not in self._camera_numbers:
+            self._camera_numbers[key] = len(self._cameras)
+            self._cameras.append(
+                {
+                    "name": name,
+                    "calibrated": calibrated,
+                    "rotation": np.eye(3) if rotation is None else np.asarray(rotation, float),
+                    "translation": np.asarray(translation, float).reshape(3),
+                    "focal": np.broadcast_to(np.asarray(focal, float).ravel(), (2,)),
+                    "principal": np.asarray(principal, float).reshape(2),
+                    "radial": np.asarray(radial, float).reshape(3),
+                    "tangential": np.asarray(tangential, float).reshape(2),
+                    "image_size": np.asarray(size, float).reshape(2),
+                }
+            )
+        return self._camera_numbers[key]
+
+    def add(
+        self,
+        sequence: int,
+        camera: int | Array,
+        frame: Array,
+        *,
+        joints_2d: Array | None = None,
+        confidence: Array | None = None,
+        joints_cam: Array | None = None,
+        joints_3d: Array | None = None,
+        box: Array | None = None,
+        pictures: Sequence[str] | None = None,
+        detected_2d: Array | None = None,
+        picture_affine: Array | None = None,
+    ) -> None:
+        """Adds F samples of one sequence.
+
+        Args:
+            sequence, camera: numbers from above; a camera for each frame where it moves. frame: ``(F,)``.
+            joints_2d: ``(F, 17, 2)`` pixels. confidence: ``(F, 17)``; 1 where ``joints_2d`` is finite unless given.
+            joints_cam: ``(F, 17, 3)`` metres in the camera's frame, or instead
+            joints_3d: ``(F, 17, 3)`` metres from the pelvis, where the distance is unknown.
+            box: ``(F, 3)``; around the joints unless given (around the detected ones where there are no others).
+            pictures: F paths below the folder, "" where there is none.
+            detected_2d, picture_affine: as in :class:`Recording`.
+        """
+        count = len(frame)
+        unknown = np.full((count, SKELETON.num_joints, 3), np.nan, np.float32)
+        root = np.full((count, 3), np.nan, np.float32)
+        if joints_cam is not None:
+            root = joints_cam[:, 0].astype(np.float32)
+            joints_3d = joints_cam - joints_cam[:, :1]
+        known_2d = unknown[..., :2] if joints_2d is None else joints_2d
+        if confidence is None:
+            confidence = np.isfinite(known_2d).all(-1)
+        known_2d = np.where((np.asarray(confidence) > 0)[..., None], known_2d, np.nan)
+        if box is None:
+            box = boxes_of(known_2d if joints_2d is not None or detected_2d is None else detected_2d)
+        numbers = np.full(count, -1)
+        if pictures is not None:
+            for position, picture in enumerate(pictures):
+                if picture:
+                    numbers[position] = len(self._pictures)
+                    self._pictures.append(picture)
+        part = {
+            "joints_2d": known_2d,
+            "confidence": confidence,
+            "joints_3d": unknown if joints_3d is None else joints_3d,
+            "root": root,
+            "box": box,
+            "sequence": np.full(count, sequence),
+            "frame": frame,
+            "camera": np.broadcast_to(camera, (count,)),
+            "picture": numbers,
+            "detected_2d": detected_2d,
+            "picture_affine": picture_affine,
+        }
+        self._parts.append({name: None if value is None else _typed(name, value) for name, value in part.items()})
+
+    def build(self) -> Recording:
+        """The recording. Raises ``ValueError`` where nothing was added."""
+        if not sum(len(part["frame"]) for part in self._parts if part["frame"] is not None):
+            needed = f"the format {self.name} needs at least one sample below {self.folder}"
+            raise ValueError(three_beats(needed, "none", "Check the folder against the documentation."))
+        rows: dict[str, Array | None] = {}
+        for name in self._parts[0]:
+            parts = [part[name] for part in self._parts]
+            if any(part is not None for part in parts):
+                shape = (_ROWS | _OPTIONAL_ROWS)[name]
+                filled = [
+                    np.full((len(own["frame"]), *shape), np.nan, np.float32) if part is None else part  # type: ignore[arg-type]
+                    for part, own in zip(parts, self._parts)
+                ]
+                rows[name] = filled[0] if len(filled) == 1 else np.concatenate(filled)
+            else:
+                rows[name] = None
+        names, subjects, actions, splits, rates = zip(*self._sequences)
+        tensors = {
+            item.name: torch.tensor(np.stack([camera[item.name] for camera in self._cameras]), dtype=torch.float32)
+            for item in fields(Camera)
+        }
+        return Recording(
+            format=self.name,
+            **rows,  # type: ignore[arg-type]
+            cameras=Camera(**tensors),
+            camera_name=np.array([camera["name"] for camera in self._cameras]),
+            calibrated=np.array([camera["calibrated"] for camera in self._cameras]),
+            sequence_name=names,
+            subject=subjects,
+            action=actions,
+            split=splits,
+            fps=rates,
+            pictures=np.array(self._pictures) if self._pictures else np.zeros(0, "U1"),
+            folder=self.folder,
+            notes=tuple(self.notes),
+        )
+
+
+def _typed(name: str, value: Array) -> Array:
+    return np.ascontiguousarray(value, np.int64 if (_ROWS | _OPTIONAL_ROWS)[name] == () else np.float32)
+
+
+def boxes_of(joints_2d: Array, *, padding: float = 1.25, aspect: float = 3 / 4) -> Array:
+    """:func:`.boxes.joint_box` of the known joints: ``(F, J, 2)`` with NaN to ``(F, 3)``; NaN where none is known."""
+    known = np.isfinite(joints_2d)
+    low = np.where(known, joints_2d, np.inf).min(1)
+    high = np.where(known, joints_2d, -np.inf).max(1)
+    low, high = (np.where(np.isfinite(side), side, np.nan) for side in (low, high))
+    width, height = ((high - low) * padding).T
+    return np.concatenate([(low + high) / 2, np.maximum(height, width / aspect)[:, None]], 1).astype(np.float32)
