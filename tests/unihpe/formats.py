@@ -177,7 +177,7 @@ def picture(path: Path, width: int, height: int) -> None:
 
 
 def write_mmpose_h36m(folder: Path, *, cameras: bool = True, pictures: bool = False) -> Truth:
-    """``annotation_body3d/fps10/h36m_{train,test}.npz``, ``cameras.pkl``, and ``images/`` of one view of each subject."""
+    """``annotation_body3d/fps10/h36m_{train,test}.npz``, ``cameras.pkl``, and ``images/`` of one view."""
     motion = small_motion()
     rig = fixed_cameras()
     subjects = dict(zip(sorted(set(motion.subject)), ("S1", "S9", "S11")))
