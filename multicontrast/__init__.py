@@ -10,6 +10,7 @@ Importing this package loads torch and numpy, and nothing else.
 
 from multicontrast import distributed, linalg, metrics
 from multicontrast._version import __version__
+from multicontrast.cached import cached_step
 from multicontrast.losses import (
     MultimodalInfoNCE,
     PairwiseInfoNCE,
@@ -30,6 +31,7 @@ __all__ = [
     "TrimodalInfoNCE",
     "TripletInfoNCE",
     "__version__",
+    "cached_step",
     "distributed",
     "linalg",
     "metrics",

@@ -28,6 +28,7 @@ LIBRARY_ARROWS: dict[str, set[str]] = {
     "similarity": _GROUND | {"linalg"},
     "negatives": _GROUND,
     "distributed": _GROUND,
+    "cached": _GROUND,
     "losses": _GROUND | {"linalg", "similarity", "negatives", "distributed", "temperature"},
     "metrics": _GROUND | {"linalg"},
 }
