@@ -174,6 +174,8 @@ class RunConfig(Settings):
     preset: str = "paper"  # the name these settings began with
     seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
     motion: Path | None = None  # a recording (npz); None generates motion
+    image_weights: Path | None = None  # COCO pose checkpoint that the image encoder starts from; section 4.4
+    fuse_init: Literal["zero", "imagenet", "random"] = "zero"  # of what a HRNet pose checkpoint lacks; not said
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; losses stay in float32
     workers: int = option(0, at_least=0)  # processes that prepare batches; any number gives the same batches
     log_every: int = option(10, at_least=1)  # steps between two records of log.jsonl

@@ -17,7 +17,7 @@ from unihpe_ref.data import Augmentation, Motion, PoseSource, generate_motion, r
 from unihpe_ref.environment import describe_environment
 from unihpe_ref.evaluation import Evaluation, MeanPose, evaluate
 from unihpe_ref.logs import RunLog
-from unihpe_ref.models import UniHPE
+from unihpe_ref.models import UniHPE, load_pose_weights
 from unihpe_ref.resume import Checkpoint, newest_checkpoint, save_checkpoint
 from unihpe_ref.seeds import seed_of
 from unihpe_ref.stages import make_stages
@@ -53,6 +53,24 @@ def open_source(motion: Motion, config: RunConfig, *, images: bool) -> PoseSourc
     )
 
 
+def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
+    """A model with the weights that a run begins with.
+
+    Args:
+        config: its seed draws them; ``image_weights`` then fills the image encoder.
+        to_be_restored: a checkpoint comes anyway; the file of the image weights need no longer be there.
+    Raises: as :func:`unihpe_ref.models.load_pose_weights`.
+    """
+    torch.manual_seed(config.seed)
+    model = UniHPE(config.model, config.sampler)
+    if config.image_weights is not None and not to_be_restored:
+        if model.image_encoder is None:
+            needed = "`image_weights` needs a model with an image encoder"
+            raise ValueError(three_beats(needed, "`image_encoder='none'`", "Leave out one of the two."))
+        load_pose_weights(model.image_encoder, config.image_weights, fuse_init=config.fuse_init)
+    return model
+
+
 def train_model(
     config: RunConfig,
     motion: Motion,
@@ -72,8 +90,7 @@ def train_model(
         checkpoints: the folder for checkpoints; none are written without it.
         start: where to go on instead of at the beginning.
     """
-    torch.manual_seed(config.seed)
-    model = UniHPE(config.model, config.sampler).to(device)
+    model = new_model(config, start is not None).to(device)
     has_images = model.image_encoder is not None
     for stage in make_stages(config):
         if start is not None and stage.number < start.stage:

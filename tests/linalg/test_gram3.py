@@ -196,6 +196,18 @@ def test_derivatives_of_first_and_second_order(function):
     assert torch.autograd.gradgradcheck(function, cosines, check_fwd_over_rev=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_power_of_two_is_the_same_under_a_transform(dtype):
+    info = torch.finfo(dtype)
+    exponents = torch.arange(-1080, 1030, dtype=torch.float64)
+    values = torch.cat([2**exponents, 1.75 * 2**exponents]).to(dtype)
+    values = torch.cat(
+        [values[values.isfinite()], torch.tensor([0.0, info.tiny, info.max, info.smallest_normal], dtype=dtype)]
+    )
+    for plain, mapped in zip(_gram3_torch.power_of_two(values), torch.vmap(_gram3_torch.power_of_two)(values)):
+        assert torch.equal(plain, mapped)
+
+
 @pytest.mark.parametrize("function", [linalg.gram3_eigmax, linalg.gram3_eigvals])
 def test_transforms_of_torch_func(function):
     cosines = torch.stack([z.detach() for z in separated(5)], -1)

@@ -8,8 +8,9 @@ from small import POSES_ONLY, SMALL
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from multicontrast import metrics
 from unihpe_ref.config import ModelConfig, SamplerConfig
-from unihpe_ref.models import UniHPE, costs
+from unihpe_ref.models import UniHPE, best_hypothesis, costs, mean_hypothesis, retrieve
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
@@ -184,6 +185,80 @@ def test_noise_draws_average_the_same_loss(poses: dict[str, Tensor]) -> None:
     assert many.std() < single.std() / 2
 
 
+@pytest.mark.parametrize("sampler", ["gfpose", "ode", "sde"])
+def test_hypotheses_are_drawn_for_one_embedding_each_with_noise_of_its_own(
+    sampler: str, poses: dict[str, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    model = UniHPE(POSES_ONLY.model.override(gaussian_skip=True), SamplerConfig(steps=50)).eval()
+    sampling = SamplerConfig(sampler=sampler, steps=4)
+
+    def lifted(**options: object) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return model.lift(poses["kp2d"], poses["box_info"], sampling=sampling, generator=generator, **options)
+
+    several = lifted(hypotheses=6)
+    assert several.shape == (6, 5, 17, 3)
+    assert torch.equal(several[:, :, 0], torch.zeros(6, 5, 3))
+    assert not torch.allclose(several[0], several[1])
+    # as if the batch held each sample six times
+    generator = torch.Generator().manual_seed(3)
+    again = model.lift(
+        poses["kp2d"].repeat(6, 1, 1), poses["box_info"].repeat(6, 1), sampling=sampling, generator=generator
+    )
+    assert torch.equal(several.flatten(0, 1), again)
+    assert lifted().shape == (5, 17, 3)
+    assert lifted(hypotheses=1).shape == (1, 5, 17, 3)
+
+
+def test_the_mean_of_hypotheses_is_honest_and_the_best_one_looks_at_the_answer() -> None:
+    target = torch.randn(4, 17, 3, generator=torch.Generator().manual_seed(0))
+    hypotheses = target + torch.randn(7, 4, 17, 3, generator=torch.Generator().manual_seed(1))
+    assert_close(mean_hypothesis(hypotheses), sum(hypotheses) / 7)
+    best = best_hypothesis(hypotheses, target)
+    by_hand = [min(hypotheses[:, k], key=lambda pose: (pose - target[k]).norm(dim=-1).mean()) for k in range(4)]
+    assert torch.equal(best, torch.stack(by_hand))
+    assert_close(metrics.mpjpe(best, target), metrics.min_mpjpe(hypotheses, target))
+    with pytest.raises(ValueError, match=r"`target` of shape \(4, 17, 3\); got a float32"):
+        best_hypothesis(hypotheses, target[:3])
+    with pytest.raises(ValueError, match="Ask `decode` for `hypotheses=H`"):
+        mean_hypothesis(target)
+
+
+def test_decode_goes_from_any_modality_to_either_pose(poses: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = UniHPE(SMALL.model.override(decoder="mlp")).eval()
+    nn.init.normal_(model.decoder_2d.condition.modality.weight)
+    nn.init.normal_(model.decoder_3d.condition.modality.weight)
+    given = {"img": {"image": poses["image"]}, "3d": {"kp3d": poses["kp3d"]}}
+    given["2d"] = {"kp2d": poses["kp2d"], "box_info": poses["box_info"]}
+    for source, inputs in given.items():
+        embedding = model.encode(**inputs)
+        for target, shape in (("2d", (5, 17, 2)), ("3d", (5, 17, 3))):
+            joints = model.decode(embedding, source, target, poses["box_info"])
+            assert joints.shape == shape
+            assert all(
+                not torch.allclose(model.decode(embedding, other, target, poses["box_info"]), joints)
+                for other in given.keys() - {source}
+            )
+
+
+def test_retrieval_finds_the_nearest_of_another_modality_by_cosine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gallery = torch.randn(1500, 8, generator=generator)
+    query = 3 * gallery[200:1400] + 0.01 * torch.randn(1200, 8, generator=generator)  # of any length
+    found = retrieve(query, gallery, k=3)
+    assert torch.equal(found.index[:, 0], torch.arange(200, 1400))
+    cosine = nn.functional.cosine_similarity(query[:, None], gallery[None], dim=-1)
+    expected = cosine.sort(descending=True, stable=True)
+    assert_close(found.cosine, expected.values[:, :3])
+    assert torch.equal(found.index, expected.indices[:, :3])
+    assert retrieve(query[:0], gallery).index.shape == (0, 5)
+    for bad, message in (((query, gallery, 0), "1 <= `k` <= 1500"), ((query[:, :5], gallery, 1), "query's 5 numbers")):
+        with pytest.raises(ValueError, match=message):
+            retrieve(*bad)
+
+
 def _call(name: str, **changes: object) -> Callable[[dict[str, Tensor]], object]:
     def call(poses: dict[str, Tensor]) -> object:
         model = UniHPE(POSES_ONLY.model, SamplerConfig(steps=1)).eval()
@@ -220,6 +295,18 @@ def _call(name: str, **changes: object) -> Callable[[dict[str, Tensor]], object]
             _call("decode_2d", embedding=torch.ones(5, 31), modality="img", box_info=torch.ones(5, 3)),
             ValueError,
             r"`embedding` of shape \(B, 32\)",
+        ),
+        (
+            _call("decode", embedding=torch.ones(5, 32), source="img", target="4d", box_info=torch.ones(5, 3)),
+            ValueError,
+            "`target` to be one of '2d', '3d'; got '4d'",
+        ),
+        (
+            lambda p: (
+                UniHPE(POSES_ONLY.model.override(decoder="mlp")).eval().lift(p["kp2d"], p["box_info"], hypotheses=2)
+            ),
+            ValueError,
+            "a score-based decoder to draw them; got 2 of a MLPDecoder. Leave it out",
         ),
         (lambda _: HRNetEncoder("hrnet_w33", 8), ValueError, "Did you mean 'hrnet_w32'"),
         (

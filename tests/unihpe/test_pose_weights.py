@@ -206,3 +206,20 @@ def test_a_file_is_read_without_running_code(tmp_path):
         read_state(tmp_path / "none.pth")
     with pytest.raises(TypeError, match="needs a HRNet or a ViT encoder; got a Linear"):
         load_pose_weights(nn.Linear(2, 2), state)
+
+
+def test_a_run_starts_from_the_weights_that_it_names(tmp_path):
+    from small import POSES_ONLY, SMALL
+
+    from unihpe_ref.runs import new_model
+
+    encoder = HRNetEncoder("hrnet_tiny", 8)
+    state = pose_state(encoder)
+    torch.save(state, tmp_path / "pose.pth")
+    config = SMALL.override(image_weights=tmp_path / "pose.pth")
+    loaded = new_model(config).image_encoder.backbone.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    (tmp_path / "pose.pth").unlink()
+    new_model(config, to_be_restored=True)
+    with pytest.raises(ValueError, match="needs a model with an image encoder"):
+        new_model(POSES_ONLY.override(image_weights=tmp_path / "pose.pth"))

@@ -86,3 +86,27 @@ def test_whole_numbers_become_floats_and_lists_tuples() -> None:
 def test_settings_say_what_does_not_fit(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_each_row_of_the_ablations_is_a_preset_that_differs_in_that_row_alone() -> None:
+    """Tables 4, 5 and 6 of the paper; the rows that a table has in common with the paper's model are that model."""
+    paper = preset("paper")
+    rows = {name: preset(name).override(preset="paper").differences(paper) for name in PRESETS if "table" in name}
+    assert {name for name, found in rows.items() if not found} == {
+        "table4-transformer-diffusion",
+        "table5-hrnet-w32",
+        "table6-pairs-triplet-token",
+        "table6-pairs-triplet-token-3dhp",
+    }
+    mlp = {"model.pose_encoder": ("mlp", "transformer")}
+    direct = {"model.decoder": ("mlp", "diffusion")}
+    blind = {"model.modality_token": (False, True)}
+    assert rows["table4-mlp-mlp"] == mlp | direct
+    assert rows["table4-transformer-mlp"] == direct
+    assert rows["table4-mlp-diffusion"] == mlp
+    for name, encoder in (("vit-s", "vit_s"), ("vit-b", "vit_b"), ("hrnet-w48", "hrnet_w48")):
+        assert rows[f"table5-{name}"] == {"model.image_encoder": (encoder, "hrnet_w32")}
+    assert rows["table6-pairs-triplet"] == blind
+    assert rows["table6-pairs"] == blind | {"stage2.alpha": (0, 1), "stage3.alpha": (0, 1)}
+    off = {"stage1.steps": (0, 8000), "stage2.steps": (0, 8000), "stage3.contrastive_weight": (0, 1)}
+    assert rows["table6-no-contrast"] == blind | off

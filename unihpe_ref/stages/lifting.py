@@ -1,4 +1,4 @@
-"""Lifting alone: 2D to 3D without anything beside it, for the small lifter that is shipped. Not a stage of the paper."""
+"""Lifting without anything beside it, for the small lifter that is shipped. Not a stage of the paper."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ class Lifting:
     def __init__(self, config: LiftingStage) -> None:
         self.config = config
         self.ema_decay: float | None = config.ema_decay
-        self.temperature = Temperature(
-            config.temperature, learnable=False
-        )  # nothing is contrasted: it stays where it is
+        self.temperature = Temperature(config.temperature, learnable=False)  # nothing is contrasted
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
         return [model.encoder_2d, model.decoder_3d]
