@@ -20,6 +20,7 @@ from unihpe_ref.figures import save_pose_sheet
 from unihpe_ref.logs import clock
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import preset
+from unihpe_ref.processes import joined, rank
 from unihpe_ref.runs import (
     CONFIG,
     EVALUATION,
@@ -196,9 +197,14 @@ def _train(
         console.print_json(data=config.to_dict())
         console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
         return
-    prepare_folder(folder, overwrite=overwrite, resume=resume)
-    console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
-    model, evaluation, motion = run(config, folder, console, device, resume=resume)
+    with joined(device) as own:
+        if rank() == 0:
+            prepare_folder(folder, overwrite=overwrite, resume=resume)
+            console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
+        done = run(config, folder, console, own, resume=resume)
+    if done is None:
+        return
+    model, evaluation, motion = done
     source = open_source(motion, config, images=model.image_encoder is not None).split("test")
     save_pose_sheet(model, source, folder / POSES, seed=config.seed)
     console.print(results_table(evaluation))

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from multicontrast._checks import three_beats
+from unihpe_ref import processes
 from unihpe_ref.checkpoint import save_model, write_whole
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Augmentation, Motion, PoseSource, generate_motion, read_mocap
 from unihpe_ref.environment import describe_environment
 from unihpe_ref.evaluation import Evaluation, MeanPose, evaluate
-from unihpe_ref.logs import RunLog
+from unihpe_ref.logs import RunLog, SilentLog
 from unihpe_ref.models import UniHPE, load_pose_weights
 from unihpe_ref.resume import Checkpoint, newest_checkpoint, save_checkpoint
 from unihpe_ref.seeds import seed_of
@@ -91,6 +93,8 @@ def train_model(
         start: where to go on instead of at the beginning.
     """
     model = new_model(config, start is not None).to(device)
+    if processes.count() > 1 and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     has_images = model.image_encoder is not None
     for stage in make_stages(config):
         if start is not None and stage.number < start.stage:
@@ -112,7 +116,7 @@ def train_model(
             precision=config.precision,
             workers=config.workers,
             restore=start.restore if start is not None and stage.number == start.stage else None,
-            save=save if checkpoints is not None else None,
+            save=save if checkpoints is not None and processes.rank() == 0 else None,
             save_every=config.checkpoint_every,
         )
     return model
@@ -157,7 +161,7 @@ def save_json(values: object, path: Path) -> None:
 
 def run(
     config: RunConfig, folder: Path, console: Console, device: torch.device, *, resume: bool = False
-) -> tuple[UniHPE, Evaluation, Motion]:
+) -> tuple[UniHPE, Evaluation, Motion] | None:
     """Trains, saves and evaluates; leaves everything that happened in ``folder``.
 
     Args:
@@ -166,9 +170,14 @@ def run(
         console: for a person.
         device: where to train.
         resume: goes on from the newest checkpoint in the folder, where there is one.
+    Returns: what is there at the end; None in the processes that helped the first one to train.
     """
     motion = open_motion(config)
     start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
+    processes.wait()  # all have looked
+    if processes.rank() > 0:
+        train_model(config, motion, SilentLog(), device, start=start)
+        return None
     save_json(config.to_dict(), folder / CONFIG)
     save_json(describe_environment(device), folder / ENVIRONMENT)
     held = None if start is None else start.log

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multicontrast import Temperature
 from multicontrast._checks import three_beats
+from unihpe_ref import processes
 from unihpe_ref.config import StageConfig
 from unihpe_ref.data import PoseBatch, PoseSource
 from unihpe_ref.logs import RunLog
@@ -172,6 +173,8 @@ def fit(
         workers: processes that prepare batches.
         restore: brings the state to that of a checkpoint before the first step.
         save: writes a checkpoint, every ``save_every`` steps and after the last.
+    Processes that share the run (see ``processes.py``) each work on their rows of every batch.
+
     Raises: FloatingPointError when the loss is no longer finite.
     """
     config = stage.config
@@ -180,7 +183,8 @@ def fit(
     if restore is not None:
         restore(state)
     trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    part = Part.whole(config.batch_size)
+    processes.share_buffers(model)
+    part = Part.whole(config.batch_size).split(processes.count())[processes.rank()]
     batches = _batches(source, config.batch_size, part, seed, min_gap_seconds, range(state.step, config.steps), workers)
 
     log.begin_stage(stage.name, config.steps, state.step)
@@ -189,6 +193,7 @@ def fit(
             group["lr"] = config.learning_rate * learning_rate_factor(step, config)
         state.optimizer.zero_grad()
         losses, embeddings = _backward(state, batch.to(model.device), part, seed, _DTYPES[precision])
+        processes.average_gradients(trained)
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
         state.scaler.step(state.optimizer)
@@ -200,7 +205,7 @@ def fit(
 
         record = None
         if state.step % log_every == 0 or last:
-            record = _record(losses, embeddings, norm, stage.temperature, state.optimizer)
+            record = _record(losses, embeddings, part, norm, stage.temperature, state.optimizer)
         total = sum(losses.values())
         assert isinstance(total, Tensor)
         if record is not None or total.device.type == "cpu":  # elsewhere a look at each step would wait for the device
@@ -226,6 +231,7 @@ def _backward(
     """
     stage, model, scale = state.stage, state.model, state.scaler.scale
     pieces = part.split(stage.config.accumulate)
+    share = processes.count() * part.share  # 1, where the processes have equally many rows
     inside = [slice(piece.start - part.start, piece.stop - part.start) for piece in pieces]  # rows of ``batch``
     cast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
 
@@ -252,7 +258,7 @@ def _backward(
     for k, piece in enumerate(pieces):
         weight = piece.count / part.count
         embeddings = embed(k)
-        terms = decode(k, embeddings)
+        terms = {name: share * term for name, term in decode(k, embeddings).items()}
         if cached:
             passed_on = [(e * whole[name].grad[inside[k]]).sum() for name, e in embeddings.items() if e.requires_grad]
             objective = torch.stack([*passed_on, *(scale(weight * term) for term in terms.values())]).sum()
@@ -340,16 +346,20 @@ def _batches(
 def _record(
     losses: dict[str, Tensor],
     embeddings: dict[str, Tensor],
+    part: Part,
     norm: Tensor,
     temperature: Temperature,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, float]:
     """The numbers of a step: losses, mean cosine of the positives of each pair (Figure 5), tau, rate, gradient."""
-    record = {"loss": sum(value.item() for value in losses.values())}
-    record |= {name: value.item() for name, value in losses.items()}
+    share = processes.count() * part.share  # of this process's rows in a mean over processes
+    cosines = {
+        f"cosine_{a}_{b}": share * nn.functional.cosine_similarity(embeddings[a], embeddings[b]).mean()
+        for a, b in combinations(embeddings, 2)
+    }
+    means = {name: value.item() for name, value in processes.average({**losses, **cosines}).items()}
+    record = {"loss": sum(means[name] for name in losses), **means}
     with torch.no_grad():
-        for a, b in combinations(embeddings, 2):
-            record[f"cosine_{a}_{b}"] = nn.functional.cosine_similarity(embeddings[a], embeddings[b]).mean().item()
         record["tau"] = temperature().item()
     record["learning_rate"] = optimizer.param_groups[0]["lr"]
     record["gradient_norm"] = norm.item()

@@ -1,0 +1,79 @@
+"""The processes of ``torchrun``, which share each batch: who this one is, and what they have to agree on.
+
+Gradients are averaged once a step, in one message, after every micro-batch: a step may run backward several times and
+never calls the model as a whole, which DistributedDataParallel would need. The result is the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Joins the group where ``torchrun`` started this process; yields the process's own device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def count() -> int:
+    """How many processes share the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 writes the files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait() -> None:
+    """Until all have come here."""
+    if count() > 1:
+        dist.barrier()
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Each gradient becomes the mean over processes."""
+    if count() > 1:
+        _average([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+@torch.no_grad()
+def average(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers, by name, as means over processes."""
+    if count() == 1:
+        return values
+    copies = {name: value.detach().clone() for name, value in values.items()}
+    _average(list(copies.values()))
+    return copies
+
+
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Running statistics, which each process gathers from its own rows, become those of process 0."""
+    if count() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def _average(tensors: list[Tensor]) -> None:
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    pieces = (flat / count()).split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors)])
