@@ -7,16 +7,18 @@ registered as a virtual subclass of ``Metric``, so that a ``MetricCollection`` t
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multicontrast._checks import three_beats
+from multicontrast._checks import describe, three_beats
+from multicontrast.metrics._inputs import state_device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -270,11 +272,6 @@ def _gather(local: Tensor | None, known: list[Any], where: Any, group: Any) -> l
     return [tensor[: entry[0][0]] for tensor, entry in zip(received, known) if entry is not None]
 
 
-def state_device(device: torch.device) -> torch.device:
-    """Where states of a metric on ``device`` live: there, or on the CPU where the device has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
 def meet_torchmetrics() -> None:
     """Makes `Accumulator` a virtual subclass of ``torchmetrics.Metric``, if that has been imported."""
     torchmetrics = sys.modules.get("torchmetrics")
@@ -288,3 +285,26 @@ def first_of_each(ids: Tensor) -> Tensor:
     order = torch.arange(len(inverse), device=inverse.device)
     first = torch.full_like(order, len(inverse)).scatter_reduce_(0, inverse, order, "amin")
     return first[: int(inverse.max()) + 1]
+
+
+def read_ids(name: str, ids: Sequence[int | str] | Tensor, rows: int, device: torch.device) -> Tensor:
+    """One int64 for each row; names are hashed to 64 bits."""
+    if not isinstance(ids, Tensor):
+        ids = torch.tensor([_number(one) for one in ids], dtype=torch.int64)
+    if ids.is_floating_point() or ids.shape != (rows,):
+        remedy = "Pass one integer or name for each sample of the batch."
+        raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))
+    return ids.to(state_device(device), torch.int64)
+
+
+def _number(identity: int | str) -> int:
+    if isinstance(identity, str):
+        digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
+    return int(identity)
+
+
+def refuse_mixture(name: str) -> NoReturn:
+    """Raise: some samples came with ids, and some without."""
+    remedy = "Pass `ids` to every update, or to none."
+    raise ValueError(three_beats(f"`{name}` needs ids for all samples or for none", "a mixture", remedy))

@@ -192,3 +192,8 @@ def reduce_joints(operation: str, errors: Tensor, weight: Tensor | None, reducti
         return errors.mean() if reduction == "mean" else errors.sum()
     total = weighted(errors, weight).sum()
     return total / weight.sum() if reduction == "mean" else total
+
+
+def state_device(device: torch.device) -> torch.device:
+    """Where states of a metric on ``device`` live: there, or on the CPU where the device has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device

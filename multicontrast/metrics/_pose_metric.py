@@ -6,7 +6,7 @@ them per sample is kept instead, so that no sample counts twice.
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -14,9 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats
-from multicontrast.metrics._accumulate import Accumulator, first_of_each, state_device
-from multicontrast.metrics._inputs import average_joints, weighted
+from multicontrast._checks import check_choice, three_beats
+from multicontrast.metrics._accumulate import Accumulator, first_of_each, read_ids, refuse_mixture
+from multicontrast.metrics._inputs import average_joints, state_device, weighted
 from multicontrast.metrics.joint_errors import JointErrors
 
 EVERYTHING = "all"  # the one group where no groups are named
@@ -62,6 +62,7 @@ class PoseMetric(Accumulator):
     scales_with: ClassVar[str] = "length"  # or "share", in [0, 1], or "nothing": how a report prints the value
     whole_pose: ClassVar[bool] = False  # whether there is nothing to say of single joints
     item_axes: ClassVar[int] = 2  # axes of one item: joints and coordinates, and time for motion
+    longest: float | None = None  # the largest threshold of those that are lengths, for the warning about units
 
     def __init__(
         self, *, groups: Sequence[str] | None = None, sync_on_compute: bool = True, process_group: Any = None
@@ -124,7 +125,7 @@ class PoseMetric(Accumulator):
         self._update_count += 1
         rows = len(target) if target.dim() > self.item_axes else 1
         label = _read_groups(name, group, self.groups, rows, target.device)
-        keys = None if ids is None else _read_ids(name, ids, rows, target.device)
+        keys = None if ids is None else read_ids(name, ids, rows, target.device)
         if target.numel() == 0:
             return
         with torch.no_grad():
@@ -132,25 +133,27 @@ class PoseMetric(Accumulator):
             sums, counts = _pack(measure(*data), rows, _size(pred, mask), _size(truth, mask))
         if keys is None:
             if "ids" in self._rows:
-                self._refuse_mixture(name)
+                refuse_mixture(name)
             groups = len(self.groups or (EVERYTHING,))
             self._add("sums", sums.new_zeros(groups, sums.shape[1]).index_add_(0, label, sums))
             self._add("counts", counts.new_zeros(groups, counts.shape[1]).index_add_(0, label, counts))
         else:
             if "sums" in self._sums:
-                self._refuse_mixture(name)
+                refuse_mixture(name)
             for state, value in (("ids", keys), ("label", label), ("row_sums", sums), ("row_counts", counts)):
                 self._append(state, value)
 
-    def _refuse_mixture(self, name: str) -> None:
-        remedy = "Pass `ids` to every update, or to none."
-        raise ValueError(three_beats(f"`{name}` needs ids for all samples or for none", "a mixture", remedy))
-
     # --- giving out -------------------------------------------------------------------------------------------
+
+    def compute(self) -> Tensor:
+        """The mean over everything taken in, on all ranks; NaN where that is nothing. Warns of mistaken units."""
+        return self.report().value
 
     def report(self) -> Summary:
         """Everything that was measured: per group, per joint, both means, and what was left out. Gathers all ranks."""
-        return self._summary(*self._synced())
+        summary = self._summary(*self._synced())
+        warn_of_units(type(self).__name__, summary.tally, self.longest)
+        return summary
 
     def _result(self, sums: dict[str, Tensor], rows: dict[str, Tensor]) -> Tensor:
         return self._summary(sums, rows).value
@@ -159,7 +162,6 @@ class PoseMetric(Accumulator):
         values, counts = self._totals(sums, rows)
         names = self.groups or (EVERYTHING,)
         table = _unpack(values, counts)
-        _warn_of_units(type(self).__name__, table)
         each = self._values(table)
         filled = table.items > 0
         actions = torch.where(filled, each, 0.0).sum() / filled.sum()
@@ -192,7 +194,7 @@ class PoseMetric(Accumulator):
         groups = len(self.groups or (EVERYTHING,))
         if "ids" in rows:
             if "sums" in sums:  # some ranks gave ids and others none
-                self._refuse_mixture(type(self).__name__)
+                refuse_mixture(type(self).__name__)
             kept = first_of_each(rows["ids"])
             label = rows["label"][kept]
             values, counts = rows["row_sums"][kept], rows["row_counts"][kept]
@@ -254,14 +256,33 @@ def _size(pose: Tensor, mask: Tensor | None) -> Tensor:
     return (centred.square().sum((-2, -1)) / count.flatten(-2).squeeze(-1)).sqrt()
 
 
-def _warn_of_units(name: str, tally: Tally) -> None:
+def warn_of_units(name: str, tally: Tally, longest: float | None) -> None:
+    """Warns where prediction, target or thresholds are about a thousand times too large for one another."""
     pred, target = float(tally.pred_size.sum()), float(tally.target_size.sum())
-    ratio = max(pred, target) / min(pred, target) if min(pred, target) > 0 else 1.0
-    if 10**2.5 < ratio < 10**3.5:
-        larger = "predictions" if pred > target else "targets"
+    if _a_thousand(pred, target):
+        larger, smaller = ("predictions", "targets") if pred > target else ("targets", "predictions")
+        ratio = max(pred, target) / min(pred, target)
         needed = f"`{name}` compares predictions and targets in one unit"
         remedy = "Is one in metres and the other in millimetres? Multiply or divide by 1000."
-        warnings.warn(three_beats(needed, f"{larger} {ratio:.0f} times as large", remedy), stacklevel=4)
+        _warn(three_beats(needed, f"{larger} {ratio:.0f} times as large as {smaller}", remedy))
+    # A body's size, as measured here, is 0.4 m, and thresholds that are in use go to a third or two of that.
+    size = target / max(int(tally.items.sum()), 1)
+    if longest is not None and _a_thousand(2 * longest, size):
+        needed = f"`{name}` needs its thresholds in the unit of the poses"
+        remedy = "Poses in metres want thresholds in metres, 0.15 for 150 mm; a `PoseReport` takes `unit_scale=1000`."
+        _warn(three_beats(needed, f"thresholds up to {longest:g} for poses of size {size:.3g}", remedy))
+
+
+def _a_thousand(first: float, second: float) -> bool:
+    return min(first, second) > 0 and 10**2.5 < max(first, second) / min(first, second) < 10**3.5
+
+
+def _warn(text: str) -> None:
+    """Warns at the first line outside this package."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("multicontrast."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def _read_groups(
@@ -296,20 +317,3 @@ def _read_groups(
         remedy = "Pass one for each entry of the target's first axis."
         raise ValueError(three_beats(f"`{name}` needs {rows} groups", f"{labels.numel()}", remedy))
     return labels
-
-
-def _read_ids(name: str, ids: Sequence[int | str] | Tensor, rows: int, device: torch.device) -> Tensor:
-    """One int64 for each row; names are hashed to 64 bits."""
-    if not isinstance(ids, Tensor):
-        ids = torch.tensor([_number(one) for one in ids], dtype=torch.int64)
-    if ids.is_floating_point() or ids.shape != (rows,):
-        remedy = "Pass one integer or name for each entry of the target's first axis."
-        raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))
-    return ids.to(state_device(device), torch.int64)
-
-
-def _number(identity: int | str) -> int:
-    if isinstance(identity, str):
-        digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little", signed=True)
-    return int(identity)

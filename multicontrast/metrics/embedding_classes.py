@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, three_beats
-from multicontrast.metrics._accumulate import Accumulator, first_of_each, state_device
-from multicontrast.metrics._inputs import length
-from multicontrast.metrics.embeddings import read_embeddings
+from multicontrast._checks import check_choice
+from multicontrast.metrics._accumulate import Accumulator, first_of_each, read_ids, refuse_mixture
+from multicontrast.metrics._inputs import length, state_device
+from multicontrast.metrics.embeddings import pairwise, read_embeddings
 from multicontrast.metrics.retrieval import TIES, median_of_ranks, recall_of_ranks, retrieval_ranks
 
 
@@ -40,20 +40,33 @@ class ModalityAlignment(Accumulator):
     def extra_repr(self) -> str:
         return f"normalize={self.normalize}"
 
-    def update(self, embeddings: Sequence[Tensor]) -> None:
-        """Takes in one batch: N >= 2 tensors ``(B, D)``, row ``i`` of each from sample ``i``. An empty one is fine."""
+    def update(self, embeddings: Sequence[Tensor], *, ids: Sequence[int | str] | Tensor | None = None) -> None:
+        """Takes in one batch: N >= 2 tensors ``(B, D)``, row ``i`` of each from sample ``i``. An empty one is fine.
+
+        ``ids``: ``(B,)`` integers or names; a sample whose id was seen before, here or on another rank, is not counted
+        again. Keeps the embeddings of every sample. All updates give ids, or none does.
+        """
         self._update_count += 1
         if not isinstance(embeddings, Tensor) and len(embeddings) and all(len(part) == 0 for part in embeddings):
             return
         rows = read_embeddings("ModalityAlignment", embeddings, self.normalize, least=2)
-        stacked = torch.stack(rows)
-        stacked = stacked.to(state_device(stacked.device)).double()  # (N, B, D)
-        self._add("cosine", (stacked[:, None] * stacked).sum((-2, -1)))
-        self._add("squared", (stacked[:, None] - stacked).square().sum((-2, -1)))
-        self._add("centroid", stacked.sum(1))
-        self._add("count", torch.full((1,), stacked.shape[1], dtype=torch.int64, device=stacked.device))
+        rows = [part.detach().to(state_device(part.device)).double() for part in rows]
+        if ids is not None:
+            keys = read_ids("ModalityAlignment", ids, len(rows[0]), rows[0].device)
+        if ("squared" in self._sums and ids is not None) or ("ids" in self._rows and ids is None):
+            refuse_mixture("ModalityAlignment")
+        if ids is not None:
+            self._append("ids", keys)
+            self._append("embeddings", torch.stack(rows, 1))
+            return
+        for name, value in _modality_sums(rows).items():
+            self._add(name, value)
 
     def _result(self, sums: dict[str, Tensor], rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        if sums and rows:
+            refuse_mixture("ModalityAlignment")
+        if rows:
+            sums = _modality_sums(rows["embeddings"][first_of_each(rows["ids"])].unbind(1))
         if not sums:
             nothing = torch.full((0, 0), torch.nan, dtype=torch.float64)
             return {"cosine": nothing, "alignment": nothing, "gap": nothing}
@@ -64,6 +77,16 @@ class ModalityAlignment(Accumulator):
             "alignment": sums["squared"] / count,
             "gap": length(centroids[:, None] - centroids),
         }
+
+
+def _modality_sums(rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What the averages of N modalities are made of."""
+    return {
+        "cosine": pairwise(rows, lambda x, y: (x * y).sum()),
+        "squared": pairwise(rows, lambda x, y: (x - y).square().sum()),
+        "centroid": torch.stack([part.sum(0) for part in rows]),
+        "count": torch.full((1,), len(rows[0]), dtype=torch.int64, device=rows[0].device),
+    }
 
 
 class RetrievalRecall(Accumulator):
@@ -104,27 +127,23 @@ class RetrievalRecall(Accumulator):
     def extra_repr(self) -> str:
         return f"k={self.k}, ties={self.ties!r}, normalize={self.normalize}"
 
-    def update(self, query: Tensor, gallery: Tensor, *, ids: Tensor | None = None) -> None:
+    def update(self, query: Tensor, gallery: Tensor, *, ids: Sequence[int | str] | Tensor | None = None) -> None:
         """Takes in one batch: row ``i`` of ``query`` should find row ``i`` of ``gallery``. An empty one is fine.
 
-        ``ids``: ``(B,)`` integers; a pair whose id was seen before, here or on another rank, is not counted again.
+        ``ids``: ``(B,)`` integers or names; a pair whose id was seen before, here or on another rank, is not counted
+        again.
         """
         self._update_count += 1
         if len(query) == 0 and len(gallery) == 0:
             return
         rows = read_embeddings("RetrievalRecall", (query, gallery), self.normalize, names=("query", "gallery"))
-        if ids is not None and (ids.is_floating_point() or ids.shape != rows[0].shape[:1]):
-            remedy = "Pass one integer for each row."
-            raise ValueError(three_beats(f"`RetrievalRecall` needs {len(query)} integer `ids`", str(ids.shape), remedy))
+        keys = None if ids is None else read_ids("RetrievalRecall", ids, len(query), query.device)
         if (ids is not None) != ("ids" in self._rows) and "query" in self._rows:
-            remedy = "Pass `ids` to every update, or to none."
-            raise ValueError(
-                three_beats("`RetrievalRecall` needs ids for all samples or for none", "a mixture", remedy)
-            )
+            refuse_mixture("RetrievalRecall")
         self._append("query", rows[0])
         self._append("gallery", rows[1])
-        if ids is not None:
-            self._append("ids", ids.to(rows[0].device, torch.int64))
+        if keys is not None:
+            self._append("ids", keys)
 
     def _result(self, sums: dict[str, Tensor], rows: dict[str, Tensor]) -> dict[str, Tensor]:
         names = [f"recall@{limit}" for limit in self.k]
@@ -132,6 +151,8 @@ class RetrievalRecall(Accumulator):
             return {name: torch.tensor(torch.nan) for name in (*names, "median_rank", "mean_reciprocal_rank")}
         query, gallery = rows["query"], rows["gallery"]
         if "ids" in rows:
+            if len(rows["ids"]) != len(query):  # merged, or gathered, from some that had ids and others that had none
+                refuse_mixture("RetrievalRecall")
             kept = first_of_each(rows["ids"])
             query, gallery = query[kept], gallery[kept]
         ranks = retrieval_ranks(query, gallery, ties=self.ties, normalize=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from multicontrast._checks import (
     describe,
     three_beats,
 )
-from multicontrast.metrics._inputs import REDUCTIONS, length, reduce_values
+from multicontrast.linalg.symmetric import symmetric_eigmax
+from multicontrast.metrics._inputs import REDUCTIONS, length, reduce_values, state_device
 
 _CELLS = 1 << 22  # similarities held at a time, where all pairs are needed
 
@@ -62,8 +63,7 @@ def cosine_matrix(embeddings: Sequence[Tensor], *, normalize: bool = True) -> Te
                 [ 1.,  1., -1.],
                 [-1., -1.,  1.]])
     """
-    stacked = torch.stack(read_embeddings("cosine_matrix", embeddings, normalize))  # (N, B, D)
-    return (stacked[:, None] * stacked).sum(-1).mean(-1)
+    return pairwise(read_embeddings("cosine_matrix", embeddings, normalize), lambda x, y: (x * y).sum(-1).mean())
 
 
 def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = True, reduction: str = "mean") -> Tensor:
@@ -86,8 +86,14 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
         tensor(4.)
     """
     check_choice("alignment", "reduction", reduction, REDUCTIONS)
+    if not alpha > 0:
+        remedy = "The paper's is 2."
+        raise ValueError(three_beats("`alignment` needs a positive `alpha`", repr(alpha), remedy))
     x, y = read_embeddings("alignment", (x, y), normalize, names=("x", "y"))
-    return reduce_values(length(x - y) ** alpha, None, reduction)
+    distance = length(x - y)
+    together = distance == 0  # where a power below 1 has no derivative
+    powers = torch.where(together, 0.0, torch.where(together, 1.0, distance) ** alpha)
+    return reduce_values(powers, None, reduction)
 
 
 def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
@@ -175,25 +181,31 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
         >>> sign_flipped_share([x, x, x * torch.tensor([[1.0], [-1.0]])])
         tensor(0.5000)
     """
-    stacked = torch.stack(
-        read_embeddings("sign_flipped_share", embeddings, normalize, least=2), 1
-    ).detach()  # (B, N, D)
-    gram = (stacked[:, :, None] * stacked[:, None]).sum(-1)
+    rows = read_embeddings("sign_flipped_share", embeddings, normalize, least=2)
+    gram = pairwise([part.detach() for part in rows], lambda x, y: (x * y).sum(-1)).movedim(-1, 0)  # (B, N, N)
     spoilt = gram.isnan().any(-1).any(-1)
     modalities = gram.shape[-1]
     gram = torch.where(spoilt[:, None, None], 0.0, gram)
-    leading = torch.linalg.eigh(gram).eigenvectors[..., -1]
-    least = (leading[:, :, None] * leading[:, None]).flatten(1).amin(-1)
+    least = _leading_projector(gram).flatten(1).amin(-1)
     flipped = least < -modalities * torch.finfo(gram.dtype).eps  # a modality at right angles has no side
     return torch.where(spoilt, torch.nan, flipped.to(gram.dtype)).mean()
+
+
+def _leading_projector(gram: Tensor) -> Tensor:
+    """``u u'`` of the leading eigenvector of each ``(B, N, N)``; of several, the mean over their space."""
+    if gram.shape[-1] <= 8:  # it is the derivative of the largest eigenvalue, and needs no LAPACK
+        projector: Tensor = torch.func.grad(lambda matrix: symmetric_eigmax(matrix).sum())(gram)
+        return projector
+    leading = torch.linalg.eigh(gram).eigenvectors[..., -1:]
+    return leading @ leading.mT
 
 
 def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     r"""Effective rank: the exponential of the entropy of the singular values, between 1 and ``min(B, D)``.
 
-    :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k = \sigma_k / \sum \sigma`, in float64 (float32 on devices without
-    it). It falls towards 1 as embeddings collapse. RankMe takes the same number of features that are not normalised:
-    ``normalize=False``.
+    :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k = \sigma_k / \sum \sigma`, in float64 (on the CPU for devices
+    without it). It falls towards 1 as embeddings collapse. RankMe takes the same number of features that are not
+    normalised: ``normalize=False``.
 
     Args:
         x: ``(B, D)``.
@@ -213,7 +225,7 @@ def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     """
     (x,) = read_embeddings("effective_rank", (x,), normalize, names=("x",))
     dtype = x.dtype
-    wide = x if x.device.type == "mps" else x.double()
+    wide = x.to(state_device(x.device)).double()
     wide = wide / wide.detach().abs().amax().clamp_min(torch.finfo(wide.dtype).tiny)  # squares stay in range
     small = wide.mT @ wide if len(wide) > wide.shape[1] else wide @ wide.mT
     spoilt = small.isnan().any()
@@ -222,7 +234,7 @@ def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     singular = torch.where(eigenvalues > floor, eigenvalues, 0.0).sqrt()  # below the floor they are rounding
     shares = singular / singular.sum()
     rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
-    return torch.where(spoilt, torch.nan, rank).to(dtype)
+    return torch.where(spoilt, torch.nan, rank).to(x.device, dtype)
 
 
 def read_embeddings(
@@ -258,6 +270,13 @@ def read_embeddings(
         return rows
     norms = [length(tensor).unsqueeze(-1) for tensor in rows]
     return [tensor / torch.where(norm == 0, 1.0, norm) for tensor, norm in zip(rows, norms)]
+
+
+def pairwise(parts: Sequence[Tensor], function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """``(N, N, ...)``: a symmetric function of every two of N tensors, one pair at a time."""
+    upper = {(i, j): function(parts[i], parts[j]) for i in range(len(parts)) for j in range(i, len(parts))}
+    places = range(len(parts))
+    return torch.stack([torch.stack([upper[min(i, j), max(i, j)] for j in places]) for i in places])
 
 
 def products(x: Tensor, y: Tensor) -> Tensor:

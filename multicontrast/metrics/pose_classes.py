@@ -195,14 +195,14 @@ class PCK(PoseMetric):
         name = type(self).__name__
         return pck_joints(name, pred, target, norm, self.thresholds, self.strict, mask, self.root)
 
+    def _values(self, table: Tally) -> Tensor:
+        if self.average != "macro":
+            return super()._values(table)
+        seen = table.joint_count > 0
+        return torch.where(seen, table.joint_sum / table.joint_weight, 0.0).sum(-1) / seen.sum(-1)
+
     def _value(self, everything: Tally, frame_mean: Tensor) -> Tensor:
-        joints = everything.joint_sum[0] / everything.joint_weight[0]
-        if self.average == "none":
-            return joints
-        if self.average == "macro":
-            seen = everything.joint_count[0] > 0
-            return torch.where(seen, joints, 0.0).sum() / seen.sum()
-        return frame_mean
+        return everything.joint_sum[0] / everything.joint_weight[0] if self.average == "none" else frame_mean
 
 
 class PCKh(PCK):
@@ -235,6 +235,10 @@ class PCKh(PCK):
 
 class _PoseShare(PCK):
     """PCK without a norm: `PCK3D` and `AUC3D`."""
+
+    @property
+    def longest(self) -> float:  # type: ignore[override]
+        return max(self.thresholds)
 
     def update(  # type: ignore[override]
         self,
@@ -318,6 +322,7 @@ class CPS(PoseMetric):
         self.joints = None if joints is None else tuple(joints)
         self.thresholds = tuple(read_thresholds("CPS", thresholds))
         self.strict, self.dim, self.root = strict, dim, root
+        self.longest = max(self.thresholds)
         super().__init__(**accumulation)
 
     def _options(self) -> dict[str, Any]:

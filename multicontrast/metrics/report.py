@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from multicontrast._checks import check_choice, describe, three_beats
 from multicontrast.metrics import _tables, human36m
 from multicontrast.metrics._inputs import Root
-from multicontrast.metrics._pose_metric import PoseMetric, Summary, Tally
+from multicontrast.metrics._pose_metric import PoseMetric, Summary, Tally, warn_of_units
 from multicontrast.metrics._report_states import Curve, Examples, ExampleStore
 from multicontrast.metrics.keypoints import AUC3D_THRESHOLDS
 from multicontrast.metrics.pose_classes import AUC3D, MPJPE, NMPJPE, PAMPJPE, PCK3D
@@ -71,7 +71,8 @@ class PoseResult:
 
         Args:
             metric: whose errors per joint; by default the first.
-            up: which axis of the data points up, ``"-y"`` (cameras) or ``"z"`` (worlds).
+            up: which axis of the data points up: ``"-y"`` (cameras, images), ``"y"`` or ``"z"`` (worlds). Poses are
+                seen from where they are widest.
 
         Returns: a matplotlib figure; ``figure.savefig("report.png")``. Needs ``multicontrast[plot]``.
         """
@@ -81,7 +82,7 @@ class PoseResult:
 
 
 class PoseReport(nn.Module):
-    """Evaluates 3D poses batch by batch, and prints the table that papers print.
+    """Evaluates poses batch by batch, and prints the table that papers print.
 
     Args:
         actions: names in the order of the columns, Human3.6M's by default; None for no actions. Recordings' own names
@@ -157,14 +158,16 @@ class PoseReport(nn.Module):
         """Takes in one batch; an empty one is fine.
 
         Args:
-            pred, target: ``(N, J, 3)``.
+            pred, target: ``(N, J, 3)`` or ``(N, J, 2)``.
             action, subject: one for all, or one per pose; needed where the report has them.
             mask: ``(N, J)`` or ``(J,)``, bool or weights.
             ids: ``(N,)`` integers or names: a pose whose id was seen before, on any rank, does not count again.
         """
         if target.dim() != 3:
             remedy = "Flatten clips: every pose is an item of its own."
-            raise ValueError(three_beats("`PoseReport` needs poses of shape (N, J, 3)", describe(target), remedy))
+            raise ValueError(
+                three_beats("`PoseReport` needs poses of shape (N, J, 3) or (N, J, 2)", describe(target), remedy)
+            )
         rows = len(target)
         first = _places("action", action, self.actions, rows)
         second = _places("subject", subject, self.subjects, rows)
@@ -177,10 +180,11 @@ class PoseReport(nn.Module):
 
     def compute(self) -> PoseResult:
         """The results over all batches and all ranks; every rank must call it."""
-        summaries = {name: metric.report() for name, metric in self._pose_metrics().items()}
-        curve = self.curve.report()
+        summaries = {name: metric._summary(*metric._synced()) for name, metric in self._pose_metrics().items()}
+        curve = self.curve._summary(*self.curve._synced())
         joints = max((len(summary.per_joint) for summary in summaries.values()), default=0)
         some = next(iter(summaries.values()))
+        warn_of_units("PoseReport", some.tally, max(self.curve.thresholds))  # once, not for every metric
         human = joints == len(human36m.JOINTS)
         names = self.joint_names or (human36m.JOINTS if human else tuple(str(joint) for joint in range(joints)))
         if joints and len(names) != joints:

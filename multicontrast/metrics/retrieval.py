@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multicontrast._checks import check_choice, check_same_device, describe, three_beats
-from multicontrast.metrics._inputs import REDUCTIONS, check_values, reduce_values
+from multicontrast.metrics._inputs import REDUCTIONS, check_values, length, reduce_values
 from multicontrast.metrics.embeddings import products, read_embeddings
 
 TIES = ("pessimistic", "optimistic", "mean")
@@ -26,7 +26,9 @@ def retrieval_ranks(
     """The rank of each query's match in the gallery by cosine: 1 is first.
 
     Equal similarities are counted *against* the query by default. A model that maps everything to one point then ranks
-    every match last; with ties broken by position it would look perfect.
+    every match last; with ties broken by position it would look perfect. Equal is what rounding cannot tell apart:
+    similarities within ``sqrt(D)`` eps of the product of lengths, since a matrix product does not give one pair of rows
+    the same bits at every place of its result.
 
     Args:
         query: ``(Q, D)``.
@@ -56,12 +58,15 @@ def retrieval_ranks(
     place = torch.where(inside, match, 0).unsqueeze(-1)
     ranks = []
     block = max(_CELLS // len(gallery), 1)
+    rounding = torch.finfo(query.dtype).eps * query.shape[1] ** 0.5  # twice what products of equal rows differ by
     with torch.no_grad():
+        lengths = length(query).unsqueeze(-1), length(gallery)
         for start in range(0, len(query), block):
             similarity = products(query[start : start + block], gallery)
             own = similarity.gather(1, place[start : start + block])
-            above = (similarity > own).sum(-1).float()
-            equal = (similarity == own).sum(-1).float() - 1  # not counting itself
+            margin = (rounding * lengths[0][start : start + block]) * lengths[1]
+            above = (similarity > own + margin).sum(-1).float()
+            equal = (similarity >= own - margin).sum(-1).float() - above - 1  # not counting itself
             share = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}[ties]
             rank = 1 + above + share * equal
             ranks.append(torch.where(similarity.isnan().any(-1), torch.nan, rank))

@@ -81,7 +81,7 @@ def test_effective_rank_is_the_exponential_of_the_entropy_of_the_singular_values
     assert metrics.effective_rank(1e-30 * torch.eye(5)).item() == pytest.approx(5)
 
 
-@pytest.mark.parametrize("modalities", [2, 3, 4, 6])
+@pytest.mark.parametrize("modalities", [2, 3, 4, 6, 9])
 def test_sign_flips_are_where_the_leading_eigenvector_has_both_signs(modalities):
     parts = draw(modalities=modalities, width=4)
     expected = []
@@ -135,16 +135,46 @@ def test_recall_median_and_reciprocal_rank_are_those_of_the_ranks():
     assert metrics.mean_reciprocal_rank(x, y).item() == pytest.approx((1 / ranks).mean())
 
 
-@pytest.mark.parametrize("rows", [5, 63, 128])
-@pytest.mark.parametrize("width", [3, 64])
-def test_a_collapsed_model_finds_nothing(rows, width):
-    """All embeddings equal: ties are counted against the query, or the first place would be everyone's."""
+@pytest.mark.parametrize("block", [1 << 22, 37])
+@pytest.mark.parametrize("rows", [5, 63, 129])
+@pytest.mark.parametrize("width", [3, 16, 130])
+def test_a_collapsed_model_finds_nothing(rows, width, block, monkeypatch):
+    """All embeddings equal: ties are counted against the query, or the first place would be everyone's.
+
+    The same product of two rows has other last bits at the edge of a matrix, and in a block of one row.
+    """
+    monkeypatch.setattr(retrieval_file, "_CELLS", block)
     x = torch.randn(1, width, generator=torch.Generator().manual_seed(0)).expand(rows, width)
     assert metrics.retrieval_recall(x, x) == 0
     assert metrics.median_rank(x, x) == rows
     assert metrics.retrieval_recall(x, x, ties="optimistic") == 1
     assert metrics.uniformity(x) == pytest.approx(0, abs=1e-5)
     assert metrics.effective_rank(x).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_rows_of_unlike_length_tie_within_their_own_rounding():
+    """Ranked by inner product: a long row of the gallery does not widen the ties of the others."""
+    query = torch.tensor([[1.0, 1e-3]])
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 1e-2], [-1e8, 0.0]])
+    assert metrics.retrieval_ranks(query, gallery, match=torch.tensor([1]), normalize=False).item() == 1
+    assert metrics.retrieval_ranks(query, gallery, match=torch.tensor([0]), normalize=False).item() == 2
+
+
+def test_no_product_of_all_pairs_of_modalities_is_held():
+    """``cosine_matrix`` of many rows takes no more memory than one pair."""
+    parts = [torch.randn(1000, 8) for _ in range(6)]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        metrics.cosine_matrix(parts, normalize=False)
+    assert max(event.cpu_memory_usage for event in profile.events()) <= 1000 * 8 * 4 + 4096
+
+
+def test_alignment_of_equal_rows_has_a_gradient_at_any_exponent():
+    x = torch.eye(3, requires_grad=True)
+    for alpha in (0.5, 1.0, 2.0):
+        (gradient,) = torch.autograd.grad(metrics.alignment(x, torch.eye(3), alpha=alpha), x)
+        assert (gradient == 0).all()
+    with pytest.raises(ValueError, match="positive `alpha`"):
+        metrics.alignment(x, x, alpha=0.0)
 
 
 def test_nan_is_not_a_good_rank():

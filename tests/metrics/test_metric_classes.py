@@ -224,8 +224,14 @@ def test_modalities_and_retrieval():
     for rows in order[:29].split(10):
         agreement.update([part[rows] for part in parts])
     agreement.update([part[:0] for part in parts])
+    once = metrics.ModalityAlignment()
     for rows in order.split(10):
         search.update(parts[0][rows], parts[1][rows], ids=rows)
+        once.update([part[rows] for part in parts], ids=[f"frame {row}" for row in rows.tolist()])
+    torch.testing.assert_close(once.compute(), agreement.compute())
+    named = metrics.RetrievalRecall(k=(1, 4))
+    named.update(parts[0][order], parts[1][order], ids=[str(row) for row in order.tolist()])
+    torch.testing.assert_close(named.compute(), search.compute())
     found = agreement.compute()
     torch.testing.assert_close(found["cosine"], metrics.cosine_matrix(parts))
     torch.testing.assert_close(found["alignment"][0, 2], metrics.alignment(parts[0], parts[2]))
@@ -237,8 +243,15 @@ def test_modalities_and_retrieval():
     assert ranks["mean_reciprocal_rank"].item() == pytest.approx(metrics.mean_reciprocal_rank(*parts[:2]).item())
     assert metrics.RetrievalRecall().compute()["recall@1"].isnan()
     assert metrics.ModalityAlignment().compute()["gap"].shape == (0, 0)
-    with pytest.raises(ValueError, match="for all samples or for none"):
-        search.update(*parts[:2])
+    bare, without = metrics.RetrievalRecall(k=(1, 4)), metrics.ModalityAlignment()
+    bare.update(*parts[:2])
+    without.update(parts)
+    for metric, other, data in ((search, bare, parts[:2]), (once, without, [parts])):
+        with pytest.raises(ValueError, match="for all samples or for none"):
+            metric.update(*data)
+        metric.merge(other)  # what was taken in apart
+        with pytest.raises(ValueError, match="for all samples or for none"):
+            metric.compute()
 
 
 @pytest.mark.parametrize("ids", [None, range(ITEMS)], ids=["sums", "rows"])
@@ -309,11 +322,19 @@ def test_metres_against_millimetres_are_noticed():
         metric.update(scale * pred, target)
         with pytest.warns(UserWarning, match="in metres and the other in millimetres"):
             metric.compute()
-    metric = metrics.PAMPJPE()
+    for kind in (metrics.PCK3D, metrics.AUC3D, metrics.CPS):
+        metric = kind()
+        metric.update(1e-3 * pred, 1e-3 * target)  # metres, and thresholds in millimetres
+        with pytest.warns(UserWarning, match="thresholds in the unit of the poses") as caught:
+            metric.compute()
+        assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        metric.update(2 * pred, target)
-        metric.compute()
+        for metric in (metrics.PAMPJPE(), metrics.PCK3D(), metrics.CPS(), metrics.PCK(threshold=1e-3)):
+            metric.update(2 * pred, target)
+            metric.compute()
+        metric = metrics.MPJPE()
+        metric(1e-3 * pred, target)  # a step of training is not the place either
         metrics.pa_mpjpe(1e-3 * pred, target)  # the functions never say it: they would have to look at the data
 
 

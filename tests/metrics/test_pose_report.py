@@ -124,13 +124,47 @@ def test_the_figure_shows_the_numbers():
     np.testing.assert_allclose(curve.lines[0].get_ydata(), 100 * np.array(result.curve))
     assert f"AUC {result['AUC'].frame_mean:.1f}" in curve.get_title("left")
     assert [axes.get_title().split(":")[0] for axes in overlays] == ["best", "median", "worst"]
-    assert all(len(axes.lines) == 2 * 16 for axes in overlays)
+    bones = 16
+    assert all(len(axes.lines) == 1 + 2 * (bones + 2) for axes in overlays)  # errors; bones, joints and a legend entry
+    for place, axes in enumerate(overlays):  # what is drawn is as long as what was measured, seen from one side
+        across, upward = axes.lines[1 + bones].get_data()
+        target = result.examples.target[place]
+        np.testing.assert_allclose(upward, -target[:, 1])
+        shown = np.isfinite(across)
+        seen = np.linalg.norm(target[shown][:, [0, 2]] - target[shown][:1, [0, 2]], axis=1)
+        assert (np.abs(across[shown] - across[shown][0]) <= seen + 1e-9).all()
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=50)
     assert len(buffer.getvalue()) > 10_000
     assert len(filled(examples=0)[0].plot("PA-MPJPE", up="z").axes) == 2
     with pytest.raises(ValueError, match="Did you mean 'MPJPE'"):
         report.plot("MPJP")
+
+
+def test_a_pose_is_drawn_from_where_it_is_widest_and_never_mirrored():
+    pytest.importorskip("matplotlib")
+    from multicontrast.metrics._figures import _project
+
+    flat = np.array([[0.0, 0, 0], [3, 0, 4], [0, 2, 0], [-3, 0, -4]])  # y is up; widest along (3, 4)
+    target, moved = _project(flat, flat + np.array([0, 1, 0]), "y")
+    np.testing.assert_allclose(target[:, 0] - target[0, 0], [0, 5, 0, -5], atol=1e-12)
+    np.testing.assert_allclose(moved - target, [[0, 1]] * 4, atol=1e-12)
+    person = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 0, 1]])  # z is up, x to the right, seen along y
+    np.testing.assert_allclose(_project(person, person, "z")[0], [[1, 0], [-1, 0], [0, 1]], atol=1e-12)
+    pixels = np.array([[10.0, 20.0], [30.0, 60.0]])
+    np.testing.assert_array_equal(_project(pixels, pixels, "-y")[0], [[10, -20], [30, -60]])
+
+
+def test_poses_in_a_plane():
+    generator = torch.Generator().manual_seed(0)
+    target = 100 * torch.randn(6, 17, 2, generator=generator)
+    report = metrics.PoseReport(actions=None, root=None, unit="px")
+    report.update(target + 3.0, target)
+    assert report.compute()["MPJPE"].frame_mean == pytest.approx(3 * 2**0.5, rel=1e-5)
+    pytest.importorskip("matplotlib")
+    assert len(report.plot().axes) == 5
+    empty = metrics.PoseReport(actions=None)
+    assert "nothing to show" in empty.plot().axes[0].get_title("left")
 
 
 def test_without_matplotlib_the_figure_says_what_to_install():
@@ -189,19 +223,32 @@ def test_samples_count_once():
 
 
 def test_other_metrics_other_skeletons_no_actions():
-    target = torch.rand(6, 5, 3)
+    target = 300 * torch.rand(6, 5, 3)
     report = metrics.PoseReport(
         actions=None,
         joint_names=["a", "b", "c", "d", "e"],
         parents=[-1, 0, 1, 2, 3],
         metrics={"rigid": functools.partial(metrics.PAMPJPE, scale=False), "CPS": metrics.CPS},
     )
-    report.update(target + 0.1 * torch.rand(6, 5, 3), target)
+    report.update(target + 30 * torch.rand(6, 5, 3), target)
     result = report.compute()
     assert list(result.metrics) == ["rigid", "CPS"] and result["rigid"].per_action == {}
     assert result["rigid"].action_mean == result["rigid"].frame_mean
     assert result.to_markdown().startswith("| metric")
     assert report.plot().axes[2].lines
+
+
+def test_the_average_of_a_metric_holds_in_every_action():
+    """Macro averages the joints' shares; its action mean is over such averages."""
+    report, data = filled(metrics={"PCK": functools.partial(metrics.PCK, threshold=0.15, average="macro")})
+    found = report.compute()["PCK"]
+    rows = torch.tensor([name == "Eating" for name in data["action"]])
+    each = [
+        100 * metrics.pck(data["pred"][r], data["target"][r], mask=data["mask"][r], threshold=0.15, average="macro")
+        for r in (rows, slice(None))
+    ]
+    assert found.per_action["Eating"] == pytest.approx(each[0].item())
+    assert found.frame_mean == pytest.approx(each[1].item())
 
 
 def test_recordings_are_known_by_any_of_their_names():
@@ -211,7 +258,7 @@ def test_recordings_are_known_by_any_of_their_names():
     with pytest.raises(ValueError, match="Its actions are Directions"):
         human36m.action_name("Swimming")
     report = metrics.PoseReport()
-    report.update(torch.rand(1, 17, 3), torch.rand(1, 17, 3), action="WalkingDog 1")
+    report.update(300 * torch.rand(1, 17, 3), 300 * torch.rand(1, 17, 3), action="WalkingDog 1")
     assert report.compute()["MPJPE"].items["WalkDog"] == 1
 
 
@@ -219,7 +266,12 @@ def test_a_mistaken_unit_is_noticed():
     target = 1000 * torch.rand(5, 17, 3)
     report = metrics.PoseReport(actions=None)
     report.update(target / 1000, target)
-    with pytest.warns(UserWarning, match="metres"):
+    with pytest.warns(UserWarning, match="metres") as caught:
+        report.compute()
+    assert len(caught) == 1 and caught[0].filename == __file__  # once, and not for every metric
+    report.reset()
+    report.update(target / 1000, target / 1000)
+    with pytest.warns(UserWarning, match="thresholds in the unit of the poses; got thresholds up to 150"):
         report.compute()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -229,7 +281,7 @@ def test_a_mistaken_unit_is_noticed():
 
 
 def test_mistakes_are_answered_in_words():
-    pose = torch.rand(2, 17, 3)
+    pose = 300 * torch.rand(2, 17, 3)
     with pytest.raises(ValueError, match="needs the action of each pose; got None"):
         metrics.PoseReport().update(pose, pose)
     with pytest.raises(ValueError, match="has no subjects"):
@@ -238,7 +290,7 @@ def test_mistakes_are_answered_in_words():
         metrics.PoseReport().update(pose, pose, action=["Eating"] * 3)
     with pytest.raises(ValueError, match="Did you mean 'jump'"):
         metrics.PoseReport(actions=["jump", "run"]).update(pose, pose, action="jum")
-    with pytest.raises(ValueError, match=r"shape \(N, J, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(N, J, 3\) or \(N, J, 2\)"):
         metrics.PoseReport(actions=None).update(pose[None], pose[None])
     with pytest.raises(ValueError, match="positive `unit_scale`"):
         metrics.PoseReport(unit_scale=0)
