@@ -250,7 +250,7 @@ class Meeting:
 # int64: [failed, operation, rows, seed, codes of what must be alike ...], of one length whatever the operation, so that
 # two ranks in different losses find out instead of misreading each other.
 
-_HEADER = 24
+_HEADER = 32
 
 
 def _meet(group: Any, operation: str, rows: int, seed: int, codes: list[int], names: list[str]) -> Ranks:

@@ -61,6 +61,27 @@ class CosineSimilarity:
         """The similarity of each tuple; differentiable as often as its formula is."""
         raise NotImplementedError
 
+    def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
+        """The similarity of the members that are there: this formula for as many modalities as they are.
+
+        ``present`` says for each modality which tuples have it, broadcastable to the cosines. Cosines of absent
+        members are 0. What is returned for tuples with fewer than two members is finite and means nothing.
+        """
+        value = torch.zeros_like(cosines[0])
+        position = _pair_position(len(present))
+        everyone = range(len(present))
+        for size in range(2, len(present) + 1):
+            for members in itertools.combinations(everyone, size):
+                here = torch.ones((), dtype=torch.bool, device=value.device)
+                for m in everyone:
+                    here = here & (present[m] if m in members else ~present[m])
+                if _is_known_to_be_empty(here):
+                    continue
+                # Elsewhere the formula sees three equal cosines, at which no root or quotient is singular.
+                chosen = [cosines[position[pair]] for pair in itertools.combinations(members, 2)]
+                value = torch.where(here, self([torch.where(here, cosine, 0.5) for cosine in chosen]), value)
+        return value
+
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         """Value and derivative by each cosine, without a graph.
 
@@ -88,6 +109,9 @@ class Eigenvalue(CosineSimilarity):
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         return 1 + gram_eigmax_excess(cosines)
 
+    def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
+        return self(cosines)  # an absent member adds an eigenvalue 1, which is no larger than the largest
+
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return gram_eigmax_with_gradient(cosines)  # the excess over 1: small cosines keep their digits
 
@@ -112,6 +136,9 @@ class SingularValue(CosineSimilarity):
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         return (1 + gram_eigmax_excess(cosines)).sqrt()
 
+    def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
+        return self(cosines)  # as for the eigenvalue
+
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return self._root(*gram_eigmax_with_gradient(cosines))
 
@@ -133,6 +160,14 @@ class MeanCosine(CosineSimilarity):
         for cosine in cosines[1:]:
             total = total + cosine
         return total / len(cosines)
+
+    def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
+        total, number = cosines[0], torch.zeros((), dtype=cosines[0].dtype, device=cosines[0].device)
+        for cosine in cosines[1:]:
+            total = total + cosine
+        for m, n in _pair_position(len(present)):
+            number = number + (present[m] & present[n])
+        return total / number.clamp_min(1)
 
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return self(cosines), [torch.full_like(cosine, 1 / len(cosines)) for cosine in cosines]
@@ -168,6 +203,16 @@ def _pair_position(n: int) -> dict[tuple[int, int], int]:
     return {pair: k for k, pair in enumerate(itertools.combinations(range(n), 2))}
 
 
+def _is_known_to_be_empty(mask: Tensor) -> bool:
+    """Whether ``mask`` holds nothing, if looking costs nothing: on a CPU, in eager mode and under no transform."""
+    return (
+        mask.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not bool(mask.any())
+    )
+
+
 def _num_modalities(cosines: Sequence[Tensor]) -> int:
     return (1 + math.isqrt(1 + 8 * len(cosines))) // 2
 
@@ -180,6 +225,9 @@ class Volume(CosineSimilarity):
 
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         return -_safe_sqrt(self._determinant(cosines))
+
+    def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
+        return self(cosines)  # an absent member, at right angles to all, leaves the volume as it is
 
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         if len(cosines) != 3:

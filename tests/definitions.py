@@ -145,3 +145,124 @@ def exact_infonce(
     size, n = len(embeddings[0]), len(embeddings)
     index = torch.tensor([every_tuple(size, n, i, anchor) for i in range(size)])
     return sampled_infonce(embeddings, index, tau, similarity)
+
+
+# --- masks, weights and shapes of the softmax ---------------------------------------------------------------------
+
+
+def shaped_cross_entropy(
+    positive: Tensor, negatives: Sequence[Tensor], label_smoothing: float = 0.0, hardness: float = 0.0
+) -> Tensor:
+    """The loss of one anchor, from the logits of its candidates.
+
+    Hardness, as Robinson et al. (ICLR 2021) weigh: negative k counts ``exp(hardness z_k)``, over the mean of that.
+    Label smoothing, as Szegedy et al.: the target is ``1 - e`` on the positive, and ``e`` spread over all candidates.
+    """
+    if not negatives:
+        return 0 * positive
+    z = torch.stack(list(negatives))
+    tilt = (hardness * z).exp()
+    log_denominator = (positive.exp() + (tilt / tilt.mean() * z.exp()).sum()).log()
+    log_p = torch.cat((positive[None], z)) - log_denominator
+    return -(1 - label_smoothing) * log_p[0] - label_smoothing * log_p.mean()
+
+
+def masked_directed_infonce(
+    anchor: Tensor,
+    candidates: Tensor,
+    tau: float | Tensor,
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
+    extra: Tensor | None = None,
+    **shape: float,
+) -> tuple[Tensor, Tensor]:
+    """Eq. (1) for each anchor and who has a loss, ``(B,)`` both. ``present`` is ``(B, 2)``: a pair needs both."""
+    size = len(anchor)
+    here = [present is None or bool(present[i].all()) for i in range(size)]
+    rows = []
+    for i in range(size):
+        if not here[i]:
+            rows.append(anchor.new_zeros(()))
+            continue
+        x = unit(anchor[i])
+        others = [
+            j for j in range(size) if j != i and here[j] and (ids is None or ids[i] != ids[j])
+        ]  # fmt: skip
+        rivals = [*(candidates[j] for j in others), *(() if extra is None else extra)]
+        negatives = [x @ unit(y) / tau for y in rivals]
+        rows.append(shaped_cross_entropy(x @ unit(candidates[i]) / tau, negatives, **shape))
+    return torch.stack(rows), torch.tensor(here)
+
+
+def masked_pair_infonce(
+    x: Tensor,
+    y: Tensor,
+    tau: float | Tensor,
+    symmetric: bool = True,
+    extra: Sequence[Tensor | None] = (None, None),
+    **options: object,
+) -> tuple[Tensor, Tensor]:
+    """Both directions of a pair under masks; the loss of each anchor and who has one, ``(B,)`` both."""
+    rows, here = masked_directed_infonce(x, y, tau, extra=extra[1], **options)
+    if symmetric:
+        rows = (rows + masked_directed_infonce(y, x, tau, extra=extra[0], **options)[0]) / 2
+    return rows, here
+
+
+def masked_tuple_infonce(
+    embeddings: Sequence[Tensor],
+    cells: Sequence[Sequence[Sequence[int]]],
+    tau: float | Tensor,
+    similarity: str = "eigenvalue",
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
+    extra: Sequence[Tensor | None] | None = None,
+    **shape: float,
+) -> tuple[Tensor, Tensor]:
+    """Eq. (3) under masks: the loss of each anchor and who has one, ``(B,)`` both. ``cells[i]`` are the tuples of
+    anchor ``i``, the positive first.
+
+    A sample with fewer than two modalities is not there. A tuple is as alike as those of its members that are present,
+    and needs two. A tuple is no negative if all its present members have the anchor's id; without ids, but with
+    absences, if they all are the anchor's own.
+    """
+    size, n = len(embeddings[0]), len(embeddings)
+    has = [[present is None or bool(present[i, m]) for m in range(n)] for i in range(size)]
+    here = [sum(row) >= 2 for row in has]
+    name = list(range(size)) if ids is None else ids.tolist()
+
+    def alike(rows: Sequence[Tensor]) -> Tensor:
+        return tuple_similarity(torch.stack([unit(row) for row in rows]), similarity) / tau
+
+    losses = []
+    for i in range(size):
+        if not here[i]:
+            losses.append(embeddings[0].new_zeros(()))
+            continue
+        logits = []
+        for cell in cells[i]:
+            members = [m for m in range(n) if has[cell[m]][m]]
+            mine = all(name[cell[m]] == name[i] for m in members)
+            is_negative = len(logits) > 0
+            if is_negative and not (all(here[row] for row in cell) and len(members) >= 2):
+                continue
+            if is_negative and mine and not (present is None and ids is None):
+                continue
+            logits.append(alike([embeddings[m][cell[m]] for m in members]))
+        for e in range(0 if extra is None else max(len(x) for x in extra if x is not None)):
+            rows = [embeddings[0][i]] if has[i][0] else []
+            rows += [x[e] for x in extra[1:] if x is not None]
+            if len(rows) >= 2:
+                logits.append(alike(rows))
+        losses.append(shaped_cross_entropy(logits[0], logits[1:], **shape))
+    return torch.stack(losses), torch.tensor(here)
+
+
+def average(rows: Tensor, here: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """Losses of anchors, times their weights; the mean is over the weights of those who have a loss, 0 for none."""
+    weight = torch.ones_like(rows) if weight is None else weight
+    rows = torch.where(here, rows * weight, 0)
+    if reduction == "none":
+        return rows
+    total = sum(w for w, h in zip(weight, here) if h)
+    return rows.sum() if reduction == "sum" or total == 0 else rows.sum() / total

@@ -16,6 +16,7 @@ from multicontrast._checks import (
     three_beats,
     values_are_free,
 )
+from multicontrast.losses._masks import Masks
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -185,3 +186,110 @@ def check_generator(operation: str, generator: object) -> None:
                 "Make one with `torch.Generator().manual_seed(seed)`.",
             )
         )
+
+
+def check_masks(
+    operation: str,
+    embeddings: Sequence[Tensor],
+    present: object,
+    ids: object,
+    weight: object,
+    label_smoothing: object,
+    hardness: object,
+    extra_negatives: object,
+) -> Masks | None:
+    """The options of a loss, None if none was given; raises for what does not fit."""
+    size, count, device = len(embeddings[0]), len(embeddings), embeddings[0].device
+    if present is not None:
+        remedy = "Row i says which modalities sample i has, as `torch.isfinite(x).all(1)` might."
+        _check_per_sample(operation, "present", present, (size, count), "(B, N)", device, remedy)
+        assert isinstance(present, Tensor)
+        if present.dtype != torch.bool:
+            raise TypeError(three_beats(f"`{operation}` needs `present` to be bool", describe(present), remedy))
+    if ids is not None:
+        remedy = "Samples with equal numbers are never negatives of each other."
+        _check_per_sample(operation, "ids", ids, (size,), "(B,)", device, remedy)
+        assert isinstance(ids, Tensor)
+        if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+            raise TypeError(three_beats(f"`{operation}` needs `ids` to be integers", describe(ids), remedy))
+    if weight is not None:
+        remedy = "Weights are finite and not negative; the mean divides by their sum."
+        _check_per_sample(operation, "weight", weight, (size,), "(B,)", device, remedy)
+        assert isinstance(weight, Tensor)
+        if weight.dtype.is_complex:
+            raise TypeError(three_beats(f"`{operation}` needs `weight` to be real", describe(weight), remedy))
+        if values_are_free(weight) and not bool(((weight >= 0) & (weight < math.inf)).all()):
+            low, high = weight.min().item(), weight.max().item()
+            raise ValueError(
+                three_beats(f"`{operation}` needs `weight` >= 0 and finite", f"values from {low:g} to {high:g}", remedy)
+            )
+    remedy = "0 puts the whole target on the positive; 0.1 is a usual value."
+    smoothing = _check_number(operation, "label_smoothing", label_smoothing, remedy)
+    if not 0 <= smoothing < 1:
+        raise ValueError(three_beats(f"`{operation}` needs 0 <= `label_smoothing` < 1", repr(label_smoothing), remedy))
+    remedy = "0 weighs all negatives alike; 0.5 to 2 are usual values."
+    tilt = _check_number(operation, "hardness", hardness, remedy)
+    if not 0 <= tilt < math.inf:
+        raise ValueError(three_beats(f"`{operation}` needs `hardness` >= 0 and finite", repr(hardness), remedy))
+    extra = _check_extra(operation, embeddings[0], count, extra_negatives)
+    if present is None and ids is None and weight is None and smoothing == 0 and tilt == 0 and extra is None:
+        return None
+    return Masks(present, ids, weight, smoothing, tilt, extra)
+
+
+def _check_per_sample(
+    operation: str, name: str, value: object, shape: tuple[int, ...], words: str, device: torch.device, remedy: str
+) -> None:
+    needed = f"`{operation}` needs `{name}` of shape {words} = {shape}"
+    if not isinstance(value, Tensor):
+        raise TypeError(three_beats(f"`{operation}` needs `{name}` to be a tensor", describe(value), remedy))
+    if value.shape != shape:
+        raise ValueError(three_beats(needed, describe(value), remedy))
+    if value.device != device:
+        raise ValueError(three_beats(f"{needed} on {device}", describe(value), "Move it with `.to(device)`."))
+
+
+def _check_number(operation: str, name: str, value: object, remedy: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(three_beats(f"`{operation}` needs `{name}` to be a number", describe(value), remedy))
+    return float(value)
+
+
+def _check_extra(operation: str, like: Tensor, count: int, extra: object) -> tuple[Tensor | None, ...] | None:
+    """The further negatives, one tensor for each modality, or None if there are none."""
+    if extra is None:
+        return None
+    remedy = "Pass [e_0, e_1, ...], with None for a modality that has none."
+    if isinstance(extra, Tensor) or not isinstance(extra, Sequence):
+        raise TypeError(
+            three_beats(f"`{operation}` needs `extra_negatives` to be a list or tuple", describe(extra), remedy)
+        )
+    if len(extra) != count:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` needs `extra_negatives` for {count} modalities", f"{len(extra)} entries", remedy
+            )
+        )
+    given = [(m, x) for m, x in enumerate(extra) if x is not None]
+    for m, x in given:
+        name = f"extra_negatives[{m}]"
+        check_floating(operation, name, x)
+        if x.ndim != 2 or x.shape[1] != like.shape[1]:
+            raise ValueError(
+                three_beats(f"`{operation}` needs `{name}` of shape (E, {like.shape[1]})", describe(x), remedy)
+            )
+        if x.device != like.device:
+            raise ValueError(
+                three_beats(
+                    f"`{operation}` needs `{name}` on {like.device}", describe(x), "Move it with `.to(device)`."
+                )
+            )
+        if len(x) != len(given[0][1]):
+            raise ValueError(
+                three_beats(
+                    f"`{operation}` needs as many `extra_negatives` of each modality, whose rows are samples",
+                    f"{len(given[0][1])} and {len(x)}",
+                    remedy,
+                )
+            )
+    return tuple(extra) if given and len(given[0][1]) > 0 else None

@@ -18,34 +18,39 @@ from torch.utils.checkpoint import checkpoint
 
 from multicontrast.losses._cells import Pair, pairs_of
 from multicontrast.losses._grams import Grams
+from multicontrast.losses._masks import Samples, at_least_two
 from multicontrast.losses._pair_block import BLOCK_CELLS
+from multicontrast.losses._softmax import NegativeSums, concatenate, merge, sum_negatives
 from multicontrast.losses._walk import Tuples
 from multicontrast.similarity import Multilinear
 
 
-def every_tuple_rows(units: list[Tensor], grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:
-    """The loss of each anchor of the range, ``(stop - start,)``; differentiable."""
-    places = range(1 if tuples.anchor == 0 else len(units))
+def every_tuple_sums(grams: Grams, tau: Tensor, tuples: Tuples, samples: Samples, see: bool) -> NegativeSums:
+    """The sums over all tuples that are negatives of each anchor of the range; differentiable."""
+    places = range(1 if tuples.anchor == 0 else len(grams.units))
     parts = []
-    for first, last in _slabs(grams.start, grams.stop, grams.size ** (len(units) - 1)):
-        slab = _Slab(tuples, grams, first, last)
-        sums = [checkpoint(slab.log_sum, place, tau, *slab.inputs(place), use_reentrant=False) for place in places]
-        total = _finite_logsumexp(torch.stack(sums))
-        parts.append(total - slab.positives() / tau)
-    return torch.cat(parts) if parts else units[0].new_zeros(0)
+    for first, last in _slabs(grams.start, grams.stop, grams.size ** (len(grams.units) - 1)):
+        slab = _Slab(tuples, grams, samples, first, last, see)
+        sums = [checkpoint(slab.sums, place, tau, *slab.inputs(place), use_reentrant=False) for place in places]
+        parts.append(merge(sums))
+    joined: NegativeSums = concatenate(parts)
+    return joined
 
 
 def _slabs(start: int, stop: int, cells: int) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK_CELLS // cells)
-    return ((first, min(first + step, stop)) for first in range(start, stop, step))
+    yield from ((first, min(first + step, stop)) for first in range(start, stop, step))
+    if start == stop:
+        yield start, stop
 
 
 class _Slab:
     """The tuples of anchors ``first..last`` with these in one place: ``(R, B, ..., B)``, the other modalities in
     their order along the other axes."""
 
-    def __init__(self, tuples: Tuples, grams: Grams, first: int, last: int) -> None:
-        self.similarity, self.grams, self.first, self.last = tuples.similarity, grams, first, last
+    def __init__(self, tuples: Tuples, grams: Grams, samples: Samples, first: int, last: int, see: bool) -> None:
+        self.similarity, self.grams, self.samples = tuples.similarity, grams, samples
+        self.first, self.last, self.see = first, last, see
         self.count, self.size = len(grams.units), grams.size
         self.shape = (last - first, *[self.size] * (self.count - 1))
 
@@ -59,45 +64,55 @@ class _Slab:
             for m, n in pairs_of(self.count)
         ]
 
-    def log_sum(self, place: int, tau: Tensor, *inputs: Tensor) -> Tensor:
-        """The log of the sum of exp(logit) over the tuples of each anchor, ``(R,)``; -inf where there is none."""
-        logits = self._values(place, inputs) / tau
-        anchors = torch.arange(self.first, self.last, device=tau.device)
-        everyone = torch.arange(self.size, device=tau.device)
+    def sums(self, place: int, tau: Tensor, *inputs: Tensor) -> NegativeSums:
+        """Over the tuples of each anchor, ``(R,)``."""
+        present = None
+        if self.samples.masks.present is not None:
+            present = [self._member(column, m, place) for m, column in enumerate(self.samples.masks.present.unbind(1))]
+        logits = self._values(place, inputs, present) / tau
+        valid = self._negatives(place, present).expand(self.shape)
+        return sum_negatives(logits.flatten(1), valid.flatten(1), self.samples.masks, self.see)
+
+    def _negatives(self, place: int, present: list[Tensor] | None) -> Tensor:
+        samples = self.samples
+        own = self._along(samples.identity[self.first : self.last], place, place)
+        valid = torch.zeros((), dtype=torch.bool, device=own.device)
+        for m in range(self.count):
+            stranger = self._member(samples.identity, m, place) != own
+            valid = valid | (stranger if present is None else stranger & present[m])
+        rows = torch.arange(self.size, device=own.device)
         for m in range(place):  # those tuples were met in an earlier place
-            repeated = self._along(everyone, m, place) == self._along(anchors, place, place)
-            logits = logits.masked_fill(repeated, -torch.inf)
-        return _finite_logsumexp(logits.flatten(1).mT)
+            valid = valid & (self._member(rows, m, place) != self._along(rows[self.first : self.last], place, place))
+        if present is not None and samples.taking_part is not None:
+            for m in range(self.count):
+                valid = valid & self._member(samples.taking_part, m, place)
+            valid = valid & at_least_two(present)
+        return valid
 
-    def positives(self) -> Tensor:
-        """The similarity of each anchor's own tuple."""
-        rows = [unit[self.first : self.last] for unit in self.grams.units]
-        if isinstance(self.similarity, Multilinear):
-            return self.similarity.of_rows(rows)
-        return self.similarity([torch.linalg.vecdot(rows[m], rows[n]) for m, n in pairs_of(self.count)])
-
-    def _values(self, place: int, inputs: tuple[Tensor, ...]) -> Tensor:
+    def _values(self, place: int, inputs: tuple[Tensor, ...], present: list[Tensor] | None) -> Tensor:
         if isinstance(self.similarity, Multilinear):
             rows = [unit[self.first : self.last] if m == place else unit for m, unit in enumerate(inputs)]
             return _multilinear(rows, place)
         cosines = []
         for (m, n), block in zip(pairs_of(self.count), inputs):
-            if n == place:  # rows of the place come first
-                m, n = n, m
-            cosines.append(self._along_both(block, (m, n), place).expand(self.shape))
-        value: Tensor = self.similarity(cosines)
-        return value
+            pair = (n, m) if n == place else (m, n)  # rows of the place come first
+            cosines.append(self._block(block, pair, place).expand(self.shape))
+        return self.similarity(cosines) if present is None else self.similarity.of_present(cosines, present)
 
     def _axis(self, modality: int, place: int) -> int:
         """The axis of a modality: the place first, the others in their order."""
-        return 0 if modality == place else 1 + modality - (modality > place)
+        return 0 if modality == place else modality + (modality < place)
+
+    def _member(self, values: Tensor, modality: int, place: int) -> Tensor:
+        """``values`` ``(B,)`` of the member of one modality, broadcastable to the slab."""
+        return self._along(values[self.first : self.last] if modality == place else values, modality, place)
 
     def _along(self, vector: Tensor, modality: int, place: int) -> Tensor:
         shape = [1] * self.count
         shape[self._axis(modality, place)] = len(vector)
         return vector.view(shape)
 
-    def _along_both(self, block: Tensor, pair: Pair, place: int) -> Tensor:
+    def _block(self, block: Tensor, pair: Pair, place: int) -> Tensor:
         """A block with its rows along the axis of the pair's first modality and its columns along that of the second;
         the first axis comes before the second."""
         shape = [1] * self.count
@@ -112,10 +127,3 @@ def _multilinear(rows: list[Tensor], place: int) -> Tensor:
     for unit in ordered[1:-1]:
         product = product[..., None, :] * unit
     return product @ ordered[-1].mT
-
-
-def _finite_logsumexp(x: Tensor) -> Tensor:
-    """logsumexp over the first axis; where nothing is finite -inf, with the gradient 0."""
-    empty = (x == -torch.inf).all(0)
-    total = torch.logsumexp(x.masked_fill(empty, 0), 0)
-    return total.masked_fill(empty, -torch.inf)

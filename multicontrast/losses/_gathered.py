@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from multicontrast.distributed import Meeting, Ranks
 from multicontrast.losses._arguments import check_generator
+from multicontrast.losses._masks import Masks
 from multicontrast.losses._road import choose_tuples
 from multicontrast.losses._walk import Tuples
 from multicontrast.negatives import SAMPLED_SCHEMES
@@ -22,7 +24,7 @@ class Batch:
 
     embeddings: list[Tensor]  # (B, D): the rows of all ranks
     tau: float | Tensor
-    values: list[Tensor | None]  # what else belongs to the rows, without a gradient
+    masks: Masks | None
     generator: torch.Generator | None  # in one state on all ranks
     ranks: Ranks | None
 
@@ -53,7 +55,7 @@ def meet(
     tau: float | Tensor,
     options: Mapping[str, object],
     *,
-    values: Sequence[Tensor | None] = (),
+    masks: Masks | None = None,
     generator: torch.Generator | None = None,
     draws: bool = False,
 ) -> Batch:
@@ -61,22 +63,27 @@ def meet(
 
     Args:
         options: what has to be alike on all ranks, by name.
-        values: further tensors of ``B_local`` rows or None, which come without a gradient.
+        masks: those of this rank's samples; what belongs to a sample comes from all ranks, without a gradient. Further
+            negatives stay where they are, candidates of the rank's own anchors.
         draws: whether the loss draws its negatives.
     """
     tau_tensor = tau if isinstance(tau, Tensor) else None
     alike = {name: _spoken(value) for name, value in options.items()}
     alike["temperature"] = "a tensor" if tau_tensor is not None else tau
-    alike["set of optional tensors"] = tuple(value is not None for value in values)
+    values = [] if masks is None else [masks.present, masks.ids, masks.weight]
+    given = tuple(value is not None for value in values)
+    alike["set of masks"] = given if masks is None else (*given, masks.label_smoothing, masks.hardness)
     ranks = meeting.exchange(embeddings, tau_tensor, alike, generator, draws)
     if ranks is None:
-        return Batch(list(embeddings), tau, list(values), generator, None)
+        return Batch(list(embeddings), tau, masks, generator, None)
     if draws and generator is None:
         generator = torch.Generator().manual_seed(ranks.seed)
     gathered_tau, gathered = ranks.gather(*embeddings, tau=tau_tensor)
     found = iter(ranks.gather_values(*(value for value in values if value is not None)))
-    whole = [None if value is None else next(found) for value in values]
-    return Batch(gathered, tau if gathered_tau is None else gathered_tau, whole, generator, ranks)
+    if masks is not None:
+        present, ids, weight = (None if value is None else next(found) for value in values)
+        masks = dataclasses.replace(masks, present=present, ids=ids, weight=weight)
+    return Batch(gathered, tau if gathered_tau is None else gathered_tau, masks, generator, ranks)
 
 
 def meet_for_tuples(
@@ -87,7 +94,7 @@ def meet_for_tuples(
     options: Mapping[str, object],
     terms: tuple[str | Similarity, str | Tensor, int | None, int | str, torch.Generator | None],
     alpha: float = 1.0,
-    values: Sequence[Tensor | None] = (),
+    masks: Masks | None = None,
 ) -> tuple[Batch, Tuples | None]:
     """The batch, and which tuples of it are compared: ``terms`` are ``similarity, negatives, num_negatives, anchor,
     generator``. An index has the rows of this rank, in row numbers of all of them."""
@@ -96,7 +103,7 @@ def meet_for_tuples(
     names = ("similarity", "kind of negatives", "number of negatives", "anchor")
     options = {**options, **dict(zip(names, terms)), "weight of the tuples": alpha, "generator": generator is None}
     draws = alpha > 0 and isinstance(negatives, str) and negatives in SAMPLED_SCHEMES
-    batch = meet(meeting, embeddings, tau, options, values=values, generator=generator, draws=draws)
+    batch = meet(meeting, embeddings, tau, options, masks=masks, generator=generator, draws=draws)
     if isinstance(negatives, Tensor):
         meeting.reopen()  # one rank's index may be wrong
     tuples = choose_tuples(

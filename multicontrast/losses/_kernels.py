@@ -38,7 +38,13 @@ from multicontrast.similarity import Eigenvalue
 def has_kernels(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, tiled: bool) -> bool:
     """Whether :func:`kernel_loss` does this walk: Triton is in charge, and knows its terms."""
     first = embeddings[0]
-    if walk.anchors is not None or not use_triton(first) or len(first) == 1 or _is_transformed(*embeddings, tau):
+    if (
+        walk.anchors is not None
+        or not walk.is_unmasked
+        or not use_triton(first)
+        or len(first) == 1
+        or _is_transformed(*embeddings, tau)
+    ):
         return False  # a batch of one has the gradient 0 exactly, which only subtraction of equals gives
     tuples = walk.tuples
     if tuples is None or tiled:
@@ -68,7 +74,7 @@ def kernel_loss(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize
     if tuples is not None:
         by_tuples = tuple_rows(units, tau, tuples, 0, size) if tiled else _triplet_rows(grams, tau, tuples)
         loss = loss + tuples.alpha * by_tuples
-    return reduce_rows(loss, walk.reduction, size)
+    return reduce_rows(loss, walk, size)
 
 
 def _triplet_rows(grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:

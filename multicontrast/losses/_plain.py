@@ -12,11 +12,13 @@ from torch import Tensor
 
 from multicontrast.losses._all_tuples import all_tuples_loss, can_fuse, fused_all_tuples_loss
 from multicontrast.losses._cells import pairs_of
-from multicontrast.losses._every_tuple import every_tuple_rows
+from multicontrast.losses._every_tuple import every_tuple_sums
 from multicontrast.losses._factorised import mean_cosine_denominators
 from multicontrast.losses._grams import Grams
+from multicontrast.losses._masks import Masks, Samples, weigh
 from multicontrast.losses._rows import unit_rows
-from multicontrast.losses._tiled import tuple_rows
+from multicontrast.losses._softmax import cross_entropy
+from multicontrast.losses._tiled import similarity_of_rows, tuple_rows
 from multicontrast.losses._walk import Tuples, Walk
 from multicontrast.similarity import MeanCosine, Multilinear
 
@@ -32,22 +34,25 @@ def plain_loss(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize:
     tuples = walk.tuples
     loss = units[0].new_zeros(stop - start)
     fused: Tensor | None = None
-    if tuples is not None and walk.anchors is None and can_fuse(units, tau, tuples, walk.reduction):
+    if (
+        tuples is not None
+        and walk.anchors is None
+        and walk.masks is None
+        and can_fuse(units, tau, tuples, walk.reduction)
+    ):
         blocks = {pair: grams.whole(*pair) for pair in pairs_of(3)}
         fused = tuples.alpha * fused_all_tuples_loss(blocks, tau, tuples, walk.reduction)
     elif tuples is not None:
         loss = loss + tuples.alpha * _tuple_rows(grams, tau, tuples)
     for pair in walk.pairs:
         loss = loss + pair_rows(grams, tau, pair, walk.symmetric)
-    total = reduce_rows(loss, walk.reduction, size)
+    total = reduce_rows(loss, walk, size)
     return total if fused is None else total + fused
 
 
-def reduce_rows(loss: Tensor, reduction: str, size: int) -> Tensor:
-    """One number of the losses of some anchors of a batch of ``size``, or all of them."""
-    if reduction == "none":
-        return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / size
+def reduce_rows(loss: Tensor, walk: Walk, size: int) -> Tensor:
+    """One number of the losses of the walk's anchors in a batch of ``size``, or all of them."""
+    return weigh(loss, walk.masks, None, walk.reduction, *walk.range(size), size)
 
 
 def pair_rows(grams: Grams, tau: Tensor, pair: tuple[int, int], symmetric: bool) -> Tensor:
@@ -74,14 +79,17 @@ def _tuple_rows(grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:
 def _every_tuple_rows(grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:
     """Eq. (3) for each anchor with every tuple of the batch."""
     units = grams.units
-    own = slice(grams.start, grams.stop)
+    rows = [unit[grams.start : grams.stop] for unit in units]
     if grams.size == 1:
-        return 0 * torch.stack(units).sum((0, 2))[own] * tau  # no one to compare with
+        return 0 * torch.stack(rows).sum((0, 2)) * tau  # no one to compare with
     if isinstance(tuples.similarity, MeanCosine):
-        cosines = [torch.linalg.vecdot(units[m][own], units[n][own]) for m, n in pairs_of(len(units))]
-        return mean_cosine_denominators(grams, tau, tuples.anchor) - tuples.similarity(cosines) / tau
+        positive = similarity_of_rows(rows, tuples.similarity) / tau
+        return mean_cosine_denominators(grams, tau, tuples.anchor) - positive
     if grams.stop - grams.start < grams.size:
-        return every_tuple_rows(units, grams, tau, tuples)
+        masks = Masks()
+        samples = Samples(masks, range(len(units)), grams.start, grams.stop, grams.size, tau.device)
+        negatives = every_tuple_sums(grams, tau, tuples, samples, see=False)
+        return cross_entropy(similarity_of_rows(rows, tuples.similarity) / tau, negatives, masks)
     blocks = {}
     if not isinstance(tuples.similarity, Multilinear):
         blocks = {pair: grams.whole(*pair) for pair in pairs_of(len(units))}

@@ -11,6 +11,7 @@ from multicontrast.losses._arguments import check_generator, check_index
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
 from multicontrast.losses._dense import dense_loss
 from multicontrast.losses._kernels import has_kernels, kernel_loss
+from multicontrast.losses._masked import masked_loss
 from multicontrast.losses._plain import plain_loss
 from multicontrast.losses._tiled import ALWAYS_ABOVE, check_tiled, tiled_loss
 from multicontrast.losses._walk import Tuples, Walk
@@ -144,6 +145,8 @@ def walk_loss(
         xs = [x.to(dtype) for x in embeddings]
         # A number is written on the device that uses it: copied there, the host would wait.
         tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=dtype, device=device)
+        if not walk.is_unmasked:
+            return masked_loss(xs, tau, walk, normalize, tiled)
         if has_kernels(xs, tau, walk, tiled):
             return kernel_loss(xs, tau, walk, normalize, tiled)
         if tiled:
@@ -159,6 +162,7 @@ def _is_dense(embeddings: list[Tensor], tau: Tensor, walk: Walk) -> bool:
     return (
         walk.reduction != "none"
         and walk.anchors is None
+        and walk.masks is None
         and (tuples is None or (tuples.cells is not None and not isinstance(tuples.similarity, Multilinear)))
         and bool(walk.blocks)
         and all(values_are_free(x) for x in (*embeddings, tau))

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from multicontrast._checks import three_beats
-from multicontrast.losses._cells import Cells, GatheredCells, ListCells, pairs_of
+from multicontrast.losses._cells import GatheredCells, ListCells, pairs_of
+from multicontrast.losses._masks import weigh
 from multicontrast.losses._rows import unit_rows
 from multicontrast.losses._walk import Tuples, Walk
-from multicontrast.similarity import Multilinear
+from multicontrast.similarity import CosineSimilarity, Multilinear
 
 ALWAYS_ABOVE = 8192  # samples: from here on three float32 Gram blocks take most of a gigabyte
 _TILE = 2048  # rows and columns: 16 MiB in float32, large enough for a matmul at full speed
@@ -55,9 +56,7 @@ def tiled_loss(embeddings: list[Tensor], tau: Tensor, walk: Walk, normalize: boo
         loss = loss + pair_rows(units[m], units[n], tau, walk.symmetric, start, stop)
     if walk.tuples is not None:
         loss = loss + walk.tuples.alpha * tuple_rows(units, tau, walk.tuples, start, stop)
-    if walk.reduction == "none":
-        return loss
-    return loss.sum() if walk.reduction == "sum" else loss.sum() / size
+    return weigh(loss, walk.masks, None, walk.reduction, start, stop, size)
 
 
 def pair_rows(x: Tensor, y: Tensor, tau: Tensor, symmetric: bool, start: int, stop: int) -> Tensor:
@@ -68,7 +67,7 @@ def pair_rows(x: Tensor, y: Tensor, tau: Tensor, symmetric: bool, start: int, st
     return (loss + _TiledPair.apply(y[start:stop], x, tau, False, start)) / 2 if symmetric else loss
 
 
-def _bounds(first: int, last: int, step: int) -> Iterator[tuple[int, int]]:
+def bounds(first: int, last: int, step: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, last)) for start in range(first, last, step))
 
 
@@ -79,7 +78,7 @@ class _TiledPair(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, tau: Tensor, symmetric: bool, first: int) -> Tensor:
         rows, columns = x.new_full((len(x),), -torch.inf), y.new_full((len(y),), -torch.inf)
-        for (i, j), (k, n) in itertools.product(_bounds(0, len(x), _TILE), _bounds(0, len(y), _TILE)):
+        for (i, j), (k, n) in itertools.product(bounds(0, len(x), _TILE), bounds(0, len(y), _TILE)):
             logits = (x[i:j] @ y[k:n].mT).div_(tau)
             rows[i:j] = torch.logaddexp(rows[i:j], torch.logsumexp(logits, 1))
             if symmetric:
@@ -95,7 +94,7 @@ class _TiledPair(torch.autograd.Function):
         x, y, tau, rows, columns = ctx.saved_tensors
         share = grad / (2 * tau) if ctx.symmetric else grad / tau
         by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)
-        for (i, j), (k, n) in itertools.product(_bounds(0, len(x), _TILE), _bounds(0, len(y), _TILE)):
+        for (i, j), (k, n) in itertools.product(bounds(0, len(x), _TILE), bounds(0, len(y), _TILE)):
             logits = (x[i:j] @ y[k:n].mT).div_(tau)
             weights = (logits - rows[i:j, None]).exp_().mul_(share[i:j, None])
             if ctx.symmetric:
@@ -122,33 +121,43 @@ def tuple_rows(units: list[Tensor], tau: Tensor, tuples: Tuples, start: int, sto
         step = max(1, min(_CELLS // cells.width, _GATHERED // (cells.width * dim)))
 
     def rows(start: int, stop: int, tau: Tensor, *units: Tensor) -> Tensor:
-        logits = _values(list(units), tuples, cells, start, stop) / tau
+        logits = cell_values(list(units), tuples, start, stop) / tau
         positive = cells.positive(start, stop)
         matched = logits[:, 0] if isinstance(positive, int) else logits[torch.arange(stop - start), positive]
         return torch.logsumexp(logits, 1) - matched
 
-    parts = [checkpoint(rows, i, j, tau, *units, use_reentrant=False) for i, j in _bounds(start, stop, step)]
+    parts = [checkpoint(rows, i, j, tau, *units, use_reentrant=False) for i, j in bounds(start, stop, step)]
     return torch.cat(parts) if parts else units[0].new_zeros(0)
 
 
-def _values(units: list[Tensor], tuples: Tuples, cells: Cells, start: int, stop: int) -> Tensor:
-    """The similarity ``(R, 1 + K)`` of the tuples of some anchors."""
+def similarity_of_rows(
+    rows: list[Tensor], similarity: CosineSimilarity | Multilinear, present: list[Tensor] | None = None
+) -> Tensor:
+    """The similarity of tuples given by their rows ``(..., D)``, or of those of their members that are present."""
+    if isinstance(similarity, Multilinear):
+        return similarity.of_rows(rows)
+    cosines = [torch.linalg.vecdot(rows[m], rows[n]) for m, n in pairs_of(len(rows))]
+    return similarity(cosines) if present is None else similarity.of_present(cosines, present)
+
+
+def cell_values(
+    units: list[Tensor], tuples: Tuples, start: int, stop: int, present: list[Tensor] | None = None
+) -> Tensor:
+    """The similarity ``(R, 1 + K)`` of the tuples of some anchors, or of those of their members that are present."""
+    cells = tuples.cells
     if isinstance(cells, ListCells):
-        return _values_of_lists(units, tuples, cells, start, stop)
+        return _values_of_lists(units, tuples, cells, start, stop, present)
     assert isinstance(cells, GatheredCells)
     size = len(units[0])
     planes = [cells.plane(m, start, stop) for m in range(len(units))]
     valid = torch.stack([(plane >= 0) & (plane < size) for plane in planes]).all(0)
     members = [unit[plane.clamp(0, size - 1)] for unit, plane in zip(units, planes)]  # (R, 1 + K, D) each
-    similarity = tuples.similarity
-    if isinstance(similarity, Multilinear):
-        values = similarity.of_rows(members)
-    else:
-        values = similarity([torch.linalg.vecdot(members[m], members[n]) for m, n in pairs_of(len(units))])
-    return torch.where(valid, values, torch.nan)
+    return torch.where(valid, similarity_of_rows(members, tuples.similarity, present), torch.nan)
 
 
-def _values_of_lists(units: list[Tensor], tuples: Tuples, cells: ListCells, start: int, stop: int) -> Tensor:
+def _values_of_lists(
+    units: list[Tensor], tuples: Tuples, cells: ListCells, start: int, stop: int, present: list[Tensor] | None
+) -> Tensor:
     """The same where all anchors meet the same candidates: matmuls, and nothing gathered for a cell."""
     lists = cells.lists(units)
     anchors = units[0][start:stop]
@@ -167,4 +176,4 @@ def _values_of_lists(units: list[Tensor], tuples: Tuples, cells: ListCells, star
             own = torch.linalg.vecdot(units[m][start:stop], units[n][start:stop])
             negatives = torch.cat((own[:, None], negatives), dim=1)
         cosines.append(negatives)
-    return similarity(cosines)
+    return similarity(cosines) if present is None else similarity.of_present(cosines, present)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from multicontrast.losses._cells import Cells, Pair, pairs_of
+from multicontrast.losses._masks import Masks
 from multicontrast.similarity import CosineSimilarity, Multilinear
 
 
@@ -38,6 +39,7 @@ class Walk:
     tuples: Tuples | None = None
     reduction: str = "mean"
     anchors: tuple[int, int] | None = None
+    masks: Masks | None = None
 
     @property
     def blocks(self) -> list[Pair]:
@@ -51,6 +53,11 @@ class Walk:
         """Row orders ``(N - 1, B)`` in which modalities 1.. enter the products, or None for the order they have."""
         cells = None if self.tuples is None else self.tuples.cells
         return None if cells is None else cells.orders
+
+    @property
+    def is_unmasked(self) -> bool:
+        """Whether each anchor's loss is what it is without options; weights may then still act on the average."""
+        return self.masks is None or self.masks.only_weigh
 
     def range(self, batch_size: int) -> tuple[int, int]:
         """The anchors of this call, as bounds."""

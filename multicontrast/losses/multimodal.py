@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from multicontrast._checks import describe, three_beats
 from multicontrast.distributed import Gather, Meeting
-from multicontrast.losses._arguments import check_embeddings, check_flag, check_reduction, check_tau
+from multicontrast.losses._arguments import check_embeddings, check_flag, check_masks, check_reduction, check_tau
 from multicontrast.losses._gathered import meet_for_tuples
 from multicontrast.losses._module import as_temperature
 from multicontrast.losses._road import MAX_MODALITIES, walk_loss
@@ -32,6 +32,12 @@ def multimodal_infonce(
     normalize: bool = True,
     tiled: bool | None = None,
     gather: Gather = False,
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    hardness: float = 0.0,
+    extra_negatives: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     r"""InfoNCE over whole tuples of N modalities: row ``i`` of every embedding is one positive tuple.
 
@@ -63,6 +69,14 @@ def multimodal_infonce(
         gather: True, or a process group, for the rows of all ranks as candidates; each rank answers for its own
             anchors, and the mean over the ranks is the loss of one process. An index is
             ``(B_local, 1 + K, N)`` then, in row numbers of all ranks. See :mod:`multicontrast.distributed`.
+        present: bool ``(B, N)``: which samples have which modality. A tuple is as alike as those of its members that
+            are there, and needs two; samples with fewer are as if they were not in the batch, whatever their rows hold.
+        ids: integers ``(B,)``: a tuple all of whose members have the anchor's number is no negative.
+        weight: ``(B,)``, not negative: factors of the anchors' losses; the mean divides by their sum.
+        label_smoothing: share of the target that is spread evenly over all candidates, the positive included.
+        hardness: exponent by which near negatives count more; see :doc:`/losses/masks-and-weights`.
+        extra_negatives: N tensors ``(E, D)``, or None for a modality: further samples, each of which is a negative of
+            every anchor as the tuple of the anchor's first embedding and the sample's others.
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has no negatives and the loss 0.
@@ -101,6 +115,12 @@ def multimodal_infonce(
         normalize,
         tiled,
         gather,
+        present,
+        ids,
+        weight,
+        label_smoothing,
+        hardness,
+        extra_negatives,
     )
 
 
@@ -118,6 +138,12 @@ def tuple_infonce(
     normalize: bool,
     tiled: bool | None,
     gather: Gather,
+    present: Tensor | None,
+    ids: Tensor | None,
+    weight: Tensor | None,
+    label_smoothing: float,
+    hardness: float,
+    extra_negatives: Sequence[Tensor | None] | None,
 ) -> Tensor:
     """:func:`multimodal_infonce` under the name of the function that was called."""
     with Meeting(operation, gather) as meeting:
@@ -133,9 +159,10 @@ def tuple_infonce(
         check_reduction(operation, reduction)
         options = {"normalize": normalize, "reduction": reduction, "tiled": tiled}
         terms = (similarity, negatives, num_negatives, anchor, generator)
-        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms)
+        masks = check_masks(operation, embeddings, present, ids, weight, label_smoothing, hardness, extra_negatives)
+        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, masks=masks)
         check_tiled(operation, tiled, tuples)
-    walk = Walk(len(embeddings), tuples=tuples, reduction=reduction, anchors=batch.anchors)
+    walk = Walk(len(embeddings), (), True, tuples, reduction, batch.anchors, batch.masks)
     loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
     return batch.share(loss, reduction)
 
@@ -147,7 +174,7 @@ class MultimodalInfoNCE(nn.Module):
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
         similarity, negatives, num_negatives, anchor, generator: as for the function.
-        reduction, normalize, tiled, gather: as for the function.
+        reduction, normalize, tiled, gather, label_smoothing, hardness: as for the function.
     """
 
     def __init__(
@@ -163,16 +190,29 @@ class MultimodalInfoNCE(nn.Module):
         normalize: bool = True,
         tiled: bool | None = None,
         gather: Gather = False,
+        label_smoothing: float = 0.0,
+        hardness: float = 0.0,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature(type(self).__name__, temperature)
+        self.label_smoothing, self.hardness = label_smoothing, hardness
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
         self.reduction, self.normalize = reduction, normalize
         self.tiled, self.gather = tiled, gather
 
-    def forward(self, embeddings: Sequence[Tensor], *, negatives: Tensor | None = None) -> Tensor:
-        """The loss of a batch; an index passed here takes the place of the drawn negatives."""
+    def forward(
+        self,
+        embeddings: Sequence[Tensor],
+        *,
+        negatives: Tensor | None = None,
+        present: Tensor | None = None,
+        ids: Tensor | None = None,
+        weight: Tensor | None = None,
+        extra_negatives: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """The loss of a batch; an index passed here takes the place of the drawn negatives. The rest as for
+        the function."""
         return multimodal_infonce(
             embeddings,
             self.temperature(),
@@ -185,4 +225,10 @@ class MultimodalInfoNCE(nn.Module):
             normalize=self.normalize,
             tiled=self.tiled,
             gather=self.gather,
+            present=present,
+            ids=ids,
+            weight=weight,
+            label_smoothing=self.label_smoothing,
+            hardness=self.hardness,
+            extra_negatives=extra_negatives,
         )

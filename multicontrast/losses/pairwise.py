@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from multicontrast.distributed import Gather, Meeting
-from multicontrast.losses._arguments import check_embeddings, check_flag, check_reduction, check_tau
+from multicontrast.losses._arguments import check_embeddings, check_flag, check_masks, check_reduction, check_tau
 from multicontrast.losses._gathered import meet
 from multicontrast.losses._module import as_temperature
 from multicontrast.losses._road import walk_loss
@@ -24,6 +26,12 @@ def pairwise_infonce(
     normalize: bool = True,
     tiled: bool | None = None,
     gather: Gather = False,
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    hardness: float = 0.0,
+    extra_negatives: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     r"""InfoNCE between two modalities: row ``i`` of ``x`` matches row ``i`` of ``y``, all other rows are negatives.
 
@@ -42,6 +50,14 @@ def pairwise_infonce(
             pass; ``None`` does so for more than 8192 samples. First derivatives only.
         gather: True, or a process group, for the rows of all ranks as candidates; each rank answers for its own
             anchors, and the mean over the ranks is the loss of one process. See :mod:`multicontrast.distributed`.
+        present: bool ``(B, 2)``: which samples have which modality. Those that lack one are as if they were not there,
+            whatever their rows hold.
+        ids: integers ``(B,)``: samples with equal numbers are no negatives of each other.
+        weight: ``(B,)``, not negative: factors of the anchors' losses; the mean divides by their sum.
+        label_smoothing: share of the target that is spread evenly over all candidates, the positive included.
+        hardness: exponent by which near negatives count more; see :doc:`/losses/masks-and-weights`.
+        extra_negatives: ``[extra_x, extra_y]``, each ``(E, D)`` or None: further candidates for the anchors of the
+            other modality.
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has the loss 0.
@@ -67,8 +83,9 @@ def pairwise_infonce(
             check_flag(operation, name, value)
         check_reduction(operation, reduction)
         check_tiled(operation, tiled, None)
-        batch = meet(meeting, [x, y], tau, options | {"reduction": reduction, "tiled": tiled})
-    walk = Walk(2, pairs=((0, 1),), symmetric=symmetric, reduction=reduction, anchors=batch.anchors)
+        masks = check_masks(operation, (x, y), present, ids, weight, label_smoothing, hardness, extra_negatives)
+        batch = meet(meeting, [x, y], tau, options | {"reduction": reduction, "tiled": tiled}, masks=masks)
+    walk = Walk(2, ((0, 1),), symmetric, None, reduction, batch.anchors, batch.masks)
     loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
     return batch.share(loss, reduction)
 
@@ -79,7 +96,7 @@ class PairwiseInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        symmetric, reduction, normalize, tiled, gather: as for the function.
+        symmetric, reduction, normalize, tiled, gather, label_smoothing, hardness: as for the function.
 
     Example:
         >>> import torch
@@ -97,14 +114,26 @@ class PairwiseInfoNCE(nn.Module):
         normalize: bool = True,
         tiled: bool | None = None,
         gather: Gather = False,
+        label_smoothing: float = 0.0,
+        hardness: float = 0.0,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("PairwiseInfoNCE", temperature)
+        self.label_smoothing, self.hardness = label_smoothing, hardness
         self.symmetric, self.reduction = symmetric, reduction
         self.normalize, self.tiled, self.gather = normalize, tiled, gather
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of a batch."""
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        present: Tensor | None = None,
+        ids: Tensor | None = None,
+        weight: Tensor | None = None,
+        extra_negatives: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """The loss of a batch. Its options are as for the function."""
         return pairwise_infonce(
             x,
             y,
@@ -114,4 +143,10 @@ class PairwiseInfoNCE(nn.Module):
             normalize=self.normalize,
             tiled=self.tiled,
             gather=self.gather,
+            present=present,
+            ids=ids,
+            weight=weight,
+            label_smoothing=self.label_smoothing,
+            hardness=self.hardness,
+            extra_negatives=extra_negatives,
         )

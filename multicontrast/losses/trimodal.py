@@ -11,6 +11,7 @@ from multicontrast.distributed import Gather, Meeting
 from multicontrast.losses._arguments import (
     check_embeddings,
     check_flag,
+    check_masks,
     check_pairs,
     check_reduction,
     check_tau,
@@ -46,6 +47,12 @@ def trimodal_infonce(
     normalize: bool = True,
     tiled: bool | None = None,
     gather: Gather = False,
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    hardness: float = 0.0,
+    extra_negatives: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     r"""UniHPE's contrastive loss, eq. (4): :math:`\mathcal{L}_{pair} + \alpha \mathcal{L}_{triplet}`.
 
@@ -62,6 +69,9 @@ def trimodal_infonce(
         similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: of the triplet term; see
             :func:`multicontrast.multimodal_infonce`.
         gather: True, or a process group, for the rows of all ranks as candidates; see there too.
+        present, ids, weight, label_smoothing, hardness, extra_negatives: of every term; see
+            :func:`multicontrast.multimodal_infonce`. A pair takes the samples that have both of its modalities, the
+            triplet those that have two, and the mean of each term is over its own.
 
     Returns:
         The loss in float32 (float64 for float64 input).
@@ -92,9 +102,10 @@ def trimodal_infonce(
         check_reduction(operation, reduction)
         options = flags | {"pairs": chosen, "reduction": reduction, "tiled": tiled}
         terms = (similarity, negatives, num_negatives, anchor, generator)
-        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, float(alpha))
+        masks = check_masks(operation, embeddings, present, ids, weight, label_smoothing, hardness, extra_negatives)
+        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, float(alpha), masks)
         check_tiled(operation, tiled, tuples)
-    walk = Walk(3, chosen, symmetric, tuples, reduction, batch.anchors)
+    walk = Walk(3, chosen, symmetric, tuples, reduction, batch.anchors, batch.masks)
     loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
     return batch.share(loss, reduction)
 
@@ -106,7 +117,7 @@ class TrimodalInfoNCE(nn.Module):
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
         alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor: as for the function.
-        generator, reduction, normalize, tiled, gather: as for the function.
+        generator, reduction, normalize, tiled, gather, label_smoothing, hardness: as for the function.
     """
 
     def __init__(
@@ -125,17 +136,32 @@ class TrimodalInfoNCE(nn.Module):
         normalize: bool = True,
         tiled: bool | None = None,
         gather: Gather = False,
+        label_smoothing: float = 0.0,
+        hardness: float = 0.0,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("TrimodalInfoNCE", temperature)
+        self.label_smoothing, self.hardness = label_smoothing, hardness
         self.alpha, self.pairs, self.symmetric = alpha, pairs, symmetric
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
         self.reduction, self.normalize = reduction, normalize
         self.tiled, self.gather = tiled, gather
 
-    def forward(self, x_img: Tensor, x_2d: Tensor, x_3d: Tensor, *, negatives: Tensor | None = None) -> Tensor:
-        """The loss of a batch; an index passed here takes the place of the drawn negatives."""
+    def forward(
+        self,
+        x_img: Tensor,
+        x_2d: Tensor,
+        x_3d: Tensor,
+        *,
+        negatives: Tensor | None = None,
+        present: Tensor | None = None,
+        ids: Tensor | None = None,
+        weight: Tensor | None = None,
+        extra_negatives: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """The loss of a batch; an index passed here takes the place of the drawn negatives. The rest as for
+        the function."""
         return trimodal_infonce(
             x_img,
             x_2d,
@@ -153,4 +179,10 @@ class TrimodalInfoNCE(nn.Module):
             normalize=self.normalize,
             tiled=self.tiled,
             gather=self.gather,
+            present=present,
+            ids=ids,
+            weight=weight,
+            label_smoothing=self.label_smoothing,
+            hardness=self.hardness,
+            extra_negatives=extra_negatives,
         )

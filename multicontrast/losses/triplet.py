@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,12 @@ def triplet_infonce(
     normalize: bool = True,
     tiled: bool | None = None,
     gather: Gather = False,
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    hardness: float = 0.0,
+    extra_negatives: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     r"""InfoNCE over triplets, one sample in three modalities: image, 2D pose and 3D pose, or any other three.
 
@@ -45,7 +53,8 @@ def triplet_infonce(
         x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
         tau: temperature, a positive number or 0-dim tensor; it divides.
         similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled, gather: see
-            :func:`multicontrast.multimodal_infonce`. The defaults are the paper's loss, but that the positive is kept
+            :func:`multicontrast.multimodal_infonce`, also for `present`, `ids`, `weight`, `label_smoothing`,
+            `hardness` and `extra_negatives`. The defaults are the paper's loss, but that the positive is kept
             out of the negatives; ``negatives="all"`` is its exact form, with ``B^2`` triplets in each denominator
             (``anchor=0``) or the ``3 B^2 - 3 B + 1`` that hold any embedding of the anchor (``anchor="any"``).
 
@@ -79,6 +88,12 @@ def triplet_infonce(
         normalize,
         tiled,
         gather,
+        present,
+        ids,
+        weight,
+        label_smoothing,
+        hardness,
+        extra_negatives,
     )
 
 
@@ -89,7 +104,7 @@ class TripletInfoNCE(nn.Module):
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
         similarity, negatives, num_negatives, anchor, generator: as for the function.
-        reduction, normalize, tiled, gather: as for the function.
+        reduction, normalize, tiled, gather, label_smoothing, hardness: as for the function.
     """
 
     def __init__(
@@ -105,16 +120,31 @@ class TripletInfoNCE(nn.Module):
         normalize: bool = True,
         tiled: bool | None = None,
         gather: Gather = False,
+        label_smoothing: float = 0.0,
+        hardness: float = 0.0,
     ) -> None:
         super().__init__()
         self.temperature = as_temperature("TripletInfoNCE", temperature)
+        self.label_smoothing, self.hardness = label_smoothing, hardness
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
         self.reduction, self.normalize = reduction, normalize
         self.tiled, self.gather = tiled, gather
 
-    def forward(self, x_img: Tensor, x_2d: Tensor, x_3d: Tensor, *, negatives: Tensor | None = None) -> Tensor:
-        """The loss of a batch; an index passed here takes the place of the drawn negatives."""
+    def forward(
+        self,
+        x_img: Tensor,
+        x_2d: Tensor,
+        x_3d: Tensor,
+        *,
+        negatives: Tensor | None = None,
+        present: Tensor | None = None,
+        ids: Tensor | None = None,
+        weight: Tensor | None = None,
+        extra_negatives: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """The loss of a batch; an index passed here takes the place of the drawn negatives. The rest as for
+        the function."""
         return triplet_infonce(
             x_img,
             x_2d,
@@ -129,4 +159,10 @@ class TripletInfoNCE(nn.Module):
             normalize=self.normalize,
             tiled=self.tiled,
             gather=self.gather,
+            present=present,
+            ids=ids,
+            weight=weight,
+            label_smoothing=self.label_smoothing,
+            hardness=self.hardness,
+            extra_negatives=extra_negatives,
         )

@@ -23,19 +23,21 @@ def call(module, count, size=5, **options):
     return module(xs, **options) if isinstance(module, mc.MultimodalInfoNCE) else module(*xs, **options)
 
 
-@pytest.mark.parametrize(("module", "function", "count"), PAIRED)
-def test_the_signatures_hold_together(module, function, count):
-    options = {
+def keywords(function):
+    return {
         name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    stored = {
-        name: parameter.default
-        for name, parameter in inspect.signature(module).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    assert stored == options
+
+
+@pytest.mark.parametrize(("module", "function", "count"), PAIRED)
+def test_the_signatures_hold_together(module, function, count):
+    """What belongs to a batch goes to `forward`, everything else to the constructor; `negatives` may be either."""
+    stored, of_batch = keywords(module), keywords(module.forward)
+    assert set(of_batch) - {"negatives"} == {"present", "ids", "weight", "extra_negatives"}
+    assert not set(stored) & (set(of_batch) - {"negatives"})
+    assert of_batch | stored == keywords(function)
 
 
 @pytest.mark.parametrize(("module", "function", "count"), PAIRED)
