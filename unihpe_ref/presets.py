@@ -91,7 +91,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "stage3.ema_decay": 0.999,
         "evaluation.stride": 24,
     },
-    # The lifter that is shipped: 2D to 3D alone, on the reported error; then the 3D encoder and the 2D decoder around it.
+    # The lifter that is shipped: 2D to 3D alone, on the reported error; then 3D encoder and 2D decoder around it.
     "lifter": {
         "data.rotation_degrees": 0.0,
         "data.scale": 0.0,

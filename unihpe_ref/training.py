@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from multicontrast import Temperature
+from multicontrast import Temperature, cached_step
 from multicontrast._checks import three_beats
 from unihpe_ref import processes
 from unihpe_ref.config import StageConfig
@@ -223,55 +223,57 @@ def fit(
 def _backward(
     state: StageState, batch: PoseBatch, part: Part, seed: int, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Adds the gradient of a batch to the weights; returns its losses and its embeddings, detached.
-
-    With several micro-batches and cached gradients (Gao et al., 2021, "Scaling Deep Contrastive Learning Batch Size
-    under Memory Limited Setup"): all embeddings first, without a graph; the contrastive loss of the whole batch gives
-    the gradient of each; then each micro-batch is embedded again and passes its rows of it on.
-    """
-    stage, model, scale = state.stage, state.model, state.scaler.scale
-    pieces = part.split(stage.config.accumulate)
-    share = processes.count() * part.share  # 1, where the processes have equally many rows
-    inside = [slice(piece.start - part.start, piece.stop - part.start) for piece in pieces]  # rows of ``batch``
+    """Adds the gradient of this part of a batch to the weights; returns its losses and its embeddings, detached."""
+    stage, model = state.stage, state.model
     cast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
-
-    def embed(k: int) -> dict[str, Tensor]:
-        torch.manual_seed(seed_of(seed, "dropout", state.step, part.start, k))  # the same at each call
-        with cast:
-            return stage.embed(model, batch[inside[k]])
-
-    def decode(k: int, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        with cast:
-            noise = generator_of(seed, "noise", state.step)  # of the whole batch
-            return stage.decode(model, embeddings, batch[inside[k]], noise, pieces[k])
-
-    cached = len(pieces) > 1 and stage.config.cached_gradients
-    if cached:
-        with torch.no_grad(), _still_statistics(model):
-            parts = [embed(k) for k in range(len(pieces))]
-        whole = {name: torch.cat([found[name] for found in parts]).requires_grad_() for name in parts[0]}
-        contrastive = stage.align(whole, generator_of(seed, "negatives", state.step))
-        scale(contrastive).backward()
-
+    share = processes.count() * part.share  # of this process in a mean over processes; 1 where their rows are as many
     losses: dict[str, Tensor] = {}
-    seen: list[dict[str, Tensor]] = []
-    for k, piece in enumerate(pieces):
-        weight = piece.count / part.count
-        embeddings = embed(k)
-        terms = {name: share * term for name, term in decode(k, embeddings).items()}
-        if cached:
-            passed_on = [(e * whole[name].grad[inside[k]]).sum() for name, e in embeddings.items() if e.requires_grad]
-            objective = torch.stack([*passed_on, *(scale(weight * term) for term in terms.values())]).sum()
-            terms = {"contrastive": contrastive, **terms}
-        else:
-            negatives = generator_of(seed, "negatives", state.step, *([] if len(pieces) == 1 else [k]))
-            terms = {"contrastive": stage.align(embeddings, negatives), **terms}
-            objective = scale(weight * torch.stack(list(terms.values())).sum())
-        objective.backward()
+    seen: dict[str, list[Tensor]] = {}
+    torch.manual_seed(seed_of(seed, "dropout", state.step, processes.rank()))
+
+    def forward(rows: Tensor) -> dict[str, Tensor]:
+        """Embeddings, and as ``decoding_...`` the losses that each row has of its own, once for each row."""
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        piece = Part(part.start + first, part.start + last, part.total)
+        noise = generator_of(seed, "noise", state.step)  # of the whole batch
+        with cast:
+            embeddings = stage.embed(model, batch[first:last])
+            terms = stage.decode(model, embeddings, batch[first:last], noise, piece)
+        return {**embeddings, **{name: (share * term).expand(len(rows)) for name, term in terms.items()}}
+
+    def objective(found: dict[str, Tensor], weight: float, *negatives: int) -> Tensor:
+        embeddings = {name: value for name, value in found.items() if value.ndim == 2}
+        terms = {"contrastive": stage.align(embeddings, generator_of(seed, "negatives", state.step, *negatives))}
+        terms |= {name: value.mean() for name, value in found.items() if value.ndim == 1}
         for name, term in terms.items():
             losses[name] = losses.get(name, 0) + weight * term.detach()
-        seen.append({name: e.detach() for name, e in embeddings.items()})
-    return losses, {name: torch.cat([found[name] for found in seen]) for name in seen[0]}
+        for name, value in embeddings.items():
+            seen.setdefault(name, []).append(value.detach())
+        return weight * torch.stack(list(terms.values())).sum()
+
+    rows = torch.arange(part.count)
+    pieces = stage.config.accumulate
+    if pieces > 1 and stage.config.cached_gradients:
+        names: list[str] = []
+
+        def encode(rows: Tensor) -> tuple[Tensor, ...]:
+            with nullcontext() if torch.is_grad_enabled() else _still_statistics(model):  # each row comes twice
+                found = forward(rows)
+            names[:] = found
+            return tuple(found.values())
+
+        cached_step(
+            encode,
+            rows,
+            lambda *columns: objective(dict(zip(names, columns)), 1.0),
+            chunk_size=-(-part.count // pieces),
+            scaler=state.scaler,
+        )
+    else:
+        for k, some in enumerate(rows.tensor_split(pieces)):
+            weight = len(some) / part.count
+            state.scaler.scale(objective(forward(some), weight, *([k] if pieces > 1 else []))).backward()
+    return losses, {name: torch.cat(found) for name, found in seen.items()}
 
 
 @contextmanager

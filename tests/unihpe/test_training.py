@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from small import POSES_ONLY, SMALL, quiet_log, small_motion, small_source, weights
 
 from multicontrast import metrics
+from unihpe_ref import training
 from unihpe_ref.checkpoint import load_model, save_model, write_whole
 from unihpe_ref.config import EvaluationConfig, Stage1, Stage3
 from unihpe_ref.evaluation import MeanPose, evaluate
 from unihpe_ref.models import UniHPE
+from unihpe_ref.parts import Part
 from unihpe_ref.runs import open_source, prepare_folder, train_model
 from unihpe_ref.stages import ImageAlignment, MultiTask, PoseAlignment, make_stages
 from unihpe_ref.training import fit, learning_rate_factor, make_optimizer
@@ -237,3 +240,114 @@ def test_recorded_motion_is_lifted_far_below_the_mean_pose(tmp_path):
     guess, lifted = (result.path(name).frame_mean["MPJPE"] for name in ("mean pose, 3D", "2D to 3D"))
     assert 190 < guess < 215
     assert lifted < guess / 2
+
+
+# --- how a step is taken --------------------------------------------------------------------------------------------
+
+STILL = POSES_ONLY.override(**{"model.encoder_dropout": 0.0, "model.decoder_dropout": 0.0})
+
+
+def gradients(stage, model, batch, **changes) -> dict[str, torch.Tensor]:
+    """Of one step on all parts and on tau, and the losses beside them; in float64."""
+    model.double()
+    doubled = {f.name: getattr(batch, f.name) for f in fields(batch) if getattr(batch, f.name) is not None}
+    batch = replace(batch, **{n: v.double() if v.is_floating_point() else v for n, v in doubled.items()})
+    config = stage.config.override(**changes)
+    stage = type(stage)(config)
+    training._choose_trained(model, stage)
+    state = training.StageState(stage, model)
+    losses, embeddings = training._backward(state, batch, Part.whole(len(batch)), 5, torch.float32)
+    assert all(not value.requires_grad for value in (*losses.values(), *embeddings.values()))
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, "tau": stage.temperature.log_tau.grad, **losses, **embeddings}
+
+
+@pytest.mark.parametrize("config", [STILL, SMALL], ids=["poses, score", "images, dropout"])
+def test_cached_gradients_are_those_of_the_whole_batch(config):
+    """Dropout has its own draw for each micro-batch, so a second run with another number of them must differ there."""
+    source = small_source(images=config is SMALL)
+    batch = source.batch(next(source.sampler(7, torch.Generator().manual_seed(0))), torch.Generator().manual_seed(0))
+    changes = {"batch_size": 7, "freeze_batch_norm": True}
+    whole = gradients(MultiTask(config.stage3), model_of(config), batch, **changes)
+    for pieces in (2, 3):
+        cached = gradients(MultiTask(config.stage3), model_of(config), batch, accumulate=pieces, **changes)
+        assert cached.keys() == whole.keys()
+        same = [torch.allclose(cached[name], whole[name], rtol=1e-6, atol=1e-9) for name in whole if name != "tau"]
+        torch.testing.assert_close(cached["tau"], whole["tau"], rtol=1e-4 if config is STILL else 1, atol=0)  # float32
+        assert all(same) == (config is STILL)
+    plain = gradients(
+        MultiTask(config.stage3), model_of(config), batch, accumulate=2, cached_gradients=False, **changes
+    )
+    assert plain["contrastive"] < whole["contrastive"]  # fewer to be told apart from
+
+
+def test_micro_batches_without_a_cache_are_averages_of_their_own_losses():
+    source = small_source()
+    batch = source.batch(next(source.sampler(6, torch.Generator().manual_seed(0))), torch.Generator().manual_seed(0))
+    both = gradients(PoseAlignment(STILL.stage1), model_of(STILL), batch, accumulate=2, cached_gradients=False)
+    halves = [gradients(PoseAlignment(STILL.stage1), model_of(STILL), batch[rows]) for rows in (slice(3), slice(3, 6))]
+    for name in both.keys() - {"2d", "3d"}:
+        torch.testing.assert_close(both[name], (halves[0][name] + halves[1][name]) / 2, rtol=1e-6, atol=1e-8)
+
+
+def test_rows_pass_through_batch_norm_once():
+    """With cached gradients each row is embedded twice; the running statistics move as if it had been once."""
+    source = small_source(images=True)
+    batch = source.batch(next(source.sampler(6, torch.Generator().manual_seed(0))), torch.Generator().manual_seed(0))
+    buffers = []
+    for changes in ({"accumulate": 2}, {"accumulate": 2, "cached_gradients": False}):
+        model = model_of(SMALL)
+        gradients(ImageAlignment(SMALL.stage2), model, batch, **changes)
+        buffers.append({n: b.clone() for n, b in model.named_buffers() if "running" in n})
+    fresh = {n: b for n, b in model_of(SMALL).named_buffers() if "running" in n}
+    assert any(not torch.equal(buffers[0][name], fresh[name]) for name in fresh)
+    for name in fresh:
+        torch.testing.assert_close(buffers[0][name], buffers[1][name])
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
+    model = model_of()
+    before = weights(model)
+    with quiet_log(tmp_path) as log:
+        fit(
+            ImageAlignment(SMALL.stage2.override(freeze_batch_norm=True)), model, small_source(images=True), log, seed=1
+        )
+    moved = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert not any("running" in name for name in moved)
+
+
+def test_any_number_of_workers_prepares_the_same_batches(tmp_path):
+    ends = []
+    for workers in (0, 2):
+        model = model_of(POSES_ONLY)
+        with quiet_log(tmp_path) as log:
+            fit(MultiTask(POSES_ONLY.stage3), model, small_source(), log, seed=1, workers=workers)
+        ends.append(weights(model))
+    assert not changed(*ends)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_as_float32_does_within_its_digits(precision, tmp_path):
+    records = {}
+    for name in ("float32", precision):
+        folder = tmp_path / name
+        folder.mkdir()
+        with quiet_log(folder) as log:
+            fit(MultiTask(STILL.stage3), model_of(STILL), small_source(), log, seed=1, log_every=1, precision=name)
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        records[name] = [json.loads(line) for line in lines]
+    for one, half in zip(records["float32"], records[precision]):
+        assert half["loss"] != one["loss"]  # it ran in another type
+        assert half["loss"] == pytest.approx(one["loss"], rel=0.02)
+        assert half["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=0.1)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    model = model_of(POSES_ONLY)
+    torch.nn.init.constant_(model.decoder_3d.network.out.bias, math.nan)
+    with (
+        quiet_log(tmp_path) as log,
+        pytest.raises(FloatingPointError, match="3 everything needs a finite loss; got nan"),
+    ):
+        fit(MultiTask(POSES_ONLY.stage3), model, small_source(), log, seed=1)
