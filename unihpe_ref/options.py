@@ -12,13 +12,15 @@ import tyro
 from multicontrast import __version__
 from multicontrast._checks import three_beats
 from unihpe_ref.commands import Demo, Evaluate, Train
+from unihpe_ref.data_commands import Data
 from unihpe_ref.presets import preset
 
-_COMMANDS: dict[str, type[Demo | Train | Evaluate]] = {"demo": Demo, "train": Train, "evaluate": Evaluate}
+Command = Demo | Train | Evaluate | Data
+_COMMANDS: dict[str, type[Command]] = {"demo": Demo, "train": Train, "evaluate": Evaluate, "data": Data}
 _DEFAULT_PRESET = "lifting"
 
 
-def parse(arguments: Sequence[str]) -> Demo | Train | Evaluate:
+def parse(arguments: Sequence[str]) -> Command:
     """The command that ``arguments`` ask for.
 
     Raises: ValueError for an unknown command or preset; SystemExit (2), with a message on stderr, for options that do

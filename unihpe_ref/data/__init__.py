@@ -16,6 +16,8 @@ from .boxes import (
 from .camera import Camera, crop_intrinsics, fixed_cameras, intrinsic_matrix, look_at, project, random_camera
 from .mocap import read_mocap
 from .motion import Motion, generate_motion
+from .readers import read_data
+from .recording import Recording
 from .render import denormalise_image, normalise_image, render_poses
 from .skeleton import SKELETON, Skeleton, flip_joints, flip_pixels, limb_lengths
 from .source import Augmentation, PoseSource
@@ -27,6 +29,7 @@ __all__ = [
     "Motion",
     "PoseBatch",
     "PoseSource",
+    "Recording",
     "Skeleton",
     "apply_affine",
     "box_information",
@@ -47,6 +50,7 @@ __all__ = [
     "normalise_joints",
     "project",
     "random_camera",
+    "read_data",
     "read_mocap",
     "render_poses",
     "tight_box_size",

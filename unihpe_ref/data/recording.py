@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,13 @@ from .skeleton import SKELETON
 
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
+
+
+class PicturePack(Protocol):
+    """Encoded pictures by number."""
+
+    def __getitem__(self, number: int) -> bytes: ...
+
 
 _ROWS: dict[str, tuple[int, ...]] = {  # of each sample
     "joints_2d": (SKELETON.num_joints, 2),
@@ -58,7 +65,8 @@ class Recording:
         detected_2d: ``(N, 17, 2)`` float32, what a detector found in the same frames; None where there is none.
         picture_affine: ``(N, 2, 3)`` float32, full-image pixels to pixels of the stored picture, where the stored
             picture is a crop already; None where it is the full image.
-        notes: what the reader has to say about the files.
+        notes: what the reader has to say about the files. sources: the files that were read, pictures aside.
+        pack: holds the pictures where they are packed into few files instead of standing below ``folder``.
     Raises: ValueError where these do not fit together.
     """
 
@@ -85,6 +93,8 @@ class Recording:
     detected_2d: Array | None = None
     picture_affine: Array | None = None
     notes: tuple[str, ...] = ()
+    sources: tuple[Path, ...] = ()
+    pack: PicturePack | None = None
 
     def __post_init__(self) -> None:
         count = len(self.joints_2d)
@@ -158,13 +168,33 @@ class Recording:
             raise ValueError(three_beats(needed, f"only {', '.join(sorted(set(self.split)))}", "Choose one of those."))
         return self.take(mask)
 
+    def thinned(self, fps: float) -> Recording:
+        """The frames of ``fps`` a second: every so many of each sequence, counted from its frame 0.
+
+        Raises: ValueError where a frame rate is no whole multiple of it.
+        """
+        steps = np.array(self.fps) / fps
+        whole = np.maximum(steps.round(), 1).astype(np.int64)
+        if (np.abs(steps - whole) > 0.01 * whole).any():
+            needed = f"`Recording.thinned` needs frame rates that are multiples of {fps:g}"
+            raise ValueError(three_beats(needed, f"{sorted(set(self.fps))}", "Choose a rate that divides them."))
+        return self.take(self.frame % whole[self.sequence] == 0)
+
     def picture_path(self, sample: int) -> Path | None:
-        """Where the picture of a sample is; None without one."""
+        """Where the picture of a sample is; None without one, or where the pictures are packed."""
         number = int(self.picture[sample])
-        if number < 0:
+        if number < 0 or self.pack is not None:
             return None
         name = self.pictures[number]
         return self.folder / (name.decode() if isinstance(name, bytes) else str(name))
+
+    def picture_bytes(self, sample: int) -> bytes | None:
+        """The encoded picture of a sample; None without one. Raises ``OSError`` where its file cannot be read."""
+        number = int(self.picture[sample])
+        if number < 0:
+            return None
+        path = self.picture_path(sample)
+        return self.pack[number] if path is None and self.pack is not None else (path or Path()).read_bytes()
 
 
 def row_fields(recording: Recording) -> dict[str, Array]:
@@ -180,6 +210,7 @@ class RecordingBuilder:
         self.name = name
         self.folder = folder
         self.notes: list[str] = []
+        self.sources: list[Path] = []
         self._parts: list[dict[str, Array | None]] = []
         self._cameras: list[dict[str, Any]] = []
         self._camera_numbers: dict[Any, int] = {}
@@ -322,6 +353,7 @@ class RecordingBuilder:
             pictures=np.array(self._pictures) if self._pictures else np.zeros(0, "U1"),
             folder=self.folder,
             notes=tuple(self.notes),
+            sources=tuple(dict.fromkeys(self.sources)),
         )
 
 

@@ -21,6 +21,15 @@ MODULES: dict[str, ModuleType] = {
 MOCAP_NPZ = "mocap_npz"
 FORMATS = (*MODULES, MOCAP_NPZ)
 
+LICENCES = {
+    "videopose3d": "Human3.6M: academic use after registration, http://vision.imar.ro/human3.6m/eula.php",
+    "imgname_npz": "that of the data set whose pictures are named",
+    "mpi_inf_3dhp": "MPI-INF-3DHP: non-commercial research, https://vcai.mpi-inf.mpg.de/3dhp-dataset/",
+    "3dpw": "3DPW: non-commercial research, https://virtualhumans.mpi-inf.mpg.de/3DPW/license.html",
+    "coco": "COCO: annotations CC BY 4.0, pictures under their owners' Flickr terms, https://cocodataset.org/#termsofuse",
+}
+"""Where a data set's terms are; it is the user who has agreed to them."""
+
 
 def recognise(path: Path) -> str:
     """The name of the reader that knows what is at ``path``.
@@ -28,7 +37,9 @@ def recognise(path: Path) -> str:
     Raises: FileNotFoundError where there is nothing; ValueError where nobody knows it.
     """
     if not path.exists():
-        raise FileNotFoundError(three_beats(f"data at {path}", "no such file or folder", "Check the path."))
+        raise FileNotFoundError(
+            three_beats(f"`read_data` needs data at {path}", "no such file or folder", "Check the path.")
+        )
     for name, module in MODULES.items():
         if module.find(path):
             return name
@@ -52,7 +63,10 @@ def read_data(path: Path, form: str | None = None) -> Recording | Motion:
         form = recognise(path)
     check_choice("read_data", "form", form, FORMATS)
     if not path.exists():
-        raise FileNotFoundError(three_beats(f"data at {path}", "no such file or folder", "Check the path."))
+        raise FileNotFoundError(
+            three_beats(f"`read_data` needs data at {path}", "no such file or folder", "Check the path.")
+        )
     if form == MOCAP_NPZ:
         return read_mocap(path)
-    return MODULES[form].read(path)
+    data: Recording | Motion = MODULES[form].read(path)
+    return data

@@ -69,7 +69,7 @@ def read(path: Path) -> Motion:
     """All takes; each needs its subject's skeleton (``01_02.amc``: ``01.asf``) or the only one beside it."""
     files = find(path)
     if not files:
-        raise FileNotFoundError(three_beats(f"AMC files at {path}", "none", "Check the path."))
+        raise FileNotFoundError(three_beats(f"`read_data` needs AMC files at {path}", "none", "Check the path."))
     skeletons: dict[Path, Skeleton] = {}
 
     def read_one(file: Path) -> Take:
@@ -85,7 +85,7 @@ def _skeleton_of(file: Path) -> Path:
     beside = sorted(other for other in file.parent.iterdir() if other.suffix.lower() == ".asf")
     fitting = [other for other in beside if other.stem in (file.stem, file.stem.partition("_")[0])]
     if len(fitting) + len(beside) == 0 or (not fitting and len(beside) > 1):
-        needed = f"the skeleton {file.stem.partition('_')[0]}.asf, or a single one, beside {file}"
+        needed = f"`read_data` needs the skeleton {file.stem.partition('_')[0]}.asf, or a single one, beside {file}"
         raise FileNotFoundError(three_beats(needed, listed(b.name for b in beside) or "none", "Put it there."))
     return (fitting or beside)[0]
 
@@ -206,7 +206,7 @@ def joints_of(skeleton: Skeleton, motion: dict[str, Array]) -> Array:
         place[name] = place[parent] + bone.length * (turn[name] @ bone.direction)
     missing = [bone for bone in _ENDS.values() if bone not in place]
     if missing:
-        needed = f"the bones of CMU's skeletons ({', '.join(sorted(set(_ENDS.values())))})"
+        needed = f"`read_data` needs the bones of CMU's skeletons ({', '.join(sorted(set(_ENDS.values())))})"
         raise ValueError(three_beats(needed, f"no {', '.join(missing)}", "Map other skeletons to those names."))
     ends = {joint: place[bone] for joint, bone in _ENDS.items()}
     ends["pelvis"] = (ends["lhip"] + ends["rhip"]) / 2

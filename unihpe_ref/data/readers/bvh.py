@@ -65,7 +65,7 @@ def read(path: Path) -> Motion:
     """All takes at or below ``path``."""
     files = find(path)
     if not files:
-        raise FileNotFoundError(three_beats(f"BVH files at {path}", "none", "Check the path."))
+        raise FileNotFoundError(three_beats(f"`read_data` needs BVH files at {path}", "none", "Check the path."))
     return read_takes(files, read_bvh, subject_of_name)
 
 

@@ -37,10 +37,13 @@ def read(path: Path) -> Recording:
     """Every person with at least one labelled joint."""
     files = find(path)
     if not files:
-        raise FileNotFoundError(three_beats(f"a JSON of COCO keypoints at {path}", "none", "Check the path."))
+        raise FileNotFoundError(
+            three_beats(f"`read_data` needs a JSON of COCO keypoints at {path}", "none", "Check the path.")
+        )
     root = path if path.is_dir() else path.parent
     builder = RecordingBuilder(NAME, root)
     for file in files:
+        builder.sources.append(file)
         _read_file(file, builder)
     return builder.build()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,13 +166,13 @@ def fitted_intrinsics(joints_cam: Array, joints_2d: Array) -> tuple[Array, Array
     return np.array([solved[0][0], solved[1][0]]), np.array([solved[0][1], solved[1][1]])
 
 
-def picture_size(path: Path) -> tuple[int, int] | None:
-    """Width and height from the head of the file; None where there is no readable picture."""
+def picture_size(picture: Path | bytes) -> tuple[int, int] | None:
+    """Width and height from the head of a picture; None where it is not there or cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
-            return picture.size
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+            return opened.size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
 

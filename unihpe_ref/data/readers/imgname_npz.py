@@ -60,7 +60,9 @@ def read(path: Path) -> Recording:
     """All samples of the files at ``path``."""
     files = find(path)
     if not files:
-        raise FileNotFoundError(three_beats(f"npz files with `imgname` at {path}", "none", "Check the path."))
+        raise FileNotFoundError(
+            three_beats(f"`read_data` needs npz files with `imgname` at {path}", "none", "Check the path.")
+        )
     folder = _pictures_of(files[0])
     builder = RecordingBuilder(NAME, folder)
     for file in files:
@@ -85,6 +87,7 @@ def _pictures_of(file: Path) -> Path:
 
 def _read_file(file: Path, builder: RecordingBuilder) -> None:
     arrays = read_npz(file, _KEYS)
+    builder.sources.append(file)
     missing = {"imgname", "center", "scale"} - set(arrays)
     if missing:
         needed = f"{file} needs the entries {', '.join(_KEYS)}"
@@ -111,6 +114,7 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
     found = h36m_cameras(file.parent)
     if found is not None:
         builder.notes.append(f"cameras from {found[1]}")
+        builder.sources.append(found[1])
     cameras = {} if found is None else found[0]
 
     groups: dict[tuple[str, str], list[tuple[int, int]]] = {}

@@ -56,9 +56,12 @@ def read(path: Path) -> Recording:
     """The eight videos of every training sequence, and the valid frames of every test sequence."""
     files = find(path)
     if not files:
-        raise FileNotFoundError(three_beats(f"{_TRAIN} or {_TEST} below {path}", "none", "Check the path."))
+        raise FileNotFoundError(
+            three_beats(f"`read_data` needs {_TRAIN} or {_TEST} below {path}", "none", "Check the path.")
+        )
     builder = RecordingBuilder(NAME, path if path.is_dir() else path.parent)
     for file in files:
+        builder.sources.append(file)
         (_read_train if file.name == _TRAIN else _read_test)(file, builder)
     return builder.build()
 
@@ -75,6 +78,7 @@ def _read_train(file: Path, builder: RecordingBuilder) -> None:
     subject, sequence = _place(file)
     frames, fps = TRAIN_SEQUENCES.get((subject, sequence), (None, 25.0))
     cameras = _calibration(file.parent / "camera.calibration")
+    builder.sources += [file.parent / "camera.calibration"] if cameras else []
     number = builder.sequence(f"{subject} {sequence}", subject=subject, action=sequence, split="train", fps=fps)
     order = LAYOUTS["3dhp_28"]
     for video in VIDEOS:

@@ -32,7 +32,7 @@ def read(path: Path) -> Recording:
     """The samples marked ``ok``; all of them where there are no marks."""
     files = find(path)
     if not files:
-        raise FileNotFoundError(three_beats(f"annot.npz at {path}", "none", "Check the path."))
+        raise FileNotFoundError(three_beats(f"`read_data` needs annot.npz at {path}", "none", "Check the path."))
     file = files[0]
     held = read_npz(file)
     missing = [key for key in _KEYS if key not in held]
@@ -45,6 +45,7 @@ def read(path: Path) -> Recording:
             needed = f"{file} needs {count} rows of `{key}`, as of `imgname`"
             raise ValueError(three_beats(needed, str(len(held[key])), "Write one row a picture."))
     builder = RecordingBuilder(NAME, file.parent)
+    builder.sources.append(file)
     good = held["ok"].astype(bool) if "ok" in held else np.ones(count, bool)
     if not good.all():
         builder.notes.append(f"{count - int(good.sum())} of {count} samples are not marked ok and are left out")

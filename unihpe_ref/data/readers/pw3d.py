@@ -49,7 +49,9 @@ def read(path: Path) -> Recording:
     """Every person of every sequence, in the frames whose camera is known."""
     files = find(path)
     if not files:
-        raise FileNotFoundError(three_beats(f"3DPW's sequenceFiles at {path}", "none", "Check the path."))
+        raise FileNotFoundError(
+            three_beats(f"`read_data` needs 3DPW's sequenceFiles at {path}", "none", "Check the path.")
+        )
     folder = files[0].resolve().parents[2] if files[0].parent.parent.name == "sequenceFiles" else files[0].parent
     models = BodyModels.near(folder)
     builder = RecordingBuilder(NAME, folder)
@@ -59,6 +61,7 @@ def read(path: Path) -> Recording:
         else f"joints regressed from SMPL's vertices with the files in {models.folder}"
     )
     for file in files:
+        builder.sources.append(file)
         _read_sequence(file, builder, models)
     return builder.build()
 

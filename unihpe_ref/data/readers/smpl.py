@@ -50,7 +50,7 @@ class BodyModels:
         if not place.is_dir():
             return None
         if not (place / _REGRESSOR).is_file():
-            needed = f"{_REGRESSOR} in {place}"
+            needed = f"`read_data` needs {_REGRESSOR} in {place}"
             raise FileNotFoundError(three_beats(needed, "none", "Add it, or remove the folder to do without SMPL."))
         return BodyModels(place, np.load(place / _REGRESSOR, allow_pickle=False).astype(float))
 
@@ -74,7 +74,7 @@ class BodyModels:
             names = _FILES.get(gender, _FILES["n"])
             path = existing(self.folder, *(f"{name}.{end}" for name in names for end in ("npz", "pkl")))
             if path is None:
-                needed = f"SMPL's model {names[0]} (npz or pkl) in {self.folder}"
+                needed = f"`read_data` needs SMPL's model {names[0]} (npz or pkl) in {self.folder}"
                 raise FileNotFoundError(three_beats(needed, "none", "Get it from the SMPL site."))
             self._models[gender] = read_model(path)
         return self._models[gender]

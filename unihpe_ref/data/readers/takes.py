@@ -50,7 +50,7 @@ def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: 
     for file, take in zip(files, takes):
         step = round(take.fps / slowest)
         if abs(take.fps / slowest - step) > 0.02 * step:
-            needed = f"takes whose frame rates are whole multiples of {slowest:g} a second"
+            needed = f"`read_data` needs takes whose frame rates are whole multiples of {slowest:g} a second"
             raise ValueError(
                 three_beats(needed, f"{take.fps:g} in {file}", "Read such takes from a folder of their own.")
             )

@@ -40,12 +40,14 @@ def read(path: Path) -> Recording:
     cameras; detected joints are CPN's, or else those of a Mask R-CNN, where their file is there."""
     files = find(path)
     if not files:
-        raise FileNotFoundError(three_beats(f"VideoPose3D's {_POSES} at {path}", "none", "Check the path."))
+        raise FileNotFoundError(
+            three_beats(f"`read_data` needs VideoPose3D's {_POSES} at {path}", "none", "Check the path.")
+        )
     file = files[0]
     folder = file.parent
     found = h36m_cameras(folder)
     if found is None:
-        needed = f"the cameras of Human3.6M near {folder}, which these npz files lack"
+        needed = f"`read_data` needs the cameras of Human3.6M near {folder}, which these npz files lack"
         remedy = "Put VideoPose3D's common/h36m_dataset.py or mmpose's cameras.pkl beside them."
         raise FileNotFoundError(three_beats(needed, "neither h36m_dataset.py nor cameras.pkl", remedy))
     cameras, source = found
@@ -56,9 +58,13 @@ def read(path: Path) -> Recording:
 
     builder = RecordingBuilder(NAME, folder)
     builder.notes.append(f"cameras from {source}")
+    builder.sources += [file, source]
     if truth is None:
         builder.notes.append(f"no {_TRUTH}: annotated 2D joints are the 3D joints through the cameras")
+    else:
+        builder.sources.append(folder / _TRUTH)
     if detector is not None:
+        builder.sources.append(detector)
         builder.notes.append(f"detected 2D joints from {detector.name}")
     longer = 0
     for subject, takes in poses.items():
@@ -69,7 +75,7 @@ def read(path: Path) -> Recording:
             joints_world = _to_17(world, f"{file} [{subject}][{name}]")
             for view, camera_name in enumerate(H36M_CAMERAS):
                 if (subject, camera_name) not in cameras:
-                    needed, came = f"the camera {camera_name} of {subject} in {source}", "none"
+                    needed, came = f"`read_data` needs the camera {camera_name} of {subject} in {source}", "none"
                     raise ValueError(three_beats(needed, came, "Take the file as its project publishes it."))
                 lens = cameras[subject, camera_name]
                 joints = joints_world @ np.asarray(lens.rotation).T + np.asarray(lens.translation)

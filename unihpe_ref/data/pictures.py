@@ -1,0 +1,85 @@
+"""Photographs: decoding them, cutting crops out of them, and packing crops into few files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multicontrast._checks import three_beats
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Array = NDArray[Any]
+SHARD = 2048  # pictures in each file of a pack
+
+
+def decode(content: bytes, name: object) -> Image.Image:
+    """RGB pixels of an encoded picture. Raises ``ValueError`` where it is damaged or too large to be a photograph."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        needed = f"`decode` needs a picture that can be read at {name}"
+        raise ValueError(three_beats(needed, f"a damaged one ({error})", "Copy or download it again.")) from None
+
+
+def warp(picture: Image.Image, affine: Array, size: tuple[int, int]) -> Array:
+    """A picture through an affine map, bilinear, black outside.
+
+    Args:
+        picture: RGB. affine: ``(2, 3)``, pixels of the picture to pixels of the result, centres at whole numbers.
+        size: (height, width) of the result.
+    Returns: ``(height, width, 3)`` uint8.
+    """
+    from PIL import Image
+
+    linear, shift = np.asarray(affine[:, :2], float), np.asarray(affine[:, 2], float)
+    back = np.linalg.inv(linear)
+    origin = -back @ shift
+    # Pillow puts the centre of a pixel at +0.5
+    origin = origin + 0.5 - back @ np.array([0.5, 0.5])
+    data = (back[0, 0], back[0, 1], origin[0], back[1, 0], back[1, 1], origin[1])
+    turned = picture.transform((size[1], size[0]), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+    return np.asarray(turned)
+
+
+def encode(pixels: Array) -> bytes:
+    """``(H, W, 3)`` uint8 as a JPEG that loses next to nothing; the same bytes for the same pixels."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+class Shards:
+    """Pictures packed end to end in files, each memory-mapped when first used.
+
+    Args:
+        files: in order, :data:`SHARD` pictures in each but the last. offsets: ``(P + F,)`` int64: for each file the
+            byte where each of its pictures begins, and its length.
+    """
+
+    def __init__(self, files: Sequence[Path], offsets: Array) -> None:
+        self._files = list(files)
+        self._offsets = offsets
+        self._maps: dict[int, Array] = {}
+
+    def __getitem__(self, number: int) -> bytes:
+        shard, place = divmod(number, SHARD)
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self._files[shard], np.uint8, "r")
+        start, end = self._offsets[shard * (SHARD + 1) + place :][:2]
+        return self._maps[shard][int(start) : int(end)].tobytes()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open maps: workers open their own."""
+        return {"_files": self._files, "_offsets": self._offsets, "_maps": {}}

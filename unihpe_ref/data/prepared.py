@@ -1,0 +1,400 @@
+"""Data converted once: plain arrays that are memory-mapped, a manifest that says what they are, and their hashes.
+
+``prepare`` writes piece by piece. Each piece appears under its name only when it is whole, and is entered in
+``progress.json``; the same command goes on after an interruption and keeps the pieces whose hashes still hold.
+``manifest.json`` comes last: a folder without it is not data yet.
+
+The folder::
+
+    manifest.json        format, source files and their hashes, tables, every piece with its SHA-256
+    arrays/*.npy         one row a sample (or a frame), and the cameras
+    pictures/*.bin       with crops: JPEGs end to end; arrays/picture_offsets.npy says where each begins
+    source/              what an archive held, kept where pictures are read from it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from multicontrast._checks import three_beats
+
+from .archives import is_archive, unpack
+from .camera import Camera
+from .motion import Motion
+from .pictures import SHARD, Shards, decode, encode, warp
+from .readers import LICENCES, MODULES, read_data
+from .recording import Recording, row_fields
+
+Array = NDArray[Any]
+Say = Callable[[str], object]
+
+FORMAT = "unihpe_data/1"
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
+_PIECE = re.compile(r"(arrays/\w+\.npy|pictures/\d{5}\.bin)")
+_TABLES = ("sequence_name", "subject", "action", "split", "fps")
+CROP_SIZE = (384, 288)  # height, width of packed crops: 256 x 192 with room for augmentation
+CROP_MARGIN = 1.5  # of the box's side
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether ``path`` is a folder that :func:`prepare` finished."""
+    return (path / MANIFEST).is_file()
+
+
+def prepare(
+    source: Path,
+    folder: Path,
+    *,
+    form: str | None = None,
+    fps: float | None = None,
+    crops: bool = False,
+    say: Say = len,  # to nobody
+) -> Recording | Motion:
+    """Converts data into ``folder`` and opens them.
+
+    Args:
+        source: a file or folder that a reader knows, or a zip or tar archive of one.
+        folder: made where it does not exist; an unfinished one of the same source and options is gone on with.
+        form: the reader; recognised unless given.
+        fps: keeps so many frames a second of each sequence; all unless given.
+        crops: cuts every person out, with half a box more around, and packs the crops; otherwise pictures stay where
+            they are.
+        say: is told what happens.
+    Raises: FileExistsError where the folder holds something else; OSError and ValueError as the readers.
+    """
+    if is_prepared(folder):
+        needed = f"`prepare` needs a folder that is empty or unfinished at {folder}"
+        raise FileExistsError(three_beats(needed, f"finished data ({MANIFEST})", "Choose another, or remove it."))
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder))):
+        needed = f"`prepare` needs a folder that is empty or unfinished at {folder}"
+        raise FileExistsError(three_beats(needed, "something else", "Choose another name."))
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / PROGRESS, _json(_progress(folder)))  # marks the folder as ours
+    place = _unpacked(source, folder, say) if is_archive(source) else source
+    say(f"reading {place}")
+    data = read_data(place, form)
+    if fps is not None:
+        data = data.thinned(fps) if isinstance(data, Recording) else data.every(max(1, round(data.fps / fps)))
+    sources = _sources(data, place, source)
+    key = hashlib.sha256(_json({"sources": sources, "fps": fps, "crops": crops, "format": FORMAT})).hexdigest()
+    pieces = _Pieces(folder, key, say)
+    held = _write_recording(data, pieces, crops) if isinstance(data, Recording) else _write_motion(data, pieces)
+    manifest = {"format": FORMAT, "key": key, "sources": sources, "fps": fps, **held, "pieces": pieces.done}
+    pieces.remove_others()
+    if place != source and (crops or isinstance(data, Motion) or not len(data.pictures)):
+        shutil.rmtree(folder / "source")
+    _write(folder / MANIFEST, _json(manifest))
+    (folder / PROGRESS).unlink()
+    return open_prepared(folder)
+
+
+def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
+    """Opens what :func:`prepare` wrote; arrays stay on the disk until they are used.
+
+    Args:
+        folder: with a manifest. verify: compares every byte with its hash.
+    Raises: FileNotFoundError for an unfinished folder; ValueError where a piece is missing, altered, or not ours.
+    """
+    if not is_prepared(folder):
+        came = "an unfinished one" if (folder / PROGRESS).exists() else "none"
+        remedy = "Run the same `unihpe data prepare` again." if came != "none" else "Run `unihpe data prepare` first."
+        raise FileNotFoundError(
+            three_beats(f"`open_prepared` needs prepared data ({MANIFEST}) in {folder}", came, remedy)
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']!r}")
+        for name, piece in manifest["pieces"].items():
+            _check_piece(folder, name, piece, verify)
+        arrays = {
+            Path(name).stem: np.load(folder / name, mmap_mode="c", allow_pickle=False)
+            for name in manifest["pieces"]
+            if name.startswith("arrays/")
+        }
+        opened = _open_recording if manifest["kind"] == "recording" else _open_motion
+        return opened(folder, manifest, arrays)
+    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _unfit(folder, f"something else ({error!r})") from None
+    except ValueError as error:
+        if isinstance(error, _Unfit):
+            raise
+        raise _unfit(folder, str(error)) from None
+
+
+class _Unfit(ValueError):
+    pass
+
+
+def _unfit(folder: Path, came: str) -> _Unfit:
+    needed = f"`open_prepared` needs a folder of format {FORMAT} at {folder}"
+    return _Unfit(three_beats(needed, came, "Prepare it again."))
+
+
+def _check_piece(folder: Path, name: str, piece: dict[str, Any], verify: bool) -> None:
+    if not _PIECE.fullmatch(name):
+        raise _unfit(folder, f"a piece called {name!r}")
+    path = folder / name
+    if not path.is_file() or path.stat().st_size != piece["bytes"]:
+        came = f"{name}, missing" if not path.is_file() else f"{name}, of {path.stat().st_size} bytes"
+        raise _unfit(folder, f"{came} instead of {piece['bytes']} bytes")
+    if verify and file_hash(path) != piece["sha256"]:
+        raise _unfit(folder, f"{name}, whose bytes have changed")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+class _Pieces:
+    """The files of a folder: written once, whole, entered with their hashes, and kept over an interruption."""
+
+    def __init__(self, folder: Path, key: str, say: Say) -> None:
+        self.folder = folder
+        self.key = key
+        self.say = say
+        self.done: dict[str, dict[str, Any]] = {}
+        before = _progress(folder)
+        self._before = before["pieces"] if before.get("key") == key else {}
+        for name in ("arrays", "pictures"):
+            (folder / name).mkdir(exist_ok=True)
+
+    def holds(self, name: str) -> bool:
+        """Whether an earlier run finished this piece, and nothing has happened to it since."""
+        piece, path = self._before.get(name), self.folder / name
+        held = piece is not None and path.is_file() and path.stat().st_size == piece["bytes"]
+        if held and file_hash(path) == piece["sha256"]:
+            self.done[name] = piece
+            self.say(f"{name}: kept from before")
+            return True
+        return False
+
+    def put(self, name: str, content: Callable[[Any], None]) -> None:
+        """Writes a piece; ``content`` is given the open file."""
+        path = self.folder / name
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        self.done[name] = {"bytes": temporary.stat().st_size, "sha256": file_hash(temporary)}
+        temporary.replace(path)
+        _write(self.folder / PROGRESS, _json({"key": self.key, "pieces": self._before | self.done}))
+        self.say(f"{name}: {self.done[name]['bytes'] / 2**20:.1f} MB")
+
+    def array(self, name: str, array: Array) -> None:
+        """An array as ``arrays/name.npy``."""
+        name = f"arrays/{name}.npy"
+        if not self.holds(name):
+            self.put(name, lambda file: np.save(file, np.ascontiguousarray(array), allow_pickle=False))
+
+    def remove_others(self) -> None:
+        """What an earlier run of other options, or an interrupted write, has left."""
+        for name in ("arrays", "pictures"):
+            for path in (self.folder / name).iterdir():
+                if f"{name}/{path.name}" not in self.done:
+                    path.unlink()
+        if not any((self.folder / "pictures").iterdir()):
+            (self.folder / "pictures").rmdir()
+
+
+def _write_motion(motion: Motion, pieces: _Pieces) -> dict[str, Any]:
+    pieces.array("joints", motion.joints.numpy())
+    pieces.array("lengths", motion.starts.diff().numpy())
+    table = {name: list(getattr(motion, name)) for name in ("subject", "action", "split", "name")}
+    return {"kind": "motion", "tables": table | {"fps": motion.fps}}
+
+
+def _write_recording(recording: Recording, pieces: _Pieces, crops: bool) -> dict[str, Any]:
+    if crops:
+        recording = _pack(recording, pieces)
+    for name, array in row_fields(recording).items():
+        pieces.array(name, array)
+    for item in dataclasses.fields(Camera):
+        pieces.array(f"camera_{item.name}", getattr(recording.cameras, item.name).numpy())
+    pieces.array("camera_names", _as_bytes(recording.camera_name))
+    pieces.array("calibrated", np.asarray(recording.calibrated, bool))
+    if recording.pack is None and len(recording.pictures):
+        pieces.array("pictures", _as_bytes(recording.pictures))
+    return {
+        "kind": "recording",
+        "reader": recording.format,
+        "licence": LICENCES.get(recording.format, ""),
+        "folder": str(recording.folder.resolve()),
+        "packed": recording.pack is not None,
+        "tables": {name: list(getattr(recording, name)) for name in _TABLES},
+        "notes": list(recording.notes),
+    }
+
+
+def crop_map(box: Array, margin: float = CROP_MARGIN, size: tuple[int, int] = CROP_SIZE) -> Array:
+    """Full-image pixels to pixels of a packed crop, ``(2, 3)``: the box with a margin, upright."""
+    height, width = size
+    scale = height / (margin * float(box[2]))
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    return np.concatenate([scale * np.eye(2), (middle - scale * box[:2])[:, None]], 1)
+
+
+def _pack(recording: Recording, pieces: _Pieces) -> Recording:
+    """Cuts every person that has a picture out of it; the pack has a picture for each of these samples."""
+    rows = np.flatnonzero((np.asarray(recording.picture) >= 0) & np.isfinite(recording.box).all(1))
+    if not len(rows):
+        raise ValueError(
+            three_beats("`prepare` needs, for `crops`, samples with pictures", "none", "Leave the option out.")
+        )
+    affine = np.full((len(recording), 2, 3), np.nan, np.float32)
+    number = np.full(len(recording), -1)
+    offsets: list[Array] = []
+    for shard in range(0, len(rows), SHARD):
+        own = rows[shard : shard + SHARD]
+        name = f"pictures/{shard // SHARD:05d}.bin"
+        for row in own:
+            affine[row] = crop_map(recording.box[row])
+        number[own] = np.arange(shard, shard + len(own))
+        table = pieces.folder / "arrays" / f"offsets_{shard // SHARD:05d}.npy"
+        key = f"arrays/{table.name}"
+        if not (pieces.holds(name) and pieces.holds(key)):
+            lengths: list[int] = []
+
+            def write(file: Any, own: Array = own, lengths: list[int] = lengths) -> None:
+                for content in _cut(recording, own, affine):
+                    lengths.append(len(content))
+                    file.write(content)
+
+            pieces.put(name, write)
+            pieces.array(table.stem, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        offsets.append(np.load(table, allow_pickle=False))
+    files = [pieces.folder / f"pictures/{index:05d}.bin" for index in range(len(offsets))]
+    pack = Shards(files, np.concatenate(offsets))
+    return dataclasses.replace(
+        recording, picture=number.astype(np.int64), picture_affine=affine, pack=pack,
+        pictures=np.zeros(len(rows), "S1"),
+    )  # fmt: skip
+
+
+def _cut(recording: Recording, rows: Array, affine: Array) -> Iterator[bytes]:
+    for row in rows:
+        path = recording.picture_path(int(row))
+        content = recording.picture_bytes(int(row))
+        assert content is not None
+        own = np.asarray(affine[row], float)
+        if recording.picture_affine is not None:  # the stored picture is a crop already
+            stored = np.vstack([recording.picture_affine[row], [0, 0, 1]])
+            own = own @ np.linalg.inv(stored)
+        yield encode(warp(decode(content, path), own, CROP_SIZE))
+
+
+def _sources(data: Recording | Motion, place: Path, source: Path) -> dict[str, dict[str, Any]]:
+    """The files that were read, relative to the source, with sizes and hashes."""
+    if place != source:
+        files = [source]
+    elif isinstance(data, Recording):
+        files = list(data.sources)
+    elif place.is_file():
+        files = [place]
+    else:
+        files = sorted(
+            path for module in MODULES.values() for file in module.find(place) for path in file.parent.iterdir()
+            if path.suffix.lower() in (".amc", ".asf", ".bvh", ".csv")
+        )  # fmt: skip
+    return {str(path): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in dict.fromkeys(files)}
+
+
+def _unpacked(archive: Path, folder: Path, say: Say) -> Path:
+    place = folder / "source"
+    if not place.exists():
+        say(f"unpacking {archive}")
+        unpack(archive, place)
+    inside = [path for path in place.iterdir() if not path.name.startswith(("__MACOSX", "."))]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else place
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / PROGRESS).is_file()
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    try:
+        held = json.loads((folder / PROGRESS).read_bytes())
+        return held if isinstance(held, dict) and isinstance(held.get("pieces"), dict) else {"pieces": {}}
+    except (OSError, ValueError):
+        return {"pieces": {}}
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _as_bytes(names: Array) -> Array:
+    return names if names.dtype.kind == "S" else np.char.encode(names.astype(str), "utf-8")
+
+
+# --- opening --------------------------------------------------------------------------------------------------
+
+
+def _open_motion(_: Path, manifest: dict[str, Any], arrays: dict[str, Array]) -> Motion:
+    tables = manifest["tables"]
+    lengths = torch.from_numpy(np.array(arrays["lengths"]))
+    return Motion(
+        joints=torch.from_numpy(arrays["joints"]),
+        sequence=torch.arange(len(lengths)).repeat_interleave(lengths),
+        subject=tuple(tables["subject"]),
+        action=tuple(tables["action"]),
+        split=tuple(tables["split"]),
+        name=tuple(tables["name"]),
+        fps=float(tables["fps"]),
+    )
+
+
+def _open_recording(folder: Path, manifest: dict[str, Any], arrays: dict[str, Array]) -> Recording:
+    camera = {
+        item.name: torch.from_numpy(np.array(arrays.pop(f"camera_{item.name}"))) for item in dataclasses.fields(Camera)
+    }
+    offsets = [arrays.pop(name) for name in sorted(arrays) if name.startswith("offsets_")]
+    pack, pictures = None, arrays.pop("pictures", np.zeros(0, "S1"))
+    if manifest["packed"]:
+        files = [folder / f"pictures/{index:05d}.bin" for index in range(len(offsets))]
+        pack = Shards(files, np.concatenate(offsets))
+        pictures = np.zeros(sum(len(own) - 1 for own in offsets), "S1")
+    return Recording(
+        format=str(manifest["reader"]),
+        cameras=Camera(**camera),
+        camera_name=np.char.decode(arrays.pop("camera_names"), "utf-8"),
+        calibrated=np.array(arrays.pop("calibrated")),
+        **{name: tuple(manifest["tables"][name]) for name in _TABLES},
+        pictures=pictures,
+        folder=Path(manifest["folder"]),
+        notes=tuple(manifest["notes"]),
+        pack=pack,
+        **arrays,
+    )

@@ -1,0 +1,133 @@
+"""``unihpe data check`` and ``unihpe data prepare``: a look at data sets as people have them, and their conversion."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from unihpe_ref.checkpoint import write_whole
+from unihpe_ref.data import Motion, Recording
+from unihpe_ref.data.checking import Report, check
+from unihpe_ref.data.prepared import is_prepared, open_prepared, prepare
+from unihpe_ref.data.readers import read_data
+
+PROBLEMS_FOUND = 1
+"""Exit code of ``check`` where something is wrong with data that can be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Say what is in a data set, how well 2D and 3D agree, and what is wrong. Exit code 1 where something is."""
+
+    path: tyro.conf.Positional[Path]
+    """file or folder, as downloaded or as prepared"""
+    form: str | None = None
+    """the data set's form; recognised unless given"""
+    json: Path | None = None
+    """also write what was found to this file"""
+
+    def execute(self, console: Console) -> None:
+        report = check(open_data(self.path, self.form, verify=True))
+        show(report, console, self.path)
+        if self.json is not None:
+            write_whole(self.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+        if report.problems:
+            raise SystemExit(PROBLEMS_FOUND)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Convert a data set once into memory-mapped arrays with a manifest and hashes. Goes on after an interruption."""
+
+    source: tyro.conf.Positional[Path]
+    """file or folder as downloaded, or a zip or tar archive of one"""
+    out: Path
+    """folder for the arrays; empty, new, or left unfinished by the same command"""
+    form: str | None = None
+    """the data set's form; recognised unless given"""
+    fps: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
+    """keep so many frames a second; all unless given"""
+    crops: bool = False
+    """cut people out of the pictures and pack the crops"""
+
+    def execute(self, console: Console) -> None:
+        def say(words: str) -> None:
+            console.print(f"  {words}", highlight=False, soft_wrap=True)
+
+        data = prepare(self.source, self.out, form=self.form, fps=self.fps, crops=self.crops, say=say)
+        show(check(data), console, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Look at data sets as they are downloaded (check), and convert them once (prepare)."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    ]
+
+    def execute(self, console: Console) -> None:
+        self.command.execute(console)
+
+
+def open_data(path: Path, form: str | None = None, *, verify: bool = False) -> Recording | Motion:
+    """Prepared data, or whatever a reader knows.
+
+    Args:
+        path: file or folder. form: of data that are not prepared. verify: compares prepared data with their hashes.
+    Raises: OSError or ValueError, in words.
+    """
+    if form is None and (is_prepared(path) or (path / "progress.json").is_file()):
+        return open_prepared(path, verify=verify)
+    return read_data(path, form)
+
+
+def show(report: Report, console: Console, path: Path) -> None:
+    """Prints a report: facts, frames by subject and action, numbers, and what is wrong."""
+    console.print(f"{path}: {report.form}", highlight=False, soft_wrap=True)
+    for name, value in report.facts.items():
+        console.print(f"  {name}: {value}", highlight=False, soft_wrap=True)
+    console.print(_counts(report))
+    for name, value in report.measures.items():
+        console.print(f"  {name}: {_number(name, value)}", highlight=False, soft_wrap=True)
+    if report.limbs:
+        lengths = ", ".join(f"{limb.name} {limb.millimetres:.0f} ({limb.spread:.1%})" for limb in report.limbs)
+        console.print(f"  limbs, mm (spread within a sequence): {lengths}", highlight=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"  note: {note}", highlight=False, soft_wrap=True)
+    for problem in report.problems:
+        console.print(f"  WRONG: {problem}", highlight=False, soft_wrap=True)
+    wrong = len(report.problems)
+    console.print(
+        "Nothing is wrong." if not wrong else "One thing is wrong." if wrong == 1 else f"{wrong} things are wrong."
+    )
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.1%}" if "share" in name or "difference" in name or "spread" in name else f"{value:.2f}"
+
+
+def _counts(report: Report) -> Table:
+    """Subjects against actions where that is narrow enough, else one line for each pair."""
+    subjects = list(dict.fromkeys(subject for subject, _ in report.counts))
+    actions = sorted({action for _, action in report.counts})
+    table = Table(title="samples by subject and action", title_justify="left", title_style="", box=None)
+    wide = len(subjects) <= 8
+    table.add_column("action")
+    for subject in subjects if wide else ["subjects", "samples"]:
+        table.add_column(subject, justify="right", no_wrap=True)
+    for action in actions[:40]:
+        own = {subject: report.counts.get((subject, action), 0) for subject in subjects}
+        cells = [str(own[subject] or "") for subject in subjects]
+        if not wide:
+            cells = [str(sum(count > 0 for count in own.values())), str(sum(own.values()))]
+        table.add_row(action, *cells)
+    if len(actions) > 40:
+        table.add_row(f"and {len(actions) - 40} more", *[""] * (len(subjects) if wide else 2))
+    return table
