@@ -18,8 +18,9 @@ from unihpe_ref.config import RunConfig
 from unihpe_ref.evaluation import UNITS, Evaluation
 from unihpe_ref.figures import save_pose_sheet
 from unihpe_ref.logs import clock
+from unihpe_ref.memory import memory_lines
 from unihpe_ref.models import UniHPE
-from unihpe_ref.presets import preset
+from unihpe_ref.presets import deviations, preset
 from unihpe_ref.processes import joined, rank
 from unihpe_ref.runs import (
     CONFIG,
@@ -49,7 +50,7 @@ class Demo:
     seed: int = 0
     """decides everything that is drawn at random"""
     dry_run: bool = False
-    """print the settings and stop"""
+    """print the settings, where they differ from the paper, and the memory they take, and stop"""
 
     def execute(self, console: Console) -> None:
         config = preset("demo").override(seed=self.seed)
@@ -72,7 +73,7 @@ class Train:
     resume: bool = False
     """go on from the newest checkpoint in the folder, where there is one"""
     dry_run: bool = False
-    """print the settings and stop"""
+    """print the settings, where they differ from the paper, and the memory they take, and stop"""
 
     def execute(self, console: Console) -> None:
         device = choose_device(self.device)
@@ -196,6 +197,8 @@ def _train(
     if dry_run:
         console.print_json(data=config.to_dict())
         console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
+        for line in (*_describe_deviations(config), "Memory, by stage:", *memory_lines(config)):
+            console.print(line, highlight=False, soft_wrap=True)
         return
     with joined(device) as own:
         if rank() == 0:
@@ -221,6 +224,13 @@ def _describe_run(config: RunConfig, model: UniHPE, device: torch.device) -> str
         f"Preset {config.preset}, seed {config.seed}: {parameters:.2f} M parameters on {device}, "
         f"{_describe_motion(config)}.\nStages {steps}."
     )
+
+
+def _describe_deviations(config: RunConfig) -> list[str]:
+    found = deviations(config)
+    if not found:
+        return ["Every setting is the paper's."]
+    return ["Differs from the paper in:"] + [f"  {name} = {now} (paper: {then})" for name, (now, then) in found.items()]
 
 
 def _describe_motion(config: RunConfig) -> str:

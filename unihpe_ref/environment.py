@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("multicontrast", "torch", "numpy", "timm", "torchvision", "safetensors", "triton")
+_PACKAGES = ("multicontrast", "numpy", "timm", "torchvision", "safetensors", "triton")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "command": sys.argv,
         **commit(Path(__file__).resolve().parent),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES} | {"torch": torch.__version__},  # with its build
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -131,3 +131,20 @@ def preset(name: str) -> RunConfig:
     """
     check_choice("preset", "name", name, PRESETS)
     return RunConfig(preset=name).override(**_PRESETS[name])
+
+
+# No setting of the paper: who runs it, on what, and what is written down.
+_NO_SETTING = {"preset", "seed", "motion", "workers", "log_every", "checkpoint_every", "tensorboard", "evaluation"}
+
+
+def deviations(config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Where a run differs from the paper's: dotted name to (value here, the paper's).
+
+    What the paper leaves open has a decision instead, which is on the page ``docs/unihpe/deviations.md``.
+
+    Example:
+        >>> deviations(preset("table4-transformer-mlp"))
+        {'model.decoder': ('mlp', 'diffusion')}
+    """
+    found = config.differences(RunConfig())
+    return {name: both for name, both in found.items() if name.split(".")[0] not in _NO_SETTING}

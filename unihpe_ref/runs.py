@@ -20,6 +20,7 @@ from unihpe_ref.environment import describe_environment
 from unihpe_ref.evaluation import Evaluation, MeanPose, evaluate
 from unihpe_ref.logs import RunLog, SilentLog
 from unihpe_ref.models import UniHPE, load_pose_weights
+from unihpe_ref.presets import deviations
 from unihpe_ref.resume import Checkpoint, newest_checkpoint, save_checkpoint
 from unihpe_ref.seeds import seed_of
 from unihpe_ref.stages import make_stages
@@ -183,7 +184,8 @@ def run(
     held = None if start is None else start.log
     with RunLog(folder / LOG, console, resume=held, tensorboard=config.tensorboard) as log:
         if start is None:
-            log.write("begin", config=config.to_dict(), torch=torch.__version__, device=str(device))
+            named = {name: {"here": here, "paper": paper} for name, (here, paper) in deviations(config).items()}
+            log.write("begin", config=config.to_dict(), deviations=named, torch=torch.__version__, device=str(device))
         else:
             log.write("resume", checkpoint=start.folder.name, torch=torch.__version__, device=str(device))
             console.print(f"Resumes after step {start.step} of stage {start.stage}.", highlight=False)

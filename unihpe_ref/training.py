@@ -178,7 +178,7 @@ def fit(
     Raises: FloatingPointError when the loss is no longer finite.
     """
     config = stage.config
-    _choose_trained(model, stage)
+    choose_trained(model, stage)
     state = StageState(stage, model, precision)
     if restore is not None:
         restore(state)
@@ -295,7 +295,8 @@ def _check_finite(loss: float, stage: Stage, step: int) -> None:
         raise FloatingPointError(three_beats(needed, came, "Lower `learning_rate` or lengthen `warmup_steps`."))
 
 
-def _choose_trained(model: UniHPE, stage: Stage) -> None:
+def choose_trained(model: UniHPE, stage: Stage) -> None:
+    """Frees the weights that the stage trains, in training mode, and freezes all others, in evaluation mode."""
     model.requires_grad_(False).eval()
     for part in stage.trained(model):
         part.requires_grad_(True).train()

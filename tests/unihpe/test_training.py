@@ -254,7 +254,7 @@ def gradients(stage, model, batch, **changes) -> dict[str, torch.Tensor]:
     batch = replace(batch, **{n: v.double() if v.is_floating_point() else v for n, v in doubled.items()})
     config = stage.config.override(**changes)
     stage = type(stage)(config)
-    training._choose_trained(model, stage)
+    training.choose_trained(model, stage)
     state = training.StageState(stage, model)
     losses, embeddings = training._backward(state, batch, Part.whole(len(batch)), 5, torch.float32)
     assert all(not value.requires_grad for value in (*losses.values(), *embeddings.values()))
