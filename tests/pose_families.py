@@ -185,6 +185,26 @@ def _weighted(g: torch.Generator) -> tuple[Tensor, ...]:
     return *_noisy(g), weight
 
 
+def _heavy(g: torch.Generator) -> tuple[Tensor, ...]:
+    """Weights whose sum is over float32's range."""
+    return *_noisy(g), 1e37 * (6 + torch.rand(JOINTS, generator=g, dtype=torch.float64)).float()
+
+
+def _unlike_weights(g: torch.Generator) -> tuple[Tensor, ...]:
+    """A joint of next to no weight comes first and lies far away; the other weights span twelve powers of ten."""
+    pred, target = _noisy(g)
+    pred[0], target[0] = pred[0] - 1e5, target[0] + 1e5
+    weight = 10 ** (12 * torch.rand(JOINTS, generator=g) - 6)
+    weight[0] = 1e-12
+    return pred, target, weight
+
+
+def _symmetric(g: torch.Generator) -> tuple[Tensor, ...]:
+    """A cube and its mirror image, which is the cube turned: all singular values are equal."""
+    cube = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)]).double()
+    return _moved(g, 300 * cube[torch.randperm(8, generator=g)]), 300 * cube
+
+
 FAMILIES: dict[str, Callable[[torch.Generator], tuple[Tensor, ...]]] = {
     "noisy": _noisy,
     "mirrored": _mirrored,
@@ -215,4 +235,7 @@ FAMILIES: dict[str, Callable[[torch.Generator], tuple[Tensor, ...]]] = {
     "masked": _masked,
     "one visible joint": _masked_to_one,
     "weighted": _weighted,
+    "weights of 1e37": _heavy,
+    "unlike weights": _unlike_weights,
+    "joints of a cube": _symmetric,
 }

@@ -157,9 +157,15 @@ def average_joints(errors: Tensor, weight: Tensor | None) -> Tensor:
     """``(..., J)`` to ``(...)``: the weighted mean over an item's joints, NaN for an item without a visible one."""
     if weight is None:
         return errors.mean(-1)
+    weight = relative_weights(weight, -1)
     seen = (weight != 0).any(-1)  # a NaN weight is not "hidden": it spoils the item
     total = torch.where(seen, weight.sum(-1), 1.0)
     return torch.where(seen, weighted(errors, weight).sum(-1) / total, torch.nan)
+
+
+def relative_weights(weight: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    """Weights over a power of two near their largest: a mean knows their ratios alone, and sums of these are finite."""
+    return weight / power_of_two(weight.amax(axes, keepdim=True))
 
 
 def weighted(errors: Tensor, weight: Tensor) -> Tensor:
@@ -190,8 +196,10 @@ def reduce_joints(operation: str, errors: Tensor, weight: Tensor | None, reducti
         return average_joints(errors, weight)
     if weight is None:
         return errors.mean() if reduction == "mean" else errors.sum()
-    total = weighted(errors, weight).sum()
-    return total / weight.sum() if reduction == "mean" else total
+    if reduction == "mean":
+        weight = relative_weights(weight, tuple(range(weight.dim())))
+        return weighted(errors, weight).sum() / weight.sum()
+    return weighted(errors, weight).sum()
 
 
 def state_device(device: torch.device) -> torch.device:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from multicontrast._checks import describe, three_beats
-from multicontrast.metrics._inputs import Root, length, power_of_two, read_poses, reduce_items, reduce_joints
+from multicontrast.metrics._inputs import (
+    Root,
+    length,
+    power_of_two,
+    read_poses,
+    reduce_items,
+    reduce_joints,
+    relative_weights,
+)
 
 
 class JointErrors(NamedTuple):
@@ -117,7 +125,8 @@ def n_mpjpe_joints(operation: str, pred: Tensor, target: Tensor, mask: Tensor | 
     pred, target = pred / unit, target / size  # exact; keeps the products from overflow and underflow
     inner, norm = (pred * target).sum(-1), pred.square().sum(-1)
     if weight is not None:
-        inner, norm = inner * weight, norm * weight
+        relative = relative_weights(weight, -1)
+        inner, norm = inner * relative, norm * relative
     inner, norm = inner.sum(-1), norm.sum(-1)
     scale = inner / torch.where(norm == 0, 1.0, norm)
     errors = length(scale[..., None, None] * pred - target) * size.squeeze(-1)

@@ -2,7 +2,8 @@
 
 The steps, per pose, with visible joints only (hidden ones have weight 0):
 
-1. centre both poses twice: on the first visible joint, which is exact enough to remove any offset, then on the mean;
+1. centre both poses twice: on a joint of the largest weight, which is exact enough to remove any offset, then on the
+   mean;
 2. divide each by a power of two, so that no product can overflow or underflow at any scale;
 3. ``K = sum_j w_j y_j x_j^T`` and its nearest proper rotation ``R`` (`multicontrast.linalg.proper_rotation`);
 4. ``s = <R, K> / sum_j w_j |x_j|^2``, or 0 for a collapsed prediction;
@@ -22,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from multicontrast.linalg._glue import fold_last, unfold_last
 from multicontrast.linalg.rotation import batch_last_rotation
-from multicontrast.metrics._inputs import Root, power_of_two, read_poses, reduce_items, root_joints
+from multicontrast.metrics._inputs import Root, power_of_two, read_poses, reduce_items, relative_weights, root_joints
 from multicontrast.metrics.joint_errors import JointErrors
 
 
@@ -206,7 +207,7 @@ def _chunks(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[lis
     joints, size = target.shape[-2:]
     count = target.numel() // (joints * size)
     pred, target = pred.reshape(count, joints, size), target.reshape(count, joints, size)
-    weight = None if weight is None else weight.reshape(count, joints)
+    weight = None if weight is None else relative_weights(weight, -1).reshape(count, joints)
     length = _piece_length(target)
     for start in range(0, count, length * _PIECES):
         firsts = range(start, min(start + length * _PIECES, count), length)
@@ -226,9 +227,9 @@ def _piece(pred: Tensor, target: Tensor, weight: Tensor | None) -> _Piece:
 class _Standardise(torch.autograd.Function):
     """``(D, J, n)`` to the same, contiguous, centred and scaled; the centre ``(D, n)``; and the size ``(n,)``.
 
-    Centred twice, on the first visible joint and then on the mean, so that a distant origin costs no digits. The size
-    is a power of two: dividing by it is exact, and afterwards no product overflows or underflows. A function of its own
-    so that the passes can be in place; its derivative is linear, and that of any centring.
+    Centred twice, on a joint of the largest weight and then on the mean, so that a distant origin costs no digits. The
+    size is a power of two: dividing by it is exact, and afterwards no product overflows or underflows. A function of
+    its own so that the passes can be in place; its derivative is linear, and that of any centring.
     """
 
     @staticmethod
@@ -239,8 +240,7 @@ class _Standardise(torch.autograd.Function):
             x.sub_(first[:, None])
         else:
             hidden = w == 0
-            index = (~hidden).to(torch.uint8).argmax(0)  # the first maximum
-            first = x.gather(1, index.expand(len(x), 1, -1))[:, 0]
+            first = x.gather(1, w.argmax(0).expand(len(x), 1, -1))[:, 0]
             x.sub_(first[:, None]).masked_fill_(hidden, 0.0)
         size = power_of_two(torch.maximum(x.amax((0, 1)), x.amin((0, 1)).neg_()))
         x.mul_(size.reciprocal())  # exact, as is the product
