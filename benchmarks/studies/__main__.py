@@ -1,0 +1,67 @@
+"""``python -m benchmarks.studies``: list the cells, run those that are missing, write the page.
+
+python -m benchmarks.studies list
+python -m benchmarks.studies run --motion ../shared/data/cmu17_60hz.npz --photographs ../shared/data/real_multiview
+python -m benchmarks.studies page
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.studies.cells import read_result, run_cell
+from benchmarks.studies.page import write_page
+from benchmarks.studies.plan import CELLS, STUDIES
+from unihpe_ref.data import read_mocap
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 for input that does not fit."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="which cells there are, and which are missing")
+    commands.add_parser("page", help="write docs/unihpe/studies.md and its figures from the results")
+    runner = commands.add_parser("run", help="run the missing cells, one by one; each is written when it is done")
+    runner.add_argument("--motion", type=Path, required=True, help="the recording (npz)")
+    runner.add_argument("--photographs", type=Path, help="folder of the real crops; left out without it")
+    runner.add_argument("--only", choices=STUDIES, action="append", help="these studies alone")
+    runner.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many minutes")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "list":
+            for cell in CELLS:
+                result = read_result(cell)
+                state = "missing" if result is None else f"{result['cpu_seconds']['all']:.0f} s"
+                print(f"{cell.name:<36} {state}")
+        elif options.command == "page":
+            print(*write_page(), sep="\n")
+        else:
+            _run(options)
+    except (ValueError, OSError) as error:
+        print(f"studies: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    motion = read_mocap(options.motion)
+    began = time.monotonic()
+    for cell in CELLS:
+        if options.only and cell.study not in options.only:
+            continue
+        if read_result(cell) is not None:
+            continue
+        if time.monotonic() - began > 60 * options.minutes:
+            print("Time is up; the same command goes on.", flush=True)
+            return
+        print(run_cell(cell, motion, options.motion, options.photographs), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Runs the cells of the plan, one after another; a cell that has a result is passed over."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.environment import ROOT, describe_environment
+from benchmarks.studies.photographs import judge_photographs
+from benchmarks.studies.plan import EQUAL_TIME, MAX_STRETCH, Cell
+from multicontrast.metrics import cosine_alignment, median_rank, retrieval_recall
+from unihpe_ref.checkpoint import write_whole
+from unihpe_ref.config import RunConfig
+from unihpe_ref.data import Motion
+from unihpe_ref.logs import RunLog
+from unihpe_ref.models import UniHPE
+from unihpe_ref.runs import evaluate_model, open_source, train_model
+
+RESULTS = ROOT / "benchmarks" / "results" / "studies"
+_PAIRS = (("img", "2d"), ("img", "3d"), ("2d", "3d"))
+_MAP_POINTS = 240  # of each modality in Figure 6
+
+
+def result_path(cell: Cell, folder: Path = RESULTS) -> Path:
+    """Where a cell's result is, or will be."""
+    return folder / f"{cell.name}.json"
+
+
+def read_result(cell: Cell, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """A cell's result; None where it has not been run.
+
+    Raises: ValueError where the result was made with other settings than those of the plan.
+    """
+    path = result_path(cell, folder)
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    planned, made = fingerprint(cell), result["plan"]
+    if planned != made:
+        raise ValueError(f"`{path.name}` needs the settings of the plan; got others. Delete it, or restore the plan.")
+    return result
+
+
+def fingerprint(cell: Cell) -> str:
+    """Of the settings of a cell, whatever machine and recording."""
+    return hashlib.sha256(json.dumps(cell.config.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | None, folder: Path = RESULTS) -> Path:
+    """Trains and judges one cell, and writes its result, whole or not at all."""
+    config = cell.config
+    stretch = 1.0
+    if cell.name.startswith(EQUAL_TIME):
+        stretch = _equal_time_stretch(cell, folder)
+        config = config.override(**{"stage2.steps": round(config.stage2.steps * stretch)})
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as scratch:
+        log_path = Path(scratch) / "log.jsonl"
+        with RunLog(log_path, Console(file=io.StringIO())) as log:
+            model = train_model(config, motion, log, torch.device("cpu"))
+        steps = [json.loads(line) for line in log_path.read_text().splitlines()]
+    training = time.process_time() - began
+    result: dict[str, Any] = {"alignment": _alignment(model, config, motion)}
+    if cell.aligns_only:
+        result["curve"] = _curve(steps)
+    else:
+        result["poses"] = evaluate_model(model, config, motion).to_dict()
+    if cell.study == "table6" and photographs is not None:
+        result["photographs"] = judge_photographs(model, config, motion, photographs)
+    if cell.study == "fig5":
+        result["map"] = _map(model, config, motion)
+    environment = describe_environment(torch.device("cpu"), "process")
+    content = {
+        "cell": cell.name,
+        "study": cell.study,
+        "row": cell.row,
+        "seed": cell.seed,
+        "plan": fingerprint(cell),
+        "stretch": stretch,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "cpu_seconds": {"training": round(training, 1), "all": round(time.process_time() - began, 1)},
+        "recording": {"name": recording.name, "sha256": hashlib.sha256(recording.read_bytes()).hexdigest()},
+        "environment": {
+            "device": environment.device,
+            "threads": environment.threads,
+            "torch": environment.torch,
+            "commit": environment.commit,
+            "date": environment.date,
+        },
+        "config": config.to_dict(),
+        "result": result,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = result_path(cell, folder)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    return path
+
+
+def _equal_time_stretch(cell: Cell, folder: Path) -> float:
+    """How many more steps the sampled loss takes in the time of the exact one: both have to be there."""
+    seconds = {}
+    for row in ("sampled", "exact"):
+        found = read_result(Cell(cell.study, row, cell.seed), folder)
+        if found is None:
+            raise ValueError(f"`{cell.name}` needs the result of `{row}` with the same seed; got none. Run that first.")
+        seconds[row] = found["cpu_seconds"]["training"]
+    return float(np.clip(seconds["exact"] / seconds["sampled"], 1 / MAX_STRETCH, MAX_STRETCH))
+
+
+@torch.no_grad()
+def _embeddings(model: UniHPE, config: RunConfig, motion: Motion) -> tuple[dict[str, Tensor], Tensor]:
+    """Of every evaluated frame in each modality, and the number of its action."""
+    source = open_source(motion, config, images=model.image_encoder is not None).split("test")
+    found: dict[str, list[Tensor]] = {}
+    actions = []
+    for indices in source.evaluation_indices(config.evaluation.stride).split(config.evaluation.batch_size):
+        batch = source.evaluation_batch(indices)
+        rows = {
+            "2d": model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info()),
+            "3d": model.encode(kp3d=batch.joints_3d),
+        }
+        if batch.image is not None:
+            rows["img"] = model.encode(image=batch.image)
+        for name, value in rows.items():
+            found.setdefault(name, []).append(value)
+        actions.append(batch.action)
+    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(actions)
+
+
+def _alignment(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, Any]:
+    """Of held-out frames: mean cosine of the positives, and retrieval among all of them, pair by pair."""
+    embeddings, _ = _embeddings(model, config, motion)
+    found = {}
+    for a, b in _PAIRS:
+        if a in embeddings and b in embeddings:
+            x, y = embeddings[a], embeddings[b]
+            found[f"{a}-{b}"] = {
+                "cosine": round(float(cosine_alignment(x, y)), 5),
+                "recall@1": round(float(retrieval_recall(x, y, k=1)), 5),
+                "recall@10": round(float(retrieval_recall(x, y, k=10)), 5),
+                "median_rank": float(median_rank(x, y)),
+            }
+    return {"frames": len(embeddings["2d"]), "pairs": found}
+
+
+def _curve(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Figure 5: cosines of the positives in the batches of stage 2."""
+    kept = [record for record in steps if record.get("event") == "step" and str(record["stage"]).startswith("2")]
+    names = ("step", "loss", "tau", *(f"cosine_{a}_{b}" for a, b in _PAIRS))
+    return {name: [round(float(record[name]), 5) for record in kept] for name in names}
+
+
+def _map(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, Any]:
+    """Figure 6: t-SNE of held-out embeddings of all modalities together."""
+    from sklearn.manifold import TSNE
+
+    embeddings, actions = _embeddings(model, config, motion)
+    chosen = torch.linspace(0, len(actions) - 1, min(_MAP_POINTS, len(actions))).long()
+    names = [name for name in ("img", "2d", "3d") if name in embeddings]
+    rows = torch.cat([embeddings[name][chosen] for name in names]).numpy()
+    points = TSNE(2, metric="cosine", init="random", perplexity=30, random_state=0).fit_transform(rows)
+    parts = np.split(points.round(2), len(names))
+    return {name: part.tolist() for name, part in zip(names, parts)} | {"action": actions[chosen].tolist()}

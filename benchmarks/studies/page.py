@@ -1,0 +1,281 @@
+"""The page ``docs/unihpe/studies.md`` and its figures, written from the results alone."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import ROOT
+from benchmarks.studies.cells import RESULTS, read_result
+from benchmarks.studies.plan import CELLS, SEEDS, Cell, rows
+from unihpe_ref.checkpoint import write_whole
+
+PAGE = ROOT / "docs" / "unihpe" / "studies.md"
+CURVES = ROOT / "docs" / "_static" / "studies-cosines.svg"
+MAP = ROOT / "docs" / "_static" / "studies-tsne.png"
+
+_Read = Callable[[dict[str, Any]], float]
+
+_INTRODUCTION = """\
+# The paper's claims on recorded motion
+
+This page is written by `python -m benchmarks.studies page` from one file for each cell in
+`benchmarks/results/studies`. What is run was written down first, in `benchmarks/studies/plan.py`: small networks, short
+runs, one recording of CMU motion capture (57,169 frames to train on, held-out takes to judge on), pictures rendered
+from it. In a study all rows take the same number of steps of the same batches. Numbers are the mean over seeds ± half
+the range between them, with the number of seeds in brackets where it is less than three; an empty cell has not been
+run.
+
+Read differences, not levels: such runs end far from where training would end, and these data are not Human3.6M. What
+the paper reports is beside each row for the order of the rows only.
+
+The missing cells are run, one after another, by
+
+```console
+$ python -m benchmarks.studies run --motion ../shared/data/cmu17_60hz.npz --photographs ../shared/data/real_multiview
+```
+
+which passes over those that are there and can be stopped at any time. `python -m benchmarks.studies list` says which
+are missing.
+"""
+
+
+def write_page(folder: Path = RESULTS) -> list[Path]:
+    """Writes the page, and the figures where there is something to show; returns what was written."""
+    write_whole(PAGE, page(folder).encode())
+    written = [PAGE]
+    for path, draw in ((CURVES, _draw_curves), (MAP, _draw_map)):
+        content = draw(folder)
+        if content is not None:
+            write_whole(path, content)
+            written.append(path)
+    return written
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The text of the page."""
+    done = [result for cell in CELLS if (result := read_result(cell, folder)) is not None]
+    seconds = sum(result["cpu_seconds"]["all"] for result in done)
+    state = f"Of {len(CELLS)} cells {len(done)} have been run, in {seconds / 3600:.1f} hours of one CPU thread."
+    parts = [_INTRODUCTION, state, _table4(folder), _table6(folder), _figures(folder), _exact(folder), _photos(folder)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _cells(study: str, row: str, folder: Path) -> list[dict[str, Any]]:
+    found = (read_result(Cell(study, row, seed), folder) for seed in SEEDS)
+    return [result for result in found if result is not None]
+
+
+def _spread(results: Sequence[dict[str, Any]], read: _Read, digits: int = 1) -> str:
+    values = [read(result) for result in results]
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {(max(values) - min(values)) / 2:.{digits}f}"
+    return text if len(values) == len(SEEDS) else f"{text} ({len(values)})"
+
+
+def _pose(path: str, metric: str) -> _Read:
+    return lambda result: result["result"]["poses"]["paths"][path]["frame_mean"][metric]
+
+
+def _pair(pair: str, name: str, factor: float = 1.0) -> _Read:
+    return lambda result: factor * result["result"]["alignment"]["pairs"][pair][name]
+
+
+def _cost(result: dict[str, Any]) -> float:
+    return result["cpu_seconds"]["training"]
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ruler, *lines))
+
+
+_TABLE4 = {"mlp-mlp": 60.5, "transformer-mlp": 64.8, "mlp-diffusion": 71.4, "transformer-diffusion": 39.3}
+
+
+def _table4(folder: Path) -> str:
+    lines = []
+    for row in rows("table4"):
+        cells = _cells("table4", row, folder)
+        encoder, decoder = row.split("-")
+        lines.append(
+            [
+                f"{encoder}, {decoder}",
+                _spread(cells, _pose("2D to 3D", "MPJPE")),
+                _spread(cells, _pose("2D to 3D", "PA-MPJPE")),
+                "" if not cells else f"{cells[0]['parameters'] / 1e6:.2f}",
+                _spread(cells, _cost, 0),
+                f"{_TABLE4[row]:.1f}",
+            ]
+        )
+    anything = _cells("table4", "mlp-mlp", folder)
+    lines.append(
+        ["mean pose", *(_spread(anything, _pose("mean pose, 3D", m)) for m in ("MPJPE", "PA-MPJPE")), "", "", ""]
+    )
+    head = ["2D encoder, 3D decoder", "MPJPE (mm)", "PA-MPJPE (mm)", "M parameters", "CPU s", "paper, MPJPE"]
+    return (
+        "## Table 4: encoder and decoder\n\nLifting ground-truth 2D joints, without images. The paper finds the "
+        f"transformer with the diffusion decoder far ahead.\n\n{_markdown(head, lines)}"
+    )
+
+
+_TABLE6 = {
+    "no-contrast": ("no contrast", 41.3, 91.8),
+    "pairs": ("pairs", 60.0, 65.5),
+    "pairs-triplet": ("pairs + triplet", 40.9, 58.7),
+    "pairs-triplet-token": ("pairs + triplet + modality token", 39.3, 57.5),
+}
+
+
+def _table6(folder: Path) -> str:
+    lines = []
+    for row, (title, lifting, image) in _TABLE6.items():
+        cells = _cells("table6", row, folder)
+        numbers = [
+            _spread(cells, _pose(path, m)) for path in ("2D to 3D", "image to 3D") for m in ("MPJPE", "PA-MPJPE")
+        ]
+        cosine = _spread(cells, _pair("img-3d", "cosine"), 2)
+        lines.append([title, *numbers, cosine, f"{lifting:.1f}", f"{image:.1f}"])
+    anything = _cells("table6", "no-contrast", folder)
+    guess = [_spread(anything, _pose("mean pose, 3D", m)) for m in ("MPJPE", "PA-MPJPE")]
+    lines.append(["mean pose", *guess, *guess, "", "", ""])
+    head = ["aligned by", "GT 2D: MPJPE", "PA", "image: MPJPE", "PA", "cosine img-3D", "paper, GT 2D", "paper, image"]
+    return (
+        "## Table 6: what alignment changes\n\nAll three modalities; pictures of 64 x 64. The row without contrast "
+        "trains stage 3 for as many steps as the others take with pictures in all. The paper finds that pairs alone "
+        "help images and harm lifting, that the triplet term mends lifting, and that the token helps both.\n\n"
+        f"{_markdown(head, lines)}"
+    )
+
+
+def _figures(folder: Path) -> str:
+    lines = []
+    for row, title in (("pairs", "pairs"), ("pairs-triplet", "pairs + triplet")):
+        cells = _cells("fig5", row, folder)
+        lines.append(
+            [
+                title,
+                *(_spread(cells, _pair(pair, "cosine"), 3) for pair in ("img-2d", "img-3d", "2d-3d")),
+                *(_spread(cells, _pair(pair, "recall@10", 100.0)) for pair in ("img-2d", "img-3d")),
+            ]
+        )
+    head = ["aligned by", "cosine img-2D", "img-3D", "2D-3D", "recall@10 img-2D (%)", "img-3D (%)"]
+    text = (
+        "## Figures 5 and 6: the shared space\n\nStage 2 for 800 steps of 32. The table is of held-out frames at its "
+        "end; the curves are of the training batches. The paper finds that the triplet term raises the cosines of "
+        f"matching embeddings to about 0.95 where pairs alone let them fall.\n\n{_markdown(head, lines)}"
+    )
+    if _cells("fig5", "pairs", folder) or _cells("fig5", "pairs-triplet", folder):
+        text += (
+            "\n\n![Cosine of matching embeddings over the steps of stage 2](../_static/studies-cosines.svg)"
+            "\n\n![t-SNE of held-out embeddings](../_static/studies-tsne.png)"
+        )
+    return text
+
+
+def _exact(folder: Path) -> str:
+    titles = {
+        "sampled": "B - 1 sampled negatives (paper)",
+        "exact": "all B² - 1 with the anchor's image, same steps",
+        "sampled-equal-time": "sampled, in the exact loss's time",
+    }
+    lines = []
+    for row in rows("exact"):
+        cells = _cells("exact", row, folder)
+        lines.append(
+            [
+                titles[row],
+                *(_spread(cells, _pair(pair, "recall@1", 100.0)) for pair in ("img-2d", "img-3d")),
+                *(_spread(cells, _pair(pair, "recall@10", 100.0)) for pair in ("img-2d", "img-3d")),
+                *(_spread(cells, _pair(pair, "cosine"), 3) for pair in ("img-2d", "img-3d")),
+                _spread(cells, _cost, 0),
+            ]
+        )
+    head = ["negatives of the triplet term", "R@1 img-2D (%)", "img-3D", "R@10 img-2D (%)", "img-3D", "cosine img-2D"]
+    head += ["img-3D", "CPU s"]
+    return (
+        "## Does the exact denominator train better?\n\nOur own question. Stage 2 with batches of 64, judged by "
+        f"retrieval among held-out frames.\n\n{_markdown(head, lines)}"
+    )
+
+
+def _photos(folder: Path) -> str:
+    cells = [c for c in _cells("table6", "pairs-triplet-token", folder) if "photographs" in c["result"]]
+
+    def read(path: str, metric: str) -> _Read:
+        return lambda result: result["result"]["photographs"]["paths"][path][metric]
+
+    lines = [
+        [path, *(_spread(cells, read(path, metric)) for metric in ("MPJPE", "PA-MPJPE"))]
+        for path in ("mean pose, 3D", "2D to 3D", "image to 3D")
+    ]
+    count = f"{cells[0]['result']['photographs']['photographs']} crops" if cells else "Crops"
+    return (
+        f"## Real photographs\n\n{count} of one person on a treadmill, filmed by four calibrated cameras "
+        "(Pose2Sim's demonstration, BSD-3-Clause, © 2022 perfanalytics); joints are pseudo-labels. The networks of "
+        "Table 6's last row have seen nothing but renders, so this shows that photographs go through, and how far "
+        f"renders carry.\n\n{_markdown(['path', 'MPJPE (mm)', 'PA-MPJPE (mm)'], lines)}"
+    )
+
+
+def _draw_curves(folder: Path) -> bytes | None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not any(_cells("fig5", row, folder) for row in rows("fig5")):
+        return None
+    figure = Figure(figsize=(9, 2.9), facecolor="white")
+    FigureCanvasAgg(figure)
+    for axis, (pair, title) in zip(
+        figure.subplots(1, 3, sharey=True), (("img_2d", "image - 2D"), ("img_3d", "image - 3D"), ("2d_3d", "2D - 3D"))
+    ):
+        for row, colour, label in (("pairs", "#d55e00", "pairs"), ("pairs-triplet", "#0072b2", "pairs + triplet")):
+            for k, result in enumerate(_cells("fig5", row, folder)):
+                curve = result["result"]["curve"]
+                axis.plot(
+                    curve["step"],
+                    curve[f"cosine_{pair}"],
+                    color=colour,
+                    linewidth=1.1,
+                    alpha=0.75,
+                    label=label if k == 0 else None,
+                )
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step of stage 2")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("cosine of matches")
+    figure.axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
+
+
+def _draw_map(folder: Path) -> bytes | None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = {row: _cells("fig5", row, folder)[:1] for row in rows("fig5")}
+    if not any(shown.values()):
+        return None
+    figure = Figure(figsize=(9, 4.3), facecolor="white")
+    FigureCanvasAgg(figure)
+    for axis, (row, results) in zip(figure.subplots(1, 2), shown.items()):
+        axis.set_title(row.replace("-", " + "), fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for result in results:
+            points = result["result"]["map"]
+            for name, colour, marker in (("img", "#009e73", "s"), ("2d", "#d55e00", "o"), ("3d", "#0072b2", "^")):
+                axis.scatter(*zip(*points[name]), s=9, color=colour, marker=marker, alpha=0.7, label=name)
+            axis.legend(fontsize=8, loc="upper right")
+    figure.tight_layout()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

@@ -1,0 +1,136 @@
+"""What is studied, written before anything was run: every cell with its settings, its seed and its budget.
+
+All cells train on the "train" takes of one recording of CMU motion capture and are judged on its "test" takes. Within a
+study all rows have the same number of steps of the same batches; where a row leaves a stage out, its steps go to the
+stage that remains, so that every row sees as many pictures. Sizes are chosen so that a cell takes one to four minutes
+on one thread. A cell whose plan has changed is a new cell: the results keep the settings that they were made with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unihpe_ref.config import RunConfig
+from unihpe_ref.presets import preset
+
+SEEDS = (0, 1, 2)
+
+_SMALL = {
+    "data.scale": 0.0,
+    "data.rotation_degrees": 0.0,
+    "model.embedding_dim": 256,
+    "model.encoder_width": 64,
+    "model.encoder_layers": 2,
+    "model.encoder_heads": 4,
+    "model.encoder_feedforward": 128,
+    "model.encoder_dropout": 0.0,
+    "model.decoder_width": 256,
+    "model.decoder_time_width": 64,
+    "model.decoder_dropout": 0.0,
+    "model.noise_draws": 4,
+    "model.mlp_width": 256,
+    "model.mlp_dropout": 0.0,
+    "sampler.steps": 50,
+    "stage1.final_learning_rate": 0.0,
+    "stage1.learning_rate": 1e-3,
+    "stage1.warmup_steps": 20,
+    "stage3.final_learning_rate": 0.0,
+    "stage3.warmup_steps": 20,
+    "stage3.ema_decay": 0.99,
+    "evaluation.stride": 60,
+}
+_POSES = _SMALL | {
+    "model.image_encoder": "none",
+    "stage1.steps": 150,
+    "stage1.batch_size": 128,
+    "stage3.steps": 800,
+    "stage3.batch_size": 128,
+    "stage3.learning_rate": 1e-3,
+}
+_PICTURES = _SMALL | {
+    "data.image_size": (64, 64),
+    "model.image_encoder": "hrnet_tiny",
+    "stage1.steps": 100,
+    "stage1.batch_size": 128,
+    "stage2.steps": 150,
+    "stage2.batch_size": 32,
+    "stage2.learning_rate": 2e-3,
+    "stage2.warmup_steps": 20,
+    "stage3.steps": 400,
+    "stage3.batch_size": 32,
+    "stage3.learning_rate": 2e-3,
+    "stage3.ema_decay": 0.97,
+}
+_ALIGNMENT = _PICTURES | {"stage2.steps": 800, "stage3.steps": 0, "log_every": 5}
+_CONTRAST = _ALIGNMENT | {"stage2.batch_size": 64, "stage2.steps": 300}
+
+# Study -> row -> (named settings of the paper, what the study changes)
+_ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    # Table 4: which 2D encoder and which 3D decoder lifts best?
+    "table4": {
+        "mlp-mlp": ("table4-mlp-mlp", _POSES),
+        "transformer-mlp": ("table4-transformer-mlp", _POSES),
+        "mlp-diffusion": ("table4-mlp-diffusion", _POSES),
+        "transformer-diffusion": ("table4-transformer-diffusion", _POSES),
+    },
+    # Table 6: what does alignment change, for lifting and for images? Real photographs go through the last row too.
+    "table6": {
+        "no-contrast": (
+            "table6-no-contrast",
+            _PICTURES | {"stage1.steps": 0, "stage2.steps": 0, "stage3.steps": 550},
+        ),
+        "pairs": ("table6-pairs", _PICTURES),
+        "pairs-triplet": ("table6-pairs-triplet", _PICTURES),
+        "pairs-triplet-token": ("table6-pairs-triplet-token", _PICTURES),
+    },
+    # Figures 5 and 6: cosines of the positives over the steps of stage 2, and the space at its end.
+    "fig5": {
+        "pairs": ("table6-pairs", _ALIGNMENT),
+        "pairs-triplet": ("table6-pairs-triplet", _ALIGNMENT),
+    },
+    # Ours: B - 1 sampled negatives, or all that hold the anchor's first embedding? The row "sampled-equal-time" takes
+    # as many steps as fit into the processor time that "exact" took with the same seed.
+    "exact": {
+        "sampled": ("table6-pairs-triplet", _CONTRAST),
+        "exact": ("table6-pairs-triplet", _CONTRAST | {"stage2.negatives": "all"}),
+        "sampled-equal-time": ("table6-pairs-triplet", _CONTRAST),
+    },
+}
+EQUAL_TIME = "exact-sampled-equal-time"
+MAX_STRETCH = 4.0  # no cell takes longer than four of its like
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run and what is read off it."""
+
+    study: str
+    row: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.study}-{self.row}-{self.seed}"
+
+    @property
+    def config(self) -> RunConfig:
+        """Without the recording, whose place differs from machine to machine."""
+        named, changes = _ROWS[self.study][self.row]
+        return preset(named).override(**changes, seed=self.seed)
+
+    @property
+    def aligns_only(self) -> bool:
+        """Whether there is no stage 3, and so no pose to judge."""
+        return self.config.stage3.steps == 0
+
+
+def rows(study: str) -> tuple[str, ...]:
+    """The rows of a study, in the order of its table."""
+    return tuple(_ROWS[study])
+
+
+STUDIES = tuple(_ROWS)
+CELLS = tuple(Cell(study, row, seed) for seed in SEEDS for study in STUDIES for row in rows(study))
+"""All cells, in the order in which they are run: every row once before any seed is repeated."""

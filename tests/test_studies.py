@@ -1,0 +1,119 @@
+"""The studies: equal budgets, cells that are run once, and a page that says what the results say."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("timm", reason="the studies train UniHPE; install the extra `unihpe`")
+
+from benchmarks.studies import cells, page
+from benchmarks.studies.__main__ import main
+from benchmarks.studies.plan import CELLS, SEEDS, STUDIES, Cell, rows
+from unihpe_ref.data import generate_motion
+
+PICTURES = {
+    "data.image_size": (32, 32),
+    "model.encoder_width": 16,
+    "model.encoder_layers": 1,
+    "model.decoder_width": 32,
+    "model.embedding_dim": 32,
+    "sampler.steps": 2,
+    "evaluation.stride": 60,
+}
+
+
+def test_every_row_of_a_study_has_the_same_budget():
+    assert len({cell.name for cell in CELLS}) == len(CELLS) == len(SEEDS) * sum(len(rows(study)) for study in STUDIES)
+    for study in STUDIES:
+        budgets = set()
+        for row in rows(study):
+            config = Cell(study, row, 0).config
+            with_pictures = config.stage2.steps + config.stage3.steps
+            sizes = (config.stage2.batch_size, config.stage3.batch_size, config.evaluation.stride)
+            budgets.add((with_pictures, *sizes, config.data, config.stage3.learning_rate))
+        assert len(budgets) == 1, study
+
+
+def test_rows_differ_in_what_their_names_say():
+    def changed(study, row, other):
+        a, b = (Cell(study, name, 0).config for name in (row, other))
+        flat = [
+            {f"{k}.{n}": v for k, part in c.to_dict().items() if isinstance(part, dict) for n, v in part.items()}
+            for c in (a, b)
+        ]
+        return {name for name in flat[0] if flat[0][name] != flat[1][name]}
+
+    assert changed("table4", "mlp-mlp", "transformer-mlp") == {"model.pose_encoder"}
+    assert changed("table4", "mlp-mlp", "mlp-diffusion") == {"model.decoder"}
+    assert changed("table6", "pairs", "pairs-triplet") == {"stage2.alpha", "stage3.alpha"}
+    assert changed("table6", "pairs-triplet", "pairs-triplet-token") == {"model.modality_token"}
+    assert changed("fig5", "pairs", "pairs-triplet") == {"stage2.alpha", "stage3.alpha"}
+    assert changed("exact", "sampled", "exact") == {"stage2.negatives"}
+    assert changed("exact", "sampled", "sampled-equal-time") == set()
+
+
+def small_cell(monkeypatch, study, row):
+    """A cell of the plan, shrunk to seconds."""
+    planned = Cell.config.fget
+    steps = {f"stage{k}.{name}": value for k in (1, 2, 3) for name, value in (("batch_size", 6), ("warmup_steps", 1))}
+
+    def config(self):
+        full = planned(self)
+        few = {f"stage{k}.steps": min(2, getattr(full, f"stage{k}").steps) for k in (1, 2, 3)}
+        return full.override(**PICTURES, **steps, **few, log_every=1)
+
+    monkeypatch.setattr(Cell, "config", property(config))
+    return Cell(study, row, 0)
+
+
+def test_a_cell_is_trained_judged_and_written_once(monkeypatch, tmp_path):
+    recording = tmp_path / "recording.npz"
+    recording.write_bytes(b"the bytes whose hash is kept")
+    motion = generate_motion(0, num_subjects=3, num_test_subjects=1, seconds=2.0)
+    for study, row in (("fig5", "pairs-triplet"), ("table6", "no-contrast")):
+        cell = small_cell(monkeypatch, study, row)
+        path = cells.run_cell(cell, motion, recording, None, tmp_path)
+        assert [file.name for file in tmp_path.glob("*.json")].count(f"{cell.name}.json") == 1
+        result = cells.read_result(cell, tmp_path)
+        assert result["recording"]["name"] == "recording.npz"
+        assert str(tmp_path) not in path.read_text()
+        assert 0 <= result["result"]["alignment"]["pairs"]["img-3d"]["recall@1"] <= 1
+        if study == "fig5":
+            assert result["result"]["curve"]["step"] == [1, 2]
+            assert len(result["result"]["map"]["img"]) == len(result["result"]["map"]["action"])
+        else:
+            assert result["result"]["poses"]["paths"]["image to 3D"]["frame_mean"]["MPJPE"] > 0
+        path.write_text(path.read_text().replace(result["plan"], "0" * 16))
+        with pytest.raises(ValueError, match="needs the settings of the plan"):
+            cells.read_result(cell, tmp_path)
+        path.unlink()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_equal_time_waits_for_the_rows_that_it_follows(tmp_path):
+    cell = Cell("exact", "sampled-equal-time", 0)
+    with pytest.raises(ValueError, match="needs the result of `sampled`"):
+        cells._equal_time_stretch(cell, tmp_path)
+    for row, seconds in (("sampled", 40.0), ("exact", 60.0)):
+        made = {"plan": cells.fingerprint(Cell("exact", row, 0)), "cpu_seconds": {"training": seconds}}
+        (tmp_path / f"exact-{row}-0.json").write_text(json.dumps(made))
+    assert cells._equal_time_stretch(cell, tmp_path) == 1.5
+
+
+def test_an_empty_table_has_rows_and_no_numbers(tmp_path):
+    text = page.page(tmp_path)
+    assert f"Of {len(CELLS)} cells 0 have been run" in text
+    assert "| transformer, diffusion |  |  |  |  | 39.3 |" in text
+
+
+def test_the_committed_page_is_what_the_results_say():
+    assert page.PAGE.read_text() == page.page(), "run `python -m benchmarks.studies page`"
+
+
+def test_the_command_lists_cells_and_speaks_in_words(capsys, tmp_path):
+    assert main(["list"]) == 0
+    assert "table4-mlp-mlp-0" in capsys.readouterr().out
+    assert main(["run", "--motion", str(tmp_path / "missing.npz")]) == 2
+    assert "missing.npz" in capsys.readouterr().err
+    torch.set_num_threads(1)
