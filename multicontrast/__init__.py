@@ -12,8 +12,10 @@ from multicontrast import distributed, linalg, metrics
 from multicontrast._version import __version__
 from multicontrast.cached import cached_step
 from multicontrast.losses import (
+    Diagnostics,
     MultimodalInfoNCE,
     PairwiseInfoNCE,
+    TermDiagnostics,
     TrimodalInfoNCE,
     TripletInfoNCE,
     multimodal_infonce,
@@ -25,9 +27,11 @@ from multicontrast.negatives import sample_tuples
 from multicontrast.temperature import Temperature
 
 __all__ = [
+    "Diagnostics",
     "MultimodalInfoNCE",
     "PairwiseInfoNCE",
     "Temperature",
+    "TermDiagnostics",
     "TrimodalInfoNCE",
     "TripletInfoNCE",
     "__version__",

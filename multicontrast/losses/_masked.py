@@ -7,11 +7,11 @@ at a time, and each part is computed again in the backward pass.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,26 +20,25 @@ from torch.utils.checkpoint import checkpoint
 from multicontrast._checks import values_are_free
 from multicontrast.losses import _tiled
 from multicontrast.losses._cells import ListCells, Pair, pairs_of
+from multicontrast.losses._diagnostics import Diagnostics, Direction, TermDiagnostics, describe_term, share_of_flipped
 from multicontrast.losses._every_tuple import every_tuple_sums
 from multicontrast.losses._grams import Grams
 from multicontrast.losses._masks import CellMembers, Masks, Samples, at_least_two, weigh
 from multicontrast.losses._rows import unit_rows
-from multicontrast.losses._softmax import NegativeSums, Seen, concatenate, cross_entropy, merge, sum_negatives
+from multicontrast.losses._softmax import NegativeSums, concatenate, cross_entropy, merge, sum_negatives
 from multicontrast.losses._walk import Tuples, Walk
 from multicontrast.similarity import Multilinear
 
 
-class Direction(NamedTuple):
-    """One softmax of a term, ``(R,)`` each."""
-
-    loss: Tensor
-    positive: Tensor | None  # logit, and
-    number: Tensor | None  # of negatives, and
-    seen: Seen | None  # what else diagnostics look at: None where nobody asked
-
-
-def masked_loss(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize: bool, tiled: bool) -> Tensor:
-    """The walk's loss: 0-dim, or one value for each anchor for ``reduction="none"``."""
+def masked_loss(
+    embeddings: Sequence[Tensor],
+    tau: Tensor,
+    walk: Walk,
+    normalize: bool,
+    tiled: bool,
+    diagnostics: Diagnostics | None = None,
+) -> Tensor:
+    """The walk's loss: 0-dim, or one value for each anchor for ``reduction="none"``. Fills ``diagnostics``."""
     masks = walk.masks or Masks()
     rows = [masks.fill_absent(x, m, 0) for m, x in enumerate(embeddings)]
     units = [unit_rows(x) for x in rows] if normalize else rows
@@ -53,13 +52,38 @@ def masked_loss(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize
     terms += [_Pair(pair, walk.symmetric, masks, extra, tiled) for pair in walk.pairs]
     loss = units[0].new_zeros(stop - start if walk.reduction == "none" else ())
     for term in terms:
-        directions = _in_parts(term, grams, tau, False)
+        directions = _in_parts(term, grams, tau, diagnostics is not None)
         by_anchor = torch.stack([direction.loss for direction in directions]).mean(0)
         taking_part = masks.taking_part(term.modalities)
         loss = loss + term.alpha * weigh(by_anchor, masks, taking_part, walk.reduction, start, stop, size)
+        if diagnostics is not None:
+            _look(diagnostics, term, directions, grams, tau)
     if terms and not any(_may_take_part(masks.taking_part(term.modalities)) for term in terms):
         _say_that_nobody_is_left()
     return loss
+
+
+@torch.no_grad()
+def _look(
+    diagnostics: Diagnostics, term: _Pair | _Tuples, directions: list[Direction], grams: Grams, tau: Tensor
+) -> None:
+    """Note what a term saw."""
+    masks = term.masks
+    start, stop = grams.start, grams.stop
+    taking_part = masks.taking_part(term.modalities)
+    here = None if taking_part is None else taking_part[start:stop]
+    own = dataclasses.replace(masks, weight=None if masks.weight is None else masks.weight[start:stop])
+    matched, apart = term.extremes(grams)
+    figures = describe_term(directions, tau, own, here, matched, apart)
+    if isinstance(term, _Pair):
+        diagnostics.pairs[term.pair] = TermDiagnostics(**figures)
+        return
+    figures["sign_flipped"] = share_of_flipped([unit[start:stop] for unit in grams.units], here)
+    if diagnostics.sampling_gap and term.tuples.cells is not None:
+        whole = dataclasses.replace(term.tuples, cells=None, anchor=0)
+        exact = dataclasses.replace(term, tuples=whole).directions(term.prepare(grams), tau, False)[0].loss
+        figures["sampling_gap"] = weigh(exact - directions[0].loss, own, here, "mean", 0, stop - start, stop - start)
+    diagnostics.tuples = TermDiagnostics(**figures)
 
 
 def _may_take_part(taking_part: Tensor | None) -> bool:
@@ -93,12 +117,9 @@ def _in_parts(term: _Pair | _Tuples, grams: Grams, tau: Tensor, see: bool) -> li
     return joined
 
 
-def _direction(positive: Tensor, parts: Sequence[NegativeSums], masks: Masks, see: bool) -> Direction:
+def _direction(positive: Tensor, parts: Sequence[NegativeSums], masks: Masks) -> Direction:
     negatives = merge(parts)
-    loss = cross_entropy(positive, negatives, masks)
-    if not see:
-        return Direction(loss, None, None, None)
-    return Direction(loss, positive.detach(), negatives.number, negatives.seen)
+    return Direction(cross_entropy(positive, negatives, masks), positive, negatives.number, negatives.seen)
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,11 @@ class _Pair:
         """How many anchors at a time; None for all."""
         return max(1, _tiled._CELLS // grams.size) if self.tiled else None
 
+    def extremes(self, grams: Grams) -> tuple[Tensor, Tensor]:
+        """The similarity of a match and of strangers."""
+        one = grams.units[0].new_ones(())
+        return one, 0 * one
+
     def directions(self, grams: Grams, tau: Tensor, see: bool) -> list[Direction]:
         samples = Samples(self.masks, self.pair, grams.start, grams.stop, grams.size, tau.device)
         negatives = samples.pair_negatives()
@@ -135,7 +161,7 @@ class _Pair:
             if candidates is not None:
                 more = grams.units[m][grams.start : grams.stop] @ candidates.mT / tau
                 parts.append(sum_negatives(more, torch.ones_like(more, dtype=torch.bool), self.masks, see))
-            found.append(_direction(positive, parts, self.masks, see))
+            found.append(_direction(positive, parts, self.masks))
         return found
 
 
@@ -172,6 +198,19 @@ class _Tuples:
             return max(1, min(_tiled._CELLS, _tiled._GATHERED // grams.units[0].shape[1]) // cells.width)
         return max(1, _tiled._CELLS // cells.width) if self._gathers else None
 
+    def extremes(self, grams: Grams) -> tuple[Tensor, Tensor]:
+        """The similarity of each anchor's tuple if all its members were equal, and of a whole tuple of strangers."""
+        one = grams.units[0].new_ones(())
+        similarity = self.tuples.similarity
+        if isinstance(similarity, Multilinear):
+            return one, 0 * one
+        equal, strangers = ([value * one for _ in pairs_of(len(self.extra))] for value in (1, 0))
+        if self.masks.present is None:
+            return similarity(equal), similarity(strangers)
+        present = self.masks.present[grams.start : grams.stop].unbind(1)
+        pairs = [(present[m] & present[n]).to(one.dtype) for m, n in pairs_of(len(present))]
+        return similarity.of_present(pairs, list(present)), similarity(strangers)
+
     @property
     def _gathers(self) -> bool:
         """Whether a cell's similarity comes from its rows, and not from Gram blocks."""
@@ -206,7 +245,7 @@ class _Tuples:
         more = self._extra(grams, samples)
         if more is not None:
             parts.append(sum_negatives(more[0] / tau, more[1], self.masks, see))
-        return [_direction(positive, parts, self.masks, see)]
+        return [_direction(positive, parts, self.masks)]
 
     def _extra(self, grams: Grams, samples: Samples) -> tuple[Tensor, Tensor] | None:
         """The similarity ``(R, E)`` of each anchor's first embedding with the others of the further samples, and which

@@ -10,6 +10,7 @@ from multicontrast._checks import check_choice, compute_dtype, describe, three_b
 from multicontrast.losses._arguments import check_generator, check_index
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
 from multicontrast.losses._dense import dense_loss
+from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._kernels import has_kernels, kernel_loss
 from multicontrast.losses._masked import masked_loss
 from multicontrast.losses._plain import plain_loss
@@ -126,9 +127,9 @@ def walk_loss(
     embeddings: list[Tensor],
     tau: float | Tensor,
     walk: Walk,
-    *,
     normalize: bool,
     tiled: bool | None,
+    diagnostics: Diagnostics | None = None,
 ) -> Tensor:
     """The loss of a walk, in float32 at least, whatever autocast says.
 
@@ -136,6 +137,8 @@ def walk_loss(
     :class:`~multicontrast.losses._walk.Walk` says: results of ranges that partition the batch add up.
     """
     check_tiled(operation, tiled, walk.tuples)
+    if diagnostics is not None:
+        _make_ready(operation, diagnostics, walk)
     every_tuple = walk.tuples is not None and walk.tuples.cells is None
     if tiled is None:
         tiled = len(embeddings[0]) > ALWAYS_ABOVE and not every_tuple
@@ -145,8 +148,8 @@ def walk_loss(
         xs = [x.to(dtype) for x in embeddings]
         # A number is written on the device that uses it: copied there, the host would wait.
         tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=dtype, device=device)
-        if not walk.is_unmasked:
-            return masked_loss(xs, tau, walk, normalize, tiled)
+        if diagnostics is not None or not walk.is_unmasked:
+            return masked_loss(xs, tau, walk, normalize, tiled, diagnostics)
         if has_kernels(xs, tau, walk, tiled):
             return kernel_loss(xs, tau, walk, normalize, tiled)
         if tiled:
@@ -154,6 +157,21 @@ def walk_loss(
         if _is_dense(xs, tau, walk):
             return dense_loss(xs, tau, walk, normalize)
         return plain_loss(xs, tau, walk, normalize)
+
+
+def _make_ready(operation: str, diagnostics: Diagnostics, walk: Walk) -> None:
+    """Raise unless the walk can fill the diagnostics; empty them."""
+    if not isinstance(diagnostics, Diagnostics):
+        raise TypeError(
+            three_beats(
+                f"`{operation}` needs `diagnostics` to be a Diagnostics or None",
+                describe(diagnostics),
+                "Make one with `multicontrast.Diagnostics()`, and read it after the call.",
+            )
+        )
+    if diagnostics.sampling_gap and walk.tuples is not None:
+        _check_all(operation, walk.num_modalities, walk.tuples.similarity, None)
+    diagnostics.pairs, diagnostics.tuples = {}, None
 
 
 def _is_dense(embeddings: list[Tensor], tau: Tensor, walk: Walk) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from multicontrast._checks import describe, three_beats
 from multicontrast.distributed import Gather, Meeting
 from multicontrast.losses._arguments import check_embeddings, check_flag, check_masks, check_reduction, check_tau
+from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._gathered import meet_for_tuples
 from multicontrast.losses._module import as_temperature
 from multicontrast.losses._road import MAX_MODALITIES, walk_loss
@@ -38,6 +39,7 @@ def multimodal_infonce(
     label_smoothing: float = 0.0,
     hardness: float = 0.0,
     extra_negatives: Sequence[Tensor | None] | None = None,
+    diagnostics: Diagnostics | None = None,
 ) -> Tensor:
     r"""InfoNCE over whole tuples of N modalities: row ``i`` of every embedding is one positive tuple.
 
@@ -77,6 +79,7 @@ def multimodal_infonce(
         hardness: exponent by which near negatives count more; see :doc:`/losses/masks-and-weights`.
         extra_negatives: N tensors ``(E, D)``, or None for a modality: further samples, each of which is a negative of
             every anchor as the tuple of the anchor's first embedding and the sample's others.
+        diagnostics: a :class:`multicontrast.Diagnostics` that the call fills.
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has no negatives and the loss 0.
@@ -121,6 +124,7 @@ def multimodal_infonce(
         label_smoothing,
         hardness,
         extra_negatives,
+        diagnostics,
     )
 
 
@@ -144,6 +148,7 @@ def tuple_infonce(
     label_smoothing: float,
     hardness: float,
     extra_negatives: Sequence[Tensor | None] | None,
+    diagnostics: Diagnostics | None,
 ) -> Tensor:
     """:func:`multimodal_infonce` under the name of the function that was called."""
     with Meeting(operation, gather) as meeting:
@@ -163,7 +168,9 @@ def tuple_infonce(
         batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, masks=masks)
         check_tiled(operation, tiled, tuples)
     walk = Walk(len(embeddings), (), True, tuples, reduction, batch.anchors, batch.masks)
-    loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
+    loss = walk_loss(
+        operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics
+    )
     return batch.share(loss, reduction)
 
 
@@ -210,6 +217,7 @@ class MultimodalInfoNCE(nn.Module):
         ids: Tensor | None = None,
         weight: Tensor | None = None,
         extra_negatives: Sequence[Tensor | None] | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives. The rest as for
         the function."""
@@ -231,4 +239,5 @@ class MultimodalInfoNCE(nn.Module):
             label_smoothing=self.label_smoothing,
             hardness=self.hardness,
             extra_negatives=extra_negatives,
+            diagnostics=diagnostics,
         )

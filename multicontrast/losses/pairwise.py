@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multicontrast.distributed import Gather, Meeting
 from multicontrast.losses._arguments import check_embeddings, check_flag, check_masks, check_reduction, check_tau
+from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._gathered import meet
 from multicontrast.losses._module import as_temperature
 from multicontrast.losses._road import walk_loss
@@ -32,6 +33,7 @@ def pairwise_infonce(
     label_smoothing: float = 0.0,
     hardness: float = 0.0,
     extra_negatives: Sequence[Tensor | None] | None = None,
+    diagnostics: Diagnostics | None = None,
 ) -> Tensor:
     r"""InfoNCE between two modalities: row ``i`` of ``x`` matches row ``i`` of ``y``, all other rows are negatives.
 
@@ -58,6 +60,7 @@ def pairwise_infonce(
         hardness: exponent by which near negatives count more; see :doc:`/losses/masks-and-weights`.
         extra_negatives: ``[extra_x, extra_y]``, each ``(E, D)`` or None: further candidates for the anchors of the
             other modality.
+        diagnostics: a :class:`multicontrast.Diagnostics` that the call fills.
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has the loss 0.
@@ -86,7 +89,9 @@ def pairwise_infonce(
         masks = check_masks(operation, (x, y), present, ids, weight, label_smoothing, hardness, extra_negatives)
         batch = meet(meeting, [x, y], tau, options | {"reduction": reduction, "tiled": tiled}, masks=masks)
     walk = Walk(2, ((0, 1),), symmetric, None, reduction, batch.anchors, batch.masks)
-    loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
+    loss = walk_loss(
+        operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics
+    )
     return batch.share(loss, reduction)
 
 
@@ -132,6 +137,7 @@ class PairwiseInfoNCE(nn.Module):
         ids: Tensor | None = None,
         weight: Tensor | None = None,
         extra_negatives: Sequence[Tensor | None] | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> Tensor:
         """The loss of a batch. Its options are as for the function."""
         return pairwise_infonce(
@@ -149,4 +155,5 @@ class PairwiseInfoNCE(nn.Module):
             label_smoothing=self.label_smoothing,
             hardness=self.hardness,
             extra_negatives=extra_negatives,
+            diagnostics=diagnostics,
         )

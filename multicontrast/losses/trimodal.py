@@ -17,6 +17,7 @@ from multicontrast.losses._arguments import (
     check_tau,
     check_weight_of_triplet,
 )
+from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._gathered import meet_for_tuples
 from multicontrast.losses._module import as_temperature
 from multicontrast.losses._road import walk_loss
@@ -53,6 +54,7 @@ def trimodal_infonce(
     label_smoothing: float = 0.0,
     hardness: float = 0.0,
     extra_negatives: Sequence[Tensor | None] | None = None,
+    diagnostics: Diagnostics | None = None,
 ) -> Tensor:
     r"""UniHPE's contrastive loss, eq. (4): :math:`\mathcal{L}_{pair} + \alpha \mathcal{L}_{triplet}`.
 
@@ -72,6 +74,7 @@ def trimodal_infonce(
         present, ids, weight, label_smoothing, hardness, extra_negatives: of every term; see
             :func:`multicontrast.multimodal_infonce`. A pair takes the samples that have both of its modalities, the
             triplet those that have two, and the mean of each term is over its own.
+        diagnostics: a :class:`multicontrast.Diagnostics` that the call fills.
 
     Returns:
         The loss in float32 (float64 for float64 input).
@@ -106,7 +109,9 @@ def trimodal_infonce(
         batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, float(alpha), masks)
         check_tiled(operation, tiled, tuples)
     walk = Walk(3, chosen, symmetric, tuples, reduction, batch.anchors, batch.masks)
-    loss = walk_loss(operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled)
+    loss = walk_loss(
+        operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics
+    )
     return batch.share(loss, reduction)
 
 
@@ -159,6 +164,7 @@ class TrimodalInfoNCE(nn.Module):
         ids: Tensor | None = None,
         weight: Tensor | None = None,
         extra_negatives: Sequence[Tensor | None] | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives. The rest as for
         the function."""
@@ -185,4 +191,5 @@ class TrimodalInfoNCE(nn.Module):
             label_smoothing=self.label_smoothing,
             hardness=self.hardness,
             extra_negatives=extra_negatives,
+            diagnostics=diagnostics,
         )

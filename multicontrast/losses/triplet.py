@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multicontrast.distributed import Gather
+from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._module import as_temperature
 from multicontrast.losses.multimodal import tuple_infonce
 from multicontrast.similarity import Similarity
@@ -37,6 +38,7 @@ def triplet_infonce(
     label_smoothing: float = 0.0,
     hardness: float = 0.0,
     extra_negatives: Sequence[Tensor | None] | None = None,
+    diagnostics: Diagnostics | None = None,
 ) -> Tensor:
     r"""InfoNCE over triplets, one sample in three modalities: image, 2D pose and 3D pose, or any other three.
 
@@ -54,9 +56,10 @@ def triplet_infonce(
         tau: temperature, a positive number or 0-dim tensor; it divides.
         similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled, gather: see
             :func:`multicontrast.multimodal_infonce`, also for `present`, `ids`, `weight`, `label_smoothing`,
-            `hardness` and `extra_negatives`. The defaults are the paper's loss, but that the positive is kept
-            out of the negatives; ``negatives="all"`` is its exact form, with ``B^2`` triplets in each denominator
-            (``anchor=0``) or the ``3 B^2 - 3 B + 1`` that hold any embedding of the anchor (``anchor="any"``).
+            `hardness`, `extra_negatives` and `diagnostics`. The defaults are the paper's loss, but that the positive
+            is kept out of the negatives; ``negatives="all"`` is its exact form, with ``B^2`` triplets in each
+            denominator (``anchor=0``) or the ``3 B^2 - 3 B + 1`` that hold any embedding of the anchor
+            (``anchor="any"``).
 
     Returns:
         The loss in float32 (float64 for float64 input). A batch of one has no negatives and the loss 0.
@@ -94,6 +97,7 @@ def triplet_infonce(
         label_smoothing,
         hardness,
         extra_negatives,
+        diagnostics,
     )
 
 
@@ -142,6 +146,7 @@ class TripletInfoNCE(nn.Module):
         ids: Tensor | None = None,
         weight: Tensor | None = None,
         extra_negatives: Sequence[Tensor | None] | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> Tensor:
         """The loss of a batch; an index passed here takes the place of the drawn negatives. The rest as for
         the function."""
@@ -165,4 +170,5 @@ class TripletInfoNCE(nn.Module):
             label_smoothing=self.label_smoothing,
             hardness=self.hardness,
             extra_negatives=extra_negatives,
+            diagnostics=diagnostics,
         )

@@ -35,7 +35,7 @@ def keywords(function):
 def test_the_signatures_hold_together(module, function, count):
     """What belongs to a batch goes to `forward`, everything else to the constructor; `negatives` may be either."""
     stored, of_batch = keywords(module), keywords(module.forward)
-    assert set(of_batch) - {"negatives"} == {"present", "ids", "weight", "extra_negatives"}
+    assert set(of_batch) - {"negatives"} == {"present", "ids", "weight", "extra_negatives", "diagnostics"}
     assert not set(stored) & (set(of_batch) - {"negatives"})
     assert of_batch | stored == keywords(function)
 
