@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,11 +38,12 @@ from torch import Tensor
 from multicontrast._checks import check_choice, describe, three_beats
 from multicontrast._workspace import Workspace
 from multicontrast.linalg._gram import gram_eigmax_excess, gram_eigmax_with_gradient
-from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS, eigmax_with_gradient_
+from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS, eigmax_with_pullback
 
-__all__ = ["SIMILARITIES", "CosineSimilarity", "Similarity", "resolve_similarity"]
+__all__ = ["SIMILARITIES", "CosineSimilarity", "Similarity", "compiled", "resolve_similarity"]
 
 Gradient = list[Tensor]
+Pullback = Callable[[Tensor], Gradient]
 
 
 @runtime_checkable
@@ -56,6 +57,12 @@ class Similarity(Protocol):
 
 class CosineSimilarity:
     """A similarity made of cosines, with the closed-form derivative that the fast roads ask for."""
+
+    homogeneous = False
+    """Whether ``with_pullback`` of ``r`` times the cosines has ``r`` times the value, for r > 0."""
+
+    has_closed_form = True
+    """Whether ``with_gradient`` is a formula; False where it asks autograd."""
 
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         """The similarity of each tuple; differentiable as often as its formula is."""
@@ -93,9 +100,15 @@ class CosineSimilarity:
             grads = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
         return value.detach(), list(grads)
 
-    def with_gradient_(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Gradient]:
-        """:meth:`with_gradient` that may overwrite the cosines and return buffers of the workspace."""
-        return self.with_gradient(cosines)
+    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
+        """The value, and a function from a weight for each tuple to weight x derivative by each cosine.
+
+        The cosines may have shapes that only broadcast to that of the tuples, and are left alone. What comes back may
+        live in the workspace until it is used again, several results in one memory; the value may be overwritten
+        before the function is called, which is once.
+        """
+        value, grads = self.with_gradient(torch.broadcast_tensors(*cosines))
+        return value, lambda weights: [grad * weights for grad in grads]
 
     @torch.no_grad()
     def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
@@ -106,6 +119,8 @@ class CosineSimilarity:
 class Eigenvalue(CosineSimilarity):
     """Largest eigenvalue of the Gram matrix (UniHPE, arXiv 2311.16477, eq. 3). In [1, N]; blind to signs."""
 
+    homogeneous = True  # the excess over 1 is
+
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         return 1 + gram_eigmax_excess(cosines)
 
@@ -115,12 +130,12 @@ class Eigenvalue(CosineSimilarity):
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return gram_eigmax_with_gradient(cosines)  # the excess over 1: small cosines keep their digits
 
-    def with_gradient_(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Gradient]:
+    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
         if len(cosines) != 3:
-            return gram_eigmax_with_gradient(cosines)
+            return super().with_pullback(cosines, workspace)
         a, b, c = cosines
-        scratch = workspace.take("eigenvalue", (SCRATCH_ROWS, *a.shape), a)
-        return eigmax_with_gradient_(a, b, c, scratch), [a, b, c]
+        shape = torch.broadcast_shapes(a.shape, b.shape, c.shape)
+        return eigmax_with_pullback((a, b, c), workspace.take("eigenvalue", (SCRATCH_ROWS, *shape), a))
 
     @torch.no_grad()
     def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
@@ -142,8 +157,11 @@ class SingularValue(CosineSimilarity):
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return self._root(*gram_eigmax_with_gradient(cosines))
 
-    def with_gradient_(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Gradient]:
-        return self._root(*_EIGENVALUE.with_gradient_(cosines, workspace))
+    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
+        excess, pullback = _EIGENVALUE.with_pullback(cosines, workspace)
+        value = excess.add_(1).sqrt_()
+        half = 0.5 / value
+        return value, lambda weights: pullback(half.mul_(weights))
 
     @staticmethod
     def _root(excess: Tensor, grads: Gradient) -> tuple[Tensor, Gradient]:
@@ -155,11 +173,10 @@ class SingularValue(CosineSimilarity):
 class MeanCosine(CosineSimilarity):
     """Mean of the pairwise cosines. Equals the eigenvalue to first order around a match, and sees signs."""
 
+    homogeneous = True
+
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
-        total = cosines[0]
-        for cosine in cosines[1:]:
-            total = total + cosine
-        return total / len(cosines)
+        return _sum(cosines) / len(cosines)
 
     def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
         total, number = cosines[0], torch.zeros((), dtype=cosines[0].dtype, device=cosines[0].device)
@@ -172,6 +189,10 @@ class MeanCosine(CosineSimilarity):
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return self(cosines), [torch.full_like(cosine, 1 / len(cosines)) for cosine in cosines]
 
+    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
+        count = len(cosines)
+        return self(cosines), lambda weights: [weights / count] * count
+
 
 def _safe_sqrt(square: Tensor) -> Tensor:
     """Square root of the non-negative part; where that is exactly 0 so is the gradient (a convention)."""
@@ -179,24 +200,70 @@ def _safe_sqrt(square: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
 
-def _psd_determinant(matrix: list[list[Tensor]]) -> Tensor:
-    """Determinant of a positive semidefinite matrix given by its lower triangle, by elimination without square roots.
+def _eliminate(matrix: list[list[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Pivots and the unit lower factor of a positive semidefinite matrix, given by its lower triangle, by elimination
+    without square roots.
 
-    A pivot that rounding made negative counts as 0, and then so does the determinant.
+    A pivot that rounding made negative counts as 0, and then so does the determinant; it divides as 1.
     """
     size = len(matrix)
     rows = [list(row) for row in matrix]
-    determinant = torch.ones_like(rows[0][0])
+    pivots = []
     for k in range(size):
         pivot = rows[k][k]
-        usable = ~(pivot <= 0)
-        determinant = determinant * torch.where(usable, pivot, 0)
+        usable = ~(pivot < torch.finfo(pivot.dtype).smallest_normal)  # NaN passes through
+        pivots.append(torch.where(usable, pivot, 0))
         safe = torch.where(usable, pivot, 1)
+        column = [rows[i][k] for i in range(k + 1, size)]
         for i in range(k + 1, size):
-            factor = rows[i][k] / safe
+            rows[i][k] = rows[i][k] / safe
             for j in range(k + 1, i + 1):
-                rows[i][j] = rows[i][j] - factor * rows[j][k]
-    return determinant
+                rows[i][j] = rows[i][j] - rows[i][k] * column[j - k - 1]
+    return pivots, rows
+
+
+def _psd_determinant(matrix: list[list[Tensor]]) -> Tensor:
+    """Determinant of a positive semidefinite matrix given by its lower triangle."""
+    pivots, _ = _eliminate(matrix)
+    return _product(pivots)
+
+
+def _product(factors: Sequence[Tensor]) -> Tensor:
+    product = factors[0]
+    for factor in factors[1:]:
+        product = product * factor
+    return product
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _root_of_determinant_with_gradient(matrix: list[list[Tensor]]) -> tuple[Tensor, list[list[Tensor]]]:
+    """``r = sqrt(det M)`` of a positive semidefinite matrix, and ``r M^-1``, both lower triangles.
+
+    The latter is the derivative of ``r`` by an off-diagonal entry and its mirror together, and twice that by a diagonal
+    one; where ``r`` is 0 it is 0. From the unit lower factor L and the pivots d: ``M^-1 = L^-T diag(1/d) L^-1``.
+    """
+    size = len(matrix)
+    pivots, lower = _eliminate(matrix)
+    root = _safe_sqrt(_product(pivots))
+    flat = root == 0
+    scaled = [torch.where(flat, 0, root / torch.where(pivot == 0, 1, pivot)) for pivot in pivots]
+    inverse: list[dict[int, Tensor]] = [{i: torch.ones_like(root)} for i in range(size)]  # of L
+    for i in range(size):
+        for j in range(i):
+            inverse[i][j] = -_sum([lower[i][j], *(lower[i][m] * inverse[m][j] for m in range(j + 1, i))])
+
+    def entry(i: int, j: int) -> Tensor:
+        terms = [scaled[i] * inverse[i][j], *(scaled[k] * inverse[k][i] * inverse[k][j] for k in range(i + 1, size))]
+        return _sum(terms)
+
+    gradient = [[entry(i, j) for j in range(i + 1)] for i in range(size)]
+    return root, gradient
 
 
 def _pair_position(n: int) -> dict[tuple[int, int], int]:
@@ -231,7 +298,9 @@ class Volume(CosineSimilarity):
 
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         if len(cosines) != 3:
-            return super().with_gradient(cosines)
+            volume, gradient = _root_of_determinant_with_gradient(self._gram(cosines))
+            n = len(gradient)
+            return -volume, [-gradient[j][i] for i in range(n) for j in range(i + 1, n)]
         a, b, c = cosines
         volume = _safe_sqrt(self._determinant(cosines))
         inverse = torch.where(volume == 0, 0, 1 / torch.where(volume == 0, 1, volume))
@@ -244,10 +313,14 @@ class Volume(CosineSimilarity):
             a, b, c = cosines
             rest = c - a * b
             return (1 - a) * (1 + a) * ((1 - b) * (1 + b)) - rest * rest
+        return _psd_determinant(Volume._gram(cosines))
+
+    @staticmethod
+    def _gram(cosines: Sequence[Tensor]) -> list[list[Tensor]]:
         n = _num_modalities(cosines)
         position = _pair_position(n)
         one = torch.ones_like(cosines[0])
-        return _psd_determinant([[cosines[position[j, i]] if j < i else one for j in range(i + 1)] for i in range(n)])
+        return [[cosines[position[j, i]] if j < i else one for j in range(i + 1)] for i in range(n)]
 
 
 class Area(CosineSimilarity):
@@ -262,6 +335,27 @@ class Area(CosineSimilarity):
         n = _num_modalities(cosines)
         if n == 3:
             return -_safe_sqrt(self._four_square_areas(cosines)) / 2
+        return -_safe_sqrt(_psd_determinant(self._edges(cosines))) / math.factorial(n - 1)
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        n = _num_modalities(cosines)
+        if n == 3:
+            area = _safe_sqrt(self._four_square_areas(cosines)) / 2
+            quarter = torch.where(area == 0, 0, 0.25 / torch.where(area == 0, 1, area))
+            da, db, dc = (1 - cosine for cosine in cosines)
+            return -area, [(db + dc - da) * quarter, (da + dc - db) * quarter, (da + db - dc) * quarter]
+        volume, gradient = _root_of_determinant_with_gradient(self._edges(cosines))
+        count = len(gradient)
+        share = 1 / math.factorial(n - 1)
+        # A cosine with the first corner is in a whole row of edge products, any other in one and its mirror.
+        first = [share * _sum([gradient[max(m, k)][min(m, k)] for k in range(count)]) for m in range(count)]
+        others = [-share * gradient[k][m] for m in range(count) for k in range(m + 1, count)]
+        return -share * volume, [*first, *others]
+
+    @staticmethod
+    def _edges(cosines: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The Gram matrix of the edges from the first corner, its lower triangle."""
+        n = _num_modalities(cosines)
         position = _pair_position(n)
         gap = [1 - cosine for cosine in cosines]  # half of each squared edge
 
@@ -270,16 +364,7 @@ class Area(CosineSimilarity):
                 return 2 * gap[position[0, m]]
             return gap[position[0, m]] + gap[position[0, k]] - gap[position[min(m, k), max(m, k)]]
 
-        edges = [[edge_product(m, k) for k in range(1, m + 1)] for m in range(1, n)]
-        return -_safe_sqrt(_psd_determinant(edges)) / math.factorial(n - 1)
-
-    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
-        if len(cosines) != 3:
-            return super().with_gradient(cosines)
-        area = _safe_sqrt(self._four_square_areas(cosines)) / 2
-        quarter = torch.where(area == 0, 0, 0.25 / torch.where(area == 0, 1, area))
-        da, db, dc = (1 - cosine for cosine in cosines)
-        return -area, [(db + dc - da) * quarter, (da + dc - db) * quarter, (da + db - dc) * quarter]
+        return [[edge_product(m, k) for k in range(1, m + 1)] for m in range(1, n)]
 
     @staticmethod
     def _four_square_areas(cosines: Sequence[Tensor]) -> Tensor:
@@ -305,6 +390,7 @@ class _UserSimilarity(CosineSimilarity):
 
     def __init__(self, function: Callable[[Sequence[Tensor]], Tensor]) -> None:
         self.function = function
+        self.has_closed_form = hasattr(function, "with_gradient")
 
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         return self.function(cosines)
@@ -315,6 +401,93 @@ class _UserSimilarity(CosineSimilarity):
             return super().with_gradient(cosines)
         value, grads = closed_form(cosines)
         return value, list(grads)
+
+
+class _CompiledSimilarity(CosineSimilarity):
+    """A similarity whose value and gradient are one compiled loop over the tuples."""
+
+    def __init__(self, similarity: CosineSimilarity, backend: str | Callable[..., Any]) -> None:
+        self.similarity, self.backend, self.homogeneous = similarity, backend, similarity.homogeneous
+        self._programs: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
+        return self.similarity(cosines)
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        cosines = torch.broadcast_tensors(*cosines)
+        shape = cosines[0].shape
+        flat = [cosine.reshape(-1) for cosine in cosines]  # one axis, one program
+        value, grads = self.fuse(_value_and_gradient)(flat)
+        return value.view(shape), [grad.view(shape) for grad in grads]
+
+    def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
+        return self.similarity.without_gradient(cosines)
+
+    def fuse(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function(similarity, ...)`` as a compiled program of the other arguments, without autograd."""
+        if function not in self._programs:
+            similarity = _Differentiated(self.similarity)
+
+            def program(*arguments: Any) -> Any:
+                return function(similarity, *arguments)
+
+            program.__code__ = program.__code__.replace()  # its own: by it the compiler counts how often it was at work
+            # Without the option shared subexpressions are written out again and again, for minutes.
+            options: dict[str, Any] | None = {"realize_opcount_threshold": 4} if self.backend == "inductor" else None
+            compiled = torch.compile(program, backend=self.backend, dynamic=True, options=options)
+            self._programs[function] = torch.no_grad()(compiled)
+        return self._programs[function]
+
+
+def _value_and_gradient(similarity: CosineSimilarity, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+    return similarity.with_gradient(cosines)
+
+
+class _Differentiated(CosineSimilarity):
+    """A similarity whose gradient the compiler can see: its closed form, or else what ``torch.func`` makes of it."""
+
+    def __init__(self, similarity: CosineSimilarity) -> None:
+        self.similarity = similarity
+
+    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
+        if self.similarity.has_closed_form:
+            return self.similarity.with_gradient(cosines)
+        value, backward, *_ = torch.func.vjp(lambda *args: self.similarity(args), *cosines)
+        return value, list(backward(torch.ones_like(value)))
+
+
+def compiled(
+    similarity: str | Similarity = "eigenvalue", *, backend: str | Callable[..., Any] = "inductor"
+) -> CosineSimilarity | Multilinear:
+    """A similarity whose value and gradient ``torch.compile`` has fused into one loop, for the losses on a CPU.
+
+    The losses hand a similarity blocks of tuples; plain PyTorch visits a block about sixty times for the eigenvalue,
+    the compiled loop once. It needs a C++ compiler, takes half a minute at its first use in a process unless the
+    compiler's cache has it, and pays where the similarity is most of the work: with ``negatives="all"`` above all.
+    The numbers are those of the plain similarity but for rounding; second derivatives and the other roads (see
+    the docs on the way of the data) use the plain one.
+
+    Args:
+        similarity: a name or an object, as for the losses; a user's own function without a closed-form derivative is
+            differentiated by the compiler. ``"mean_cosine"`` and ``"multilinear"``, which have nothing to fuse, come
+            back as they are.
+        backend: of :func:`torch.compile`.
+
+    Raises:
+        ValueError, TypeError: for an unknown name, or what is not callable.
+
+    Example:
+        >>> import torch
+        >>> x_img, x_2d, x_3d = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
+        >>> fused = compiled("eigenvalue", backend="aot_eager")
+        >>> from multicontrast import triplet_infonce
+        >>> triplet_infonce(x_img, x_2d, x_3d, 0.2, similarity=fused, negatives="all").isfinite()
+        tensor(True)
+    """
+    resolved = resolve_similarity("compiled", similarity)
+    if isinstance(resolved, (MeanCosine, Multilinear, _CompiledSimilarity)):
+        return resolved
+    return _CompiledSimilarity(resolved, backend)
 
 
 SIMILARITIES: dict[str, CosineSimilarity | Multilinear] = {

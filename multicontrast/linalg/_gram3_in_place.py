@@ -8,6 +8,8 @@ done by the careful form. Looking for them brings one number to the host, so thi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,14 +46,56 @@ def eigmax_excess_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
 
 def eigmax_with_gradient_into(x: Tensor, gradient: Triple, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
     """The same into ``x`` and ``gradient``, which may be the cosines' own memory; ``rows`` has one row less."""
-    a, b, c = cosines
-    gamma, e, w, p, q, r, s = _root(a, b, c, x, rows)
+    gamma, e, w, *free = _root(*cosines, x, rows)
     odd = _odd_cells(x)
+    careful = _careful_cells(cosines, odd, x) if odd is not None else ()
+    _write_reciprocal(gamma, e, w, free[0])
+    for over, g in zip(_numerators(*cosines, gamma, e, *free), gradient):
+        torch.mul(over, w, out=g)
     if odd is not None:
-        careful = eigmax_with_gradient(a[odd], b[odd], c[odd])
-    # w = 3 x^2 - s, a sum of positive terms.
-    torch.add(gamma, e, out=p)
-    w.addcmul_(e, p, value=12).reciprocal_()
+        for whole, part in zip((x, *gradient), careful):
+            whole[odd] = part
+
+
+def eigmax_with_pullback(cosines: Triple, scratch: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """``lambda_max - 1`` and a function that maps a weight for each cell to weight x derivative by each cosine.
+
+    Both live in ``scratch`` ``(SCRATCH_ROWS, *shape)``. The cosines are only read, and may be of any shapes that
+    broadcast to that one; the weights may be the value's own memory. The pullback works once.
+    """
+    x, *rows = scratch.unbind(0)
+    gamma, e, w, *free = _root(*cosines, x, tuple(rows))
+    odd = _odd_cells(x)
+    careful = _careful_cells(cosines, odd, x) if odd is not None else ()
+    if odd is not None:
+        x[odd] = careful[0]
+
+    def pullback(weights: Tensor) -> list[Tensor]:
+        _write_reciprocal(gamma, e, w, free[0])
+        w.mul_(weights)
+        results = [over.mul_(w) for over in _numerators(*cosines, gamma, e, *free)]
+        if odd is not None:
+            for whole, part in zip(results, careful[1:]):
+                whole[odd] = part * weights[odd]
+        return results
+
+    return x, pullback
+
+
+def _careful_cells(cosines: Triple, odd: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+    a, b, c = (cosine.expand(x.shape)[odd] for cosine in cosines)
+    return eigmax_with_gradient(a, b, c)
+
+
+def _write_reciprocal(gamma: Tensor, e: Tensor, w: Tensor, spare: Tensor) -> None:
+    """``k gamma`` in ``w`` becomes 1 / (3 x^2 - s), the inverse of a sum of positive terms."""
+    w.addcmul_(e, torch.add(gamma, e, out=spare), value=12).reciprocal_()
+
+
+def _numerators(
+    a: Tensor, b: Tensor, c: Tensor, gamma: Tensor, e: Tensor, p: Tensor, q: Tensor, r: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``2 (a x + b c)`` and so on, in the rows of gamma, q and p."""
     # 2 (gamma c + a b) = (a + c)(gamma + b) - (a - c)(gamma - b), which cancels nothing that matters; then x for gamma.
     torch.add(a, c, out=p)
     p.mul_(torch.add(gamma, b, out=q))
@@ -65,11 +109,7 @@ def eigmax_with_gradient_into(x: Tensor, gradient: Triple, cosines: Triple, rows
     product.addcmul_(s, difference, value=-1)
     numerator.addcmul_(a, e, value=4)
     product.addcmul_(b, e, value=4)
-    for over, g in zip((numerator, product, p), gradient):
-        torch.mul(over, w, out=g)
-    if odd is not None:
-        for whole, part in zip((x, *gradient), careful):
-            whole[odd] = part
+    return numerator, product, p
 
 
 def eigmax_excess_into(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
@@ -78,7 +118,7 @@ def eigmax_excess_into(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> 
     _root(a, b, c, x, rows)
     odd = _odd_cells(x)
     if odd is not None:
-        x[odd] = eigmax_excess(a[odd], b[odd], c[odd])
+        x[odd] = eigmax_excess(*(cosine.expand(x.shape)[odd] for cosine in cosines))
 
 
 def _odd_cells(x: Tensor) -> tuple[Tensor, ...] | None:
@@ -92,7 +132,10 @@ def _odd_cells(x: Tensor) -> tuple[Tensor, ...] | None:
 def _root(a: Tensor, b: Tensor, c: Tensor, x: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Writes ``x``; returns ``(gamma, e, k gamma)`` as in ``_gram3_torch`` and four rows that are free."""
     r0, r1, r2, r3, r4, r5, r6 = rows
-    size_a, size_b, size_c = torch.abs(a, out=r0), torch.abs(b, out=r1), torch.abs(c, out=r2)
+    # Cosines of a smaller shape (of all triplets of a batch, say) are broadcast where they meet the others.
+    size_a, size_b, size_c = (
+        torch.abs(z, out=row) if z.shape == x.shape else z.abs() for z, row in ((a, r0), (b, r1), (c, r2))
+    )
     larger, low = torch.maximum(size_a, size_b, out=r3), torch.minimum(size_a, size_b, out=r0)
     gamma, middle = torch.maximum(larger, size_c, out=r1), torch.minimum(larger, size_c, out=r2)
     # t = middle +- low; the product of the three keeps its sign even where it underflows.

@@ -11,7 +11,7 @@ factorises, and its sum over all pairs of candidates is one matmul: see :mod:`mu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from multicontrast._backend import use_triton
 from multicontrast._checks import values_are_free
 from multicontrast._workspace import Workspace
-from multicontrast.losses._pair_block import BLOCK_CELLS
+from multicontrast.losses._pair_block import BLOCK_CELLS, LARGEST_SCALE, LOG2_E
+from multicontrast.losses._rows import dot
 from multicontrast.losses._walk import Tuples
-from multicontrast.similarity import MeanCosine, Multilinear
+from multicontrast.similarity import CosineSimilarity, MeanCosine, Multilinear, Pullback
 
 Pair = tuple[int, int]
 
@@ -63,9 +64,27 @@ def can_fuse(units: list[Tensor], tau: Tensor, tuples: Tuples, reduction: str) -
     )
 
 
+def softmax_slab(similarity: CosineSimilarity, a: Tensor, b: Tensor, c: Tensor, factor: float) -> tuple[Tensor, ...]:
+    """All triplets of some anchors, as one program for the compiler.
+
+    Returns: the log2 of the sum of 2^(factor x similarity) of each anchor; then, with the softmax over its triplets as
+    weights, the sum of the similarity over all anchors, and those of its derivatives by the cosines ``a`` ``(R, B)``,
+    ``b`` ``(R, B)`` and ``c`` ``(B, B)``.
+    """
+    value, (by_a, by_b, by_c) = similarity.with_gradient(torch.broadcast_tensors(a[:, :, None], b[:, None, :], c[None]))
+    logits = value * factor
+    peak = logits.amax((1, 2), keepdim=True)
+    powers = torch.exp2(logits - peak)
+    total = powers.sum((1, 2), keepdim=True)
+    weights = powers / total
+    logsum = (peak + total.log2()).flatten()
+    return logsum, (weights * value).sum(), (by_a * weights).sum(2), (by_b * weights).sum(1), (by_c * weights).sum(0)
+
+
 def _slabs(size: int) -> list[tuple[int, int]]:
-    step = max(1, BLOCK_CELLS // (size * size))
-    return [(start, min(start + step, size)) for start in range(0, size, step)]
+    """Bounds of anchors that hold about ``BLOCK_CELLS`` triplets, all alike to one: few shapes, few compilations."""
+    count = -(-size // max(1, BLOCK_CELLS // (size * size)))
+    return [(size * k // count, size * (k + 1) // count) for k in range(count)]
 
 
 def _slab_values(inputs: Any, similarity: Any, start: int, stop: int) -> Tensor:
@@ -155,10 +174,12 @@ class _FusedAllTuples(torch.autograd.Function):
 
 
 class _Stream:
-    """All triplets of a batch, slab by slab."""
+    """All triplets of a batch, slab by slab. A homogeneous similarity meets the cosines as logits to the base 2."""
 
     def __init__(self, similarity: Any, tau: float, a: Tensor, b: Tensor, c: Tensor) -> None:
-        self.similarity, self.tau, self.a, self.b, self.c = similarity, tau, a, b, c
+        scale = LOG2_E / tau if similarity.homogeneous and LOG2_E / tau < LARGEST_SCALE else 1.0
+        self.similarity, self.tau, self.factor = similarity, tau, LOG2_E / (tau * scale)
+        self.cosines = [x * scale for x in (a, b, c)]
         self.size = len(a)
         self.grads = [torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(c)]
         self.slope = 0.0
@@ -166,31 +187,53 @@ class _Stream:
 
     def first_member(self, weight: float, needs_gradient: bool) -> tuple[Tensor, list[Tensor] | None, float]:
         """``anchor=0``: a slab holds the whole denominator of its anchors, so one walk does everything."""
-        loss = self.a.new_zeros(())
+        fuse = getattr(self.similarity, "fuse", None)
+        if needs_gradient and fuse is not None:
+            return self._first_member_fused(weight, fuse(softmax_slab))
+        loss = self.grads[0].new_zeros(())
         for start, stop in _slabs(self.size):
-            value, slopes = self._slab(start, stop, needs_gradient)
+            value, logits, pullback = self._slab(start, stop, needs_gradient)
             local, own = self._own(start, stop)
-            # The slope by tau needs the similarity itself; the softmax overwrites it.
-            plain = value.clone() if needs_gradient else value
-            logits = value.div_(self.tau).view(stop - start, -1)
-            positive = value[local, own, own].clone()
-            peak = logits.amax(1, keepdim=True)
-            weights = logits.sub_(peak).exp_()
-            total = weights.sum(1, keepdim=True)
-            loss += weight * (peak.squeeze(1) + total.squeeze(1).log() - positive).sum()
-            if needs_gradient:
-                weights.mul_(weight / (self.tau * total))
-                weights = weights.view_as(value)
-                weights[local, own, own] -= weight / self.tau
-                self._add(start, stop, weights, plain, slopes)
-        return loss, self.grads if needs_gradient else None, self.slope
+            positive = logits[local, own, own].clone()
+            powers = logits.view(stop - start, -1)
+            peak = powers.amax(1, keepdim=True)
+            powers.sub_(peak).exp2_()
+            total = powers.sum(1, keepdim=True)
+            loss += weight * ((peak.squeeze(1) - positive) / LOG2_E + total.squeeze(1).log()).sum()
+            if pullback is not None:
+                powers.mul_(weight / (self.tau * total))
+                logits[local, own, own] -= weight / self.tau
+                self._add(start, stop, logits, value, pullback)
+        return loss, self._finish() if needs_gradient else None, self.slope
+
+    def _first_member_fused(
+        self, weight: float, slab: Callable[..., tuple[Tensor, ...]]
+    ) -> tuple[Tensor, list[Tensor], float]:
+        """The same with each slab in one compiled program; the positives are taken off for the whole batch at once."""
+        a, b, c = self.cosines
+        scale = weight / self.tau
+        logits, slope = [], 0.0
+        for start, stop in _slabs(self.size):
+            logsum, mean, by_a, by_b, by_c = slab(a[start:stop], b[start:stop], c, self.factor)
+            logits.append(logsum)
+            slope += scale * float(mean)
+            torch.mul(by_a, scale, out=self.grads[0][start:stop])
+            torch.mul(by_b, scale, out=self.grads[1][start:stop])
+            self.grads[2].add_(by_c, alpha=scale)
+        value, slopes = self.similarity.with_gradient([cosine.diagonal() for cosine in self.cosines])
+        for grad, of_positive in zip(self.grads, slopes):
+            grad.diagonal().sub_(of_positive, alpha=scale)
+        loss = weight / LOG2_E * (torch.cat(logits) - value * self.factor).sum()
+        if not self.similarity.homogeneous:
+            self.slope = slope - scale * float(value.sum())
+        return loss, self._finish(), self.slope
 
     def any_member(self, weight: float, needs_gradient: bool) -> tuple[Tensor, list[Tensor] | None, float]:
         """``anchor="any"``: the denominators need all slabs, so a second walk spreads the weights."""
         terms: list[tuple[Tensor, ...]] = []
         for start, stop in _slabs(self.size):
-            value, _ = self._slab(start, stop, False)
-            terms.append(_slab_terms(value.div_(self.tau), start, "any"))
+            _, logits, _ = self._slab(start, stop, False)
+            terms.append(_slab_terms(logits.div_(LOG2_E), start, "any"))
         own, matched, second, third = zip(*terms)
         logsum = torch.cat(own)
         for sums in (second, third):
@@ -199,43 +242,50 @@ class _Stream:
         if not needs_gradient:
             return loss, None, 0.0
         scale = weight / self.tau
+        logsum = logsum * LOG2_E
         for start, stop in _slabs(self.size):
-            value, slopes = self._slab(start, stop, True)
+            value, logits, pullback = self._slab(start, stop, True)
+            assert pullback is not None
             local, own_rows = self._own(start, stop)
-            logits = value / self.tau
-            # exp(z - logsum_j) for the second member, unless it is the first again, and so on.
+            # 2^(z - logsum_j) for the second member, unless it is the first again, and so on.
             second_sum = logsum.expand(stop - start, -1).clone()
             second_sum[local, own_rows] = torch.inf
-            weights = (logits - second_sum[:, :, None]).exp_()
-            third_share = (logits - second_sum[:, None, :]).exp_()
+            weights = (logits - second_sum[:, :, None]).exp2_()
+            third_share = (logits - second_sum[:, None, :]).exp2_()
             third_share.diagonal(dim1=1, dim2=2).zero_()
             weights += third_share
-            weights += logits.sub_(logsum[start:stop, None, None]).exp_()
+            weights += logits.sub_(logsum[start:stop, None, None]).exp2_()
             weights.mul_(scale)
             weights[local, own_rows, own_rows] -= scale
-            self._add(start, stop, weights, value, slopes)
-        return loss, self.grads, self.slope
+            self._add(start, stop, weights, value, pullback)
+        return loss, self._finish(), self.slope
 
-    def _slab(self, start: int, stop: int, needs_gradient: bool) -> tuple[Tensor, list[Tensor]]:
-        rows = stop - start
-        shape = (rows, self.size, self.size)
-        cosines = [
-            self.a[start:stop, :, None].expand(shape).contiguous(),
-            self.b[start:stop, None, :].expand(shape).contiguous(),
-            self.c.expand(shape).contiguous(),
-        ]
-        if not needs_gradient:
-            return self.similarity.without_gradient(cosines), []
-        value, slopes = self.similarity.with_gradient_(cosines, self.workspace)
-        return value, slopes
+    def _slab(self, start: int, stop: int, needs_gradient: bool) -> tuple[Tensor, Tensor, Pullback | None]:
+        """Similarity and logits to the base 2 (the similarity itself, for one that scales), and the way back."""
+        a, b, c = self.cosines
+        cosines = [a[start:stop, :, None], b[start:stop, None, :], c[None]]
+        pullback = None
+        if needs_gradient:
+            value, pullback = self.similarity.with_pullback(cosines, self.workspace)
+        else:
+            value = self.similarity.without_gradient(torch.broadcast_tensors(*cosines))
+        return value, value if self.factor == 1 else value * self.factor, pullback
 
     def _own(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         local = torch.arange(stop - start)
         return local, local + start
 
-    def _add(self, start: int, stop: int, weights: Tensor, value: Tensor, slopes: list[Tensor]) -> None:
-        self.slope += torch.dot(weights.flatten(), value.flatten()).item()
-        by_a, by_b, by_c = (slope.mul_(weights) for slope in slopes)
-        self.grads[0][start:stop] = by_a.sum(2)
-        self.grads[1][start:stop] = by_b.sum(1)
+    def _add(self, start: int, stop: int, weights: Tensor, value: Tensor, pullback: Pullback) -> None:
+        by_a, by_b, by_c = pullback(weights)
+        if not self.similarity.homogeneous:
+            self.slope += dot(weights, value)
+        torch.sum(by_a, 2, out=self.grads[0][start:stop])
+        torch.sum(by_b, 1, out=self.grads[1][start:stop])
         self.grads[2] += by_c.sum(0)
+
+    def _finish(self) -> list[Tensor]:
+        """The gradients; their sum of products with the cosines is the slope of a similarity that scales."""
+        if self.similarity.homogeneous:
+            scaled = sum(dot(grad, cosine) for grad, cosine in zip(self.grads, self.cosines))
+            self.slope = scaled * self.tau * self.factor / LOG2_E
+        return self.grads

@@ -11,7 +11,8 @@ devices, transforms, second derivatives) walks the differentiable road of :mod:`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +20,12 @@ from torch import Tensor
 
 from multicontrast._workspace import Workspace
 from multicontrast.losses._cells import Cells, Pair, pairs_of
-from multicontrast.losses._pair_block import PairBlock, row_blocks
+from multicontrast.losses._pair_block import LARGEST_SCALE, LOG2_E, PairBlock, row_blocks
 from multicontrast.losses._plain import plain_loss
-from multicontrast.losses._rows import radial_parts, unit_rows_backward_, unit_rows_with_inverse
+from multicontrast.losses._rows import dot, row_products, unit_rows_backward_, unit_rows_with_inverse
 from multicontrast.losses._walk import Tuples, Walk
-from multicontrast.similarity import CosineSimilarity, Eigenvalue, MeanCosine
+from multicontrast.similarity import CosineSimilarity
 
-Blocks = dict[Pair, Tensor]
 RowFunction = Callable[[int, int], None]
 
 
@@ -44,12 +44,11 @@ class _DenseLoss(torch.autograd.Function):
             if normalize:
                 units, inverses = zip(*(unit_rows_with_inverse(x) for x in embeddings))
             else:
-                units, inverses = embeddings, (None,) * len(embeddings)
-            ordered = _in_order(units, walk)
-            blocks = {(m, n): ordered[m] @ ordered[n].mT for m, n in walk.blocks}
+                units, inverses = embeddings, ()
+            blocks = _Blocks(_in_order(units, walk), walk, tau.item())
             weight = 1.0 / len(embeddings[0]) if walk.reduction == "mean" else 1.0
             needs_gradient = any(ctx.needs_input_grad)
-            loss, slope = _walk_blocks(blocks, tau.item(), walk, weight, needs_gradient)
+            loss, slope = _walk_blocks(blocks, walk, weight, needs_gradient)
         if needs_gradient:
             ctx.walk, ctx.normalize, ctx.slope = walk, normalize, slope
             ctx.save_for_backward(tau, *embeddings, *(() if not normalize else (*units, *inverses)), *blocks.values())
@@ -63,34 +62,56 @@ class _DenseLoss(torch.autograd.Function):
         embeddings = saved[:count]
         if torch.is_grad_enabled():  # create_graph=True: the gradient must itself have one
             return (None, None, *_plain_gradients(ctx, tau, embeddings, grad_loss))
-        if ctx.normalize:
-            units, inverses = saved[count : 2 * count], saved[2 * count : 3 * count]
-        else:
-            units, inverses = embeddings, [None] * count
+        units, inverses = (
+            (saved[count : 2 * count], saved[2 * count : 3 * count]) if ctx.normalize else (embeddings, [])
+        )
         blocks = dict(zip(walk.blocks, saved[-len(walk.blocks) :] if walk.blocks else []))
         needs_tau, wanted = ctx.needs_input_grad[2], ctx.needs_input_grad[3:]
+        scale = grad_loss.item()
         with torch.autocast(grad_loss.device.type, enabled=False):
             ordered = _in_order(units, walk)
             whole = all(wanted)
-            unscaled = grad_loss.item() == 1  # as `loss.backward()` has it
             grads, slope = _multiply_out(blocks, ordered, wanted, needs_tau and not whole)
             results: list[Tensor | None] = []
             for m, grad in enumerate(grads):
                 if grad is None:
                     results.append(None)
                     continue
-                radial = radial_parts(grad, ordered[m]) if needs_tau or ctx.normalize else None
-                if radial is not None and whole:
-                    slope += radial.sum().item() / 2  # each block is met twice, once from each side
-                if m > 0 and walk.orders is not None:
-                    order = walk.orders[m - 1]
-                    grad = torch.empty_like(grad).index_copy_(0, order, grad)
-                    radial = None if radial is None else torch.empty_like(radial).index_copy_(0, order, radial)
-                if ctx.normalize and radial is not None:
-                    grad = unit_rows_backward_(grad, units[m], inverses[m], radial)
-                results.append(grad if unscaled else grad.mul_(grad_loss))
+                order = walk.orders[m - 1] if m > 0 and walk.orders is not None else None
+                unit = ordered[m]
+                if ctx.normalize:
+                    inverse = inverses[m] if order is None else inverses[m].index_select(0, order)
+                    radial = unit_rows_backward_(grad, unit, inverse * scale if scale != 1 else inverse)
+                else:
+                    radial = row_products(grad, unit) if needs_tau and whole else 0.0
+                    if scale != 1:  # as `loss.backward()` has it
+                        grad.mul_(scale)
+                if whole:
+                    slope += radial / 2  # each block is met twice, once from each side
+                if order is not None:  # back to the order of the batch, into the copy that is done with
+                    grad = torch.index_select(grad, 0, _inverse_order(order), out=unit)
+                results.append(grad)
             grad_tau = (grad_loss * (-(slope + ctx.slope) / tau.item())).to(tau.dtype) if needs_tau else None
         return (None, None, grad_tau, *results)
+
+
+class _Blocks(dict[Pair, Tensor]):
+    """The Gram blocks of a walk, times ``scale``."""
+
+    def __init__(self, units: list[Tensor], walk: Walk, tau: float) -> None:
+        super().__init__()
+        self.units, self.tau = units, tau
+        # Logits to the base 2, as the softmax wants them, cost nothing here; a similarity must not mind.
+        similarity = None if walk.tuples is None else walk.tuples.similarity
+        scalable = similarity is None or (isinstance(similarity, CosineSimilarity) and similarity.homogeneous)
+        self.scale = LOG2_E / tau if scalable and LOG2_E / tau < LARGEST_SCALE else 1.0
+        for m, n in walk.blocks:
+            self[m, n] = units[0].new_empty(len(units[0]), len(units[0]))
+            self.write(m, n)
+
+    def write(self, m: int, n: int) -> None:
+        """Multiply a block out, again if it was overwritten."""
+        self[m, n].addmm_(self.units[m], self.units[n].mT, beta=0, alpha=self.scale)
 
 
 def _plain_gradients(ctx: Any, tau: Tensor, embeddings: list[Tensor], grad_loss: Tensor) -> tuple[Tensor | None, ...]:
@@ -109,8 +130,12 @@ def _in_order(units: tuple[Tensor, ...] | list[Tensor], walk: Walk) -> list[Tens
     return [units[0], *(unit.index_select(0, order) for unit, order in zip(units[1:], walk.orders))]
 
 
+def _inverse_order(order: Tensor) -> Tensor:
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+
+
 def _multiply_out(
-    blocks: Blocks, units: list[Tensor], wanted: tuple[bool, ...], needs_slope: bool
+    blocks: Mapping[Pair, Tensor], units: list[Tensor], wanted: tuple[bool, ...], needs_slope: bool
 ) -> tuple[list[Tensor | None], float]:
     """The gradients by the unit rows, and if asked the sum of gradient x cosine over all blocks (for tau)."""
     grads: list[Tensor | None] = [None] * len(units)
@@ -123,7 +148,7 @@ def _multiply_out(
     for (m, n), block in blocks.items():
         if needs_slope:
             product = block @ units[n]
-            slope += radial_parts(product, units[m]).sum().item()
+            slope += row_products(product, units[m])
             held = grads[m]
             if wanted[m]:
                 grads[m] = product if held is None else held.add_(product)
@@ -137,7 +162,7 @@ def _multiply_out(
     return zero_where_missing, slope
 
 
-def _walk_blocks(blocks: Blocks, tau: float, walk: Walk, weight: float, needs_gradient: bool) -> tuple[Tensor, float]:
+def _walk_blocks(blocks: _Blocks, walk: Walk, weight: float, needs_gradient: bool) -> tuple[Tensor, float]:
     """The loss; with ``needs_gradient`` the blocks become its gradients by the cosines.
 
     The second result corrects the derivative by tau: minus sum(gradient x cosine) / tau is exact for similarities
@@ -147,11 +172,14 @@ def _walk_blocks(blocks: Blocks, tau: float, walk: Walk, weight: float, needs_gr
     if cells is not None:
         cells.prepare(blocks)
     share = weight / 2 if walk.symmetric else weight
-    loss = torch.zeros((), dtype=next(iter(blocks.values())).dtype)
+    loss = torch.zeros((), dtype=blocks.units[0].dtype)
     pair_blocks = {}
     for pair in walk.pairs:
-        keep = cells is None or not cells.reads(pair)
-        pair_blocks[pair] = PairBlock(blocks[pair], tau, _targets(cells, pair), walk.symmetric, keep)
+        unread = cells is None or not cells.reads(pair)
+        restore = partial(blocks.write, *pair) if unread else None
+        pair_blocks[pair] = PairBlock(
+            blocks[pair], blocks.tau, blocks.scale, _targets(cells, pair), walk.symmetric, restore
+        )
         loss += share * pair_blocks[pair].total()
 
     def differentiate_pair(pair: Pair, start: int, stop: int) -> None:
@@ -168,7 +196,7 @@ def _walk_blocks(blocks: Blocks, tau: float, walk: Walk, weight: float, needs_gr
             differentiate_pair(pair, start, stop)
 
     if walk.tuples is not None and cells is not None:
-        term, correction = _walk_tuples(blocks, tau, walk.tuples, cells, weight, needs_gradient, make_room)
+        term, correction = _walk_tuples(blocks, walk.tuples, cells, weight, needs_gradient, make_room)
         loss += term
     if needs_gradient:
         for pair, block in blocks.items():
@@ -185,56 +213,47 @@ def _targets(cells: Cells | None, pair: Pair) -> Tensor | None:
     if cells is None or cells.orders is None:
         return None
     m, n = pair
-    rows = torch.arange(cells.orders.shape[1])
-    place = torch.empty_like(rows)
-    place[cells.orders[n - 1]] = rows
+    place = _inverse_order(cells.orders[n - 1])
     return place if m == 0 else place[cells.orders[m - 1]]
 
 
 def _walk_tuples(
-    blocks: Blocks,
-    tau: float,
-    tuples: Tuples,
-    cells: Cells,
-    weight: float,
-    needs_gradient: bool,
-    make_room: RowFunction,
+    blocks: _Blocks, tuples: Tuples, cells: Cells, weight: float, needs_gradient: bool, make_room: RowFunction
 ) -> tuple[Tensor, float]:
     """The tuple term: ``make_room(start, stop)`` turns the row-local blocks into gradients once they have been read."""
     similarity = tuples.similarity
     assert isinstance(similarity, CosineSimilarity)
-    size = next(iter(blocks.values())).shape[0]
-    kind = next(iter(blocks.values()))
+    size, tau = len(blocks.units[0]), blocks.tau
+    kind = blocks.units[0]
     step = max(stop - start for start, stop in row_blocks(size, cells.width))
     workspace = Workspace()
     buffers = [kind.new_empty(step, cells.width) for _ in pairs_of(cells.num_modalities)]
-    homogeneous = isinstance(similarity, (Eigenvalue, MeanCosine))
-    scale = weight * tuples.alpha
+    factor = LOG2_E / (tau * blocks.scale)
+    scale = weight * tuples.alpha / tau
     loss, correction = kind.new_zeros(()), 0.0
     for start, stop in row_blocks(size, cells.width):
         rows = stop - start
         cosines = [buffer[:rows] for buffer in buffers]
         cells.read_rows(blocks, start, stop, cosines)
         if needs_gradient:
-            kept = None if homogeneous else [cosine.clone() for cosine in cosines]
-            value, slopes = similarity.with_gradient_(cosines, workspace)
-            if kept is not None:
-                excess = value - sum(slope * cosine for slope, cosine in zip(slopes, kept))
+            value, pullback = similarity.with_pullback(cosines, workspace)
         else:
             value = similarity.without_gradient(cosines)
-        logits = value.div_(tau)
-        where = (torch.arange(rows), cells.positive(start, stop))
+        logits = value if factor == 1 else value * factor
+        column = cells.positive(start, stop)
+        where = (slice(None), column) if isinstance(column, int) else (torch.arange(rows), column)
         positive = logits[where].clone()
         peak = logits.amax(1)
-        exponentials = logits.sub_(peak[:, None]).exp_()
-        total = exponentials.sum(1)
-        loss += scale * ((peak - positive) + total.log()).sum()
+        powers = logits.sub_(peak[:, None]).exp2_()
+        total = powers.sum(1)
+        loss += (scale * tau) * ((peak - positive) / LOG2_E + total.log()).sum()
         if not needs_gradient:
             continue
-        weights = exponentials.mul_((scale / (tau * total))[:, None])
-        weights[where] -= scale / tau
-        if kept is not None:
-            correction += torch.sum(weights * excess).item()
+        weights = powers.mul_((scale / total)[:, None])
+        weights[where] -= scale
+        slopes = pullback(weights)
+        if not similarity.homogeneous:
+            correction += dot(weights, value) - sum(dot(slope, cosine) for slope, cosine in zip(slopes, cosines))
         make_room(start, stop)
-        cells.write_rows(blocks, start, stop, [slope.mul_(weights) for slope in slopes])
+        cells.write_rows(blocks, start, stop, slopes)
     return loss, correction

@@ -1,18 +1,25 @@
 r"""Eq. (1) in both directions over one Gram block, some rows at a time, overwriting the block with its gradient.
 
-The logits are ``gram / tau``. All exponentials of a block share one shift when their range allows it, so that one
-exponential serves the softmax of the row and that of the column; a wide range (a small ``tau``) takes a shift for each
-row and column, and one exponential for each direction.
+One power of two for each logit serves the softmax of its row and that of its column: cosines are at most 1, so that
+:math:`2^{z}, z = \cos \cdot \log_2 e / \tau`, stays within the range of float32 down to ``tau`` of about 0.01 without
+looking for the largest. The sums say afterwards whether it did. Where it did not (rows that were not of length one, a
+smaller ``tau``, NaN) each row and each column takes a shift of its own, and one exponential for each direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 BLOCK_CELLS = 1 << 17  # cells worked on at a time: enough to hide the cost of a call, few enough to stay in cache
+LOG2_E = math.log2(math.e)
+LARGEST_SCALE = 2.0**12  # of cosines that are logits already: their fourth powers stay well inside float32
+
+# Powers of two: the largest logit that needs no shift, and the range in which sums and positives must lie.
+_LIMITS = {torch.float32: (100.0, 2.0**-100, 2.0**120), torch.float64: (950.0, 2.0**-950, 2.0**1000)}
 
 
 def row_blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
@@ -26,36 +33,54 @@ class PairBlock:
     """One pair of modalities: the loss of its anchors, then the gradient in place of the cosines.
 
     Args:
-        gram: ``(B, B)`` cosines, which :meth:`gradient_rows_` overwrites.
+        gram: ``(B, B)`` cosines times ``scale``, which :meth:`gradient_rows_` overwrites with the gradient by the
+            cosines.
         tau: the temperature.
+        scale: what the cosines were multiplied with.
         targets: the column of each row's match, or None for the diagonal.
         symmetric: whether the columns are anchors too.
-        keep: whether the exponentials may replace the cosines at once, because no one else reads them.
+        restore: writes the block again. Given where no one else reads the block: the powers may then replace the
+            cosines at once.
     """
 
-    def __init__(self, gram: Tensor, tau: float, targets: Tensor | None, symmetric: bool, keep: bool) -> None:
-        self.gram, self.tau, self.symmetric = gram, tau, symmetric
-        size = gram.shape[0]
-        self.rows = torch.arange(size)
-        self.targets = self.rows if targets is None else targets
-        self.matched = gram[self.rows, self.targets]
-        low, high = torch.aminmax(gram)
-        self.shift = high.item()
-        # exp must neither vanish nor, summed over a row, overflow; NaN fails the comparison and takes the careful way.
-        self.narrow = (self.shift - low.item()) / tau <= (80.0 if gram.dtype == torch.float32 else 600.0)
-        self.kept = keep and self.narrow
+    def __init__(
+        self,
+        gram: Tensor,
+        tau: float,
+        scale: float,
+        targets: Tensor | None,
+        symmetric: bool,
+        restore: Callable[[], object] | None,
+    ) -> None:
+        self.gram, self.tau, self.targets, self.symmetric = gram, tau, targets, symmetric
+        self.factor = LOG2_E / (tau * scale)
+        self.rows = torch.arange(len(gram))
+        self.matched = gram.diagonal().clone() if targets is None else gram[self.rows, targets]
+        largest, low, high = _LIMITS[gram.dtype]
+        self.shift = max(0.0, LOG2_E / tau - largest)
+        self.kept = False
+        self.narrow = self.shift < largest
         if self.narrow:
-            self._sum_exponentials()
-        else:
+            self.kept = restore is not None
+            self._sum_powers()
+            sums = [self.row_sum, self._positives(), *([self.column_sum] if symmetric else [])]
+            lowest, highest = torch.aminmax(torch.stack(sums))
+            self.narrow = bool(lowest > low and highest < high)  # False for NaN
+            if not self.narrow and restore is not None:
+                self.kept = False
+                restore()
+        if not self.narrow:
             self._log_sum_exponentials()
 
     def total(self) -> Tensor:
         """The sum of the losses of all anchors, of both directions if symmetric."""
         if self.narrow:
-            logits = (self.matched - self.shift) / self.tau
-            loss = self.row_sum.log().sum() - logits.sum()
-            return loss + self.column_sum.log().sum() - logits.sum() if self.symmetric else loss
-        logits = self.matched / self.tau
+            positives = self._positives()
+            loss = _log_of_quotient(self.row_sum, positives).sum()
+            if self.symmetric:
+                loss += _log_of_quotient(self.column_sum, self._of_columns(positives)).sum()
+            return loss
+        logits = self.matched * (self.factor / LOG2_E)
         loss = self.row_sum.sum() - logits.sum()
         return loss + self.column_sum.sum() - logits.sum() if self.symmetric else loss
 
@@ -65,23 +90,38 @@ class PairBlock:
         scale = weight / self.tau
         if self.narrow:
             if not self.kept:
-                block.sub_(self.shift).div_(self.tau).exp_()
+                self._powers(block, block)
             factor = (scale / self.row_sum[start:stop])[:, None]
             if self.symmetric:
-                block.mul_(torch.add(factor, self.column_factor(scale), out=self._scratch(stop - start)))
-            else:
-                block.mul_(factor)
+                factor = torch.add(factor, scale / self.column_sum, out=self._scratch(stop - start))
+            block.mul_(factor)
         else:
-            logits = block.div_(self.tau)
+            logits = block.mul_(self.factor / LOG2_E)
             columns = (logits - self.column_sum).exp_() if self.symmetric else None
             logits.sub_(self.row_sum[start:stop, None]).exp_()
             if columns is not None:
                 logits.add_(columns)
             logits.mul_(scale)
-        block[self.rows[: stop - start], self.targets[start:stop]] -= scale * (2 if self.symmetric else 1)
+        positive = scale * (2 if self.symmetric else 1)
+        if self.targets is None:
+            block[:, start:stop].diagonal().sub_(positive)
+        else:
+            block[self.rows[: stop - start], self.targets[start:stop]] -= positive
 
-    def column_factor(self, scale: float) -> Tensor:
-        return scale / self.column_sum
+    def _powers(self, block: Tensor, out: Tensor) -> Tensor:
+        """Two to the power of the logits, into ``out``, which may be the block."""
+        if self.factor != 1:
+            block = torch.mul(block, self.factor, out=out)
+        if self.shift:
+            block = torch.sub(block, self.shift, out=out)
+        return torch.exp2(block, out=out)
+
+    def _positives(self) -> Tensor:
+        return self._powers(self.matched, torch.empty_like(self.matched))
+
+    def _of_columns(self, values: Tensor) -> Tensor:
+        """Values of the rows in the order of the columns that match them."""
+        return values if self.targets is None else torch.empty_like(values).index_copy_(0, self.targets, values)
 
     def _scratch(self, rows: int) -> Tensor:
         """A buffer shared by the row blocks of this pair."""
@@ -91,19 +131,16 @@ class PairBlock:
 
     _buffer: Tensor | None = None
 
-    def _sum_exponentials(self) -> None:
+    def _sum_powers(self) -> None:
         size = self.gram.shape[0]
         self.row_sum = torch.empty_like(self.matched)
         self.column_sum = torch.zeros_like(self.matched)
         for start, stop in row_blocks(size, size):
             block = self.gram[start:stop]
-            scaled = (
-                block.sub_(self.shift) if self.kept else torch.sub(block, self.shift, out=self._scratch(stop - start))
-            )
-            exponentials = scaled.div_(self.tau).exp_()
-            torch.sum(exponentials, 1, out=self.row_sum[start:stop])
+            powers = self._powers(block, block if self.kept else self._scratch(stop - start))
+            torch.sum(powers, 1, out=self.row_sum[start:stop])
             if self.symmetric:
-                self.column_sum += exponentials.sum(0)
+                self.column_sum += powers.sum(0)
 
     def _log_sum_exponentials(self) -> None:
         """The same in logarithms: ``row_sum`` and ``column_sum`` then hold the log of the sums of exp(logit)."""
@@ -111,7 +148,13 @@ class PairBlock:
         self.row_sum = torch.empty_like(self.matched)
         self.column_sum = torch.full_like(self.matched, -torch.inf)
         for start, stop in row_blocks(size, size):
-            logits = torch.div(self.gram[start:stop], self.tau, out=self._scratch(stop - start))
+            logits = torch.mul(self.gram[start:stop], self.factor / LOG2_E, out=self._scratch(stop - start))
             torch.logsumexp(logits, 1, out=self.row_sum[start:stop])
             if self.symmetric:
                 self.column_sum = torch.logaddexp(self.column_sum, torch.logsumexp(logits, 0))
+
+
+def _log_of_quotient(sums: Tensor, positives: Tensor) -> Tensor:
+    """Of like quantities, so that a small loss keeps its digits; of their logarithms where that leaves the range."""
+    quotient = sums / positives
+    return torch.where(quotient.isfinite(), quotient.log(), sums.log() - positives.log())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_CHUNK = 1 << 16  # entries of rows at a time, which stay in cache from one operation to the next
+
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of ``x`` divided by their length; differentiable. A zero row stays zero and has the gradient 0.
@@ -38,11 +40,29 @@ def unit_rows_with_inverse(x: Tensor) -> tuple[Tensor, Tensor]:
     return unit, inverse
 
 
-def radial_parts(grad_unit: Tensor, unit: Tensor) -> Tensor:
-    """The inner product of each gradient row with its unit row, ``(B, 1)``."""
-    return torch.linalg.vecdot(grad_unit, unit).unsqueeze(1)
+def dot(x: Tensor, y: Tensor) -> float:
+    """The sum of products of two tensors of one shape."""
+    return float(torch.dot(x.reshape(-1), y.reshape(-1)))
 
 
-def unit_rows_backward_(grad_unit: Tensor, unit: Tensor, inverse: Tensor, radial: Tensor) -> Tensor:
-    """The gradient by the rows from that by the unit rows, in place: project off the radial part, undo the scale."""
-    return grad_unit.addcmul_(unit, radial, value=-1).mul_(inverse)
+def row_products(x: Tensor, y: Tensor) -> float:
+    """The same for many rows, some at a time: the sums are added in double precision."""
+    step = max(1, _CHUNK // x.shape[1])
+    return sum(dot(x[start : start + step], y[start : start + step]) for start in range(0, len(x), step))
+
+
+def unit_rows_backward_(grad_unit: Tensor, unit: Tensor, inverse: Tensor) -> float:
+    """The gradient by the rows from that by the unit rows, in place: project off the radial part, undo the scale.
+
+    Returns the sum of the radial parts.
+    """
+    size, dim = grad_unit.shape
+    step = max(1, _CHUNK // dim)
+    radial = grad_unit.new_empty(size, 1)
+    scratch = grad_unit.new_empty(min(step, size), dim)
+    for start in range(0, size, step):
+        rows = slice(start, min(start + step, size))
+        grad, row, part = grad_unit[rows], unit[rows], radial[rows]
+        torch.sum(torch.mul(grad, row, out=scratch[: len(row)]), 1, keepdim=True, out=part)
+        grad.addcmul_(row, part, value=-1).mul_(inverse[rows])
+    return float(radial.sum())
