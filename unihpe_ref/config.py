@@ -56,6 +56,8 @@ class ModelConfig(Settings):
     decoder_box_token: bool = True  # supplement B.0 (2D), B.3 (both)
     modality_token: bool = True  # section 3.1; Table 6 has a row without
     condition: Literal["normalised", "raw"] = "normalised"  # sqrt(D) x the unit embedding, or the features themselves
+    sde: Literal["subvp", "vp", "ve"] = "subvp"  # GFPose; the paper cites NCSN (VE) beside it
+    time_steps: int = option(0, at_least=0)  # of training; 0: t from the whole interval, as GFPose. 1000: to the letter
     gaussian_skip: bool = False  # on for the samplers "ode" and "sde"; GFPose has none
     denoising_reduction: Literal["half_sum", "mean"] = "half_sum"  # GFPose: half the sum over coordinates
     noise_draws: int = option(
@@ -94,6 +96,7 @@ class StageConfig(Settings):
     cached_gradients: bool = (
         True  # then the contrastive loss still sees the whole batch; without, each micro-batch alone
     )
+    symmetric: bool = True  # each pair is the mean of both directions; equation (1) has one
     freeze_batch_norm: bool = False  # keeps the statistics of BatchNorm; for batches below about 32
 
     def __post_init__(self) -> None:

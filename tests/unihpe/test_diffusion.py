@@ -10,35 +10,43 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from unihpe_ref.diffusion import ScoreNetwork, SubVP, denoising_loss, sample
+from unihpe_ref.diffusion import SDES, VE, VP, ScoreNetwork, SubVP, denoising_loss, make_sde, sample
 from unihpe_ref.diffusion.score_network import sinusoidal_embedding
+from unihpe_ref.parts import Part
 
 SDE = SubVP()
 MEAN, STD = 0.4, 0.3
 
 
-def exact_noise(x: Tensor, t: Tensor) -> Tensor:
+def exact_noise(x: Tensor, t: Tensor, sde=SDE) -> Tensor:
     """The noise in x_t for data N(MEAN, STD^2): minus sigma times the score of N(m mu, m^2 s^2 + sigma^2)."""
-    mean, std = SDE.mean(t)[:, None], SDE.std(t)[:, None]
+    mean, std = sde.mean(t)[:, None], sde.std(t)[:, None]
     return std * (x - mean * MEAN) / (mean.square() * STD**2 + std.square())
 
 
-@given(st.floats(1e-4, 1.0))
-def test_marginals_solve_the_equations_of_the_process(time: float) -> None:
-    """d log m / dt = -beta / 2, and the variance obeys dv / dt = -beta v + g^2, here for v(0) = 0."""
+@pytest.mark.parametrize("name", SDES)
+@given(time=st.floats(1e-4, 1.0))
+def test_marginals_solve_the_equations_of_the_process(name: str, time: float) -> None:
+    """dm / dt = f m, and the variance obeys dv / dt = 2 f v + g^2."""
+    sde = make_sde(name)
     t = torch.tensor(time, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(SDE.log_mean(t), t)
-    assert_close(slope, -SDE.beta(t) / 2)
-    variance = SDE.std(t).square()
+    if name != "ve":  # whose mean is constant
+        (slope,) = torch.autograd.grad(sde.mean(t), t)
+        assert_close(slope, sde.drift(t) * sde.mean(t))
+    variance = sde.std(t).square()
     (slope,) = torch.autograd.grad(variance, t)
-    assert_close(slope, -SDE.beta(t) * variance + SDE.diffusion_squared(t))
+    assert_close(slope, 2 * sde.drift(t) * variance + sde.diffusion_squared(t))
 
 
-def test_noise_level_goes_from_zero_to_one() -> None:
+def test_noise_levels_begin_at_zero() -> None:
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     assert_close(SDE.mean(ends), torch.tensor([1.0, math.exp(-0.25 * 19.9 - 0.05)], dtype=torch.float64))
-    assert SDE.std(ends)[0] == 0
+    for name in SDES:
+        assert make_sde(name).mean(ends)[0] == 1
+        assert make_sde(name).std(ends)[0] == 0
     assert 0.9999 < SDE.std(ends)[1] < 1
+    assert 0.9999 < VP().std(ends)[1] < 1
+    assert_close(VE().std(ends)[1].item(), 50.0, rtol=1e-6, atol=0)
 
 
 def test_small_noise_levels_keep_their_digits() -> None:
@@ -46,12 +54,14 @@ def test_small_noise_levels_keep_their_digits() -> None:
     assert_close(SDE.std(t).double(), SDE.std(t.double()), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize(("sampler", "std"), [("sde", STD), ("ode", STD), ("gfpose", 0.0)])
-def test_samplers_draw_from_the_data_and_gfpose_finds_its_mean(sampler: str, std: float) -> None:
+def test_samplers_draw_from_the_data_and_gfpose_finds_its_mean(sampler: str, std: float, name: str) -> None:
+    sde = make_sde(name)
     drawn = sample(
-        exact_noise,
+        lambda x, t: exact_noise(x, t, sde),
         (20_000, 1),
-        SDE,
+        sde,
         sampler=sampler,
         steps=400,
         generator=torch.Generator().manual_seed(0),
@@ -128,6 +138,44 @@ def test_half_sum_is_half_the_coordinates_times_the_mean() -> None:
     assert_close(loss("half_sum"), 51 / 2 * loss("mean"))
 
 
+def test_parts_of_a_batch_see_the_noise_of_the_whole() -> None:
+    """Two copies of each row, as of two modalities: the loss of the batch is the mean of its parts' losses."""
+    x0 = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen: list[Tensor] = []
+
+    def estimate(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(torch.cat((x, t[:, None]), 1))
+        return torch.zeros_like(x)
+
+    def loss(rows: Tensor, part: Part | None) -> Tensor:
+        generator = torch.Generator().manual_seed(4)
+        return denoising_loss(estimate, rows.repeat(2, 1), SDE, generator=generator, part=part)
+
+    whole = loss(x0, Part.whole(6))
+    parts = [loss(x0[part.rows], part) for part in Part.whole(6).split(3)]
+    assert_close(torch.stack(parts).mean(), whole)
+    first, *others = seen
+    assert torch.equal(first, torch.cat([torch.cat([o[:2] for o in others]), torch.cat([o[2:] for o in others])]))
+    with pytest.raises(ValueError, match="whole copies of the 4 rows of `part`; got a float64 tensor"):
+        denoising_loss(estimate, x0, SDE, part=Part(0, 4, 6))
+
+
+def test_times_can_be_those_of_a_grid() -> None:
+    def times(**options: int) -> Tensor:
+        kept: list[Tensor] = []
+        generator = torch.Generator().manual_seed(0)
+        estimate = lambda x, t: (kept.append(t), x)[1]  # noqa: E731
+        denoising_loss(estimate, torch.zeros(20_000, 1, dtype=torch.float64), SDE, generator=generator, **options)
+        return kept[0]
+
+    grid = times(time_steps=10)
+    assert torch.equal(grid.unique(), torch.arange(1, 11, dtype=torch.float64) / 10)
+    assert (grid.mean() - 0.55).abs() < 0.01
+    anywhere = times()
+    assert 1e-5 <= anywhere.min() < 1e-3
+    assert 0.999 < anywhere.max() <= 1
+
+
 def test_skip_is_exact_for_unit_gaussian_data() -> None:
     """With the layers' part taken away, the network is the noise estimate of N(0, 1)."""
     network = ScoreNetwork(3, 4, width=32, time_width=8, gaussian_skip=True).eval()
@@ -158,6 +206,7 @@ def test_time_embedding_has_the_documented_frequencies() -> None:
         (lambda: sample(exact_noise, (1, 1), SDE, sampler="eular"), "needs `sampler` to be one of"),
         (lambda: sample(exact_noise, (1, 1), SDE, steps=0), "`steps` to be at least 1; got 0"),
         (lambda: denoising_loss(exact_noise, torch.ones(2, 1), SDE, reduction="sum"), "needs `reduction` to be one of"),
+        (lambda: make_sde("sub-vp"), "Did you mean 'subvp'"),
         (lambda: ScoreNetwork(3, 4, width=100), "multiple of 32 .* got 100"),
         (lambda: ScoreNetwork(3, 4, width=64, time_width=7), "even and at least 4 .* got 7"),
     ],

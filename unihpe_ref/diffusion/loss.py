@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multicontrast._checks import check_choice, describe, three_beats
-from unihpe_ref.diffusion.sde import SubVP
+from unihpe_ref.diffusion.sde import SDE
 from unihpe_ref.parts import Part
 
 SMALLEST_TIME = 1e-5  # training times are uniform on [1e-5, 1]: at 0 the noise level is 0 and the score infinite
@@ -26,11 +26,12 @@ NoiseEstimate = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> the noise in x
 def denoising_loss(
     estimate_noise: NoiseEstimate,
     x0: Tensor,
-    sde: SubVP,
+    sde: SDE,
     *,
     reduction: str = "half_sum",
     generator: torch.Generator | None = None,
     part: Part | None = None,
+    time_steps: int | None = None,
 ) -> Tensor:
     """Denoising score matching at one random time per row.
 
@@ -43,6 +44,7 @@ def denoising_loss(
         generator: draws the times and the noise; on the CPU, so that every device sees the same draw.
         part: which rows of a larger batch ``x0`` holds, once or as several copies one after the other. The draw is the
             one of the whole batch, cut: parts of a batch see the noise that the batch in one piece sees.
+        time_steps: draws the times from ``1 / time_steps, ..., 1`` instead of the whole interval.
     Returns: a scalar.
     Raises: ValueError for an unknown reduction and for rows that are no copies of the part.
     """
@@ -54,7 +56,8 @@ def denoising_loss(
     copies = len(x0) // part.count
     t = torch.rand(copies, part.total, generator=generator, dtype=x0.dtype)[:, part.rows].reshape(-1)
     noise = torch.randn(copies, part.total, x0.shape[1], generator=generator, dtype=x0.dtype)[:, part.rows]
-    t = (t * (1 - SMALLEST_TIME) + SMALLEST_TIME).to(x0.device)
+    t = t * (1 - SMALLEST_TIME) + SMALLEST_TIME if time_steps is None else (t * time_steps).floor().add(1) / time_steps
+    t = t.to(x0.device)
     noise = noise.reshape(x0.shape).to(x0.device)
     x_t = sde.mean(t)[:, None] * x0 + sde.std(t)[:, None] * noise
     squared = (noise - estimate_noise(x_t, t).to(x0.dtype)).square()  # autocast may have made the estimate shorter

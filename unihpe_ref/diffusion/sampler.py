@@ -1,6 +1,6 @@
-r"""From noise back to data: three ways to run the sub-VP process in reverse.
+r"""From noise back to data: three ways to run a process in reverse.
 
-With the drift :math:`f = -\tfrac12 \beta x` and the score :math:`s = -\hat z / \sigma`,
+With the drift :math:`f(t)\, x`, written :math:`f` below, and the score :math:`s = -\hat z / \sigma`,
 
 ``"sde"``
     :math:`dx = (f - g^2 s)\, dt + g\, dw`, Euler-Maruyama. Draws from the distribution.
@@ -11,7 +11,7 @@ With the drift :math:`f = -\tfrac12 \beta x` and the score :math:`s = -\hat z / 
     :math:`dx = (f - g^2 s)\, dt`: the reverse SDE with its noise left out, which GFPose calls an ODE. It contracts to
     the conditional mean (the mode), so it is the best single answer and has almost no diversity.
 
-All start from N(0, I) at t = 1 and take ``steps`` equal steps.
+All start from the noise of t = 1 and take ``steps`` equal steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from multicontrast._checks import check_choice, three_beats
 from unihpe_ref.diffusion.loss import NoiseEstimate
-from unihpe_ref.diffusion.sde import SubVP
+from unihpe_ref.diffusion.sde import SDE
 
 SAMPLERS = ("gfpose", "ode", "sde")
 
@@ -30,7 +30,7 @@ SAMPLERS = ("gfpose", "ode", "sde")
 def sample(
     estimate_noise: NoiseEstimate,
     shape: tuple[int, int],
-    sde: SubVP,
+    sde: SDE,
     *,
     sampler: str = "gfpose",
     steps: int = 50,
@@ -61,9 +61,10 @@ def sample(
     def reverse_drift(x: Tensor, time: float) -> Tensor:
         t = torch.full((shape[0],), time, device=device, dtype=dtype)
         weight = score_factor * sde.diffusion_squared(t) / sde.std(t)
-        return -0.5 * sde.beta(t)[:, None] * x + weight[:, None] * estimate_noise(x, t)
+        return sde.drift(t)[:, None] * x + weight[:, None] * estimate_noise(x, t)
 
-    x = torch.randn(shape, generator=generator, dtype=dtype).to(device)
+    level = sde.std(torch.ones((), dtype=dtype))
+    x = (level * torch.randn(shape, generator=generator, dtype=dtype)).to(device)
     step = 1 / steps
     for k in range(steps):
         time = 1 - k * step

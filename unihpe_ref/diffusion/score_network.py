@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multicontrast._checks import three_beats
-from unihpe_ref.diffusion.sde import SubVP
+from unihpe_ref.diffusion.sde import SDE, SubVP
 
 _GROUPS = 32
 _TIME_SCALE = 999.0  # t in (0, 1] becomes the index of one of a thousand steps
@@ -71,7 +71,7 @@ class ScoreNetwork(nn.Module):
         blocks: int = 2,
         dropout: float = 0.25,
         gaussian_skip: bool = False,
-        sde: SubVP | None = None,
+        sde: SDE | None = None,
     ) -> None:
         super().__init__()
         if width % _GROUPS or width < _GROUPS:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unihpe_ref.config import ModelConfig, SamplerConfig
-from unihpe_ref.diffusion import ScoreNetwork, SubVP, denoising_loss, sample
+from unihpe_ref.diffusion import ScoreNetwork, denoising_loss, make_sde, sample
 from unihpe_ref.models.residual_mlp import ResidualBlock
 from unihpe_ref.parts import Part
 
@@ -41,14 +41,15 @@ class Condition(nn.Module):
 
 
 class ScoreDecoder(nn.Module):
-    """Denoises a pose under the condition of an embedding (sub-VP; GFPose's network)."""
+    """Denoises a pose under the condition of an embedding (GFPose's network)."""
 
     def __init__(self, config: ModelConfig, size: int, modalities: int) -> None:
         super().__init__()
         self.size = size
         self.reduction = config.denoising_reduction
         self.draws = config.noise_draws
-        self.sde = SubVP()
+        self.sde = make_sde(config.sde)
+        self.time_steps = config.time_steps
         self.condition = Condition(config, modalities)
         self.project = nn.Sequential(nn.Linear(config.embedding_dim, config.embedding_dim), nn.SiLU())
         self.network = ScoreNetwork(
@@ -80,6 +81,7 @@ class ScoreDecoder(nn.Module):
             reduction=self.reduction,
             generator=generator,
             part=part,
+            time_steps=self.time_steps or None,
         )
 
     def decode(

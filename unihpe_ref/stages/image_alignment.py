@@ -48,6 +48,7 @@ class ImageAlignment:
             similarity=self.config.similarity,
             negatives=self.config.negatives,
             generator=generator,
+            symmetric=self.config.symmetric,
             gather=True,
         )
 

@@ -57,7 +57,9 @@ class MultiTask:
     def _contrastive(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         tau = self.temperature()
         if "img" not in embeddings:
-            return pairwise_infonce(embeddings["2d"], embeddings["3d"], tau, gather=True)
+            return pairwise_infonce(
+                embeddings["2d"], embeddings["3d"], tau, symmetric=self.config.symmetric, gather=True
+            )
         return trimodal_infonce(
             embeddings["img"],
             embeddings["2d"],
@@ -67,5 +69,6 @@ class MultiTask:
             similarity=self.config.similarity,
             negatives=self.config.negatives,
             generator=generator,
+            symmetric=symmetric,
             gather=True,
         )

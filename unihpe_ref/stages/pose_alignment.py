@@ -32,7 +32,9 @@ class PoseAlignment:
         return {"2d": x_2d, "3d": model.encode(kp3d=batch.joints_3d)}
 
     def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        return pairwise_infonce(embeddings["2d"], embeddings["3d"], self.temperature(), gather=True)
+        return pairwise_infonce(
+            embeddings["2d"], embeddings["3d"], self.temperature(), symmetric=self.config.symmetric, gather=True
+        )
 
     def decode(
         self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
