@@ -78,6 +78,12 @@ class Ranks:
         start = sum(self.counts[:rank])
         return start, start + self.counts[rank]
 
+    def join(self, loss: Tensor, *inputs: Tensor) -> Tensor:
+        """``loss``, whose graph leads to the inputs even if this rank has no rows: the others wait for it there."""
+        if self.start < self.stop:
+            return loss
+        return loss + torch.stack([x.reshape(-1)[:0].sum().to(loss) for x in inputs]).sum()
+
     def gather(self, *tensors: Tensor, tau: Tensor | None = None) -> tuple[Tensor | None, list[Tensor]]:
         """The rows of all ranks, in their order, in float32 at least; and ``tau`` as it came.
 

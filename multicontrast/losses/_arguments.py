@@ -168,6 +168,19 @@ def check_weight_of_triplet(operation: str, alpha: object) -> None:
         raise ValueError(three_beats(f"`{operation}` needs `alpha` to be finite and >= 0", repr(alpha), remedy))
 
 
+def check_ring_flag(operation: str, ring: object, gather: object, tiled: object) -> None:
+    """Raise unless ``ring`` is a bool that goes with ``gather`` and ``tiled``."""
+    check_flag(operation, "ring", ring)
+    if ring and gather is False:
+        raise ValueError(
+            three_beats(f"`{operation}` needs `gather` for a ring", "ring=True alone", "Pass gather=True, too.")
+        )
+    if ring and tiled is False:
+        raise ValueError(
+            three_beats(f"`{operation}` computes a ring in tiles", "ring=True and tiled=False", "Leave `tiled` out.")
+        )
+
+
 def check_generator(operation: str, generator: object) -> None:
     """Raise unless ``generator`` is None or a generator on the CPU."""
     if generator is not None and not isinstance(generator, torch.Generator):

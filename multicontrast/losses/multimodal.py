@@ -9,11 +9,18 @@ from torch import Tensor, nn
 
 from multicontrast._checks import describe, three_beats
 from multicontrast.distributed import Gather, Meeting
-from multicontrast.losses._arguments import check_embeddings, check_flag, check_masks, check_reduction, check_tau
+from multicontrast.losses._arguments import (
+    check_embeddings,
+    check_flag,
+    check_masks,
+    check_reduction,
+    check_ring_flag,
+    check_tau,
+)
 from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._gathered import meet_for_tuples
 from multicontrast.losses._module import as_temperature
-from multicontrast.losses._road import MAX_MODALITIES, walk_loss
+from multicontrast.losses._road import MAX_MODALITIES
 from multicontrast.losses._tiled import check_tiled
 from multicontrast.losses._walk import Walk
 from multicontrast.similarity import Similarity
@@ -33,6 +40,7 @@ def multimodal_infonce(
     normalize: bool = True,
     tiled: bool | None = None,
     gather: Gather = False,
+    ring: bool = False,
     present: Tensor | None = None,
     ids: Tensor | None = None,
     weight: Tensor | None = None,
@@ -71,6 +79,8 @@ def multimodal_infonce(
         gather: True, or a process group, for the rows of all ranks as candidates; each rank answers for its own
             anchors, and the mean over the ranks is the loss of one process. An index is
             ``(B_local, 1 + K, N)`` then, in row numbers of all ranks. See :mod:`multicontrast.distributed`.
+        ring: with ``gather``, never hold the logits of all candidates; under ``negatives="tied"`` nor their embeddings,
+            which travel from rank to rank. Not with ``anchor="any"``. First derivatives only.
         present: bool ``(B, N)``: which samples have which modality. A tuple is as alike as those of its members that
             are there, and needs two; samples with fewer are as if they were not in the batch, whatever their rows hold.
         ids: integers ``(B,)``: a tuple all of whose members have the anchor's number is no negative.
@@ -118,6 +128,7 @@ def multimodal_infonce(
         normalize,
         tiled,
         gather,
+        ring,
         present,
         ids,
         weight,
@@ -142,6 +153,7 @@ def tuple_infonce(
     normalize: bool,
     tiled: bool | None,
     gather: Gather,
+    ring: bool,
     present: Tensor | None,
     ids: Tensor | None,
     weight: Tensor | None,
@@ -162,16 +174,15 @@ def tuple_infonce(
         check_tau(operation, tau)
         check_flag(operation, "normalize", normalize)
         check_reduction(operation, reduction)
-        options = {"normalize": normalize, "reduction": reduction, "tiled": tiled}
+        check_ring_flag(operation, ring, gather, tiled)
+        ring = ring and diagnostics is None  # which look at logits
+        options = {"normalize": normalize, "reduction": reduction, "tiled": tiled, "ring": ring}
         terms = (similarity, negatives, num_negatives, anchor, generator)
         masks = check_masks(operation, embeddings, present, ids, weight, label_smoothing, hardness, extra_negatives)
-        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, masks=masks)
+        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, masks=masks, ring=ring)
         check_tiled(operation, tiled, tuples)
     walk = Walk(len(embeddings), (), True, tuples, reduction, batch.anchors, batch.masks)
-    loss = walk_loss(
-        operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics
-    )
-    return batch.share(loss, reduction)
+    return batch.loss(operation, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics)
 
 
 class MultimodalInfoNCE(nn.Module):
@@ -181,7 +192,7 @@ class MultimodalInfoNCE(nn.Module):
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
         similarity, negatives, num_negatives, anchor, generator: as for the function.
-        reduction, normalize, tiled, gather, label_smoothing, hardness: as for the function.
+        reduction, normalize, tiled, gather, ring, label_smoothing, hardness: as for the function.
     """
 
     def __init__(
@@ -197,6 +208,7 @@ class MultimodalInfoNCE(nn.Module):
         normalize: bool = True,
         tiled: bool | None = None,
         gather: Gather = False,
+        ring: bool = False,
         label_smoothing: float = 0.0,
         hardness: float = 0.0,
     ) -> None:
@@ -206,7 +218,7 @@ class MultimodalInfoNCE(nn.Module):
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
         self.reduction, self.normalize = reduction, normalize
-        self.tiled, self.gather = tiled, gather
+        self.tiled, self.gather, self.ring = tiled, gather, ring
 
     def forward(
         self,
@@ -233,6 +245,7 @@ class MultimodalInfoNCE(nn.Module):
             normalize=self.normalize,
             tiled=self.tiled,
             gather=self.gather,
+            ring=self.ring,
             present=present,
             ids=ids,
             weight=weight,

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from multicontrast.distributed import Gather, Meeting
-from multicontrast.losses._arguments import check_embeddings, check_flag, check_masks, check_reduction, check_tau
+from multicontrast.losses._arguments import (
+    check_embeddings,
+    check_flag,
+    check_masks,
+    check_reduction,
+    check_ring_flag,
+    check_tau,
+)
 from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._gathered import meet
 from multicontrast.losses._module import as_temperature
-from multicontrast.losses._road import walk_loss
 from multicontrast.losses._tiled import check_tiled
 from multicontrast.losses._walk import Walk
 from multicontrast.temperature import Temperature
@@ -27,6 +33,7 @@ def pairwise_infonce(
     normalize: bool = True,
     tiled: bool | None = None,
     gather: Gather = False,
+    ring: bool = False,
     present: Tensor | None = None,
     ids: Tensor | None = None,
     weight: Tensor | None = None,
@@ -52,6 +59,8 @@ def pairwise_infonce(
             pass; ``None`` does so for more than 8192 samples. First derivatives only.
         gather: True, or a process group, for the rows of all ranks as candidates; each rank answers for its own
             anchors, and the mean over the ranks is the loss of one process. See :mod:`multicontrast.distributed`.
+        ring: with ``gather``, let the candidates travel from rank to rank: no rank ever holds the logits of all of
+            them, nor the embeddings. First derivatives only.
         present: bool ``(B, 2)``: which samples have which modality. Those that lack one are as if they were not there,
             whatever their rows hold.
         ids: integers ``(B,)``: samples with equal numbers are no negatives of each other.
@@ -81,18 +90,18 @@ def pairwise_infonce(
     with Meeting(operation, gather) as meeting:
         check_embeddings(operation, ("x", "y"), (x, y), may_be_empty=not meeting.alone)
         check_tau(operation, tau)
-        options = {"symmetric": symmetric, "normalize": normalize}
+        options: dict[str, object] = {"symmetric": symmetric, "normalize": normalize}
         for name, value in options.items():
             check_flag(operation, name, value)
         check_reduction(operation, reduction)
+        check_ring_flag(operation, ring, gather, tiled)
+        ring = ring and diagnostics is None  # which look at logits
         check_tiled(operation, tiled, None)
         masks = check_masks(operation, (x, y), present, ids, weight, label_smoothing, hardness, extra_negatives)
-        batch = meet(meeting, [x, y], tau, options | {"reduction": reduction, "tiled": tiled}, masks=masks)
+        options |= {"reduction": reduction, "tiled": tiled, "ring": ring}
+        batch = meet(meeting, [x, y], tau, options, masks=masks, ring=ring)
     walk = Walk(2, ((0, 1),), symmetric, None, reduction, batch.anchors, batch.masks)
-    loss = walk_loss(
-        operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics
-    )
-    return batch.share(loss, reduction)
+    return batch.loss(operation, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics)
 
 
 class PairwiseInfoNCE(nn.Module):
@@ -101,7 +110,7 @@ class PairwiseInfoNCE(nn.Module):
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
-        symmetric, reduction, normalize, tiled, gather, label_smoothing, hardness: as for the function.
+        symmetric, reduction, normalize, tiled, gather, ring, label_smoothing, hardness: as for the function.
 
     Example:
         >>> import torch
@@ -119,6 +128,7 @@ class PairwiseInfoNCE(nn.Module):
         normalize: bool = True,
         tiled: bool | None = None,
         gather: Gather = False,
+        ring: bool = False,
         label_smoothing: float = 0.0,
         hardness: float = 0.0,
     ) -> None:
@@ -126,7 +136,8 @@ class PairwiseInfoNCE(nn.Module):
         self.temperature = as_temperature("PairwiseInfoNCE", temperature)
         self.label_smoothing, self.hardness = label_smoothing, hardness
         self.symmetric, self.reduction = symmetric, reduction
-        self.normalize, self.tiled, self.gather = normalize, tiled, gather
+        self.normalize, self.tiled = normalize, tiled
+        self.gather, self.ring = gather, ring
 
     def forward(
         self,
@@ -149,6 +160,7 @@ class PairwiseInfoNCE(nn.Module):
             normalize=self.normalize,
             tiled=self.tiled,
             gather=self.gather,
+            ring=self.ring,
             present=present,
             ids=ids,
             weight=weight,

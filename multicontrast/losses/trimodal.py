@@ -14,13 +14,13 @@ from multicontrast.losses._arguments import (
     check_masks,
     check_pairs,
     check_reduction,
+    check_ring_flag,
     check_tau,
     check_weight_of_triplet,
 )
 from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._gathered import meet_for_tuples
 from multicontrast.losses._module import as_temperature
-from multicontrast.losses._road import walk_loss
 from multicontrast.losses._tiled import check_tiled
 from multicontrast.losses._walk import Walk
 from multicontrast.losses.triplet import NAMES
@@ -48,6 +48,7 @@ def trimodal_infonce(
     normalize: bool = True,
     tiled: bool | None = None,
     gather: Gather = False,
+    ring: bool = False,
     present: Tensor | None = None,
     ids: Tensor | None = None,
     weight: Tensor | None = None,
@@ -70,7 +71,7 @@ def trimodal_infonce(
         symmetric: whether each pair is the mean of both directions, or only has its first modality as anchor.
         similarity, negatives, num_negatives, anchor, generator, reduction, normalize, tiled: of the triplet term; see
             :func:`multicontrast.multimodal_infonce`.
-        gather: True, or a process group, for the rows of all ranks as candidates; see there too.
+        gather, ring: for the rows of all ranks as candidates; see there too.
         present, ids, weight, label_smoothing, hardness, extra_negatives: of every term; see
             :func:`multicontrast.multimodal_infonce`. A pair takes the samples that have both of its modalities, the
             triplet those that have two, and the mean of each term is over its own.
@@ -103,16 +104,15 @@ def trimodal_infonce(
         for name, value in flags.items():
             check_flag(operation, name, value)
         check_reduction(operation, reduction)
-        options = flags | {"pairs": chosen, "reduction": reduction, "tiled": tiled}
+        check_ring_flag(operation, ring, gather, tiled)
+        ring = ring and diagnostics is None  # which look at logits
+        options = flags | {"pairs": chosen, "reduction": reduction, "tiled": tiled, "ring": ring}
         terms = (similarity, negatives, num_negatives, anchor, generator)
         masks = check_masks(operation, embeddings, present, ids, weight, label_smoothing, hardness, extra_negatives)
-        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, float(alpha), masks)
+        batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, float(alpha), masks, ring)
         check_tiled(operation, tiled, tuples)
     walk = Walk(3, chosen, symmetric, tuples, reduction, batch.anchors, batch.masks)
-    loss = walk_loss(
-        operation, batch.embeddings, batch.tau, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics
-    )
-    return batch.share(loss, reduction)
+    return batch.loss(operation, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics)
 
 
 class TrimodalInfoNCE(nn.Module):
@@ -122,7 +122,7 @@ class TrimodalInfoNCE(nn.Module):
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
         alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor: as for the function.
-        generator, reduction, normalize, tiled, gather, label_smoothing, hardness: as for the function.
+        generator, reduction, normalize, tiled, gather, ring, label_smoothing, hardness: as for the function.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class TrimodalInfoNCE(nn.Module):
         normalize: bool = True,
         tiled: bool | None = None,
         gather: Gather = False,
+        ring: bool = False,
         label_smoothing: float = 0.0,
         hardness: float = 0.0,
     ) -> None:
@@ -151,7 +152,7 @@ class TrimodalInfoNCE(nn.Module):
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
         self.reduction, self.normalize = reduction, normalize
-        self.tiled, self.gather = tiled, gather
+        self.tiled, self.gather, self.ring = tiled, gather, ring
 
     def forward(
         self,
@@ -185,6 +186,7 @@ class TrimodalInfoNCE(nn.Module):
             normalize=self.normalize,
             tiled=self.tiled,
             gather=self.gather,
+            ring=self.ring,
             present=present,
             ids=ids,
             weight=weight,

@@ -32,6 +32,7 @@ def triplet_infonce(
     normalize: bool = True,
     tiled: bool | None = None,
     gather: Gather = False,
+    ring: bool = False,
     present: Tensor | None = None,
     ids: Tensor | None = None,
     weight: Tensor | None = None,
@@ -91,6 +92,7 @@ def triplet_infonce(
         normalize,
         tiled,
         gather,
+        ring,
         present,
         ids,
         weight,
@@ -108,7 +110,7 @@ class TripletInfoNCE(nn.Module):
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
             :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
         similarity, negatives, num_negatives, anchor, generator: as for the function.
-        reduction, normalize, tiled, gather, label_smoothing, hardness: as for the function.
+        reduction, normalize, tiled, gather, ring, label_smoothing, hardness: as for the function.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class TripletInfoNCE(nn.Module):
         normalize: bool = True,
         tiled: bool | None = None,
         gather: Gather = False,
+        ring: bool = False,
         label_smoothing: float = 0.0,
         hardness: float = 0.0,
     ) -> None:
@@ -133,7 +136,7 @@ class TripletInfoNCE(nn.Module):
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
         self.anchor, self.generator = anchor, generator
         self.reduction, self.normalize = reduction, normalize
-        self.tiled, self.gather = tiled, gather
+        self.tiled, self.gather, self.ring = tiled, gather, ring
 
     def forward(
         self,
@@ -164,6 +167,7 @@ class TripletInfoNCE(nn.Module):
             normalize=self.normalize,
             tiled=self.tiled,
             gather=self.gather,
+            ring=self.ring,
             present=present,
             ids=ids,
             weight=weight,

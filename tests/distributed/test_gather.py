@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import multicontrast as mc
 
@@ -52,13 +54,13 @@ def step(case: Case, rows: slice, total: int, **gathering: Any) -> tuple[Tensor,
     return loss.detach(), [weight.grad for weight in (*weights, tau)]
 
 
-def steps(group: Any, cases: list[Case], split: list[int], gathering: dict[str, Any]) -> list[Any]:
+def steps(group: Any, cases: list[Case], split: list[int], gathering: dict[str, Any] | None = None) -> list[Any]:
     """The averaged losses and gradients of each case on this rank's part of the batch."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     start = sum(split[:rank])
     results = []
     for case in cases:
-        loss, grads = step(case, slice(start, start + split[rank]), sum(split), gather=group, **gathering)
+        loss, grads = step(case, slice(start, start + split[rank]), sum(split), gather=group, **gathering or {})
         for value in (*([loss] if loss.ndim == 0 else []), *grads):
             dist.all_reduce(value, group=group)
             value /= world
@@ -66,10 +68,8 @@ def steps(group: Any, cases: list[Case], split: list[int], gathering: dict[str, 
     return results
 
 
-def assert_same(
-    pool: Any, cases: list[Case], split: list[int], gathering: dict[str, Any] | None = None, tolerance: float = 1e-9
-) -> None:
-    found = pool.run(steps, cases, split, gathering or {}, ranks=len(split))
+def assert_same(pool: Any, cases: list[Case], split: list[int], run: Any = steps, tolerance: float = 1e-9) -> None:
+    found = pool.run(run, cases, split, ranks=len(split))
     for place, case in enumerate(cases):
         loss, grads = step(case, slice(None), sum(split))
         rows = [results[place][0] for results in found]
@@ -118,6 +118,25 @@ def various_cases() -> list[Case]:
     ]
 
 
+def masked_cases() -> list[Case]:
+    generator = torch.Generator().manual_seed(8)
+    present = torch.rand(8, 3, generator=generator) > 0.3
+    ids = torch.randint(0, 6, (8,), generator=generator)
+    weight = torch.rand(8, dtype=torch.float64, generator=generator)
+    every = {"present": present, "ids": ids, "weight": weight, "label_smoothing": 0.1, "hardness": 0.2}
+    cases: list[Case] = [("pairwise_infonce", every | {"present": present[:, :2]})]
+    for scheme in [*SCHEMES, "all"]:
+        for options in ({"weight": weight}, {"present": present}, {"ids": ids, "reduction": "sum"}, every):
+            if scheme == "permutation" or len(options) > 2:
+                cases += [("trimodal_infonce", options | {"negatives": scheme, "seed": 5})]
+    return cases
+
+
+@pytest.mark.parametrize("split", [[3, 5], [3, 0, 5]], ids=str)
+def test_masks_and_weights(pool, split):
+    assert_same(pool, masked_cases(), split)
+
+
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
 def test_pairs(pool, split):
     assert_same(pool, pair_cases(), split)
@@ -132,3 +151,127 @@ def test_every_scheme_with_every_similarity(pool, similarity, split):
 @pytest.mark.parametrize("split", [[3, 5], [4, 4], [2, 3, 3], [8]], ids=str)
 def test_options(pool, split):
     assert_same(pool, various_cases(), split)
+
+
+def ring_cases() -> list[Case]:
+    cases = [case for case in pair_cases() if case[1]["tiled"] is None]
+    for similarity in SIMILARITIES:
+        cases += [case for case in tuple_cases(similarity) if case[1].get("anchor") != "any"]
+    cases += [case for case in various_cases() if case[1].get("modalities") != 4]
+    cases += masked_cases()
+    return cases
+
+
+def in_a_ring(group: Any, cases: list[Case], split: list[int]) -> list[Any]:
+    """In tiles small enough that a batch of eight has several."""
+    from multicontrast.losses import _ring, _tiled
+
+    kept = _ring._COLUMNS, _tiled._CELLS, _tiled._GATHERED
+    _ring._COLUMNS, _tiled._CELLS, _tiled._GATHERED = 2, 30, 200
+    try:
+        return steps(group, cases, split, {"ring": True})
+    finally:
+        _ring._COLUMNS, _tiled._CELLS, _tiled._GATHERED = kept
+
+
+@pytest.mark.parametrize("split", [[3, 5], [2, 0, 6], [8]], ids=str)
+def test_a_ring_has_the_same_numbers(pool, split):
+    assert_same(pool, ring_cases(), split, in_a_ring)
+
+
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that any operation returns."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, Tensor):
+                self.entries = max(self.entries, x.numel())
+        return out
+
+
+def largest_of_a_step(group: Any, name: str, options: dict[str, Any]) -> int:
+    from multicontrast.losses import _ring, _tiled
+
+    _ring._COLUMNS, _tiled._CELLS, _tiled._GATHERED = 8, 256, 2048
+    own, dim = 32, 2
+    generator = torch.Generator().manual_seed(dist.get_rank(group))
+    xs = [torch.randn(own, dim, generator=generator).requires_grad_() for _ in range(2 + (name != "pairwise_infonce"))]
+    with Largest() as seen:
+        getattr(mc, name)(*xs, 0.1, gather=group, ring=True, **options).backward()
+    return seen.entries
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "entries"),
+    [
+        ("pairwise_infonce", {}, 32 * 8),
+        ("triplet_infonce", {"negatives": "tied", "similarity": "mean_cosine"}, 32 * 8),
+        ("trimodal_infonce", {"negatives": "permutation", "num_negatives": 4}, 96 * 5 * 3),  # the index itself
+        ("triplet_infonce", {"negatives": "all", "similarity": "mean_cosine"}, 64 * 64),  # one tile for one anchor
+    ],
+)
+def test_no_rank_holds_the_logits_of_all(pool, name, options, entries):
+    """Three ranks of 32 rows: all logits of one's own anchors are 32 x 96, those of all anchors 96 x 96."""
+    assert max(pool.run(largest_of_a_step, name, options)) <= entries
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"ring": True}, ValueError, "needs `gather` for a ring; got ring=True alone. Pass gather=True"),
+        ({"ring": 1, "gather": True}, TypeError, "`ring` to be True or False; got 1"),
+        ({"ring": True, "gather": True, "tiled": False}, ValueError, "a ring in tiles; got ring=True and tiled=False"),
+        (
+            {"ring": True, "gather": True, "negatives": "all", "anchor": "any"},
+            ValueError,
+            "negatives='all' in a ring for anchor=0 and up to three modalities; got anchor='any'",
+        ),
+        ({"gather": 3}, TypeError, "`gather` to be True, False or a process group; got 3"),
+    ],
+)
+def test_what_does_not_go_together_raises_in_words(options, error, words):
+    x = torch.eye(3)
+    with pytest.raises(error, match=re.escape(words)):
+        mc.trimodal_infonce(x, x, x, 0.1, **options)
+
+
+def one_wrong_index(group: Any) -> tuple[str, str]:
+    x = torch.eye(4)
+    index = mc.sample_tuples(8, 3, num_negatives=2)[dist.get_rank(group) * 4 :][:4]
+    if dist.get_rank(group) == 1:
+        index[0, 1, 2] = 8
+    try:
+        mc.triplet_infonce(x, x, x, 0.1, negatives=index, gather=group)
+    except (ValueError, RuntimeError) as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+def test_a_wrong_index_on_one_rank_stops_all(pool):
+    (kind, heard), (own, words) = pool.run(one_wrong_index, ranks=2)
+    assert kind == "RuntimeError"
+    assert own == "ValueError"
+    assert "row numbers from 0 to 7 in the index; got values from 0 to 8" in words
+    assert words in heard
+
+
+def global_generator(group: Any) -> Tensor:
+    """Without a generator: ranks that would draw different tuples on their own."""
+    torch.manual_seed(dist.get_rank(group))
+    x = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    losses = [mc.triplet_infonce(*x, 0.1, num_negatives=2, gather=group, reduction="none") for _ in range(2)]
+    return torch.stack(losses)
+
+
+def test_without_a_generator_the_ranks_agree_on_a_seed_and_draw_anew_each_time(pool):
+    """All ranks bring the same rows; the anchors of the first rank then have the losses that one draw gives."""
+    first, second = pool.run(global_generator, ranks=2)
+    assert not torch.equal(first[0], first[1])
+    x = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).repeat(1, 2, 1)
+    torch.manual_seed(0)  # rank 0's
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    expected = mc.triplet_infonce(*x, 0.1, num_negatives=2, reduction="none", generator=generator)
+    torch.testing.assert_close(torch.cat((first[0], second[0])), expected)
