@@ -55,11 +55,9 @@ class MultiTask:
         return {"decoding_2d": loss_2d, "decoding_3d": loss_3d}
 
     def _contrastive(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        tau = self.temperature()
+        tau, symmetric = self.temperature(), self.config.symmetric
         if "img" not in embeddings:
-            return pairwise_infonce(
-                embeddings["2d"], embeddings["3d"], tau, symmetric=self.config.symmetric, gather=True
-            )
+            return pairwise_infonce(embeddings["2d"], embeddings["3d"], tau, symmetric=symmetric, gather=True)
         return trimodal_infonce(
             embeddings["img"],
             embeddings["2d"],
