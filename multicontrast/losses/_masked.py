@@ -42,7 +42,9 @@ def masked_loss(
     masks = walk.masks or Masks()
     rows = [masks.fill_absent(x, m, 0) for m, x in enumerate(embeddings)]
     units = [unit_rows(x) for x in rows] if normalize else rows
-    extra = [None if x is None else unit_rows(x) if normalize else x for x in masks.extra or [None] * len(units)]
+    extra = [None if x is None else x.to(units[0].dtype) for x in masks.extra or [None] * len(units)]
+    if normalize:
+        extra = [None if x is None else unit_rows(x) for x in extra]
     tau = tau.to(units[0].dtype)
     tau = torch.where(tau > 0, tau, torch.nan)
     size = len(units[0])
