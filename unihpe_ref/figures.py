@@ -58,8 +58,7 @@ def save_pose_sheet(model: UniHPE, source: PoseSource, path: Path, *, samples: i
 
 def _varied_frames(source: PoseSource, samples: int) -> Tensor:
     """One frame of each of the actions, evenly chosen, or several where there are few; scattered within its frames."""
-    motion = source.motion
-    action = torch.tensor([source.action_names.index(name) for name in motion.action])[motion.sequence]
+    action = source.actions
     present = action.unique()
     chosen = []
     for k in range(samples):

@@ -18,6 +18,7 @@ from .mocap import read_mocap
 from .motion import Motion, generate_motion
 from .readers import read_data
 from .recording import Recording
+from .recording_source import RecordingSource
 from .render import denormalise_image, normalise_image, render_poses
 from .skeleton import SKELETON, Skeleton, flip_joints, flip_pixels, limb_lengths
 from .source import Augmentation, PoseSource
@@ -30,6 +31,7 @@ __all__ = [
     "PoseBatch",
     "PoseSource",
     "Recording",
+    "RecordingSource",
     "Skeleton",
     "apply_affine",
     "box_information",

@@ -14,8 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from multicontrast._checks import check_choice
+
 PADDING = 1.25
 ASPECT = 3 / 4  # width / height
+CONVENTIONS = ("aligned", "classic", "udp")
+"""Where a crop's pixels lie: :func:`crop_affine`."""
 
 # Mean and standard deviation of [(cx - c_u) / f_u, (cy - c_v) / f_v, b / f] over Human3.6M-like views.
 INFORMATION_MEAN = (0.0, 0.0, 0.38)
@@ -69,26 +73,48 @@ def box_information(box: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
     return (information - information.new_tensor(INFORMATION_MEAN)) / information.new_tensor(INFORMATION_STD)
 
 
-def crop_affine(box: Tensor, crop_size: tuple[int, int]) -> Tensor:
+def crop_affine(box: Tensor, crop_size: tuple[int, int], *, convention: str = "aligned") -> Tensor:
     """The map from full-image pixels to the pixels of a crop.
+
+    A weight file expects the crops it was trained on. With w columns and h rows, and a box of width 3/4 b and height b:
+
+    * "aligned": the longer side of the crop covers b; the box's centre comes to ((w - 1) / 2, (h - 1) / 2), the middle
+      of the crop, so that mirroring the crop and mirroring the picture agree. Here by default;
+    * "classic": the same scale, the centre at (w / 2, h / 2), half a pixel further. HRNet's code, and mmpose's
+      ``TopDownAffine`` without UDP: its published HRNet weights;
+    * "udp": corner pixels on the box's corners, (w - 1) / (3/4 b) across and (h - 1) / b down, centre in the middle.
+      mmpose with ``use_udp=True``: ViTPose's weights.
 
     Args:
         box: ``(..., 3)`` pixels.
-        crop_size: (height, width) of the crop; its longer side covers the box's longer side b.
+        crop_size: (height, width) of the crop.
+        convention: one of :data:`CONVENTIONS`.
     Returns: ``(..., 2, 3)``: a scale and a shift.
+    Raises: ValueError for an unknown convention.
+    Reference: Huang et al., "The Devil is in the Details: Delving into Unbiased Data Processing for Human Pose
+        Estimation", CVPR 2020, section 3.
     """
+    check_choice("crop_affine", "convention", convention, CONVENTIONS)
     height, width = crop_size
-    scale = max(height, width) / box[..., 2]
-    middle = box.new_tensor([(width - 1) / 2, (height - 1) / 2])
-    affine = box.new_zeros(*box.shape[:-1], 2, 3)
-    affine[..., 0, 0] = affine[..., 1, 1] = scale
-    affine[..., 2] = middle - scale[..., None] * box[..., :2]
-    return affine
+    side = box[..., 2:]
+    if convention == "udp":
+        scale = torch.cat([(width - 1) / (ASPECT * side), (height - 1) / side], -1)
+    else:
+        scale = (max(height, width) / side).expand(*side.shape[:-1], 2)
+    offset = 0.0 if convention == "classic" else 1.0
+    middle = box.new_tensor([(width - offset) / 2, (height - offset) / 2])
+    return torch.cat([torch.diag_embed(scale), (middle - scale * box[..., :2])[..., None]], -1)
 
 
 def apply_affine(affine: Tensor, points: Tensor) -> Tensor:
     """``(..., P, 2)`` points through ``(..., 2, 3)`` maps."""
     return points @ affine[..., :2].mT + affine[..., None, :, 2]
+
+
+def compose_affine(second: Tensor, first: Tensor) -> Tensor:
+    """The map that applies ``first`` and then ``second``: both ``(..., 2, 3)``, and the result."""
+    linear = second[..., :2] @ first[..., :2]
+    return torch.cat([linear, second[..., :2] @ first[..., 2:] + second[..., 2:]], -1)
 
 
 def invert_affine(affine: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from .facing import face_box
 from .hashing import hashed_uniform
 from .motion import Motion
 from .render import NOISE_CHANNELS, render_poses
+from .sampling import SpacedSampler
 from .skeleton import SKELETON, flip_joints
 
 CAMERAS = ("fixed", "random")
@@ -85,17 +86,23 @@ class PoseSource:
         self.augment = Augmentation() if augment is True else None if augment is False else augment
         self.seed = seed
         self.view = view
-        self.action_names = _vocabulary("action", motion.action, action_names)
-        self.subject_names = _vocabulary("subject", motion.subject, subject_names)
+        self.action_names = vocabulary("PoseSource", "action", motion.action, action_names)
+        self.subject_names = vocabulary("PoseSource", "subject", motion.subject, subject_names)
         self._actions = torch.tensor([self.action_names.index(name) for name in motion.action])
         self._subjects = torch.tensor([self.subject_names.index(name) for name in motion.subject])
         self._starts = motion.starts
         self._places = _walked_in_room(motion)
         self._fixed = fixed_cameras()
+        self._samplers: dict[int, SpacedSampler] = {}
 
     def __len__(self) -> int:
         """The number of frames."""
         return len(self.motion)
+
+    @property
+    def actions(self) -> Tensor:
+        """``(F,)`` int64: the action's number of each frame."""
+        return self._actions[self.motion.sequence]
 
     def split(self, name: str) -> PoseSource:
         """The "train" or "test" sequences as a source of their own, with the same options and the same numbers for
@@ -183,21 +190,15 @@ class PoseSource:
         Raises: ValueError, at once, where the motion is too short for such batches.
         """
         gap = max(1, math.ceil(min_gap_seconds * self.motion.fps - 1e-9))
-        lengths = self._starts.diff()
-        available = int((lengths // gap).sum())  # teeth that every phase finds
+        if gap not in self._samplers:
+            gaps = torch.full((self.motion.num_sequences,), gap)
+            self._samplers[gap] = SpacedSampler(self.motion.sequence, torch.arange(len(self)), gaps)
+        available = self._samplers[gap].available
         if not 0 < batch_size <= available:
             needed = f"`sampler` needs 0 < `batch_size` <= {available}, the frames {min_gap_seconds:g} s apart in "
             needed += f"{self.motion.num_sequences} sequences of {self.motion.seconds:.0f} s in all"
             raise ValueError(three_beats(needed, str(batch_size), "Lower `min_gap_seconds` or add motion."))
-        return self._combed(batch_size, generator, gap)
-
-    def _combed(self, batch_size: int, generator: torch.Generator, gap: int) -> Iterator[Tensor]:
-        starts, sequence = self._starts[:-1], self.motion.sequence
-        within = torch.arange(len(self)) - starts[sequence]
-        while True:
-            phase = torch.randint(gap, (len(starts),), generator=generator)
-            teeth = torch.nonzero((within - phase[sequence]) % gap == 0)[:, 0]
-            yield teeth[torch.randperm(len(teeth), generator=generator)[:batch_size]]
+        return self._samplers[gap].batches(batch_size, generator)
 
     def _checked(self, indices: Tensor) -> Tensor:
         if indices.ndim != 1 or indices.dtype != torch.int64 or not len(indices):
@@ -259,12 +260,16 @@ class PoseSource:
         return face_box(batch) if self.view == "box" else batch
 
 
-def _vocabulary(kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:
+def vocabulary(owner: str, kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names behind the numbers of a source: its own, sorted, or ``given`` ones that hold them all.
+
+    Raises: ValueError where one is missing.
+    """
     if given is None:
         return tuple(sorted(set(own)))
     missing = sorted(set(own) - set(given))
     if missing:
-        needed = f"`PoseSource` needs `{kind}_names` to hold every {kind} of the motion"
+        needed = f"`{owner}` needs `{kind}_names` to hold every {kind} there is"
         raise ValueError(three_beats(needed, f"no {missing[0]!r}", "Add it, or leave the names out."))
     return tuple(given)
 
