@@ -32,7 +32,7 @@ def decode(content: bytes, name: object) -> Image.Image:
 
 
 def warp(picture: Image.Image, affine: Array, size: tuple[int, int]) -> Array:
-    """A picture through an affine map, bilinear, black outside.
+    """A picture through an affine map, bilinear (colours rounded down), black outside.
 
     Args:
         picture: RGB. affine: ``(2, 3)``, pixels of the picture to pixels of the result, centres at whole numbers.
