@@ -13,6 +13,7 @@ from multicontrast._version import __version__
 from multicontrast.cached import cached_step
 from multicontrast.losses import (
     Diagnostics,
+    MemoryQueue,
     MultimodalInfoNCE,
     PairwiseInfoNCE,
     TermDiagnostics,
@@ -28,6 +29,7 @@ from multicontrast.temperature import Temperature
 
 __all__ = [
     "Diagnostics",
+    "MemoryQueue",
     "MultimodalInfoNCE",
     "PairwiseInfoNCE",
     "Temperature",

@@ -98,7 +98,16 @@ def meet(
     alike["temperature"] = "a tensor" if tau_tensor is not None else tau
     values = [] if masks is None else [masks.present, masks.ids, masks.weight]
     given = tuple(value is not None for value in values)
-    alike["set of masks"] = given if masks is None else (*given, masks.label_smoothing, masks.hardness)
+    alike["set of masks"] = (
+        given
+        if masks is None
+        else (
+            *given,
+            masks.label_smoothing,
+            masks.hardness,
+            masks.extra is not None,
+        )
+    )
     ranks = meeting.exchange(embeddings, tau_tensor, alike, generator, draws)
     if ranks is None:
         return Batch(list(embeddings), tau, masks, generator, None, ring)

@@ -156,9 +156,9 @@ class _Pair:
         negatives = samples.pair_negatives()
         found = []
         for m, n in (self.pair, self.pair[::-1]) if self.symmetric else (self.pair,):
-            logits = grams.rows(m, n) / tau
-            positive = logits[:, grams.start : grams.stop].diagonal()
-            parts = [sum_negatives(logits, negatives, self.masks, see)]
+            block = grams.rows(m, n)
+            positive = block[:, grams.start : grams.stop].diagonal() / tau
+            parts = [sum_negatives(block / tau, negatives, self.masks, see)]
             candidates = self.extra[n]
             if candidates is not None:
                 more = grams.units[m][grams.start : grams.stop] @ candidates.mT / tau
@@ -234,16 +234,15 @@ class _Tuples:
             else:
                 cosines = cells.read(grams)
                 values = similarity(cosines) if present is None else similarity.of_present(cosines, present)
-            logits = values / tau
             column = cells.positive(grams.start, grams.stop)
             if isinstance(column, int):
-                positive = logits[:, column]
+                positive = values[:, column] / tau
                 if present is not None:  # of an index of the user's own
                     whole = at_least_two([member[:, :1] for member in present])[:, 0]
                     positive = torch.where(whole | ~samples.anchors_taking_part(), positive, torch.nan)
             else:
-                positive = logits[:, grams.start : grams.stop].diagonal()
-            parts = [sum_negatives(logits, members.negatives(present), self.masks, see)]
+                positive = values[:, grams.start : grams.stop].diagonal() / tau
+            parts = [sum_negatives(values / tau, members.negatives(present), self.masks, see)]
         more = self._extra(grams, samples)
         if more is not None:
             parts.append(sum_negatives(more[0] / tau, more[1], self.masks, see))

@@ -44,25 +44,28 @@ class Seen(NamedTuple):
 
 def sum_negatives(logits: Tensor, valid: Tensor, masks: Masks, see: bool) -> NegativeSums:
     """The sums over the last axis of ``logits`` ``(R, C)`` where ``valid``; the others are not looked at."""
-    fill = torch.where(valid.any(-1, keepdim=True), -torch.inf, 0.0).to(logits.dtype)
-    count = valid.sum(-1)
-    masked = torch.where(valid, logits, fill)  # 0, for the gradient, in a row where all is -inf
-
-    def log_sum(scale: float) -> Tensor:
-        total = torch.logsumexp(masked if scale == 1 else scale * masked, -1)
-        return total.masked_fill(count == 0, -torch.inf)
-
-    tilted = tilt = total = seen = None
-    log = log_sum(1)
-    if masks.hardness > 0:
-        tilted, tilt = log_sum(1 + masks.hardness), log_sum(masks.hardness)
+    number = valid.sum(-1)
+    fill = torch.where(number > 0, -torch.inf, 0.0).to(logits.dtype)  # 0, for the gradient, where all would be -inf
+    total = seen = seen_total = None
     if masks.label_smoothing > 0:
         total = torch.where(valid, logits, 0).sum(-1)
     if see:
+        seen_total = torch.where(valid, logits.detach(), 0).sum(-1)
+    logits = torch.where(valid, logits, fill[..., None])  # which frees the others, if nobody else holds them
+
+    def log_sum(scale: float) -> Tensor:
+        summed = torch.logsumexp(logits if scale == 1 else scale * logits, -1)
+        return summed.masked_fill(number == 0, -torch.inf)
+
+    tilted = tilt = None
+    log = log_sum(1)
+    if masks.hardness > 0:
+        tilted, tilt = log_sum(1 + masks.hardness), log_sum(masks.hardness)
+    if seen_total is not None:
         with torch.no_grad():
-            peak = masked.amax(-1).masked_fill(count == 0, -torch.inf)
-            seen = Seen(peak, torch.where(valid, logits, 0).sum(-1), log.detach(), log_sum(2))
-    return NegativeSums(count, log, tilted, tilt, total, seen)
+            peak = logits.amax(-1).masked_fill(number == 0, -torch.inf)
+            seen = Seen(peak, seen_total, log.detach(), log_sum(2))
+    return NegativeSums(number, log, tilted, tilt, total, seen)
 
 
 def merge(parts: Sequence[NegativeSums]) -> NegativeSums:

@@ -265,3 +265,31 @@ def test_one_graph_without_a_break(negatives):
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     arguments = (*xs, PRESENT, IDS, WEIGHT.float())
     torch.testing.assert_close(compiled(*arguments), loss(*arguments))
+
+
+@pytest.mark.parametrize("negatives", [*SCHEMES, None])
+def test_masks_keep_a_quarter_of_the_logits_they_mask(negatives):
+    """What is kept for the backward pass: bool masks, and no second copy of any logits."""
+    size = 128
+    xs, generator = draw(0, size)
+    xs = [x.float().requires_grad_() for x in xs]
+
+    def kept(**options):
+        storages = {}
+
+        def pack(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = (tensor, tensor.untyped_storage().nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            if negatives is None:
+                mc.pairwise_infonce(*xs[:2], 0.3, reduction="none", **options)
+            else:
+                loss_of(xs, 0, negatives=negatives, reduction="none", **options)
+        return sum(count for _, count in storages.values())
+
+    softmaxes = 2 if negatives is None else 7
+    ids = torch.arange(size) // 2
+    present = torch.rand(size, 2 if negatives is None else 3, generator=generator) < 0.8
+    for options in ({"ids": ids}, {"present": present}, {"ids": ids, "present": present}):
+        assert kept(**options) <= kept() + softmaxes * size**2 + 1000 * size

@@ -1,0 +1,113 @@
+"""A memory queue: the last embeddings, as further negatives."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multicontrast._checks import check_floating, describe, three_beats
+
+__all__ = ["MemoryQueue"]
+
+
+class MemoryQueue(nn.Module):
+    """The embeddings of the last samples, to be passed as ``extra_negatives=``: more negatives than the batch has.
+
+    They are kept without a gradient and are as old as the queue is long, so the encoders that fill it should change
+    slowly (MoCo fills it from a moving average of the encoder; XBM waits until training has calmed down). The rows are
+    buffers, which move, are saved and are loaded with the module. Each process has a queue of its own: keep it out of
+    ``DistributedDataParallel``, which would overwrite it with rank 0's.
+
+    Args:
+        size: number of samples to remember.
+        dim: dimension of the embeddings.
+        num_modalities: N.
+
+    Raises:
+        TypeError, ValueError: for sizes that are not positive whole numbers, or embeddings that do not fit.
+
+    References:
+        He et al., Momentum Contrast, CVPR 2020; Wang et al., Cross-Batch Memory, CVPR 2020.
+
+    Example:
+        >>> import torch
+        >>> from multicontrast import PairwiseInfoNCE
+        >>> criterion, queue = PairwiseInfoNCE(0.1), MemoryQueue(size=6, dim=8)
+        >>> for _ in range(3):
+        ...     x, y = torch.randn(2, 4, 8)
+        ...     loss = criterion(x, y, extra_negatives=queue())
+        ...     queue.push([x, y])
+        >>> len(queue), queue()[0].shape
+        (6, torch.Size([6, 8]))
+    """
+
+    rows: Tensor
+    pushed: Tensor
+
+    def __init__(self, size: int, dim: int, num_modalities: int = 2) -> None:
+        super().__init__()
+        for name, value, least in (("size", size, 1), ("dim", dim, 1), ("num_modalities", num_modalities, 2)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(
+                    three_beats(f"`MemoryQueue` needs `{name}` to be an int", describe(value), "Pass a number.")
+                )
+            if value < least:
+                raise ValueError(
+                    three_beats(f"`MemoryQueue` needs `{name}` >= {least}", repr(value), "Pass a larger number.")
+                )
+        self.register_buffer("rows", torch.zeros(num_modalities, size, dim))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+        self._pushed = 0  # the same number where reading it waits for no device
+        self.register_load_state_dict_post_hook(_read_number)
+
+    def __len__(self) -> int:
+        """The number of samples in the queue."""
+        return min(self._pushed, self.rows.shape[1])
+
+    def forward(self) -> list[Tensor]:
+        """The samples in the queue, one tensor ``(E, D)`` for each modality."""
+        return [rows[: len(self)].clone() for rows in self.rows]  # the next push must not change what a graph holds
+
+    @torch.no_grad()
+    def push(self, embeddings: Sequence[Tensor]) -> None:
+        """Put the samples of a batch, ``(B, D)`` for each modality, in the place of the oldest."""
+        count, size, dim = self.rows.shape
+        remedy = "Push one tensor for each modality, with rows of the same samples."
+        if isinstance(embeddings, Tensor) or not isinstance(embeddings, Sequence):
+            raise TypeError(
+                three_beats("`MemoryQueue.push` needs a list or tuple of embeddings", describe(embeddings), remedy)
+            )
+        if len(embeddings) != count:
+            raise ValueError(
+                three_beats(f"`MemoryQueue.push` needs {count} modalities", f"{len(embeddings)} tensors", remedy)
+            )
+        for m, x in enumerate(embeddings):
+            check_floating("MemoryQueue.push", f"embeddings[{m}]", x)
+            if x.shape != (len(embeddings[0]), dim):
+                needed = f"`MemoryQueue.push` needs `embeddings[{m}]` of shape {(len(embeddings[0]), dim)}"
+                raise ValueError(three_beats(needed, describe(x), remedy))
+        number = len(embeddings[0])
+        kept = min(number, size)
+        places = torch.arange(self._pushed + number - kept, self._pushed + number, device=self.rows.device) % size
+        for rows, x in zip(self.rows, embeddings):
+            rows[places] = x[number - kept :].to(rows)
+        self._pushed += number
+        self.pushed.fill_(self._pushed)
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self._pushed = 0
+        self.pushed.zero_()
+
+    def extra_repr(self) -> str:
+        count, size, dim = self.rows.shape
+        return f"size={size}, dim={dim}, num_modalities={count}"
+
+
+def _read_number(queue: MemoryQueue, _: Any) -> None:
+    queue._pushed = int(queue.pushed)
