@@ -170,15 +170,15 @@ def procrustes_align(
 
 # Two sizes of chunk on a CPU: poses in pieces that a core's cache can hold, and their rotations, which are several
 # times smaller and hundreds of short operations long, a few pieces at a time.
-_PIECE_BYTES = 800_000
+_PIECE_BYTES = 1_600_000
 _PIECES = 4
 
 
 class _Piece(NamedTuple):
     """Some poses, batch innermost, centred and divided by powers of two; and what was taken away."""
 
-    pred: Tensor  # (D, J, n)
-    target: Tensor  # (D, J, n)
+    pred: Tensor  # (J, D, n)
+    target: Tensor  # (J, D, n)
     covariance: Tensor  # (D, D, n): K = sum_j w_j y_j x_j^T
     variance: Tensor  # (n,): sum_j w_j |x_j|^2
     pred_size: Tensor  # (n,)
@@ -217,15 +217,15 @@ def _chunks(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[lis
 
 def _piece(pred: Tensor, target: Tensor, weight: Tensor | None) -> _Piece:
     w = None if weight is None else weight.mT.contiguous()
-    x, x_centre, x_size = _Standardise.apply(pred.permute(2, 1, 0), w)
-    y, y_centre, y_size = _Standardise.apply(target.permute(2, 1, 0), w)
-    wx = x if w is None else x * w
-    covariance = torch.stack([(y * coordinate).sum(1) for coordinate in wx], 1)
+    x, x_centre, x_size = _Standardise.apply(pred.permute(1, 2, 0), w)
+    y, y_centre, y_size = _Standardise.apply(target.permute(1, 2, 0), w)
+    wx = x if w is None else x * w[:, None]
+    covariance = torch.stack([(y * coordinate[:, None]).sum(0) for coordinate in wx.unbind(1)], 1)
     return _Piece(x, y, covariance, (wx * x).sum((0, 1)), x_size, y_size, x_centre, y_centre)
 
 
 class _Standardise(torch.autograd.Function):
-    """``(D, J, n)`` to the same, contiguous, centred and scaled; the centre ``(D, n)``; and the size ``(n,)``.
+    """``(J, D, n)`` to the same, contiguous, centred and scaled; the centre ``(D, n)``; and the size ``(n,)``.
 
     Centred twice, on a joint of the largest weight and then on the mean, so that a distant origin costs no digits. The
     size is a power of two: dividing by it is exact, and afterwards no product overflows or underflows. A function of
@@ -234,22 +234,23 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def forward(pose: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        x = pose.clone(memory_format=torch.contiguous_format)
+        # Two axes rather than three: PyTorch transposes matrices in blocks.
+        x = pose.flatten(0, 1).clone(memory_format=torch.contiguous_format).view(pose.shape)
         if w is None:
-            first = x[:, 0].clone()
-            x.sub_(first[:, None])
+            first = x[0].clone()
+            x.sub_(first)
         else:
-            hidden = w == 0
-            first = x.gather(1, w.argmax(0).expand(len(x), 1, -1))[:, 0]
-            x.sub_(first[:, None]).masked_fill_(hidden, 0.0)
+            hidden = (w == 0)[:, None]
+            first = x.gather(0, w.argmax(0).expand(1, *x.shape[1:]))[0]
+            x.sub_(first).masked_fill_(hidden, 0.0)
         size = power_of_two(torch.maximum(x.amax((0, 1)), x.amin((0, 1)).neg_()))
         x.mul_(size.reciprocal())  # exact, as is the product
         if w is None:
-            mean = x.mean(1)
-            x.sub_(mean[:, None])
+            mean = x.mean(0)
+            x.sub_(mean)
         else:
-            mean = (x * w).sum(1) / w.sum(0)  # 0 / 0, NaN, without a visible joint
-            x.sub_(mean[:, None]).masked_fill_(hidden, 0.0)
+            mean = (x * w[:, None]).sum(0) / w.sum(0)  # 0 / 0, NaN, without a visible joint
+            x.sub_(mean).masked_fill_(hidden, 0.0)
         return x, mean.mul_(size).add_(first), size
 
     @staticmethod
@@ -262,10 +263,10 @@ class _Standardise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, centre_grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         size, w = ctx.saved_tensors
         grad = grad * size.reciprocal()
-        if w is not None:
-            grad = grad.masked_fill(w == 0, 0.0)
-        share = 1 / grad.shape[1] if w is None else w / w.sum(0)
-        return grad + share * (centre_grad - grad.sum(1))[:, None], None
+        if w is None:
+            return grad + (centre_grad - grad.sum(0)) / len(grad), None
+        grad = grad.masked_fill((w == 0)[:, None], 0.0)
+        return grad + (w / w.sum(0))[:, None] * (centre_grad - grad.sum(0)), None
 
     @staticmethod
     def vmap(
@@ -289,7 +290,7 @@ def _fit(pieces: list[_Piece], with_scale: bool, allow_reflection: bool) -> _Fit
 
 
 class _Distances(torch.autograd.Function):
-    """``|y - L x|``: joints ``x, y (D, J, n)`` and ``L (D, D, n)`` to ``(J, n)``; the gradient is 0 at distance 0."""
+    """``|y - L x|``: joints ``x, y (J, D, n)`` and ``L (D, D, n)`` to ``(J, n)``; the gradient is 0 at distance 0."""
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, linear: Tensor) -> Tensor:
@@ -308,9 +309,9 @@ class _Distances(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, y, linear, distances = ctx.saved_tensors
         grad = torch.where(distances == 0, 0.0, grad / distances)
-        y_grad = torch.stack([rest * grad for rest in _rests(x, y, linear)])
-        x_grad = -(linear[:, :, None] * y_grad[:, None]).sum(0)
-        linear_grad = -torch.stack([(y_grad * coordinate).sum(1) for coordinate in x], 1)
+        y_grad = torch.stack([rest * grad for rest in _rests(x, y, linear)], 1)
+        x_grad = torch.stack([-(column * y_grad).sum(1) for column in linear.unbind(1)], 1)
+        linear_grad = torch.stack([-(y_grad * coordinate[:, None]).sum(0) for coordinate in x.unbind(1)], 1)
         return x_grad, y_grad, linear_grad
 
     @staticmethod
@@ -322,8 +323,9 @@ class _Distances(torch.autograd.Function):
 
 def _rests(x: Tensor, y: Tensor, linear: Tensor) -> Iterator[Tensor]:
     """``y - L x``, one coordinate ``(J, n)`` at a time."""
-    for row, coordinate in zip(linear, y):
-        rest = torch.addcmul(coordinate, row[0], x[0], value=-1)
-        for factor, other in zip(row[1:], x[1:]):
+    first, *others = x.unbind(1)
+    for row, coordinate in zip(linear, y.unbind(1)):
+        rest = torch.addcmul(coordinate, row[0], first, value=-1)
+        for factor, other in zip(row[1:], others):
             rest = torch.addcmul(rest, factor, other, value=-1)  # in place there is no rule for `vmap`
         yield rest
