@@ -25,6 +25,8 @@ class DataConfig(Settings):
     cameras: Literal["random", "fixed"] = "random"  # of training: a new one for each sample, or Human3.6M-like four
     view: Literal["camera", "box"] = "camera"  # "box": as if the camera faced the person; for poses alone
     image_size: tuple[int, int] = option((256, 192), at_least=32)  # height, width; multiples of 32; section 4.2
+    crop: Literal["aligned", "classic", "udp"] = "aligned"  # of recorded pictures; "classic" and "udp" as mmpose's
+    joints_2d: Literal["annotated", "detected"] = "annotated"  # of a recording: true joints, or a detector's
     flip: float = option(0.5, at_least=0)  # probability; augmentation as mmpose's for Human3.6M
     scale: float = option(0.25, at_least=0)  # of the box, up to this share
     rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
@@ -167,6 +169,7 @@ class EvaluationConfig(Settings):
     """Which poses are evaluated."""
 
     stride: int = option(64, at_least=1)  # every so many frames of the test sequences
+    protocol: str | None = None  # of a recording: whose frames and joints; unihpe_ref.data.PROTOCOLS names them
     batch_size: int = option(256, at_least=1)
 
 
@@ -176,7 +179,7 @@ class RunConfig(Settings):
 
     preset: str = "paper"  # the name these settings began with
     seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
-    motion: Path | None = None  # a recording (npz); None generates motion
+    motion: Path | None = None  # motion or a recording, as `unihpe data` reads it; None generates motion
     image_weights: Path | None = None  # COCO pose checkpoint that the image encoder starts from; section 4.4
     fuse_init: Literal["zero", "imagenet", "random"] = "zero"  # of what a HRNet pose checkpoint lacks; not said
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; losses stay in float32

@@ -12,10 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unihpe_ref.checkpoint import write_whole
-from unihpe_ref.data import Motion, Recording
+from unihpe_ref.data import open_data, prepare
 from unihpe_ref.data.checking import Report, check
-from unihpe_ref.data.prepared import is_prepared, open_prepared, prepare
-from unihpe_ref.data.readers import read_data
 
 PROBLEMS_FOUND = 1
 """Exit code of ``check`` where something is wrong with data that can be read."""
@@ -74,18 +72,6 @@ class Data:
 
     def execute(self, console: Console) -> None:
         self.command.execute(console)
-
-
-def open_data(path: Path, form: str | None = None, *, verify: bool = False) -> Recording | Motion:
-    """Prepared data, or whatever a reader knows.
-
-    Args:
-        path: file or folder. form: of data that are not prepared. verify: compares prepared data with their hashes.
-    Raises: OSError or ValueError, in words.
-    """
-    if form is None and (is_prepared(path) or (path / "progress.json").is_file()):
-        return open_prepared(path, verify=verify)
-    return read_data(path, form)
 
 
 def show(report: Report, console: Console, path: Path) -> None:

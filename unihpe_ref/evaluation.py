@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multicontrast.metrics import epe, mpjpe, pa_mpjpe, pck
 from unihpe_ref.config import EvaluationConfig
-from unihpe_ref.data import PoseBatch, PoseSource, denormalise_joints, tight_box_size
+from unihpe_ref.data import PoseBatch, Source, denormalise_joints, tight_box_size
 from unihpe_ref.models import UniHPE
 
 _MILLIMETRES = 1000.0
@@ -71,7 +71,7 @@ class MeanPose:
     joints_2d: Tensor  # (J, 2) normalised by the box
 
     @staticmethod
-    def of(source: PoseSource, config: EvaluationConfig) -> MeanPose:
+    def of(source: Source, config: EvaluationConfig) -> MeanPose:
         """Over every ``config.stride``-th frame of ``source``, the training split without images."""
         sums_3d, sums_2d, count = [], [], 0
         for batch in _batches(source, config):
@@ -82,7 +82,7 @@ class MeanPose:
 
 
 def evaluate(
-    model: UniHPE, source: PoseSource, mean_pose: MeanPose, config: EvaluationConfig, *, seed: int = 0
+    model: UniHPE, source: Source, mean_pose: MeanPose, config: EvaluationConfig, *, seed: int = 0
 ) -> Evaluation:
     """Runs every path of ``model`` over ``source``.
 
@@ -98,7 +98,7 @@ def evaluate(
     actions: list[Tensor] = []
     for batch in _batches(source, config):
         actions.append(batch.action)
-        for name, values in _errors(model, batch, mean_pose, generator).items():
+        for name, values in _errors(model, batch, mean_pose, source.evaluated_joints, generator).items():
             for metric, value in values.items():
                 errors.setdefault(name, {}).setdefault(metric, []).append(value.cpu())
     action = torch.cat(actions)
@@ -125,30 +125,32 @@ def evaluate(
 
 @torch.no_grad()
 def _errors(
-    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose, generator: torch.Generator
+    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose, chosen: tuple[int, ...], generator: torch.Generator
 ) -> dict[str, dict[str, Tensor]]:
     """Path -> metric -> one number per sample."""
     batch = batch.to(model.device)
     box_info = batch.box_info()
     lifted = model.lift(batch.joints_2d_normalised(), box_info, generator=generator)
     found = {
-        "mean pose, 3D": _errors_3d(mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d), batch),
-        "2D to 3D": _errors_3d(lifted, batch),
+        "mean pose, 3D": _errors_3d(mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d), batch, chosen),
+        "2D to 3D": _errors_3d(lifted, batch, chosen),
     }
     if model.image_encoder is not None:
         assert batch.image is not None
         estimate = model.estimate(batch.image, box_info, generator=generator)
         guess = mean_pose.joints_2d.to(model.device).expand_as(batch.joints_2d)
-        found["image to 3D"] = _errors_3d(estimate.joints_3d, batch)
+        found["image to 3D"] = _errors_3d(estimate.joints_3d, batch, chosen)
         found["mean pose, 2D"] = _errors_2d(guess, batch)
         found["image to 2D"] = _errors_2d(estimate.joints_2d, batch)
     return found
 
 
-def _errors_3d(joints: Tensor, batch: PoseBatch) -> dict[str, Tensor]:
+def _errors_3d(joints: Tensor, batch: PoseBatch, chosen: tuple[int, ...]) -> dict[str, Tensor]:
+    """From the pelvis, whichever joints are chosen for the average (and for the alignment of PA-MPJPE)."""
+    joints, truth = joints[:, list(chosen)], batch.joints_3d[:, list(chosen)]
     return {
-        "MPJPE": mpjpe(joints, batch.joints_3d, reduction="none") * _MILLIMETRES,
-        "PA-MPJPE": pa_mpjpe(joints, batch.joints_3d, reduction="none") * _MILLIMETRES,
+        "MPJPE": mpjpe(joints, truth, reduction="none") * _MILLIMETRES,
+        "PA-MPJPE": pa_mpjpe(joints, truth, reduction="none") * _MILLIMETRES,
     }
 
 
@@ -159,6 +161,6 @@ def _errors_2d(joints: Tensor, batch: PoseBatch) -> dict[str, Tensor]:
     return {"PCK@0.05": 100 * share, "EPE": epe(pixels, batch.joints_2d, reduction="none")}
 
 
-def _batches(source: PoseSource, config: EvaluationConfig) -> Iterator[PoseBatch]:
+def _batches(source: Source, config: EvaluationConfig) -> Iterator[PoseBatch]:
     for indices in source.evaluation_indices(config.stride).split(config.batch_size):
         yield source.evaluation_batch(indices)

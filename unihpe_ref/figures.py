@@ -21,7 +21,7 @@ from torch import Tensor
 
 from multicontrast.metrics import epe, mpjpe
 from unihpe_ref.checkpoint import write_whole
-from unihpe_ref.data import SKELETON, PoseBatch, PoseSource, apply_affine, denormalise_image, denormalise_joints
+from unihpe_ref.data import SKELETON, PoseBatch, Source, apply_affine, denormalise_image, denormalise_joints
 from unihpe_ref.models import UniHPE
 
 _TRUTH = "0.75"
@@ -30,7 +30,7 @@ _PANEL_INCHES = 2.2
 _BLOCKS, _GAP = 2, 0.12  # samples side by side, and the space between them
 
 
-def save_pose_sheet(model: UniHPE, source: PoseSource, path: Path, *, samples: int = 8, seed: int = 0) -> None:
+def save_pose_sheet(model: UniHPE, source: Source, path: Path, *, samples: int = 8, seed: int = 0) -> None:
     """Writes a PNG with ``samples`` samples of ``source``, of as many actions as there are.
 
     Args:
@@ -56,7 +56,7 @@ def save_pose_sheet(model: UniHPE, source: PoseSource, path: Path, *, samples: i
     write_whole(path, content.getvalue())
 
 
-def _varied_frames(source: PoseSource, samples: int) -> Tensor:
+def _varied_frames(source: Source, samples: int) -> Tensor:
     """One frame of each of the actions, evenly chosen, or several where there are few; scattered within its frames."""
     action = source.actions
     present = action.unique()

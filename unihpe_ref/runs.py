@@ -15,7 +15,17 @@ from multicontrast._checks import three_beats
 from unihpe_ref import processes
 from unihpe_ref.checkpoint import save_model, write_whole
 from unihpe_ref.config import RunConfig
-from unihpe_ref.data import Augmentation, Motion, PoseSource, generate_motion, read_mocap
+from unihpe_ref.data import (
+    Augmentation,
+    Motion,
+    PoseSource,
+    Recording,
+    RecordingSource,
+    Source,
+    generate_motion,
+    open_data,
+    protocol,
+)
 from unihpe_ref.environment import describe_environment
 from unihpe_ref.evaluation import Evaluation, MeanPose, evaluate
 from unihpe_ref.logs import RunLog, SilentLog
@@ -30,22 +40,32 @@ MODEL, LOG, CONFIG, EVALUATION, POSES = "model.safetensors", "log.jsonl", "confi
 ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
 
 
-def open_motion(config: RunConfig) -> Motion:
-    """The recording that the configuration names, or motion generated from its seed.
+def open_motion(config: RunConfig) -> Motion | Recording:
+    """The motion or recording that the configuration names, or motion generated from its seed.
 
     Raises: OSError or ValueError where a recording cannot be read.
     """
     if config.motion is not None:
-        return read_mocap(config.motion)
+        return open_data(config.motion)
     data = config.data
     return generate_motion(config.seed, num_subjects=data.subjects, takes=data.takes, seconds=data.seconds)
 
 
-def open_source(motion: Motion, config: RunConfig, *, images: bool) -> PoseSource:
-    """Both splits of ``motion`` as the configuration sees them; ``.split`` parts them."""
+def open_source(motion: Motion | Recording, config: RunConfig, *, images: bool) -> Source:
+    """All splits of ``motion`` as the configuration sees them; ``.split`` parts them."""
     data = config.data
     augmentation = Augmentation(flip=data.flip, scale=data.scale, rotation_degrees=data.rotation_degrees)
     varied = bool(data.flip or data.scale or data.rotation_degrees)
+    if isinstance(motion, Recording):
+        return RecordingSource(
+            motion,
+            image_size=data.image_size if images else None,
+            augment=augmentation if varied else False,
+            joints_2d=data.joints_2d,
+            convention=data.crop,
+            view=data.view,
+            protocol=None if config.evaluation.protocol is None else protocol(config.evaluation.protocol),
+        )
     return PoseSource(
         motion,
         cameras=data.cameras,
@@ -76,7 +96,7 @@ def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
 
 def train_model(
     config: RunConfig,
-    motion: Motion,
+    motion: Motion | Recording,
     log: RunLog,
     device: torch.device,
     *,
@@ -123,7 +143,7 @@ def train_model(
     return model
 
 
-def evaluate_model(model: UniHPE, config: RunConfig, motion: Motion, split: str = "test") -> Evaluation:
+def evaluate_model(model: UniHPE, config: RunConfig, motion: Motion | Recording, split: str = "test") -> Evaluation:
     """Every path of the model on one split; the mean pose beside it is the training split's."""
     mean_pose = MeanPose.of(open_source(motion, config, images=False).split("train"), config.evaluation)
     source = open_source(motion, config, images=model.image_encoder is not None).split(split)
@@ -162,7 +182,7 @@ def save_json(values: object, path: Path) -> None:
 
 def run(
     config: RunConfig, folder: Path, console: Console, device: torch.device, *, resume: bool = False
-) -> tuple[UniHPE, Evaluation, Motion] | None:
+) -> tuple[UniHPE, Evaluation, Motion | Recording] | None:
     """Trains, saves and evaluates; leaves everything that happened in ``folder``.
 
     Args:

@@ -22,7 +22,7 @@ from multicontrast import Temperature, cached_step
 from multicontrast._checks import three_beats
 from unihpe_ref import processes
 from unihpe_ref.config import StageConfig
-from unihpe_ref.data import PoseBatch, PoseSource
+from unihpe_ref.data import PoseBatch, Source
 from unihpe_ref.logs import RunLog
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
@@ -145,7 +145,7 @@ class StageState:
 def fit(
     stage: Stage,
     model: UniHPE,
-    source: PoseSource,
+    source: Source,
     log: RunLog,
     *,
     seed: int,
@@ -322,7 +322,7 @@ def _average_of(model: UniHPE, decay: float) -> AveragedModel:
 class _Batches(Dataset[PoseBatch]):
     """Batch number k of a stage, for any k: some rows of it."""
 
-    def __init__(self, source: PoseSource, batch_size: int, part: Part, seed: int, min_gap_seconds: float) -> None:
+    def __init__(self, source: Source, batch_size: int, part: Part, seed: int, min_gap_seconds: float) -> None:
         self.source, self.batch_size, self.part = source, batch_size, part
         self.seed, self.min_gap_seconds = seed, min_gap_seconds
         source.sampler(batch_size, torch.Generator(), min_gap_seconds)  # says here, not in a worker, what does not fit
@@ -334,7 +334,7 @@ class _Batches(Dataset[PoseBatch]):
 
 
 def _batches(
-    source: PoseSource,
+    source: Source,
     batch_size: int,
     part: Part,
     seed: int,

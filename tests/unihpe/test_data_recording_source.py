@@ -355,3 +355,41 @@ def test_14_joints_are_those_of_the_paper():
     ours = ["pelvis", "rhip", "rkne", "rank", "lhip", "lkne", "lank", "spine", "thorax", "nose", "head"]
     ours += ["lsho", "lelb", "lwri", "rsho", "relb", "rwri"]
     assert [ours[joint] for joint in protocol("3dpw_14").joints] == [*names, "thorax", "head"]
+
+
+# --- the whole way --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_a_prepared_recording_trains_and_is_evaluated_by_its_protocol(tmp_path, images):
+    """From files as they are downloaded, through `prepare`, to the errors of a protocol's frames and 14 joints."""
+    from small import POSES_ONLY, SMALL, quiet_log
+
+    from unihpe_ref.runs import evaluate_model, open_motion, train_model
+
+    formats.write_mmpose_h36m(tmp_path / "h36m", pictures=images)
+    if images:  # train and test both need pictures
+        for name in read_data(tmp_path / "h36m").pictures[::3]:
+            formats.picture(tmp_path / "h36m" / "images" / name, 100, 100)
+    data = read_data(tmp_path / "h36m")
+    assert isinstance(data, Recording)
+    prepare(tmp_path / "h36m", tmp_path / "data")
+    config = (SMALL if images else POSES_ONLY).override(
+        **{
+            "motion": tmp_path / "data", "data.min_gap_seconds": 0.1, "evaluation.stride": 1,
+            "evaluation.protocol": "h36m_p1_image", "stage1.steps": 2, "stage2.batch_size": 4, "stage3.steps": 2,
+            "stage3.batch_size": 4,
+        }
+    )  # fmt: skip
+    motion = open_motion(config)
+    if images:
+        there = np.array([data.picture_path(row).is_file() for row in range(len(data))])
+        motion = dataclasses.replace(motion, picture=np.where(there, motion.picture, -1))
+    model = train_model(config, motion, quiet_log(tmp_path), torch.device("cpu"))
+    result = evaluate_model(model, config, motion)
+    assert result.frames == (sum(there & (data.splits == "test")) if images else 64)
+    assert set(result.actions) == {"Walking", "Sitting"}
+    source = RecordingSource(motion, protocol=protocol("h36m_p1_image")).split("test")
+    assert source.evaluated_joints == protocol("3dpw_14").joints
+    for path in result.paths:
+        assert all(np.isfinite(value) for value in path.frame_mean.values()), path

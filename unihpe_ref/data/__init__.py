@@ -16,23 +16,28 @@ from .boxes import (
 from .camera import Camera, crop_intrinsics, fixed_cameras, intrinsic_matrix, look_at, project, random_camera
 from .mocap import read_mocap
 from .motion import Motion, generate_motion
+from .prepared import open_data, open_prepared, prepare
+from .protocols import PROTOCOLS, Protocol, protocol
 from .readers import read_data
 from .recording import Recording
 from .recording_source import RecordingSource
 from .render import denormalise_image, normalise_image, render_poses
 from .skeleton import SKELETON, Skeleton, flip_joints, flip_pixels, limb_lengths
-from .source import Augmentation, PoseSource
+from .source import Augmentation, PoseSource, Source
 
 __all__ = [
+    "PROTOCOLS",
     "SKELETON",
     "Augmentation",
     "Camera",
     "Motion",
     "PoseBatch",
     "PoseSource",
+    "Protocol",
     "Recording",
     "RecordingSource",
     "Skeleton",
+    "Source",
     "apply_affine",
     "box_information",
     "crop_affine",
@@ -50,7 +55,11 @@ __all__ = [
     "look_at",
     "normalise_image",
     "normalise_joints",
+    "open_data",
+    "open_prepared",
+    "prepare",
     "project",
+    "protocol",
     "random_camera",
     "read_data",
     "read_mocap",

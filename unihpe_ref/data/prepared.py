@@ -100,6 +100,18 @@ def prepare(
     return open_prepared(folder)
 
 
+def open_data(path: Path, form: str | None = None, *, verify: bool = False) -> Recording | Motion:
+    """Prepared data, or whatever a reader knows.
+
+    Args:
+        path: file or folder. form: of data that are not prepared. verify: compares prepared data with their hashes.
+    Raises: OSError or ValueError, in words.
+    """
+    if form is None and (is_prepared(path) or _is_ours(path)):
+        return open_prepared(path, verify=verify)
+    return read_data(path, form)
+
+
 def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
     """Opens what :func:`prepare` wrote; arrays stay on the disk until they are used.
 

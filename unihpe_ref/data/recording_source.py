@@ -101,6 +101,11 @@ class RecordingSource:
         return len(self._rows)
 
     @property
+    def evaluated_joints(self) -> tuple[int, ...]:
+        """Those that errors are averaged over: the protocol's, or all 17."""
+        return tuple(range(SKELETON.num_joints)) if self.protocol is None else self.protocol.joints
+
+    @property
     def actions(self) -> Tensor:
         """``(N,)`` int64: the action's number of each sample."""
         return self._actions[self._sequence]
@@ -116,7 +121,7 @@ class RecordingSource:
             convention=self.convention,
             view=self.view,
             need_3d=self.need_3d,
-            protocol=self.protocol,
+            protocol=self.protocol if self.protocol is not None and self.protocol.split == name else None,
             action_names=self.action_names,
             subject_names=self.subject_names,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +46,34 @@ class Augmentation:
                 raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
 
 
+class Source(Protocol):
+    """Where training and evaluation have their batches from: motion (:class:`PoseSource`) or a recording."""
+
+    action_names: tuple[str, ...]
+    evaluated_joints: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    @property
+    def actions(self) -> Tensor:
+        """``(N,)`` int64: the action's number of each sample."""
+
+    def split(self, name: str) -> Source:
+        """Samples of one split, with the same options."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator, rows: slice = ...) -> PoseBatch:
+        """A training batch."""
+
+    def evaluation_batch(self, indices: Tensor) -> PoseBatch:
+        """The same samples at every call."""
+
+    def evaluation_indices(self, stride: int = 1) -> Tensor:
+        """What an evaluation covers."""
+
+    def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
+        """Endless batches of sample numbers without near duplicates."""
+
+
 class PoseSource:
     """Frames of a motion as seen by cameras.
 
@@ -62,6 +91,8 @@ class PoseSource:
         action_names, subject_names: what the numbers mean; the motion's own names, sorted, unless given.
     Raises: ValueError for an unknown name or sizes that are not positive.
     """
+
+    evaluated_joints: tuple[int, ...] = tuple(range(SKELETON.num_joints))
 
     def __init__(
         self,
