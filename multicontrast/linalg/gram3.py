@@ -15,7 +15,7 @@ from multicontrast.linalg._gram3_in_place import Triple
 from multicontrast.linalg._spectral import spectral_backward, spectral_forward
 from multicontrast.linalg.symmetric3 import evaluate_pairs
 
-_BLOCK = 32768  # elements at a time on a CPU: the buffers stay in the cache
+_BLOCK = 1 << 17  # elements at a time on a CPU: enough to hide the cost of a call, few enough to stay in cache
 
 
 def gram3_eigmax(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor
 from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _jacobi_torch, _symmetric3_torch, _symmetric_operator
-from multicontrast.linalg._glue import batch_first, blocks, refuse_nested_forward_mode
+from multicontrast.linalg._glue import batch_first, blocks, is_eager_cpu, refuse_nested_forward_mode
 from multicontrast.linalg._gram3_torch import power_of_two
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: so far does rounding part equal ones. Not
 # more, since the mean over two projectors is a subgradient only to half their distance.
 _TIE = 2.0
+_LAPACK_FROM = {torch.float32: 7, torch.float64: 5}  # N, on a CPU
 _BLOCK = 16384  # matrices at a time on a CPU: their rows stay in the cache
 
 
@@ -96,9 +97,17 @@ def _evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _solver(matrix: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Deflation for N = 3, Jacobi for the others; as an operator for Triton and for the compiler."""
     three = matrix.shape[-1] == 3
+    if matrix.shape[-1] >= _LAPACK_FROM[matrix.dtype] and is_eager_cpu(matrix) and not use_triton(matrix):
+        return _lapack_eigenpairs
     if use_triton(matrix) or torch.compiler.is_compiling():
         return _symmetric_operator.symmetric3_eigenpairs if three else _symmetric_operator.jacobi_eigenpairs
     return _symmetric3_torch.eigenpairs if three else _jacobi_torch.eigenpairs
+
+
+def _lapack_eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by LAPACK, which on a CPU is faster for the larger N; it would raise for NaN and infinity."""
+    values, vectors = torch.linalg.eigh(matrix.nan_to_num(0, 0, 0))
+    return values, vectors
 
 
 def _hessian_product(distances: Tensor, vectors: Tensor, direction: Tensor) -> Tensor:

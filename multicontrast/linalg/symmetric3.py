@@ -14,7 +14,7 @@ from multicontrast.linalg import _symmetric3_in_place, _symmetric3_torch, _symme
 from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
 from multicontrast.linalg._spectral import inverse_gaps, spectral_backward
 
-_BLOCK = 32768  # matrices at a time on a CPU: the buffers stay in the cache
+_BLOCK = 1 << 17  # matrices at a time on a CPU: enough to hide the cost of a call
 
 
 def eigvalsh3(A: Tensor) -> Tensor:  # the name of the contract

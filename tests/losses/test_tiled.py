@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import multicontrast as mc
+from benchmarks.driver import peak_bytes
 from multicontrast.losses import _road, _tiled
 from tests.losses.test_values import SCHEMES, SIMILARITIES, assert_same, embeddings
 
@@ -89,3 +90,32 @@ print(peak() - before)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=900)
     assert float(run.stdout) < 2.0
+
+
+def test_a_large_batch_is_never_held_whole(monkeypatch):
+    """What the 65,536 samples below do in minutes, for 4096: the peak, counted, is a few tiles beside the rows."""
+    monkeypatch.setattr(_tiled, "_TILE", 256)
+    size, dim = 4096, 32
+    x, y = (torch.randn(size, dim, requires_grad=True) for _ in range(2))
+    peak = peak_bytes(lambda: mc.pairwise_infonce(x, y, 0.07, tiled=True).backward(), torch.device("cpu"))
+    rows, tile = 4 * size * dim, 4 * 256 * 256
+    assert peak < 8 * rows + 6 * tile < 4 * size * size / 4
+
+
+def test_tiles_have_the_numbers_of_whole_blocks(monkeypatch):
+    """In float32, to 4 eps of the largest logit and of the largest gradient."""
+    monkeypatch.setattr(_tiled, "_TILE", 64)
+    monkeypatch.setattr(_tiled, "_CELLS", 20000)
+    tau = 0.05
+    xs = [x.detach().float().requires_grad_() for x in embeddings(3, 150, dim=24)]
+    eps = torch.finfo(torch.float32).eps
+    for negatives in ("permutation", "shared", "cyclic", "tied"):
+        results = []
+        for tiled in (True, False):
+            generator = torch.Generator().manual_seed(1)
+            loss = mc.trimodal_infonce(*xs, tau, negatives=negatives, generator=generator, tiled=tiled)
+            results.append((loss, torch.autograd.grad(loss, xs)))
+        (tiles, by_tiles), (whole, by_whole) = results
+        assert abs(tiles - whole) <= 4 * eps * 3 / tau
+        for t, w in zip(by_tiles, by_whole):
+            assert (t - w).abs().max() <= 4 * eps * w.abs().max() / tau

@@ -1,0 +1,57 @@
+"""How much memory a step takes beside its Gram blocks: counted, allocation by allocation."""
+
+import pytest
+import torch
+
+import multicontrast as mc
+from benchmarks.driver import peak_bytes
+from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS
+from multicontrast.losses import _all_tuples, _pair_block
+
+SIZE, DIM, CELLS = 512, 8, 1 << 11
+BLOCK = 4 * SIZE * SIZE  # bytes of a Gram block
+PART = 4 * (CELLS + SIZE)  # of a buffer for some rows of it
+ROWS = 4 * SIZE * DIM
+
+
+@pytest.fixture(autouse=True)
+def small_row_blocks(monkeypatch):
+    monkeypatch.setattr(_pair_block, "BLOCK_CELLS", CELLS)
+    monkeypatch.setattr(_all_tuples, "BLOCK_CELLS", CELLS)
+
+
+def step_peak(**options: object) -> int:
+    generator = torch.Generator().manual_seed(0)
+    xs = [torch.randn(SIZE, DIM, generator=generator, requires_grad=True) for _ in range(3)]
+    tau = torch.tensor(0.2, requires_grad=True)
+    return peak_bytes(lambda: mc.trimodal_infonce(*xs, tau, **options).backward(), torch.device("cpu"))
+
+
+# Beside the blocks: cosines of some rows, the scratch of the eigenvalue, one for each pair, index planes of eight bytes
+# for some rows, and the rows of the batch, unit and differentiated.
+PARTS = PART * (3 + SCRATCH_ROWS + 3 + 2 * 6) + 16 * ROWS
+
+
+@pytest.mark.parametrize("negatives", ["shared", "tied"])
+def test_lists_of_candidates_need_their_gram_blocks_and_some_rows(negatives):
+    assert step_peak(negatives=negatives) < 3 * BLOCK + PARTS
+
+
+def test_tuples_anywhere_need_one_block_more():
+    """The gradient of the block without the anchor gathers while its cosines are still read."""
+    index = mc.sample_tuples(SIZE, generator=torch.Generator().manual_seed(0))
+    for negatives in (index, "cyclic"):
+        assert step_peak(negatives=negatives) < 4 * BLOCK + PARTS
+
+
+def test_pairs_need_one_block_each():
+    x, y = (torch.randn(SIZE, DIM, requires_grad=True) for _ in range(2))
+    assert peak_bytes(lambda: mc.pairwise_infonce(x, y, 0.2).backward(), torch.device("cpu")) < BLOCK + PARTS
+
+
+def test_every_triplet_needs_a_few_blocks():
+    """Of B^3 similarities no more than the slab of one anchor is ever there: a multiple of B^2."""
+    x, y, z = (torch.randn(96, DIM, requires_grad=True) for _ in range(3))
+    block = 4 * 96 * 96
+    step = peak_bytes(lambda: mc.triplet_infonce(x, y, z, 0.2, negatives="all").backward(), torch.device("cpu"))
+    assert step < (9 + SCRATCH_ROWS + 6) * block + 16 * 4 * 96 * DIM
