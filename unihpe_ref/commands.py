@@ -59,7 +59,7 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train on a recording (--motion FILE.npz), or on generated motion, and evaluate on its test sequences."""
+    """Train on a recording (--motion PATH), or on generated motion, and evaluate on its test sequences."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     out: Path = Path("runs/train")
@@ -96,7 +96,9 @@ class Evaluate:
     checkpoint: tyro.conf.Positional[Path]
     """model.safetensors, or the folder that holds it"""
     motion: Path | None = None
-    """a recording (npz); the one the model was trained on unless given"""
+    """a recording, as `unihpe data` reads or prepares it; the one the model was trained on unless given"""
+    protocol: str | None = None
+    """of a recording: the frames and joints of a protocol by name, every one of them unless --stride is given"""
     split: Literal["train", "test"] = "test"
     """which sequences"""
     stride: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -117,6 +119,8 @@ class Evaluate:
         model, config = load_model(path, device)
         if self.motion is not None:
             config = config.override(motion=self.motion)
+        if self.protocol is not None:
+            config = config.override(**{"evaluation.protocol": self.protocol, "evaluation.stride": 1})
         if self.stride is not None:
             config = config.override(**{"evaluation.stride": self.stride})
         motion = open_motion(config)

@@ -31,6 +31,7 @@ class DataConfig(Settings):
     scale: float = option(0.25, at_least=0)  # of the box, up to this share
     rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
     min_gap_seconds: float = option(1.0, at_least=0)  # between two frames of one sequence in one batch
+    min_distance: float = option(0.0, at_least=0)  # metres between any two poses of one batch of a recording; 0: any
     subjects: int = option(7, at_least=3)  # generated bodies; the last two are the test split
     takes: int = option(1, at_least=1)  # generated sequences for each subject and action
     seconds: float = option(8.0, above=0)  # length of each

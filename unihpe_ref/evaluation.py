@@ -82,14 +82,14 @@ class MeanPose:
 
 
 def evaluate(
-    model: UniHPE, source: Source, mean_pose: MeanPose, config: EvaluationConfig, *, seed: int = 0
+    model: UniHPE, source: Source, mean_pose: MeanPose | None, config: EvaluationConfig, *, seed: int = 0
 ) -> Evaluation:
     """Runs every path of ``model`` over ``source``.
 
     Args:
         model: in evaluation mode.
         source: the split to evaluate; with images where the model encodes them.
-        mean_pose: of the training split.
+        mean_pose: of the training split; None leaves the baseline out.
         config: which frames.
         seed: of the score-based decoders' noise.
     """
@@ -125,22 +125,23 @@ def evaluate(
 
 @torch.no_grad()
 def _errors(
-    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose, chosen: tuple[int, ...], generator: torch.Generator
+    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose | None, chosen: tuple[int, ...], generator: torch.Generator
 ) -> dict[str, dict[str, Tensor]]:
     """Path -> metric -> one number per sample."""
     batch = batch.to(model.device)
     box_info = batch.box_info()
     lifted = model.lift(batch.joints_2d_normalised(), box_info, generator=generator)
-    found = {
-        "mean pose, 3D": _errors_3d(mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d), batch, chosen),
-        "2D to 3D": _errors_3d(lifted, batch, chosen),
-    }
-    if model.image_encoder is not None:
-        assert batch.image is not None
+    found = {}
+    if mean_pose is not None:
+        guess = mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d)
+        found["mean pose, 3D"] = _errors_3d(guess, batch, chosen)
+    found["2D to 3D"] = _errors_3d(lifted, batch, chosen)
+    if model.image_encoder is not None and batch.image is not None:
         estimate = model.estimate(batch.image, box_info, generator=generator)
-        guess = mean_pose.joints_2d.to(model.device).expand_as(batch.joints_2d)
         found["image to 3D"] = _errors_3d(estimate.joints_3d, batch, chosen)
-        found["mean pose, 2D"] = _errors_2d(guess, batch)
+        if mean_pose is not None:
+            guess = mean_pose.joints_2d.to(model.device).expand_as(batch.joints_2d)
+            found["mean pose, 2D"] = _errors_2d(guess, batch)
         found["image to 2D"] = _errors_2d(estimate.joints_2d, batch)
     return found
 

@@ -62,6 +62,7 @@ def open_source(motion: Motion | Recording, config: RunConfig, *, images: bool) 
             image_size=data.image_size if images else None,
             augment=augmentation if varied else False,
             joints_2d=data.joints_2d,
+            min_distance=data.min_distance,
             convention=data.crop,
             view=data.view,
             protocol=None if config.evaluation.protocol is None else protocol(config.evaluation.protocol),
@@ -144,9 +145,12 @@ def train_model(
 
 
 def evaluate_model(model: UniHPE, config: RunConfig, motion: Motion | Recording, split: str = "test") -> Evaluation:
-    """Every path of the model on one split; the mean pose beside it is the training split's."""
-    mean_pose = MeanPose.of(open_source(motion, config, images=False).split("train"), config.evaluation)
-    source = open_source(motion, config, images=model.image_encoder is not None).split(split)
+    """Every path of the model on one split; the mean pose beside it is the training split's, where there is one."""
+    mean_pose = None
+    if "train" in motion.split:
+        mean_pose = MeanPose.of(open_source(motion, config, images=False).split("train"), config.evaluation)
+    has_pictures = not isinstance(motion, Recording) or bool((motion.picture >= 0).any())
+    source = open_source(motion, config, images=model.image_encoder is not None and has_pictures).split(split)
     return evaluate(model, source, mean_pose, config.evaluation, seed=config.seed)
 
 

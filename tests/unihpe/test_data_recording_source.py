@@ -299,9 +299,9 @@ def test_poses_of_a_batch_keep_their_distance(recording):
         sequence_name=recording.sequence_name + tuple(f"{name} copy" for name in recording.sequence_name),
         subject=recording.subject * 2, action=recording.action * 2, split=recording.split * 2, fps=recording.fps * 2,
     )  # fmt: skip
-    source = RecordingSource(double)
     loose, strict = (
-        next(source.sampler(24, generator(1), min_gap_seconds=0.2, min_distance=distance)) for distance in (0.0, 0.02)
+        next(RecordingSource(double, min_distance=distance).sampler(24, generator(1), min_gap_seconds=0.2))
+        for distance in (0.0, 0.02)
     )
     poses = torch.from_numpy(double.joints_3d)
 
@@ -313,7 +313,7 @@ def test_poses_of_a_batch_keep_their_distance(recording):
     assert nearest(strict) >= 0.02
     assert len(strict.unique()) == 24
     with pytest.raises(ValueError, match=r"24 poses that differ by 9; got 1"):
-        next(source.sampler(24, generator(), min_gap_seconds=0.2, min_distance=9.0))
+        next(RecordingSource(double, min_distance=9.0).sampler(24, generator(), min_gap_seconds=0.2))
 
 
 # --- protocols ------------------------------------------------------------------------------------------------

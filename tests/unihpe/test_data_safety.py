@@ -1,16 +1,20 @@
 """Files from strangers: no code in a pickle runs, no archive writes outside its folder."""
 
 import collections
+import contextlib
 import io
 import os
 import pickle
 import stat
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unihpe_ref.data.archives import Limits, unpack
 from unihpe_ref.data.safe_pickle import UnsafePickle, load_pickle, read_npz
@@ -245,3 +249,26 @@ def test_a_truncated_archive_leaves_nothing(tmp_path, share):
     with pytest.raises(ValueError, match="`unpack` needs"):
         unpack(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 5), st.data())
+def test_no_damage_to_a_pickle_is_anything_but_an_error_in_words(protocol, data):
+    """Bytes exchanged, inserted or cut: a value comes out, or a ValueError; never another exception, never a call."""
+    content = bytearray(pickle.dumps(FRIENDLY, protocol))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        kind = data.draw(st.sampled_from(["exchange", "insert", "cut"]))
+        if kind == "exchange":
+            content[place] = data.draw(st.integers(0, 255))
+        elif kind == "insert":
+            content[place:place] = data.draw(
+                st.sampled_from([b"R", b"b", b"\x81", b"c", b"\x93", b"i", b"o", b"0", b"e"])
+            )
+        else:
+            del content[place : place + data.draw(st.integers(1, 9))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "damaged.pkl"
+        path.write_bytes(bytes(content))
+        with contextlib.suppress(ValueError):
+            load_pickle(path)

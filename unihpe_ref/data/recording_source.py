@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -41,6 +42,8 @@ class RecordingSource:
         view: "camera", or "box" for poses in the frame of a camera that faces them (see :mod:`.facing`).
         need_3d: False also takes samples without 3D joints, whose ``joints_3d`` and ``root`` are then NaN.
         protocol: what :meth:`evaluation_indices` covers; every frame unless given.
+        min_distance: metres; the poses of a batch of :meth:`sampler` differ by at least so much (root mean square over
+            joints, in the camera's frame), from whatever sequences. 0 does not look; 0.02 keeps out what looks alike.
         action_names, subject_names: what the numbers mean; the recording's own names, sorted, unless given.
     Raises: ValueError for an unknown name, or where no sample has what is asked for.
     """
@@ -56,6 +59,7 @@ class RecordingSource:
         view: str = "camera",
         need_3d: bool = True,
         protocol: Protocol | None = None,
+        min_distance: float = 0.0,
         action_names: tuple[str, ...] | None = None,
         subject_names: tuple[str, ...] | None = None,
     ) -> None:
@@ -74,6 +78,7 @@ class RecordingSource:
         self.view = view
         self.need_3d = need_3d
         self.protocol = protocol
+        self.min_distance = min_distance
         self.action_names = vocabulary("RecordingSource", "action", recording.action, action_names)
         self.subject_names = vocabulary("RecordingSource", "subject", recording.subject, subject_names)
         self._pixels = recording.joints_2d if joints_2d == "annotated" else recording.detected_2d
@@ -83,17 +88,21 @@ class RecordingSource:
         usable &= (recording.picture >= 0) if image_size is not None else True
         if recording.picture_affine is not None and image_size is not None:
             usable &= np.isfinite(recording.picture_affine).all((1, 2))
-        self._rows = np.flatnonzero(usable)
-        if not len(self._rows):
+        if not usable.any():
             wanted = f"17 {joints_2d} 2D joints" + (", 17 3D joints" if need_3d else "")
             wanted += ", a picture" if image_size is not None else ""
             needed = f"`RecordingSource` needs samples with {wanted}"
             came = f"none of {len(recording)}"
             raise ValueError(three_beats(needed, came, "`unihpe data check` says what there is."))
-        self._sequence = torch.from_numpy(np.array(recording.sequence[self._rows]))
         self._actions = torch.tensor([self.action_names.index(name) for name in recording.action])
         self._subjects = torch.tensor([self.subject_names.index(name) for name in recording.subject])
-        self._views = torch.from_numpy(recording.views[self._rows])
+        self._choose(np.flatnonzero(usable))
+
+    def _choose(self, rows: np.ndarray) -> None:
+        """Makes these rows of the recording the samples; its arrays stay where they are, memory-mapped or not."""
+        self._rows = rows
+        self._sequence = torch.from_numpy(np.array(self.recording.sequence[rows]))
+        self._views = torch.from_numpy(self.recording.views[rows])
         self._samplers: dict[float, SpacedSampler] = {}
 
     def __len__(self) -> int:
@@ -112,19 +121,20 @@ class RecordingSource:
 
     def split(self, name: str) -> RecordingSource:
         """The samples of a split as a source of their own, with the same options and the same numbers for actions and
-        subjects; samples are counted anew."""
-        return RecordingSource(
-            self.recording.select(name),
-            image_size=self.image_size,
-            augment=self.augment or False,
-            joints_2d=self.joints_2d,
-            convention=self.convention,
-            view=self.view,
-            need_3d=self.need_3d,
-            protocol=self.protocol if self.protocol is not None and self.protocol.split == name else None,
-            action_names=self.action_names,
-            subject_names=self.subject_names,
-        )
+        subjects; samples are counted anew. A protocol of another split is left behind.
+
+        Raises: ValueError where the split has no such samples.
+        """
+        rows = self._rows[self.recording.splits[self._rows] == name]
+        if not len(rows):
+            needed = f"`RecordingSource.split` needs complete samples of the split {name!r}"
+            came = f"none, but {', '.join(sorted(set(self.recording.split)))}"
+            raise ValueError(three_beats(needed, came, "`unihpe data check` says what there is."))
+        part = copy.copy(self)
+        part._choose(rows)
+        if self.protocol is not None and self.protocol.split != name:
+            part.protocol = None
+        return part
 
     def batch(self, indices: Tensor, generator: torch.Generator, rows: slice = slice(None)) -> PoseBatch:
         """A training batch: every call draws the augmentation from ``generator``.
@@ -163,9 +173,7 @@ class RecordingSource:
         place[order] = np.arange(len(view)) - np.repeat(first, count)
         return torch.from_numpy(chosen[place % stride == 0])
 
-    def sampler(
-        self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0, min_distance: float = 0.0
-    ) -> Iterator[Tensor]:
+    def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
         """Endless batches of sample numbers without near duplicates.
 
         Two samples of one view (a sequence seen by one camera) are at least ``min_gap_seconds`` apart. Another view
@@ -174,8 +182,6 @@ class RecordingSource:
         Args:
             batch_size: samples in each batch. generator: on the CPU.
             min_gap_seconds: 0 only keeps a sample from meeting itself.
-            min_distance: metres; poses of a batch differ by at least so much (root mean square over joints, in the
-                camera's frame), from whatever sequences. 0 does not look; 0.02 keeps out what looks alike.
         Returns: an iterator over ``(batch_size,)`` int64 tensors.
         Raises: ValueError, at once, where the recording is too short for such batches.
         """
@@ -190,7 +196,7 @@ class RecordingSource:
         if not 0 < batch_size <= sampler.available:
             needed = f"`sampler` needs 0 < `batch_size` <= {sampler.available}, the samples {min_gap_seconds:g} s apart"
             raise ValueError(three_beats(needed, str(batch_size), "Lower `min_gap_seconds` or add recordings."))
-        return sampler.batches(batch_size, generator, min_distance)
+        return sampler.batches(batch_size, generator, self.min_distance)
 
     def _checked(self, indices: Tensor) -> Tensor:
         if indices.ndim != 1 or indices.dtype != torch.int64 or not len(indices):
@@ -269,9 +275,14 @@ class RecordingSource:
             affine = compose_affine(affine, invert_affine(torch.from_numpy(self.recording.picture_affine[rows])))
         crops = np.empty((len(rows), *self.image_size, 3), np.uint8)
         for position, row in enumerate(rows):
-            content = self.recording.picture_bytes(int(row))
-            assert content is not None
             name = self.recording.picture_path(int(row)) or f"number {row} of the pack"
+            try:
+                content = self.recording.picture_bytes(int(row))
+            except OSError as error:
+                needed = f"`RecordingSource` needs the picture {name}"
+                came = error.strerror or str(error)
+                raise type(error)(three_beats(needed, came, "Put it there, or train on poses alone.")) from None
+            assert content is not None
             crops[position] = warp(decode(content, name), affine[position].numpy(), self.image_size)
         return normalise_image(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255)
 

@@ -79,10 +79,12 @@ def _entries(path: Path) -> set[str]:
 
 
 def _pictures_of(file: Path) -> Path:
-    for place in (file.parent, *file.resolve().parents[:3]):
-        if (place / "images").is_dir():
-            return place / "images"
-    return file.parent
+    """The folder that the names of a file start from: where its first picture is, or else where pictures belong."""
+    name = str(next(iter(read_npz(file, ("imgname",)).get("imgname", [])), ""))
+    near = (file.parent, *file.resolve().parents[1:3])
+    places = [folder for place in near for folder in (place / "images", place)]
+    there = [place for place in places if name and (place / name).is_file()]
+    return next(iter([*there, *(place for place in places[::2] if place.is_dir())]), file.parent)
 
 
 def _read_file(file: Path, builder: RecordingBuilder) -> None:
