@@ -60,13 +60,23 @@ def test_the_wheel_holds_every_source_file(wheel: zipfile.ZipFile) -> None:
     assert not any("__pycache__" in name or name.startswith("tests") for name in wheel.namelist())
 
 
+def test_the_wheel_holds_the_lifter_with_its_card_and_stays_small(wheel: zipfile.ZipFile) -> None:
+    packed = {info.filename: info.file_size for info in wheel.infolist()}
+    assets = ("lifter.safetensors", "LIFTER.md", "lifter.json", "turntable.html")
+    assert all(packed.get(f"unihpe_ref/assets/{name}") for name in assets)
+    assert b"mocap.cs.cmu.edu" in wheel.read("unihpe_ref/assets/LIFTER.md")
+    assert sum(info.compress_size for info in wheel.infolist()) < 12e6
+
+
 def test_the_core_depends_on_torch_and_numpy_only(metadata: Message) -> None:
     needs = [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
     assert sorted(need.split(">=")[0] for need in needs) == ["numpy", "torch"]
 
 
 def test_extras_command_and_version(wheel: zipfile.ZipFile, metadata: Message) -> None:
-    assert set(metadata.get_all("Provides-Extra", [])) == {"unihpe", "plot", "triton", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "unihpe", "plot", "triton", "tensorboard", "export", "test", "dev",
+    }  # fmt: skip
     assert metadata["Version"] == multicontrast.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))

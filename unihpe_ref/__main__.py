@@ -1,6 +1,7 @@
-"""The command ``unihpe``: ``demo``, ``train`` and ``evaluate``. ``python -m unihpe_ref`` is the same.
+"""The command ``unihpe``; ``unihpe --help`` lists what it does. ``python -m unihpe_ref`` is the same.
 
-Exit codes: 0 when all went well, 1 when training failed, 2 for input that does not fit, 130 when interrupted.
+Exit codes: 0 when all went well, 1 when training failed or something was found wrong (``doctor``, ``data check``), 2
+for input that does not fit, 130 when interrupted.
 ``UNIHPE_TRACEBACK=1`` shows where an error came from.
 """
 

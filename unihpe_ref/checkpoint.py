@@ -23,9 +23,15 @@ from unihpe_ref.models import UniHPE
 _FORMAT = "unihpe_ref/1"
 
 
-def save_model(model: UniHPE, config: RunConfig, path: Path) -> None:
-    """Writes weights and configuration to ``path``: a temporary file beside it first, then a rename."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save_model(model: UniHPE, config: RunConfig, path: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Writes weights and configuration to ``path``: a temporary file beside it first, then a rename.
+
+    With ``dtype`` floating-point weights are stored in it, to halve a file; a model is loaded in float32 all the same.
+    """
+    tensors = {
+        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(config.to_dict()),

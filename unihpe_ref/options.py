@@ -14,9 +14,20 @@ from multicontrast._checks import three_beats
 from unihpe_ref.commands import Demo, Evaluate, Train
 from unihpe_ref.data_commands import Data
 from unihpe_ref.presets import preset
+from unihpe_ref.use_commands import Doctor, Estimate, Export, Lift, Retrieve
 
-Command = Demo | Train | Evaluate | Data
-_COMMANDS: dict[str, type[Command]] = {"demo": Demo, "train": Train, "evaluate": Evaluate, "data": Data}
+Command = Demo | Train | Evaluate | Data | Lift | Estimate | Retrieve | Export | Doctor
+_COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "lift": Lift,
+    "estimate": Estimate,
+    "retrieve": Retrieve,
+    "data": Data,
+    "train": Train,
+    "evaluate": Evaluate,
+    "export": Export,
+    "doctor": Doctor,
+}
 _DEFAULT_PRESET = "lifting"
 
 

@@ -1,6 +1,7 @@
 """The command line from outside: help, exit codes, messages without tracebacks, and a run from end to end."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,24 @@ def test_interruption_and_failure_have_exit_codes_of_their_own(capsys, monkeypat
         monkeypatch.setattr(commands, "_train", fail)
         assert main(["demo"]) == code
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_evaluation_on_a_data_set_follows_its_protocol(capsys, tmp_path, monkeypatch):
+    """The shipped lifter on synthetic files in the format of VideoPose3D."""
+    from formats import write_videopose3d
+
+    import unihpe_ref
+
+    monkeypatch.setenv("COLUMNS", "160")
+    write_videopose3d(tmp_path / "VideoPose3D" / "data")
+    shipped = str(Path(unihpe_ref.__file__).parent / "assets" / "lifter.safetensors")
+    asked = ["evaluate", shipped, "--motion", str(tmp_path / "VideoPose3D" / "data"), "--protocol"]
+    results = {}
+    for name in ("h36m_lifting", "h36m_p1_image"):
+        assert main([*asked, name, "--out", str(tmp_path / name)]) == 0
+        results[name] = json.loads((tmp_path / name / "evaluation.json").read_text())
+    assert "2D to 3D, flip" in capsys.readouterr().out
+    lifting, image = (results[name]["paths"]["2D to 3D"]["frame_mean"] for name in results)
+    assert set(lifting) == {"MPJPE", "PA-MPJPE", "PA-MPJPE-14"}
+    assert set(image) == {"MPJPE", "PA-MPJPE"}  # of its 14 joints
+    assert set(results["h36m_lifting"]["retrieval"]) == {"2d to 3d", "3d to 2d"}

@@ -59,7 +59,7 @@ class PoseTransformer(nn.Module):
 
     def forward(self, joints: Tensor, box_info: Tensor | None = None) -> Tensor:
         """``(B, J, 2 or 3)`` joints and, with a box token, ``(B, 3)`` box information: features ``(B, D)``."""
-        tokens = [self.cls.expand(len(joints), 1, -1), self.joint(joints)]
+        tokens = [self.cls.expand(joints.shape[0], 1, -1), self.joint(joints)]
         if self.box is not None:
             tokens.append(self.box(box_info)[:, None])
         encoded = self.encoder(torch.cat(tokens, 1) + self.position)

@@ -1,0 +1,242 @@
+"""The lifter that comes with the package, and what it writes."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import SMALL, small_source
+
+import unihpe_ref
+from multicontrast.metrics import mpjpe
+from unihpe_ref.__main__ import main
+from unihpe_ref.checkpoint import save_model
+from unihpe_ref.data import project, read_mocap
+from unihpe_ref.flipping import lift_flipped
+from unihpe_ref.lifter import load_lifter, place
+from unihpe_ref.models import UniHPE
+from unihpe_ref.poses import read_poses
+from unihpe_ref.runs import evaluate_model
+
+
+@pytest.fixture(scope="module")
+def lifter():
+    return load_lifter()
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """A batch of generated poses: not what the lifter was trained on."""
+    source = small_source()
+    return source.evaluation_batch(torch.arange(0, len(source), 31))
+
+
+def intrinsics_of(batch):
+    matrix = torch.diag_embed(torch.cat([batch.focal, torch.ones(len(batch), 1)], -1))
+    matrix[:, :2, 2] = batch.principal
+    return matrix
+
+
+def test_it_lifts_pixels_to_metres_in_camera_axes(lifter, seen):
+    lifted = lifter.lift(seen.joints_2d, intrinsics=intrinsics_of(seen))
+    guess = seen.joints_3d.mean(0).expand_as(seen.joints_3d)
+    # Bodies that it has never seen, of other proportions: better than a guess, far from what it does on its own.
+    assert mpjpe(lifted.joints_3d, seen.joints_3d) < 0.8 * mpjpe(guess, seen.joints_3d)
+    assert (lifted.joints_3d[:, 0] == 0).all()
+    projected = project(lifted.joints_3d + lifted.root[:, None], seen.focal, seen.principal)
+    error = (projected - seen.joints_2d).norm(dim=-1).mean(-1)
+    torch.testing.assert_close(lifted.reprojection_px, error, atol=1e-2, rtol=1e-3)
+    assert error.median() < 20
+
+
+def test_a_mirrored_picture_gives_the_mirrored_pose(lifter, seen):
+    from unihpe_ref.data import flip_joints, flip_pixels
+
+    matrix = intrinsics_of(seen)
+    other = matrix.clone()
+    other[:, 0, 2] = 999 - matrix[:, 0, 2]
+    lifted = lifter.lift(seen.joints_2d, intrinsics=matrix)
+    mirrored = lifter.lift(flip_pixels(seen.joints_2d, 1000.0), intrinsics=other)
+    torch.testing.assert_close(mirrored.joints_3d, flip_joints(lifted.joints_3d), atol=2e-4, rtol=0)
+
+
+def test_flipping_is_the_mean_of_both_ways(seen):
+    torch.manual_seed(0)
+    config = SMALL.override(**{"model.image_encoder": "none", "model.pose_encoder": "mlp", "model.decoder": "mlp"})
+    model = UniHPE(config.model).eval()
+    kp2d, info = seen.joints_2d_normalised(), seen.box_info()
+    mean = lift_flipped(model, kp2d, info)
+    from unihpe_ref.data import flip_joints
+
+    there = model.lift(flip_joints(kp2d), info * torch.tensor([-1.0, 1.0, 1.0]))
+    torch.testing.assert_close(2 * mean, model.lift(kp2d, info) + flip_joints(there))
+
+
+def test_the_place_of_a_pose_is_found_exactly_where_rays_are_exact(seen):
+    rays = (seen.joints_2d - seen.principal[:, None]) / seen.focal[:, None]
+    torch.testing.assert_close(place(seen.joints_3d, rays), seen.root, atol=2e-3, rtol=0)
+
+
+def test_what_does_not_fit_is_refused_in_words(lifter):
+    pose = torch.rand(1, 17, 2) * 100
+    with pytest.raises(ValueError, match="`intrinsics`, or at least `image_size`; got neither"):
+        lifter.lift(pose)
+    with pytest.raises(ValueError, match=r"shape \(N, 17, 2\)"):
+        lifter.lift(pose[0])
+    size = torch.tensor([100.0, 100.0])
+    holed = pose.clone()
+    holed[0, 3] = torch.nan
+    with pytest.raises(ValueError, match="no rankle in pose 0"):
+        lifter.lift(holed, image_size=size)
+    with pytest.raises(ValueError, match="single point"):
+        lifter.lift(torch.ones(1, 17, 2), image_size=size)
+    with pytest.raises(ValueError, match="focal length"):
+        lifter.lift(pose, image_size=size * 0)
+    with pytest.raises(FileNotFoundError, match="needs to be a checkpoint"):
+        load_lifter("missing.safetensors")
+
+
+def keypoint_file(folder, seen):
+    path = folder / "keypoints.json"
+    content = {"layout": "h36m17", "image_size": [1000, 1000], "keypoints": seen.joints_2d[:3].tolist()}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_lift_writes_what_the_endings_ask_for(seen, tmp_path, capsys):
+    names = ("poses.json", "poses.npz", "poses.html", "poses.gif", "poses.png")
+    paths = [str(tmp_path / name) for name in names]
+    assert main(["lift", str(keypoint_file(tmp_path, seen)), "--out", *paths]) == 0
+    assert "3 of 3 poses lifted" in capsys.readouterr().out
+    names, joints, root = read_poses(tmp_path / "poses.json")
+    again = read_poses(tmp_path / "poses.npz")
+    assert names == again[0] == ["0", "1", "2"]
+    torch.testing.assert_close(joints, again[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(root, again[2], atol=1e-4, rtol=0)
+    for name in ("poses.gif", "poses.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+    page = (tmp_path / "poses.html").read_text()
+    held = json.loads(re.search(r"const D = (\{.*\});", page).group(1))
+    np.testing.assert_allclose(held["poses"], joints.numpy(), atol=1e-4)
+    assert "http" not in page  # nothing is asked of the network
+
+
+def test_poses_find_each_other_across_modalities(seen, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    keypoints = keypoint_file(tmp_path, seen)
+    assert main(["lift", str(keypoints), "--out", str(tmp_path / "poses.json")]) == 0
+    assert main(["retrieve", str(keypoints), str(tmp_path / "poses.json"), "--top", "2"]) == 0
+    assert "2D to 3D" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lift", "missing.json"], "needs a file or a folder"),
+        (["lift", "k.json", "--out", "poses.obj"], "Change the ending"),
+        (["lift", "k.json", "--out", "nowhere/poses.json"], "Make the folder first"),
+        (["lift", "k.json"], "Add `--image-size WIDTH HEIGHT`"),
+        (["lift", "holed.json"], "a pose with all of its joints"),
+        (["estimate", "photo.png", "--checkpoint", "missing.safetensors"], "needs to be a checkpoint"),
+        (["retrieve", "missing.json", "k.json"], "needs to be a file or a folder"),
+        (["export", "lifter.txt"], "ends in .pt2 or .onnx"),
+        (["export", "x.pt2", "--part", "image-encoder"], "a model of poses alone"),
+    ],
+)
+def test_the_commands_refuse_in_words(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pose = [[float(k), float(k % 5), 1.0] for k in range(17)]
+    (tmp_path / "k.json").write_text(json.dumps({"layout": "h36m17", "keypoints": pose}))
+    pose[4][2] = 0.0
+    (tmp_path / "holed.json").write_text(json.dumps({"layout": "h36m17", "image_size": [10, 10], "keypoints": pose}))
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert words in " ".join((captured.err + captured.out).split())
+    assert "Traceback" not in captured.err
+    assert not list(tmp_path.glob("poses.*"))
+
+
+def test_a_photograph_goes_through_a_model_with_images(tmp_path, capsys):
+    torch.manual_seed(0)
+    config = SMALL.override(**{"model.decoder_width": 64})  # a group of one channel has no deviation
+    save_model(UniHPE(config.model, config.sampler).eval(), config, tmp_path / "model.safetensors")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60, 3), np.uint8)).save(tmp_path / "photo.png")
+    checkpoint = ["--checkpoint", str(tmp_path / "model.safetensors")]
+    out = str(tmp_path / "poses.json")
+    photo = str(tmp_path / "photo.png")
+    assert main(["estimate", photo, *checkpoint, "--box", "10", "5", "40", "80", "--out", out]) == 0
+    assert read_poses(tmp_path / "poses.json")[1].isfinite().all()
+    assert main(["retrieve", photo, out, *checkpoint]) == 0
+    assert "image to 3D" in capsys.readouterr().out
+    (tmp_path / "text.jpg").write_text("no picture")
+    assert main(["estimate", str(tmp_path / "text.jpg"), *checkpoint]) == 2
+    assert "needs to be a picture" in capsys.readouterr().err
+
+
+def test_an_exported_lifter_gives_the_same_numbers(tmp_path, capsys, lifter):
+    assert main(["export", str(tmp_path / "lifter.pt2")]) == 0
+    assert "largest difference" in capsys.readouterr().out
+    program = torch.export.load(tmp_path / "lifter.pt2").module()
+    kp2d, info = torch.randn(7, 17, 2) * 0.3, torch.randn(7, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(program(kp2d, info), lifter.model.lift(kp2d, info), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["lifter", "encoder-2d", "encoder-3d"])
+def test_onnx_gives_the_same_numbers(part, tmp_path, capsys):
+    pytest.importorskip("onnxscript", reason="needs the extra `export`")
+    assert main(["export", str(tmp_path / "part.onnx"), "--part", part]) == 0
+    assert "largest difference" in capsys.readouterr().out
+
+
+def test_a_program_that_computes_something_else_is_not_written(tmp_path, monkeypatch, lifter):
+    from unihpe_ref import export
+
+    monkeypatch.setattr(export, "_compare", lambda *_: (0.5, "a test"))
+    monkeypatch.setattr(export, "_torch_bytes", lambda _: b"")
+    with pytest.raises(ValueError, match=r"agree with PyTorch within 0.0001; got 0.5"):
+        export.export_model(lifter, "encoder-3d", tmp_path / "e.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_doctor_finds_nothing_wrong_here_and_says_what_is(capsys, monkeypatch):
+    assert main(["doctor"]) == 0
+    assert "Nothing is wrong" in capsys.readouterr().out
+    from unihpe_ref import doctor
+
+    monkeypatch.setenv("MULTICONTRAST_BACKEND", "cuda")
+    monkeypatch.setattr(doctor, "load_lifter", lambda: (_ for _ in ()).throw(ValueError("a damaged file")))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "a damaged file" in out
+    assert "Unset it" in out
+
+
+def test_it_is_as_good_as_its_card_says(lifter):
+    """On the held-out takes of the recording that it was trained on, with the settings of the card."""
+    recording = Path(__file__).resolve().parents[3] / "shared" / "data" / "cmu17_60hz.npz"
+    if not recording.exists():
+        pytest.skip(f"the recording is not at {recording}")
+    card = json.loads((Path(unihpe_ref.__file__).parent / "assets" / "lifter.json").read_text())
+    evaluation = evaluate_model(lifter.model, lifter.config, read_mocap(recording))
+    for path in ("2D to 3D", "2D to 3D, flip", "mean pose, 3D"):
+        for metric, value in card["evaluation"]["paths"][path]["frame_mean"].items():
+            assert evaluation.path(path).frame_mean[metric] == pytest.approx(value, abs=0.1), (path, metric)
+    assert evaluation.path("2D to 3D, flip").frame_mean["MPJPE"] <= 25
+
+
+def test_a_transformer_keeps_its_free_batch_when_it_is_exported(tmp_path):
+    from unihpe_ref.export import export_model
+    from unihpe_ref.lifter import Lifter
+
+    torch.manual_seed(0)
+    small = Lifter(UniHPE(SMALL.model).eval(), SMALL)
+    for part in ("encoder-2d", "encoder-3d"):
+        assert export_model(small, part, tmp_path / f"{part}.pt2").difference < 1e-5
+    with pytest.raises(ValueError, match="a score-based decoder, which is a loop"):
+        export_model(small, "lifter", tmp_path / "lifter.pt2")

@@ -1,0 +1,284 @@
+"""The lifter that comes with the package: 2D joints in pixels to 3D joints in metres, in one call.
+
+It was trained on CMU motion capture seen through random cameras (``assets/LIFTER.md`` says how, how well, and where it
+fails). Any checkpoint of ``unihpe train`` can take its place.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_floating, describe, three_beats
+from unihpe_ref.checkpoint import load_model
+from unihpe_ref.config import RunConfig
+from unihpe_ref.data import (
+    SKELETON,
+    box_information,
+    denormalise_joints,
+    joint_box,
+    normalise_joints,
+)
+from unihpe_ref.data.facing import facing_rotation, turn_pixels
+from unihpe_ref.flipping import lift_flipped
+from unihpe_ref.models import UniHPE
+
+SHIPPED = "lifter.safetensors"
+_BOX_LIMIT = 3.0  # standard deviations of the box information that training has seen
+_CHUNK = 4096  # poses at a time
+
+
+@dataclass(frozen=True)
+class LiftedPoses:
+    """What :meth:`Lifter.lift` returns, for N poses.
+
+    Attributes:
+        joints_3d: ``(N, 17, 3)`` metres, pelvis at the origin, camera axes (x right, y down, z forward).
+        root: ``(N, 3)`` metres, where the pelvis is for the camera: the place from which the joints project best.
+        reprojection_px: ``(N,)`` mean distance of the projected joints from the given ones, pixels.
+        clamped: ``(N,)`` bool, poses nearer, further or further aside than any in training, lifted as if at the limit.
+    """
+
+    joints_3d: Tensor
+    root: Tensor
+    reprojection_px: Tensor
+    clamped: Tensor
+
+
+class EstimatedPoses(NamedTuple):
+    """What :meth:`Lifter.estimate` returns, for N pictures."""
+
+    joints_px: Tensor  # (N, 17, 2), pixels of the full image
+    joints_3d: Tensor  # (N, 17, 3), metres, pelvis at the origin, camera axes
+    clamped: Tensor  # (N,) bool, as in LiftedPoses
+
+
+class Lifter:
+    """Lifts poses in pixels with a trained model.
+
+    Args:
+        model: in evaluation mode.
+        config: what trained it.
+
+    Example:
+        >>> lifter = load_lifter()
+        >>> poses = lifter.lift(torch.rand(2, 17, 2) * 500, image_size=torch.tensor([1000.0, 1000.0]))
+        >>> poses.joints_3d.shape
+        torch.Size([2, 17, 3])
+    """
+
+    def __init__(self, model: UniHPE, config: RunConfig) -> None:
+        self.model = model
+        self.config = config
+
+    def lift(
+        self,
+        joints_px: Tensor,
+        *,
+        image_size: Tensor | None = None,
+        intrinsics: Tensor | None = None,
+        flip: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> LiftedPoses:
+        """3D poses of 2D poses.
+
+        Args:
+            joints_px: ``(N, 17, 2)`` pixels of the full image, Human3.6M's order (see
+                :func:`unihpe_ref.keypoints.to_h36m`), none missing.
+            image_size: ``(2,)`` or ``(N, 2)`` width and height. Without intrinsics the focal length is taken for the
+                diagonal of the image, as CLIFF does, and the principal point for its middle.
+            intrinsics: ``(3, 3)`` or ``(N, 3, 3)``; takes precedence.
+            flip: average with the mirrored pose, mirrored back. Twice the time, a little better.
+            generator: of a score-based decoder's noise.
+        Raises: ValueError or TypeError for shapes that do not fit, missing joints, or a camera that nobody describes.
+        """
+        count = _check_joints("lift", joints_px)
+        focal, principal = camera_of(count, image_size, intrinsics)
+        parts = [
+            self._lift(joints_px[rows].float(), focal[rows], principal[rows], flip, generator)
+            for rows in torch.arange(count).split(_CHUNK)
+        ]
+        return LiftedPoses(*(torch.cat(values) for values in zip(*parts)))
+
+    def embed_2d(
+        self, joints_px: Tensor, *, image_size: Tensor | None = None, intrinsics: Tensor | None = None
+    ) -> Tensor:
+        """Unit embeddings ``(N, D)`` of 2D poses; arguments as :meth:`lift`."""
+        focal, principal = camera_of(_check_joints("embed_2d", joints_px), image_size, intrinsics)
+        with torch.no_grad():
+            kp2d, information, _, _ = self._seen(joints_px.float(), focal, principal)
+            return self.model.encode(kp2d=kp2d, box_info=information).cpu()
+
+    def embed_3d(self, joints_3d: Tensor, root: Tensor | None = None) -> Tensor:
+        """Unit embeddings ``(N, D)`` of 3D poses.
+
+        Args:
+            joints_3d: ``(N, 17, 3)`` metres from the pelvis, camera axes.
+            root: ``(N, 3)``, where the pelvis is for the camera; straight ahead unless given. A model that sees people
+                straight on (``data.view``) turns them by it.
+        """
+        if self.config.data.view == "box" and root is not None:
+            ahead = torch.cat((root[:, :2] / root[:, 2:], torch.ones_like(root[:, :1])), -1)
+            one, zero = torch.ones_like(ahead[:, :2]), torch.zeros_like(ahead[:, :2])
+            joints_3d = joints_3d @ facing_rotation(ahead, one, zero).mT
+        with torch.no_grad():
+            return self.model.encode(kp3d=joints_3d.float().to(self.model.device)).cpu()
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """Unit embeddings ``(N, D)`` of normalised crops ``(N, 3, H, W)``. Raises: ValueError without image encoder."""
+        with torch.no_grad():
+            return self.model.encode(image=image.to(self.model.device)).cpu()
+
+    def estimate(
+        self,
+        image: Tensor,
+        box: Tensor,
+        focal: Tensor,
+        principal: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> EstimatedPoses:
+        """2D and 3D poses of pictures, by a model with an image encoder.
+
+        Args:
+            image: ``(N, 3, H, W)`` normalised crops. box: ``(N, 3)``, what was cropped, pixels of the full image.
+            focal, principal: ``(N, 2)`` pixels.
+            generator: of a score-based decoder's noise.
+        """
+        information, clamped = _within(box_information(box, focal, principal))
+        device = self.model.device
+        with torch.no_grad():
+            found = self.model.estimate(image.to(device), information.to(device), generator=generator)
+        return EstimatedPoses(denormalise_joints(found.joints_2d.cpu(), box), found.joints_3d.cpu(), clamped)
+
+    def _seen(
+        self, joints_px: Tensor, focal: Tensor, principal: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What the encoder takes, which rows were clamped, and how the camera was turned."""
+        box, rotation = joint_box(joints_px), None
+        if self.config.data.view == "box":
+            rotation = facing_rotation(box, focal, principal)
+            joints_px = turn_pixels(joints_px, rotation, focal, principal)
+            box = joint_box(joints_px)
+        information, clamped = _within(box_information(box, focal, principal))
+        device = self.model.device
+        return normalise_joints(joints_px, box).to(device), information.to(device), clamped, rotation
+
+    @torch.no_grad()
+    def _lift(
+        self,
+        joints_px: Tensor,
+        focal: Tensor,
+        principal: Tensor,
+        flip: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        kp2d, information, clamped, rotation = self._seen(joints_px, focal, principal)
+        lift = lift_flipped if flip else UniHPE.lift
+        joints = lift(self.model, kp2d, information, generator=generator).cpu()
+        if rotation is not None:
+            joints = joints @ rotation  # back to the axes of the camera
+        rays = (joints_px - principal[:, None]) / focal[:, None]
+        root = place(joints, rays)
+        seen = joints + root[:, None]
+        projected = seen[..., :2] / seen[..., 2:].clamp(min=1e-3)
+        error = ((projected - rays) * focal[:, None]).norm(dim=-1).mean(-1)
+        return joints, root, error, clamped
+
+
+def place(joints: Tensor, rays: Tensor) -> Tensor:
+    r"""Where a pose has to stand to be seen like that, so far as one place for all joints can do.
+
+    The least-squares solution t of :math:`X_j + t_{xy} = r_j (Z_j + t_z)` for all joints, linear in t.
+
+    Args:
+        joints: ``(N, J, 3)`` metres from the pelvis.
+        rays: ``(N, J, 2)`` pixels minus principal point, over focal length.
+    Returns: ``(N, 3)`` metres.
+    """
+    rays = rays.double()
+    points = joints.double()
+    count = rays.shape[1]
+    wanted = rays * points[..., 2:] - points[..., :2]  # (N, J, 2): t_xy - r t_z
+    # Normal equations; t_xy follows from t_z, so one number is left to solve for.
+    mean_ray, mean_wanted = rays.mean(1), wanted.mean(1)
+    ray, wish = rays - mean_ray[:, None], wanted - mean_wanted[:, None]
+    depth = -(ray * wish).sum((-2, -1)) / ray.square().sum((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny * count)
+    return torch.cat((mean_wanted + mean_ray * depth[:, None], depth[:, None]), -1).to(joints.dtype)
+
+
+def load_lifter(path: Path | str | None = None, device: torch.device | str = "cpu") -> Lifter:
+    """The lifter of the package, or that of another checkpoint.
+
+    Args:
+        path: a ``model.safetensors`` of ``unihpe train``; the shipped one unless given.
+        device: where it runs.
+    Raises: FileNotFoundError or ValueError as :func:`unihpe_ref.checkpoint.load_model`; ValueError for a model whose
+        joints are not Human3.6M's 17.
+    """
+    if path is not None:
+        model, config = load_model(path, device)
+    else:
+        with as_file(files("unihpe_ref") / "assets" / SHIPPED) as shipped:
+            model, config = load_model(shipped, device)
+    if config.model.joints != SKELETON.num_joints:
+        needed = "`load_lifter` needs a model of 17 joints"
+        raise ValueError(three_beats(needed, str(config.model.joints), "Call `UniHPE.lift` yourself."))
+    return Lifter(model, config)
+
+
+def _within(information: Tensor) -> tuple[Tensor, Tensor]:
+    """Box information brought to what training has seen, and who was outside."""
+    return information.clamp(-_BOX_LIMIT, _BOX_LIMIT), (information.abs() > _BOX_LIMIT).any(-1)
+
+
+def _check_joints(operation: str, joints_px: Tensor) -> int:
+    check_floating(operation, "joints_px", joints_px)
+    if joints_px.ndim != 3 or joints_px.shape[1:] != (SKELETON.num_joints, 2) or not len(joints_px):
+        needed = f"`{operation}` needs `joints_px` of shape (N, 17, 2), N > 0"
+        remedy = "`unihpe_ref.keypoints.to_h36m` maps other layouts."
+        raise ValueError(three_beats(needed, describe(joints_px), remedy))
+    finite = joints_px.isfinite().all(-1)
+    if not bool(finite.all()):
+        row, joint = (int(k) for k in torch.nonzero(~finite)[0])
+        needed = f"`{operation}` needs every joint of a pose"
+        came = f"no {SKELETON.joint_names[joint]} in pose {row}"
+        raise ValueError(three_beats(needed, came, "Leave out the poses that `Keypoints.complete` says no to."))
+    size = (joints_px.amax(1) - joints_px.amin(1)).amax(-1)
+    if not bool((size > 0).all()):
+        row = int(torch.nonzero(size <= 0)[0, 0])
+        needed = f"`{operation}` needs joints in more than one place"
+        raise ValueError(three_beats(needed, f"pose {row} in a single point", "Leave it out."))
+    return len(joints_px)
+
+
+def camera_of(count: int, image_size: Tensor | None, intrinsics: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Focal length and principal point, ``(count, 2)`` each, of what is known; see :meth:`Lifter.lift`."""
+    remedy = "A wrong focal length bends poses: give the intrinsics where they are known."
+    if intrinsics is not None:
+        check_floating("lift", "intrinsics", intrinsics)
+        if intrinsics.shape not in ((3, 3), (count, 3, 3)):
+            needed = f"`lift` needs `intrinsics` of shape (3, 3) or ({count}, 3, 3)"
+            raise ValueError(three_beats(needed, describe(intrinsics), "One matrix for all poses, or one for each."))
+        matrix = intrinsics.float().cpu().expand(count, 3, 3)
+        focal = torch.stack((matrix[:, 0, 0], matrix[:, 1, 1]), -1)
+        principal = matrix[:, :2, 2]
+    elif image_size is not None:
+        check_floating("lift", "image_size", image_size)
+        if image_size.shape not in ((2,), (count, 2)):
+            needed = f"`lift` needs `image_size` of shape (2,) or ({count}, 2)"
+            raise ValueError(three_beats(needed, describe(image_size), "Width and height, in pixels."))
+        size = image_size.float().cpu().expand(count, 2)
+        focal, principal = size.norm(dim=-1, keepdim=True).expand(count, 2), (size - 1) / 2
+    else:
+        needed = "`lift` needs `intrinsics`, or at least `image_size`"
+        raise ValueError(three_beats(needed, "neither", remedy))
+    if not bool((focal > 0).all()) or not math.isfinite(float(principal.abs().sum() + focal.sum())):
+        raise ValueError(three_beats("`lift` needs a camera of positive, finite focal length", "another", remedy))
+    return focal, principal
