@@ -181,6 +181,7 @@ class RunConfig(Settings):
     preset: str = "paper"  # the name these settings began with
     seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
     motion: Path | None = None  # motion or a recording, as `unihpe data` reads it; None generates motion
+    also: Path | None = None  # more data to train on, drawn by size; Table 6 adds MPI-INF-3DHP to Human3.6M
     image_weights: Path | None = None  # COCO pose checkpoint that the image encoder starts from; section 4.4
     fuse_init: Literal["zero", "imagenet", "random"] = "zero"  # of what a HRNet pose checkpoint lacks; not said
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; losses stay in float32

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,6 +18,7 @@ from unihpe_ref.checkpoint import save_model, write_whole
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import (
     Augmentation,
+    JoinedSource,
     Motion,
     PoseSource,
     Recording,
@@ -51,30 +53,48 @@ def open_motion(config: RunConfig) -> Motion | Recording:
     return generate_motion(config.seed, num_subjects=data.subjects, takes=data.takes, seconds=data.seconds)
 
 
-def open_source(motion: Motion | Recording, config: RunConfig, *, images: bool) -> Source:
-    """All splits of ``motion`` as the configuration sees them; ``.split`` parts them."""
+def open_source(
+    motion: Motion | Recording, config: RunConfig, *, images: bool, **names: tuple[str, ...]
+) -> PoseSource | RecordingSource:
+    """All splits of ``motion`` as the configuration sees them; ``.split`` parts them.
+
+    Args:
+        motion: from :func:`open_motion`.
+        config: how it is seen.
+        images: whether batches hold pictures.
+        names: ``action_names`` and ``subject_names``; the data's own unless given.
+    """
     data = config.data
     augmentation = Augmentation(flip=data.flip, scale=data.scale, rotation_degrees=data.rotation_degrees)
     varied = bool(data.flip or data.scale or data.rotation_degrees)
+    options: dict[str, Any] = {
+        "image_size": data.image_size if images else None,
+        "augment": augmentation if varied else False,
+        "view": data.view,
+        **names,
+    }
     if isinstance(motion, Recording):
         return RecordingSource(
             motion,
-            image_size=data.image_size if images else None,
-            augment=augmentation if varied else False,
             joints_2d=data.joints_2d,
             min_distance=data.min_distance,
             convention=data.crop,
-            view=data.view,
             protocol=None if config.evaluation.protocol is None else protocol(config.evaluation.protocol),
+            **options,
         )
-    return PoseSource(
-        motion,
-        cameras=data.cameras,
-        image_size=data.image_size if images else None,
-        augment=augmentation if varied else False,
-        seed=config.seed,
-        view=data.view,
-    )
+    return PoseSource(motion, cameras=data.cameras, seed=config.seed, **options)
+
+
+def open_training_source(motion: Motion | Recording, config: RunConfig, *, images: bool) -> Source:
+    """The training split, with that of the data beside it where the configuration names some."""
+    if config.also is None:
+        return open_source(motion, config, images=images).split("train")
+    both = (motion, open_data(config.also))
+    names = {
+        f"{kind}_names": tuple(sorted({name for data in both for name in getattr(data, kind)}))
+        for kind in ("action", "subject")
+    }
+    return JoinedSource([open_source(data, config, images=images, **names).split("train") for data in both])
 
 
 def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
@@ -121,7 +141,7 @@ def train_model(
     for stage in make_stages(config):
         if start is not None and stage.number < start.stage:
             continue
-        source = open_source(motion, config, images=has_images and stage.needs_images).split("train")
+        source = open_training_source(motion, config, images=has_images and stage.needs_images)
 
         def save(state: StageState) -> None:
             assert checkpoints is not None

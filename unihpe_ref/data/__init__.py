@@ -14,6 +14,7 @@ from .boxes import (
     tight_box_size,
 )
 from .camera import Camera, crop_intrinsics, fixed_cameras, intrinsic_matrix, look_at, project, random_camera
+from .joined import JoinedSource
 from .mocap import read_mocap
 from .motion import Motion, generate_motion
 from .prepared import open_data, open_prepared, prepare
@@ -30,6 +31,7 @@ __all__ = [
     "SKELETON",
     "Augmentation",
     "Camera",
+    "JoinedSource",
     "Motion",
     "PoseBatch",
     "PoseSource",
