@@ -55,14 +55,18 @@ class Inputs:
         return (*self.xs, self.tau)
 
 
-def make_inputs(batch: int, dim: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Inputs:
+def make_inputs(
+    batch: int, dim: int, dtype: torch.dtype, device: torch.device, seed: int = 0, *, tuples: bool = True
+) -> Inputs:
     """Unit rows that share a part with their match (cosine about 0.5), as halfway through training."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(batch, dim, generator=generator, dtype=torch.float64)
     rows = [shared + torch.randn(batch, dim, generator=generator, dtype=torch.float64) for _ in range(3)]
     first, second, third = (F.normalize(row).to(device, dtype).requires_grad_() for row in rows)
     tau = torch.tensor(TAU, dtype=dtype, device=device, requires_grad=True)
-    index = mc.sample_tuples(batch, 3, generator=torch.Generator().manual_seed(seed)).to(device)
+    number = None if tuples else 0  # of negatives: a large batch has no room for the index
+    generator = torch.Generator().manual_seed(seed)
+    index = mc.sample_tuples(batch, 3, num_negatives=number, generator=generator).to(device)
     return Inputs((first, second, third), tau, index)
 
 
@@ -91,6 +95,16 @@ def lapack_on_gathered_cosines(xs: Sequence[Tensor], index: Tensor, tau: Tensor)
     one = torch.ones_like(a)
     gram = torch.stack((one, a, b, a, one, c, b, c, one), dim=-1).unflatten(-1, (3, 3))
     logits = torch.linalg.eigvalsh(gram)[..., -1] / tau
+    return F.cross_entropy(logits, torch.zeros(len(index), dtype=torch.int64, device=index.device))
+
+
+def arccosine_on_gathered_cosines(xs: Sequence[Tensor], index: Tensor, tau: Tensor) -> Tensor:
+    """The same in float64 by the textbook's root of the cubic, whose lost digits float64 has to spare: checks the
+    batches for which LAPACK takes minutes."""
+    a, b, c = ((xs[m] @ xs[n].mT).double()[index[..., m], index[..., n]] for m, n in PAIRS)
+    mean = ((a * a + b * b + c * c) / 3).sqrt()
+    angle = torch.acos((a * b * c / mean**3).clamp(-1 + 1e-15, 1 - 1e-15))
+    logits = (1 + 2 * mean * torch.cos(angle / 3)) / tau
     return F.cross_entropy(logits, torch.zeros(len(index), dtype=torch.int64, device=index.device))
 
 

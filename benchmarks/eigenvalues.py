@@ -21,7 +21,7 @@ from benchmarks import cli, driver
 from benchmarks.environment import describe_environment
 from benchmarks.losses import table
 from multicontrast import linalg
-from multicontrast.linalg import _gram3_torch
+from multicontrast.similarity import CosineSimilarity, compiled
 
 LAPACK = "torch.linalg"
 
@@ -55,9 +55,9 @@ def cases(count: int, dtype: torch.dtype, seed: int, fused: bool = False) -> lis
         "gram3_eigmax": lambda: torch.autograd.grad(linalg.gram3_eigmax(*cosines), cosines, one)
     }
     if fused:
-        options: dict[str, str | int | bool | Callable[..., object]] = {"realize_opcount_threshold": 4}
-        compiled = torch.compile(_gram3_torch.eigmax_with_gradient, fullgraph=True, options=options)
-        ours["gram3, torch.compile, without autograd"] = lambda: compiled(*detached)
+        eigenvalue = compiled("eigenvalue")
+        assert isinstance(eigenvalue, CosineSimilarity)
+        ours["similarity.compiled, value and gradient"] = lambda: eigenvalue.with_gradient(detached)
     return [
         Case(
             "Gram 3x3, largest eigenvalue and gradient",

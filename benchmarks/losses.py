@@ -1,7 +1,9 @@
 """Ratios of the losses on a CPU: against their own matmuls, against rivals, and against the paper's algorithm.
 
-    python -m benchmarks.losses                            # B = 180, 512, 1024; D = 1024; a few minutes
-    python -m benchmarks.losses --batch 180 --dim 256 1024
+    python -m benchmarks.losses                            # B = 180, 512, 1024, 2048; D = 1024; four minutes
+    python -m benchmarks.losses --batch 180 --compiled     # also with the similarity compiled, for half a minute
+    python -m benchmarks.losses --batch 180 --dim 64 256 1024 --plot scaling.png
+    python -m benchmarks.losses --large                    # pairs of 65,536 samples in tiles, once; three minutes
     python -m benchmarks.losses --compare benchmarks/results/losses.csv --fail-above 1.15
 
 Forward and backward, float32, unit rows with ``normalize=False``, the tuples given on both sides, the temperature
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,13 +26,20 @@ from torch import Tensor
 import multicontrast as mc
 from benchmarks import cases, cli, driver
 from benchmarks.environment import describe_environment
+from multicontrast import similarity
+from multicontrast.losses._road import choose_tuples
+from multicontrast.similarity import CosineSimilarity
 
 THREE_PAIRS, THREE_CLIP = "three pairs", "three CLIP losses, two matmuls each"
 PAIRWISE, MATMULS = "pairwise", "three matmuls of one pair"
 TRIMODAL, NORMALISING = "trimodal", "trimodal, normalising"
 TRIPLET, ALGORITHM2, LAPACK = "triplet", "Algorithm 2, eigvalsh", "gathered cosines, LAPACK"
 EXACT, DRAW = "triplet, exact", "draw the tuples"
+TILED = "pairwise, in tiles"
+TRIMODAL_COMPILED, EXACT_COMPILED = "trimodal, compiled", "triplet, exact, compiled"
 CHEAP_SCHEMES = ("shared", "cyclic")
+_LAPACK_UP_TO = 1024  # samples
+LARGE = (65536, 256)
 
 
 def with_scheme(name: str, scheme: str) -> str:
@@ -56,10 +66,11 @@ BARS = (
     Bar(PAIRWISE, MATMULS, 1.15, (512, 1024, 2048)),
     Bar(NORMALISING, TRIMODAL, 1.05),
     Bar(with_scheme(DRAW, "permutation"), TRIMODAL, 0.15),
-    *(Bar(with_scheme(DRAW, scheme), TRIMODAL, 0.15) for scheme in CHEAP_SCHEMES),
+    *(Bar(with_scheme(DRAW, scheme), TRIMODAL, 0.02) for scheme in CHEAP_SCHEMES),
     Bar(TRIPLET, ALGORITHM2, 1 / 150, (180,)),
     Bar(TRIPLET, ALGORITHM2, 1 / 50, (180,), "memory"),
     Bar(EXACT, ALGORITHM2, 1 / 20, (180,)),
+    Bar(EXACT_COMPILED, ALGORITHM2, 1 / 25, (180,)),
     Bar(TRIPLET, LAPACK, 1.0),
 )
 
@@ -67,8 +78,8 @@ BARS = (
 # --- contenders -----------------------------------------------------------------------------------------------
 
 
-def contenders(inputs: cases.Inputs, seed: int) -> dict[str, cases.Loss]:
-    """Every loss that is timed, as a call without arguments."""
+def contenders(inputs: cases.Inputs, seed: int, compiled: CosineSimilarity | None = None) -> dict[str, cases.Loss]:
+    """Every loss that is timed, as a call without arguments; with a compiled eigenvalue also what it is good for."""
     xs, tau, index = inputs.xs, inputs.tau, inputs.index
     x, y, z = xs
 
@@ -81,7 +92,14 @@ def contenders(inputs: cases.Inputs, seed: int) -> dict[str, cases.Loss]:
     def scheme_of(scheme: str) -> cases.Loss:
         return lambda: trimodal(negatives=scheme, generator=torch.Generator().manual_seed(seed))
 
-    return {
+    def exact(**options: object) -> Tensor:
+        return mc.triplet_infonce(x, y, z, tau, negatives="all", normalize=False, **options)
+
+    fused: dict[str, cases.Loss] = {}
+    if compiled is not None:
+        fused[TRIMODAL_COMPILED] = lambda: trimodal(similarity=compiled)
+        fused[EXACT_COMPILED] = lambda: exact(similarity=compiled)
+    return fused | {
         THREE_PAIRS: lambda: pairs(mc.pairwise_infonce, normalize=False),
         THREE_CLIP: lambda: pairs(cases.definitions.clip_two_matmul),
         PAIRWISE: lambda: mc.pairwise_infonce(x, y, tau, normalize=False),
@@ -89,40 +107,50 @@ def contenders(inputs: cases.Inputs, seed: int) -> dict[str, cases.Loss]:
         NORMALISING: lambda: trimodal(normalize=True),
         **{with_scheme(TRIMODAL, scheme): scheme_of(scheme) for scheme in CHEAP_SCHEMES},
         TRIPLET: lambda: mc.triplet_infonce(x, y, z, tau, negatives=index, normalize=False),
-        EXACT: lambda: mc.triplet_infonce(x, y, z, tau, negatives="all", normalize=False),
+        EXACT: exact,
         ALGORITHM2: lambda: cases.definitions.algorithm2_triplet(x, y, z, index, tau),
         LAPACK: lambda: cases.lapack_on_gathered_cosines(xs, index, tau),
     }
 
 
-def steps(inputs: cases.Inputs, seed: int) -> dict[str, driver.Step]:
+def steps(inputs: cases.Inputs, seed: int, compiled: CosineSimilarity | None = None) -> dict[str, driver.Step]:
     """The contenders with their backward passes, and the two that are no losses."""
     batch = len(inputs.xs[0])
     generator = torch.Generator().manual_seed(seed)
     x, y = (row.detach() for row in inputs.xs[:2])
     cotangent = torch.randn(batch, batch, dtype=x.dtype, device=x.device)
 
-    def draw(scheme: str) -> driver.Step:
-        return lambda: mc.sample_tuples(batch, 3, scheme=scheme, generator=generator, device=x.device)
+    def draw(scheme: str) -> driver.Step:  # as the losses draw: no scheme but the paper's needs an index
+        return lambda: choose_tuples("draw", list(inputs.xs), "eigenvalue", scheme, None, 0, generator)
 
     found: dict[str, driver.Step] = {
-        name: cases.step_of(loss, inputs.leaves) for name, loss in contenders(inputs, seed).items()
+        name: cases.step_of(loss, inputs.leaves) for name, loss in contenders(inputs, seed, compiled).items()
     }
     found[MATMULS] = lambda: cases.three_matmuls(x, y, cotangent)
     found |= {with_scheme(DRAW, scheme): draw(scheme) for scheme in ("permutation", *CHEAP_SCHEMES)}
     return found
 
 
-def check(inputs: cases.Inputs, seed: int, value_tolerance: float, gradient_tolerance: float, *, small: bool) -> float:
-    """Compare all contenders with the definitions; at full size with those whose memory allows it."""
+def check(
+    inputs: cases.Inputs,
+    seed: int,
+    value_tolerance: float,
+    gradient_tolerance: float,
+    *,
+    small: bool,
+    compiled: CosineSimilarity | None = None,
+) -> float:
+    """Compare all contenders with the definitions; at full size with those whose memory and time allow it."""
     xs, tau = inputs.xs, inputs.tau
     batch = len(xs[0])
-    ours = contenders(inputs, seed)
+    ours = contenders(inputs, seed, compiled)
     definitions = cases.definitions
 
     def triplet(index: Tensor) -> cases.Loss:
         if small:
             return lambda: definitions.algorithm2_triplet(*xs, index, tau)
+        if batch > _LAPACK_UP_TO:
+            return lambda: cases.arccosine_on_gathered_cosines(xs, index, tau)
         return lambda: cases.lapack_on_gathered_cosines(xs, index, tau)
 
     def four_terms(index: Tensor) -> cases.Loss:
@@ -134,12 +162,13 @@ def check(inputs: cases.Inputs, seed: int, value_tolerance: float, gradient_tole
     groups: list[tuple[cases.Loss, Sequence[str]]] = [
         (lambda: definitions.three_pairs(xs, tau), (THREE_PAIRS, THREE_CLIP)),
         (lambda: definitions.pair_infonce(xs[0], xs[1], tau), (PAIRWISE,)),
-        (triplet(inputs.index), (TRIPLET, ALGORITHM2, LAPACK)),
-        (four_terms(inputs.index), (TRIMODAL, NORMALISING)),
+        (triplet(inputs.index), (TRIPLET, *((ALGORITHM2, LAPACK) if batch <= _LAPACK_UP_TO else ()))),
+        (four_terms(inputs.index), (TRIMODAL, NORMALISING, *((TRIMODAL_COMPILED,) if compiled else ()))),
         *((four_terms(drawn(scheme).to(tau.device)), (with_scheme(TRIMODAL, scheme),)) for scheme in CHEAP_SCHEMES),
     ]
     if small:
-        groups.append((lambda: definitions.exact_infonce(xs, tau).mean(), (EXACT,)))
+        exact = (EXACT, EXACT_COMPILED) if compiled else (EXACT,)
+        groups.append((lambda: definitions.exact_infonce(xs, tau).mean(), exact))
     worst = 0.0
     for reference, names in groups:
         losses = {"definition": reference, **{name: ours[name] for name in names if small or name != ALGORITHM2}}
@@ -200,10 +229,14 @@ def table(rows: Sequence[driver.Row]) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = cli.parser("losses", __doc__ or "")
-    parser.add_argument("--batch", type=int, nargs="+", default=[180, 512, 1024])
+    parser.add_argument("--batch", type=int, nargs="+", default=[180, 512, 1024, 2048])
     parser.add_argument("--dim", type=int, nargs="+", default=[1024])
     parser.add_argument("--literal-up-to", type=int, default=256, metavar="B", help="largest batch for Algorithm 2")
     parser.add_argument("--exact-up-to", type=int, default=256, metavar="B", help="largest batch for all triplets")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also with the similarity compiled: needs a C++ compiler"
+    )
+    parser.add_argument("--large", action="store_true", help="only pairs of 65,536 samples in tiles, one step")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these contenders, for a quick look")
     parser.add_argument("--strict", action="store_true", help="fail when a bar is missed")
     return parser.parse_args(arguments)
@@ -211,21 +244,52 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, device: torch.device, batch: int, dim: int) -> dict[str, driver.Samples]:
     """Check and time one size."""
+    compiled = similarity.compiled("eigenvalue") if options.compiled else None
+    assert compiled is None or isinstance(compiled, CosineSimilarity)
     small = cases.make_inputs(min(batch, 24), min(dim, 48), torch.float64, device, options.seed)
-    worst_small = check(small, options.seed, 1e-10, 1e-8, small=True)
+    worst_small = check(small, options.seed, 1e-10, 1e-8, small=True, compiled=compiled)
     inputs = cases.make_inputs(batch, dim, torch.float32, device, options.seed)
     with driver.memory_limit() if device.type == "cpu" else contextlib.nullcontext():
-        worst = check(inputs, options.seed, 1e-5, 1e-3, small=False)
+        worst = check(inputs, options.seed, 1e-5, 1e-3, small=False, compiled=compiled)
     print(f"checked: float64 small batch {worst_small:.0e}, float32 full size {worst:.0e} relative", flush=True)
-    chosen = steps(inputs, options.seed)
-    for name, largest in ((ALGORITHM2, options.literal_up_to), (EXACT, options.exact_up_to)):
+    chosen = steps(inputs, options.seed, compiled)
+    limits = (
+        (ALGORITHM2, options.literal_up_to),
+        (EXACT, options.exact_up_to),
+        (EXACT_COMPILED, options.exact_up_to),
+        (LAPACK, _LAPACK_UP_TO),
+    )
+    for name, largest in limits:
         if batch > largest:
-            del chosen[name]
+            chosen.pop(name, None)
     if options.only:
         chosen = {name: step for name, step in chosen.items() if name in options.only}
     return driver.measure(
-        chosen, device, rounds=options.rounds or 11, seed=options.seed, min_seconds=0.02, report=cli.progress
+        chosen, device, rounds=options.rounds or 7, seed=options.seed, min_seconds=0.02, report=cli.progress
     )
+
+
+def run_large(options: argparse.Namespace, device: torch.device, batch: int, dim: int) -> dict[str, driver.Samples]:
+    """One step of the pairs in tiles, timed while its memory is counted, after a small one was checked."""
+
+    def loss_of(inputs: cases.Inputs, **how: object) -> cases.Loss:
+        return lambda: mc.pairwise_infonce(*inputs.xs[:2], inputs.tau, normalize=False, **how)
+
+    small = cases.make_inputs(3000, dim, torch.float32, device, options.seed)  # several tiles
+    leaves = (*small.xs[:2], small.tau)
+    definition = {"definition": lambda: cases.definitions.pair_infonce(*small.xs[:2], small.tau)}
+    ours = {TILED: loss_of(small, tiled=True)}
+    worst = cases.check_agreement(definition | ours, leaves, value_tolerance=1e-5, gradient_tolerance=1e-3)
+    print(f"checked: float32 at B=3000 {worst:.0e} relative", flush=True)
+    inputs = cases.make_inputs(batch, dim, torch.float32, device, options.seed, tuples=False)
+    samples = driver.Samples()
+    step = cases.step_of(loss_of(inputs), inputs.leaves)
+
+    def timed() -> None:
+        samples.seconds.append(driver.time_once(step, device))
+
+    samples.peak_bytes = driver.peak_bytes(timed, device)
+    return {TILED: samples}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -236,11 +300,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(environment.header())
     rows: list[driver.Row] = []
     found: list[dict[str, object]] = []
+    measure = run_large if options.large else run
+    sizes = [LARGE] if options.large else list(itertools.product(options.batch, options.dim))
     try:
-        for dim in options.dim:
-            for batch in options.batch:
+        for dim in dict.fromkeys(dim for _, dim in sizes):
+            for batch in dict.fromkeys(batch for batch, _ in sizes):
                 print(f"\nB={batch} D={dim}, forward + backward, float32")
-                samples = run(options, device, batch, dim)
+                samples = measure(options, device, batch, dim)
                 where = {"benchmark": "losses", "case": "unit rows, tuples given", "dtype": "float32"}
                 shape = f"B={batch} D={dim}"
                 new = [

@@ -98,7 +98,7 @@ def test_other_errors_are_not_mistaken_for_memory() -> None:
 # --- the check before the stopwatch -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("baseline", ["lapack", "determinant", "area"])
+@pytest.mark.parametrize("baseline", ["lapack", "arc cosine", "determinant", "area"])
 def test_baselines_are_what_they_claim(baseline: str) -> None:
     inputs = cases.make_inputs(7, 5, torch.float64, CPU)
     xs, tau = inputs.xs, inputs.tau
@@ -106,6 +106,10 @@ def test_baselines_are_what_they_claim(baseline: str) -> None:
     pairs = {
         "lapack": (
             lambda: cases.lapack_on_gathered_cosines(xs, inputs.index, tau),
+            lambda: definitions.algorithm2_triplet(*xs, inputs.index, tau),
+        ),
+        "arc cosine": (
+            lambda: cases.arccosine_on_gathered_cosines(xs, inputs.index, tau),
             lambda: definitions.algorithm2_triplet(*xs, inputs.index, tau),
         ),
         "determinant": (
@@ -199,6 +203,19 @@ def test_losses_prints_its_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "trimodal / three pairs" in capsys.readouterr().out
     found = json.loads((tmp_path / "a.json").read_text())["ratios"]
     assert {"trimodal", "triplet"} <= {entry["numerator"] for entry in found}
+
+
+def test_a_large_batch_is_timed_and_counted_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(losses, "LARGE", (9000, 4))  # above 8192 in tiles of its own accord
+    files = ["--csv", str(tmp_path / "a.csv"), "--json", str(tmp_path / "a.json")]
+    assert losses.main(["--large", *files]) == 0
+    assert "checked: float32" in capsys.readouterr().out
+    (made,) = driver.read_rows(tmp_path / "a.csv")
+    assert (made.implementation, made.shape, made.rounds) == (losses.TILED, "B=9000 D=4", 1)
+    assert made.p50_ms > 0
+    assert 0 < made.peak_mb < 9000**2 * 4 / 2**20, "no B x B block"
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
