@@ -11,12 +11,13 @@ import tyro
 
 from multicontrast import __version__
 from multicontrast._checks import three_beats
+from unihpe_ref.ablation import Ablate
 from unihpe_ref.commands import Demo, Evaluate, Train
 from unihpe_ref.data_commands import Data
 from unihpe_ref.presets import preset
 from unihpe_ref.use_commands import Doctor, Estimate, Export, Lift, Retrieve
 
-Command = Demo | Train | Evaluate | Data | Lift | Estimate | Retrieve | Export | Doctor
+Command = Demo | Train | Evaluate | Ablate | Data | Lift | Estimate | Retrieve | Export | Doctor
 _COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "lift": Lift,
@@ -25,6 +26,7 @@ _COMMANDS: dict[str, type[Command]] = {
     "data": Data,
     "train": Train,
     "evaluate": Evaluate,
+    "ablate": Ablate,
     "export": Export,
     "doctor": Doctor,
 }

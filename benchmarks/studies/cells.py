@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.studies.photographs import judge_photographs
 from benchmarks.studies.plan import EQUAL_TIME, MAX_STRETCH, Cell
+from multicontrast._checks import three_beats
 from multicontrast.metrics import cosine_alignment, median_rank, retrieval_recall
 from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.config import RunConfig
@@ -45,15 +47,28 @@ def read_result(cell: Cell, folder: Path = RESULTS) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result: dict[str, Any] = json.loads(path.read_text())
-    planned, made = fingerprint(cell), result["plan"]
-    if planned != made:
-        raise ValueError(f"`{path.name}` needs the settings of the plan; got others. Delete it, or restore the plan.")
+    other = differences(_stretched(cell.config, result["stretch"]).to_dict(), result["config"])
+    if other:
+        came = f"others in {', '.join(other)}"
+        raise ValueError(
+            three_beats(f"`{path.name}` needs the settings of the plan", came, "Delete it, or restore them.")
+        )
     return result
 
 
-def fingerprint(cell: Cell) -> str:
-    """Of the settings of a cell, whatever machine and recording."""
-    return hashlib.sha256(json.dumps(cell.config.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+def differences(planned: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """Dotted names of settings that both have, with other values: an option that came later had its default before."""
+    found = []
+    for name in planned.keys() & made.keys():
+        if isinstance(planned[name], dict) and isinstance(made[name], dict):
+            found += [f"{name}.{inner}" for inner in differences(planned[name], made[name])]
+        elif planned[name] != made[name]:
+            found.append(name)
+    return sorted(found)
+
+
+def _stretched(config: RunConfig, stretch: float) -> RunConfig:
+    return config.override(**{"stage2.steps": round(config.stage2.steps * stretch)})
 
 
 def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | None, folder: Path = RESULTS) -> Path:
@@ -62,7 +77,7 @@ def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | No
     stretch = 1.0
     if cell.name.startswith(EQUAL_TIME):
         stretch = _equal_time_stretch(cell, folder)
-        config = config.override(**{"stage2.steps": round(config.stage2.steps * stretch)})
+        config = _stretched(config, stretch)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         log_path = Path(scratch) / "log.jsonl"
@@ -85,7 +100,6 @@ def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | No
         "study": cell.study,
         "row": cell.row,
         "seed": cell.seed,
-        "plan": fingerprint(cell),
         "stretch": stretch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "cpu_seconds": {"training": round(training, 1), "all": round(time.process_time() - began, 1)},
@@ -102,7 +116,7 @@ def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | No
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = result_path(cell, folder)
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(content) + "\n").encode())
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT
+from benchmarks.studies import tables
 from benchmarks.studies.cells import RESULTS, read_result
 from benchmarks.studies.plan import CELLS, SEEDS, Cell, rows
 from unihpe_ref.checkpoint import write_whole
@@ -16,6 +17,8 @@ from unihpe_ref.checkpoint import write_whole
 PAGE = ROOT / "docs" / "unihpe" / "studies.md"
 CURVES = ROOT / "docs" / "_static" / "studies-cosines.svg"
 MAP = ROOT / "docs" / "_static" / "studies-tsne.png"
+
+_MODALITIES = {"img": "image", "2d": "2D", "3d": "3D"}
 
 _Read = Callable[[dict[str, Any]], float]
 
@@ -46,7 +49,8 @@ are missing.
 def write_page(folder: Path = RESULTS) -> list[Path]:
     """Writes the page, and the figures where there is something to show; returns what was written."""
     write_whole(PAGE, page(folder).encode())
-    written = [PAGE]
+    write_whole(tables.PAGE, tables.page(folder).encode())
+    written = [PAGE, tables.PAGE]
     for path, draw in ((CURVES, _draw_curves), (MAP, _draw_map)):
         content = draw(folder)
         if content is not None:
@@ -273,9 +277,25 @@ def _draw_map(folder: Path) -> bytes | None:
         for result in results:
             points = result["result"]["map"]
             for name, colour, marker in (("img", "#009e73", "s"), ("2d", "#d55e00", "o"), ("3d", "#0072b2", "^")):
-                axis.scatter(*zip(*points[name]), s=9, color=colour, marker=marker, alpha=0.7, label=name)
-            axis.legend(fontsize=8, loc="upper right")
-    figure.tight_layout()
+                axis.scatter(
+                    *zip(*points[name]),
+                    s=9,
+                    color=colour,
+                    marker=marker,
+                    alpha=0.7,
+                    label=_MODALITIES[name],
+                )
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="lower center",
+        ncols=3,
+        fontsize=9,
+        frameon=False,
+        markerscale=2,
+    )
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()

@@ -131,3 +131,27 @@ def test_evaluation_on_a_data_set_follows_its_protocol(capsys, tmp_path, monkeyp
     assert set(lifting) == {"MPJPE", "PA-MPJPE", "PA-MPJPE-14"}
     assert set(image) == {"MPJPE", "PA-MPJPE"}  # of its 14 joints
     assert set(results["h36m_lifting"]["retrieval"]) == {"2d to 3d", "3d to 2d"}
+
+
+def test_an_ablation_runs_the_rows_of_a_table_once(capsys, tmp_path, monkeypatch):
+    """Table 4 at its smallest; a second call passes over all four rows, a changed one is refused."""
+    monkeypatch.setenv("COLUMNS", "200")
+    small = {
+        "model.image_encoder": "none", "model.encoder_width": 16, "model.encoder_layers": 1,
+        "model.encoder_heads": 2, "model.encoder_feedforward": 16, "model.embedding_dim": 32, "model.mlp_width": 16,
+        "model.mlp_blocks": 1, "model.decoder_width": 32, "sampler.steps": 2, "data.subjects": 3, "data.seconds": 1.0,
+        "stage1.steps": 1, "stage1.batch_size": 6, "stage3.steps": 1, "stage3.batch_size": 6, "evaluation.stride": 20,
+    }  # fmt: skip
+    asked = ["ablate", "--table", "4", "--out", str(tmp_path), "--set", *(f"{k}={v}" for k, v in small.items())]
+    assert main([*asked, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("to be run") == 4
+    assert main(asked) == 0
+    table = (tmp_path / "ablation.md").read_text()
+    assert table.count(" / ") == 8  # two metrics of four rows
+    capsys.readouterr()
+    assert main(asked) == 0
+    assert capsys.readouterr().out.count("done") == 4
+    assert main([*asked, "stage3.clip=2"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert main(["ablate", "--table", "4", "--set", "stage3.steps"]) == 2
+    assert "NAME=VALUE" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+"""The page ``docs/unihpe/reproducing-tables.md``: the paper's Tables 1 to 6 beside what is at hand here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.environment import ROOT
+from benchmarks.studies.cells import RESULTS, read_result
+from benchmarks.studies.plan import SEEDS, Cell, rows
+
+PAGE = ROOT / "docs" / "unihpe" / "reproducing-tables.md"
+CARD = ROOT / "unihpe_ref" / "assets" / "lifter.json"
+
+_H36M, _3DPW = "Human3.6M", "3DPW"
+_LIFTING = "`--protocol h36m_lifting`"
+_DETECTED = f"{_LIFTING}, trained with `--data.joints-2d detected`"
+_IMAGES = "`--protocol h36m_p1_image`, PA: `h36m_p2_image`"
+_PW = "`--protocol 3dpw_14` and `3dpw_17`"
+
+# Table -> (title, what the numbers are, [(row, paper, data, preset, how it is evaluated)])
+_TABLES: dict[str, tuple[str, str, list[tuple[str, str, str, str, str]]]] = {
+    "1": (
+        "lifting",
+        "MPJPE / PA-MPJPE (mm); 3DPW PA-MPJPE",
+        [
+            (
+                "UniHPE, detected 2D (CPN)",
+                "53.6 / 40.9",
+                _H36M,
+                "paper",
+                f"{_LIFTING}, trained with `--data.joints-2d detected`",
+            ),
+            ("UniHPE, ground-truth 2D", "51.6 (PA)", _3DPW, "paper", _PW),
+        ],
+    ),
+    "2": (
+        "images",
+        "MPJPE / PA-MPJPE (mm); 3DPW PA-MPJPE",
+        [
+            ("UniHPE-w32", "55.2 / 40.0", _H36M, "table5-hrnet-w32", _IMAGES),
+            ("UniHPE-w48", "50.5 / 36.2", _H36M, "table5-hrnet-w48", _IMAGES),
+            ("UniHPE-w32", "67.1 (PA)", _3DPW, "table5-hrnet-w32", _PW),
+            ("UniHPE-w48", "65.7 (PA)", _3DPW, "table5-hrnet-w48", _PW),
+        ],
+    ),
+    "3": (
+        "2D pose of images",
+        "PCK@0.05 (%) / EPE (px)",
+        [("UniHPE-w32", "93.5 / 7.18", _H36M, "table5-hrnet-w32", "`--protocol h36m_2d`")],
+    ),
+    "4": (
+        "encoder and decoder, lifting ground-truth 2D",
+        "MPJPE / PA-MPJPE (mm)",
+        [
+            ("MLP, MLP", "60.5 / 44.5", _H36M, "table4-mlp-mlp", _LIFTING),
+            ("transformer, MLP", "64.8 / 48.1", _H36M, "table4-transformer-mlp", _LIFTING),
+            ("MLP, diffusion", "71.4 / 45.6", _H36M, "table4-mlp-diffusion", _LIFTING),
+            ("transformer, diffusion", "39.3 / 29.9", _H36M, "table4-transformer-diffusion", _LIFTING),
+        ],
+    ),
+    "5": (
+        "image encoder",
+        "MPJPE / PA-MPJPE (mm)",
+        [
+            ("ViT-S", "151.6 / 93.8", _H36M, "table5-vit-s", _IMAGES),
+            ("ViT-B", "149.9 / 93.4", _H36M, "table5-vit-b", _IMAGES),
+            ("HRNet-w32", "55.2 / 40.0", _H36M, "table5-hrnet-w32", _IMAGES),
+            ("HRNet-w48", "50.5 / 36.2", _H36M, "table5-hrnet-w48", _IMAGES),
+        ],
+    ),
+    "6": (
+        "what is aligned",
+        "ground-truth 2D: MPJPE / PA; image: MPJPE / PA (mm)",
+        [
+            ("no contrast", "41.3 / 31.6; 91.8 / 68.7", _H36M, "table6-no-contrast", _LIFTING),
+            ("pairs", "60.0 / 47.5; 65.5 / 51.8", _H36M, "table6-pairs", _LIFTING),
+            ("pairs + triplet", "40.9 / 31.7; 58.7 / 44.4", _H36M, "table6-pairs-triplet", _LIFTING),
+            ("+ modality token", "39.3 / 29.9; 57.5 / 42.9", _H36M, "table6-pairs-triplet-token", _LIFTING),
+            (
+                "+ MPI-INF-3DHP",
+                "44.2 / 33.6; 55.1 / 40.0",
+                "Human3.6M, MPI-INF-3DHP",
+                "table6-pairs-triplet-token-3dhp",
+                _LIFTING,
+            ),
+        ],
+    ),
+}
+
+_INTRODUCTION = """\
+# The paper's tables
+
+What the paper prints, beside what was measured here. Human3.6M, MPI-INF-3DHP and 3DPW may not be redistributed and were
+not at hand, so the column *here* is empty on their rows: nobody has run them with this code yet. Whoever has the data
+prepares them with `unihpe data prepare`, trains with `unihpe train --preset PRESET --motion PREPARED`, and evaluates
+with `unihpe evaluate RUN --motion PREPARED --protocol ...`; `unihpe ablate --table 4` runs all rows of a table.
+
+The rows on CMU motion capture are the small cells of [the studies](studies.md) and the shipped lifter: other data,
+other sizes, not to be compared with the paper's numbers.
+
+This page is written by `python -m benchmarks.studies page`.
+"""
+_HEAD = ("", "paper", "here", "data", "config", "log")
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The text of the page."""
+    parts = [_INTRODUCTION]
+    for number, (title, unit, lines) in _TABLES.items():
+        table = [(name, paper, "", data, f"`{preset}`; {how}", "") for name, paper, data, preset, how in lines]
+        table += _measured(number, folder)
+        parts.append(f"## Table {number}: {title}\n\n{unit}.\n\n{_markdown(table)}")
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, str]]:
+    """Rows on motion capture, where there are any."""
+    found = []
+    if number == "1":
+        paths = json.loads(CARD.read_text())["evaluation"]["paths"]
+        for path, words in (("2D to 3D", "one pass"), ("2D to 3D, flip", "with its mirror image")):
+            mean = paths[path]["frame_mean"]
+            value = f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}"
+            log = "`unihpe_ref/assets/lifter.json`"
+            found.append((f"shipped lifter, {words}", "", value, "CMU, exact 2D", "`lifter`", log))
+    study = f"table{number}"
+    if study in ("table4", "table6"):
+        for row in rows(study):
+            names = [Cell(study, row, seed) for seed in SEEDS]
+            results = [result for cell in names if (result := read_result(cell, folder)) is not None]
+            if not results:
+                continue
+            paths_of = [result["result"]["poses"]["paths"] for result in results]
+            values = [
+                " / ".join(
+                    f"{sum(p[path]['frame_mean'][metric] for p in paths_of) / len(paths_of):.1f}"
+                    for metric in ("MPJPE", "PA-MPJPE")
+                )
+                for path in (("2D to 3D",) if study == "table4" else ("2D to 3D", "image to 3D"))
+            ]
+            seeds = f"{len(results)} seed{'s' if len(results) > 1 else ''}"
+            data = "CMU, exact 2D" if study == "table4" else "CMU, renders of 64 x 64"
+            log = f"`benchmarks/results/studies/{study}-{row}-*.json`"
+            found.append((f"{row.replace('-', ', ', 1 if study == 'table4' else 0)}, small ({seeds})", "",
+                          "; ".join(values), data, "`benchmarks/studies/plan.py`", log))  # fmt: skip
+    return found
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", "---:", "---:", "---", "---", "---"]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (_HEAD, ruler, *lines))

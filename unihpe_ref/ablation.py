@@ -1,0 +1,129 @@
+"""``unihpe ablate``: all rows of one of the paper's tables, on the same data with the same changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from multicontrast._checks import three_beats
+from unihpe_ref.checkpoint import write_whole
+from unihpe_ref.commands import choose_device, set_threads
+from unihpe_ref.config import RunConfig
+from unihpe_ref.presets import PRESETS, preset
+from unihpe_ref.runs import EVALUATION, prepare_folder, run
+
+SUMMARY = "ablation.md"
+_PATHS = ("2D to 3D", "image to 3D")
+_METRICS = ("MPJPE", "PA-MPJPE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate:
+    """Train and evaluate every row of Table 4, 5 or 6, one after another; rows that are done are passed over.
+
+    The rows are the presets ``table4-...`` and so on. Stop it at any time: the same command goes on.
+    """
+
+    table: Literal["4", "5", "6"]
+    """which of the paper's ablations"""
+    motion: Path | None = None
+    """a recording, as `unihpe data` reads or prepares it; generated motion unless given"""
+    out: Path = Path("runs/ablation")
+    """folder for one run a row and seed, and for ablation.md"""
+    seeds: tuple[int, ...] = (0,)
+    """each row once with each"""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """settings of every row that differ from the preset, such as stage3.steps=2000"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    threads: int = 1
+    """CPU threads"""
+    dry_run: bool = False
+    """say which rows there are, and which are done, and stop"""
+
+    def execute(self, console: Console) -> None:
+        device = choose_device(self.device)
+        set_threads(self.threads)
+        changes = parse_settings(self.set)
+        cells = [
+            (name, seed, preset(name).override(**changes, seed=seed, motion=self.motion))
+            for seed in self.seeds
+            for name in PRESETS
+            if name.startswith(f"table{self.table}-")
+        ]
+        if not cells:
+            raise ValueError(three_beats("`--seeds` needs a seed", "none", "Leave it out for seed 0."))
+        for name, seed, config in cells:
+            folder = self.out / f"{name}-{seed}"
+            done = finished(folder, config)
+            console.print(f"{name}, seed {seed}: {'done' if done else 'to be run'}", highlight=False)
+            if done or self.dry_run:
+                continue
+            prepare_folder(folder, overwrite=False, resume=True)
+            run(config, folder, console, device, resume=True)
+            write_whole(self.out / SUMMARY, summary(self.out, cells).encode())
+        if not self.dry_run:
+            text = summary(self.out, cells)
+            write_whole(self.out / SUMMARY, text.encode())
+            console.print(text, highlight=False)
+            console.print(f"  {self.out / SUMMARY}", highlight=False, soft_wrap=True)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """``stage3.steps=200`` as a name and a value; JSON where it is JSON, else a word.
+
+    Raises: ValueError without an equals sign.
+
+    Example:
+        >>> parse_settings(["stage3.steps=200", "data.image_size=[64, 64]", "data.cameras=fixed"])
+        {'stage3.steps': 200, 'data.image_size': [64, 64], 'data.cameras': 'fixed'}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(three_beats("`--set` needs NAME=VALUE", repr(text), "For example stage3.steps=200."))
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def finished(folder: Path, config: RunConfig) -> bool:
+    """Whether a row has its result.
+
+    Raises: ValueError where it was made with other settings, which would spoil the comparison.
+    """
+    if not (folder / EVALUATION).is_file():
+        return False
+    held = json.loads((folder / "config.json").read_text())
+    if RunConfig.from_dict(held) != config:
+        needed = f"`{folder}` needs a run with the settings of this ablation"
+        raise ValueError(three_beats(needed, "other settings", "Choose another `--out`, or delete the folder."))
+    return True
+
+
+def summary(out: Path, cells: Sequence[tuple[str, int, RunConfig]]) -> str:
+    """A Markdown table of the rows that are done: mean over frames / over actions, mm."""
+    lines = []
+    for name, seed, _ in cells:
+        path = out / f"{name}-{seed}" / EVALUATION
+        numbers = [""] * (len(_PATHS) * len(_METRICS))
+        if path.is_file():
+            paths = json.loads(path.read_text())["paths"]
+            numbers = [
+                f"{paths[p]['frame_mean'][m]:.1f} / {paths[p]['action_mean'][m]:.1f}" if p in paths else ""
+                for p in _PATHS
+                for m in _METRICS
+            ]
+        lines.append([name, str(seed), *numbers])
+    head = ["row", "seed", *(f"{path}: {metric} (mm)" for path in _PATHS for metric in _METRICS)]
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ruler, *lines)) + "\n"
