@@ -6,6 +6,7 @@ A check raises before any work is done. It says what was needed, what came, and 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -25,7 +26,10 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
     if isinstance(value, (int, float, str, bool, type(None))):
-        return repr(value)
+        text = (
+            repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"an int of {value.bit_length()} bits"
+        )
+        return text if len(text) <= 80 else text[:77] + "..."
     return f"a {type(value).__name__}"
 
 
@@ -79,6 +83,34 @@ def values_are_free(tensor: Tensor) -> bool:
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and forward_ad.unpack_dual(tensor).tangent is None
     )
+
+
+def check_generator(operation: str, generator: object) -> None:
+    """Raise unless ``generator`` is None or a generator on the CPU."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            three_beats(
+                f"`{operation}` needs `generator` to be a torch.Generator or None",
+                describe(generator),
+                "Make one with `torch.Generator().manual_seed(seed)`.",
+            )
+        )
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(
+            three_beats(
+                f"`{operation}` draws on the CPU, for the same tuples on every device, and needs a CPU generator",
+                f"one on {generator.device}",
+                "Make one with `torch.Generator().manual_seed(seed)`.",
+            )
+        )
+
+
+def as_float(value: int | float) -> float:
+    """A number as a float; infinite where a Python integer is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast._checks import check_choice, check_generator, describe, three_beats
 
 __all__ = ["SAMPLED_SCHEMES", "SCHEMES", "draw_cyclic", "draw_permutations", "draw_shared", "sample_tuples"]
 
@@ -75,6 +75,14 @@ def sample_tuples(
     """
     check_choice("sample_tuples", "scheme", scheme, SAMPLED_SCHEMES)
     check_counts("sample_tuples", batch_size, num_modalities, num_negatives, scheme)
+    if not isinstance(exclude_positive, bool):
+        raise TypeError(
+            three_beats(
+                "`sample_tuples` needs `exclude_positive` to be True or False", describe(exclude_positive), "Pass one."
+            )
+        )
+    check_generator("sample_tuples", generator)
+    _check_device("sample_tuples", device)
     count = batch_size - 1 if num_negatives is None else num_negatives
     # Stored modality by modality, so that each modality's (B, 1 + K) plane is contiguous for the gathers.
     planes = torch.empty(num_modalities, batch_size, 1 + count, dtype=torch.int64)
@@ -104,8 +112,13 @@ def check_counts(
             )
         if value < least:
             raise ValueError(
-                three_beats(f"`{operation}` needs `{name}` >= {least}", str(value), "Skip the loss for such a batch.")
+                three_beats(
+                    f"`{operation}` needs `{name}` >= {least}", describe(value), "Skip the loss for such a batch."
+                )
             )
+    assert isinstance(batch_size, int)
+    assert isinstance(num_modalities, int)
+    _check_size(operation, batch_size * num_modalities)
     if num_negatives is None:
         return
     if isinstance(num_negatives, bool) or not isinstance(num_negatives, int):
@@ -114,12 +127,11 @@ def check_counts(
                 f"`{operation}` needs `num_negatives` to be an int or None", describe(num_negatives), "Pass a number."
             )
         )
-    assert isinstance(batch_size, int)
     if num_negatives < 0:
         raise ValueError(
             three_beats(
                 f"`{operation}` needs `num_negatives` >= 0",
-                str(num_negatives),
+                describe(num_negatives),
                 "Pass None for one less than the batch.",
             )
         )
@@ -131,12 +143,39 @@ def check_counts(
                 "Use a larger batch, or num_negatives=0, for which the loss is 0.",
             )
         )
+    _check_size(operation, batch_size * num_modalities * (1 + num_negatives))
     if scheme != "permutation" and num_negatives > batch_size - 1:
         raise ValueError(
             three_beats(
                 f"`{operation}` has at most batch_size - 1 = {batch_size - 1} negatives with the scheme {scheme!r}",
                 f"num_negatives={num_negatives}",
                 "Ask for fewer, or use the scheme 'permutation', which has any number.",
+            )
+        )
+
+
+def _check_device(operation: str, device: object) -> None:
+    """Raise unless ``device`` is None or names one."""
+    if device is None or isinstance(device, torch.device):
+        return
+    remedy = "For example 'cpu', 'cuda:0' or a `torch.device`."
+    needed = f"`{operation}` needs `device` to name one"
+    if not isinstance(device, str):
+        raise TypeError(three_beats(needed, describe(device), remedy))
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(three_beats(needed, repr(device), remedy)) from None
+
+
+def _check_size(operation: str, entries: int) -> None:
+    """Raise for an index that no memory holds."""
+    if entries > 2**36:
+        raise ValueError(
+            three_beats(
+                f"`{operation}` needs an index of at most 2^36 row numbers, half a terabyte",
+                describe(entries),
+                "Ask for fewer negatives: a few thousand serve any anchor.",
             )
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast._checks import as_float, check_choice, describe, three_beats
 
 __all__ = ["PRESETS", "Temperature"]
 
@@ -352,8 +352,10 @@ def _check_positive(name: str, value: object) -> None:
     remedy = "Temperatures divide the similarities: 0.07 is a usual start."
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(three_beats(f"`Temperature` needs `{name}` to be a number", describe(value), remedy))
-    if not (0 < value < math.inf):
-        raise ValueError(three_beats(f"`Temperature` needs `{name}` to be positive and finite", repr(value), remedy))
+    if not (0 < as_float(value) < math.inf):
+        raise ValueError(
+            three_beats(f"`Temperature` needs `{name}` to be positive and finite", describe(value), remedy)
+        )
     finfo = torch.finfo(torch.float32)
     if not (finfo.tiny <= value <= finfo.max):
         raise ValueError(

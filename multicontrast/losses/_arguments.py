@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multicontrast._checks import (
+    as_float,
     check_choice,
     check_floating,
     check_same_device,
@@ -81,8 +82,8 @@ def check_tau(operation: str, tau: object) -> None:
         return
     if isinstance(tau, bool) or not isinstance(tau, (int, float)):
         raise TypeError(three_beats(f"`{operation}` needs `tau` to be a number or a tensor", describe(tau), remedy))
-    if not (0 < tau < math.inf):
-        raise ValueError(three_beats(f"`{operation}` needs `tau` to be positive and finite", repr(tau), remedy))
+    if not (0 < as_float(tau) < math.inf):
+        raise ValueError(three_beats(f"`{operation}` needs `tau` to be positive and finite", describe(tau), remedy))
 
 
 def check_index(
@@ -164,8 +165,8 @@ def check_weight_of_triplet(operation: str, alpha: object) -> None:
     remedy = "The paper uses alpha=1; 0 leaves the pairs alone."
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise TypeError(three_beats(f"`{operation}` needs `alpha` to be a number", describe(alpha), remedy))
-    if not (0 <= alpha < math.inf):
-        raise ValueError(three_beats(f"`{operation}` needs `alpha` to be finite and >= 0", repr(alpha), remedy))
+    if not (0 <= as_float(alpha) < math.inf):
+        raise ValueError(three_beats(f"`{operation}` needs `alpha` to be finite and >= 0", describe(alpha), remedy))
 
 
 def check_ring_flag(operation: str, ring: object, gather: object, tiled: object) -> None:
@@ -178,26 +179,6 @@ def check_ring_flag(operation: str, ring: object, gather: object, tiled: object)
     if ring and tiled is False:
         raise ValueError(
             three_beats(f"`{operation}` computes a ring in tiles", "ring=True and tiled=False", "Leave `tiled` out.")
-        )
-
-
-def check_generator(operation: str, generator: object) -> None:
-    """Raise unless ``generator`` is None or a generator on the CPU."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            three_beats(
-                f"`{operation}` needs `generator` to be a torch.Generator or None",
-                describe(generator),
-                "Make one with `torch.Generator().manual_seed(seed)`.",
-            )
-        )
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(
-            three_beats(
-                f"`{operation}` draws on the CPU, for the same tuples on every device, and needs a CPU generator",
-                f"one on {generator.device}",
-                "Make one with `torch.Generator().manual_seed(seed)`.",
-            )
         )
 
 
@@ -265,7 +246,7 @@ def _check_per_sample(
 def _check_number(operation: str, name: str, value: object, remedy: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(three_beats(f"`{operation}` needs `{name}` to be a number", describe(value), remedy))
-    return float(value)
+    return as_float(value)
 
 
 def _check_extra(operation: str, like: Tensor, count: int, extra: object) -> tuple[Tensor | None, ...] | None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multicontrast._checks import check_generator
 from multicontrast.distributed import Meeting, Ranks
-from multicontrast.losses._arguments import check_generator
 from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._masks import Masks
 from multicontrast.losses._ring import check_ring, ring_loss

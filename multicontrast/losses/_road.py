@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from multicontrast._backend import use_triton
-from multicontrast._checks import check_choice, compute_dtype, describe, three_beats, values_are_free
-from multicontrast.losses._arguments import check_generator, check_index
+from multicontrast._checks import check_choice, check_generator, compute_dtype, describe, three_beats, values_are_free
+from multicontrast.losses._arguments import check_index
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
 from multicontrast.losses._dense import dense_loss
 from multicontrast.losses._diagnostics import Diagnostics
@@ -43,7 +43,7 @@ def choose_tuples(
     size, count = len(first), len(embeddings)
     start, stop = (0, size) if anchors is None else anchors
     resolved = resolve_similarity(operation, similarity)
-    if isinstance(anchor, bool) or anchor not in ANCHORS:
+    if isinstance(anchor, bool) or not isinstance(anchor, (int, str)) or anchor not in ANCHORS:
         raise ValueError(
             three_beats(
                 f"`{operation}` needs `anchor` to be 0 or 'any'", describe(anchor), "0 is the first modality's row."
