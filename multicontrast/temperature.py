@@ -274,6 +274,7 @@ class _Unmoved:
 
     def __init__(self) -> None:
         self.version: int | None = None
+        self.used = False  # since the last step: the steps of another training are not counted
         self.steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self.settled = False
 
@@ -285,17 +286,18 @@ class _Unmoved:
         if self.version is None:
             _watched.add(temperature)
             _listen()
-        self.version = version
+        self.version, self.used = version, True
 
     def step(self, temperature: Temperature, optimizer: Optimizer) -> None:
         """Called after each step of any optimizer."""
         if temperature.log_tau.grad is None:
             return
+        used, self.used = self.used, False
         # Fused optimizers move it without raising the counter: whoever holds it is trusted. Others are seen by it.
         held = any(p is temperature.log_tau for group in optimizer.param_groups for p in group["params"])
         if held or temperature.log_tau._version != self.version:  # somebody moved it: all is well, for good
             self.settled = True
-        else:
+        elif used:
             self.steps[optimizer] = self.steps.get(optimizer, 0) + 1
             if self.steps[optimizer] >= _PATIENCE:
                 self.settled = True

@@ -151,6 +151,17 @@ def test_one_that_moves_or_need_not_does_not_warn(case):
         loss.temperature.check_optimizer(others)
 
 
+def test_the_steps_of_another_training_are_not_counted():
+    loss, encoder = mc.PairwiseInfoNCE(0.1), nn.Parameter(torch.zeros(2))
+    loss(torch.eye(2), torch.eye(2)).backward()
+    optimizer = torch.optim.SGD([encoder], lr=0.1)
+    encoder.grad = torch.ones(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(6):
+            optimizer.step()
+
+
 def test_the_guard_keeps_nothing_alive():
     from multicontrast import temperature
 
