@@ -30,7 +30,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Looks at everything; an examination that itself fails is a finding too."""
     findings = []
-    for look in (_versions, _devices, _backend, _extras, _lifter, _completion):
+    for look in (_versions, _devices, _backend, _extras, _lifter):
         try:
             findings += look()
         except Exception as error:  # whatever is broken here is what was asked for
@@ -133,7 +133,3 @@ def _lifter() -> list[Finding]:
     finite = bool(lifted.joints_3d.isfinite().all())
     parameters = sum(parameter.numel() for parameter in lifter.model.parameters()) / 1e6
     return [Finding("good" if finite else "bad", "lifter", f"{parameters:.1f} M parameters, loads and runs")]
-
-
-def _completion() -> list[Finding]:
-    return [Finding("good", "completion", "`unihpe lift --tyro-write-completion bash FILE`, and so for each command")]

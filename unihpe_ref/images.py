@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from unihpe_ref.data import crop_affine, invert_affine
+from unihpe_ref.data import crop_affine
+from unihpe_ref.data.pictures import warp
 
 
-def crop_image(picture: Image.Image, box: Tensor, size: tuple[int, int]) -> Tensor:
+def crop_image(
+    picture: Image.Image,
+    box: Tensor,
+    size: tuple[int, int],
+    *,
+    convention: str = "aligned",
+    antialias: bool = False,
+) -> Tensor:
     """The crop that :func:`unihpe_ref.data.crop_affine` describes, ``(3, H, W)``, RGB in [0, 1].
 
     Args:
         picture: RGB.
         box: ``(3,)`` centre and longer side, pixels. What lies outside the picture is black.
         size: height and width of the crop.
+        convention: of the crop's pixels, as the model was trained (``data.crop``).
+        antialias: average pixels before a strong reduction. Crops of recordings are made without, and so a model that
+            was trained on them expects it; renders have smooth edges.
     """
-    affine = crop_affine(box.double(), size)
-    # A large box is first reduced by averaging: bilinear sampling alone would skip pixels.
-    reduction = max(1, int(1 / float(affine[0, 0]) + 1e-6))
-    if reduction > 1:
-        picture = picture.reduce(reduction)
-    back = invert_affine(affine)
-    # Pillow counts pixels from their corners, we from their centres; a reduced picture's pixels are `reduction` wide.
-    linear = back[:, :2]
-    shift = (back[:, 2] + 0.5 - linear.sum(-1) * 0.5) / reduction
-    linear = linear / reduction
-    coefficients = (*linear[0].tolist(), shift[0].item(), *linear[1].tolist(), shift[1].item())
-    height, width = size
-    crop = picture.transform((width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(crop, dtype=np.float32) / 255).permute(2, 0, 1)
+    affine = crop_affine(box.double(), size, convention=convention)
+    factor = max(1, int(1 / float(affine[0, 0]) + 1e-6)) if antialias else 1
+    if factor > 1:  # pixel k of the smaller picture covers pixels k * factor to (k + 1) * factor - 1
+        picture = picture.reduce(factor)
+        affine[:, 2] += affine[:, :2].sum(-1) * (factor - 1) / 2
+        affine[:, :2] *= factor
+    return torch.from_numpy(warp(picture, affine.numpy(), size).copy()).permute(2, 0, 1).float() / 255

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, NoReturn, Union
 
 import tyro
 
@@ -30,6 +30,7 @@ _COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "doctor": Doctor,
 }
+_SHELLS = ("bash", "zsh")
 _DEFAULT_PRESET = "lifting"
 
 
@@ -46,17 +47,42 @@ def parse(arguments: Sequence[str]) -> Command:
         print(f"unihpe (multicontrast {__version__})")
         raise SystemExit(0)
     name, *rest = arguments
+    if name == "completion":
+        _complete(rest)
     if name not in _COMMANDS:
         near = difflib.get_close_matches(name, _COMMANDS, n=1)
         remedy = f"Did you mean `unihpe {near[0]}`?" if near else "`unihpe --help` lists them."
         raise ValueError(three_beats(f"a command is one of {', '.join(_COMMANDS)}", repr(name), remedy))
-    default: Any = Train(config=preset(_asked_preset(rest))) if name == "train" else tyro.MISSING_NONPROP
-    return tyro.cli(_COMMANDS[name], prog=f"unihpe {name}", default=default, args=rest)
+    return tyro.cli(_COMMANDS[name], prog=f"unihpe {name}", default=_default(name, rest), args=rest)
+
+
+def _complete(arguments: Sequence[str]) -> NoReturn:
+    """Prints a script that lets a shell complete commands and options, and stops."""
+    if len(arguments) != 1 or arguments[0] not in _SHELLS:
+        needed = f"`unihpe completion` needs a shell: {', '.join(_SHELLS)}"
+        remedy = "For bash: `unihpe completion bash > ~/.local/share/bash-completion/completions/unihpe`."
+        raise ValueError(three_beats(needed, " ".join(arguments) or "none", remedy))
+    parts = [
+        Annotated[command, tyro.conf.subcommand(name, default=_default(name, []), description=_summary(command))]
+        for name, command in _COMMANDS.items()
+    ]
+    tyro.cli(Union[tuple(parts)], prog="unihpe", args=["--tyro-print-completion", arguments[0]])  # type: ignore[call-overload] # noqa: UP007 - made at run time
+    raise SystemExit(0)
+
+
+def _default(name: str, arguments: Sequence[str]) -> Any:
+    """The settings of ``train`` come from a preset; other commands have defaults of their own."""
+    return Train(config=preset(_asked_preset(arguments))) if name == "train" else tyro.MISSING_NONPROP
+
+
+def _summary(command: type[Command]) -> str:
+    return (inspect.getdoc(command) or "").splitlines()[0]
 
 
 def _overview() -> str:
     lines = ["usage: unihpe COMMAND [options]; `unihpe COMMAND --help` lists the options", ""]
-    lines += [f"  {name:<9} {(inspect.getdoc(command) or '').splitlines()[0]}" for name, command in _COMMANDS.items()]
+    lines += [f"  {name:<10} {_summary(command)}" for name, command in _COMMANDS.items()]
+    lines.append(f"  {'completion':<10} Print a script of completions for {', '.join(_SHELLS)}.")
     return "\n".join(lines)
 
 

@@ -8,13 +8,14 @@ from typing import Literal
 
 import torch
 import tyro
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from multicontrast._checks import three_beats
 from unihpe_ref.data import joint_box, normalise_image
+from unihpe_ref.data.pictures import decode
 from unihpe_ref.doctor import examine
 from unihpe_ref.export import export_model
 from unihpe_ref.images import crop_image
@@ -106,6 +107,7 @@ class Estimate:
     def execute(self, console: Console) -> None:
         writers = _check_outputs(self.out)
         lifter = load_lifter(self.checkpoint)
+        data = lifter.config.data
         picture = _open_image(self.image)
         corners = self.box or (0.0, 0.0, float(picture.width), float(picture.height))
         if min(corners[2:]) <= 0:
@@ -116,7 +118,7 @@ class Estimate:
         matrix = None if self.intrinsics is None else camera_matrix(self.intrinsics)
         size = torch.tensor([float(picture.width), float(picture.height)])
         focal, principal = camera_of(1, size, matrix)
-        crop = crop_image(picture, box[0], lifter.config.data.image_size)
+        crop = crop_image(picture, box[0], data.image_size, convention=data.crop)
         found = lifter.estimate(normalise_image(crop)[None], box, focal, principal)
         rays = (found.joints_px - principal[:, None]) / focal[:, None]
         root = place(found.joints_3d, rays)
@@ -168,14 +170,14 @@ class Retrieve:
 
     def _embed(self, lifter: Lifter, path: Path) -> tuple[str, list[str], Tensor]:
         """Modality, names, and embeddings ``(N, D)`` of a file or a folder."""
-        pictures = _images_in(path)
+        pictures, data = _images_in(path), lifter.config.data
         if pictures:
             embeddings = []
             for picture_path in pictures:
                 picture = _open_image(picture_path)
                 ends = torch.tensor([[0.0, 0.0], [picture.width - 1.0, picture.height - 1.0]])
                 box = joint_box(ends[None], padding=1.0)[0]
-                crop = crop_image(picture, box, lifter.config.data.image_size)
+                crop = crop_image(picture, box, data.image_size, convention=data.crop)
                 embeddings.append(lifter.embed_image(normalise_image(crop)[None]))
             return "image", [picture_path.name for picture_path in pictures], torch.cat(embeddings)
         poses = read_poses(path)
@@ -274,12 +276,7 @@ def _images_in(path: Path) -> list[Path]:
 
 
 def _open_image(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except UnidentifiedImageError:
-        needed = f"`{path}` needs to be a picture"
-        raise ValueError(three_beats(needed, "something else", "JPEG and PNG are read.")) from None
+    return decode(path.read_bytes(), path)
 
 
 def _say_written(console: Console, paths: tuple[Path, ...]) -> None:

@@ -43,7 +43,7 @@ def judge_photographs(model: UniHPE, config: RunConfig, motion: Motion, folder: 
         affine = torch.from_numpy(held["affine"][row]).float()
         inside = torch.cat([affine[:2, :2] @ box[:2] + affine[:2, 2], box[2:] * affine[0, 0]])
         with Image.open(folder / str(held["imgname"][row])) as picture:
-            crops.append(crop_image(picture.convert("RGB"), inside, config.data.image_size))
+            crops.append(crop_image(picture.convert("RGB"), inside, config.data.image_size, antialias=True))
         camera = held["K_full"][row]
         boxes.append(box)
         joints_px.append(pixels)

@@ -155,3 +155,13 @@ def test_an_ablation_runs_the_rows_of_a_table_once(capsys, tmp_path, monkeypatch
     assert "other settings" in capsys.readouterr().err
     assert main(["ablate", "--table", "4", "--set", "stage3.steps"]) == 2
     assert "NAME=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete_commands_and_options(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("unihpe", "lift", "evaluate", "--image-size", "--stage3.steps"):
+        assert word in script
+    assert main(["completion", "csh"]) == 2
+    assert "needs a shell: bash, zsh; got csh" in capsys.readouterr().err

@@ -174,7 +174,7 @@ def test_a_photograph_goes_through_a_model_with_images(tmp_path, capsys):
     assert "image to 3D" in capsys.readouterr().out
     (tmp_path / "text.jpg").write_text("no picture")
     assert main(["estimate", str(tmp_path / "text.jpg"), *checkpoint]) == 2
-    assert "needs to be a picture" in capsys.readouterr().err
+    assert "needs a picture that can be read" in capsys.readouterr().err
 
 
 def test_an_exported_lifter_gives_the_same_numbers(tmp_path, capsys, lifter):
