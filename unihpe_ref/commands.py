@@ -99,6 +99,8 @@ class Evaluate:
     """a recording, as `unihpe data` reads or prepares it; the one the model was trained on unless given"""
     protocol: str | None = None
     """of a recording: the frames and joints of a protocol by name, every one of them unless --stride is given"""
+    joints_2d: Literal["annotated", "detected"] | None = None
+    """of a recording: what is lifted; as in training unless given"""
     split: Literal["train", "test"] = "test"
     """which sequences"""
     stride: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -123,6 +125,8 @@ class Evaluate:
             config = config.override(**{"evaluation.protocol": self.protocol, "evaluation.stride": 1})
         if self.stride is not None:
             config = config.override(**{"evaluation.stride": self.stride})
+        if self.joints_2d is not None:
+            config = config.override(**{"data.joints_2d": self.joints_2d})
         motion = open_motion(config)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def assert_projected(batch, atol: float = 5e-3) -> None:
     torch.testing.assert_close(crop, batch.joints_2d_crop(), rtol=0, atol=atol)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.floats(0, 1), st.floats(0, 180), st.floats(0, 0.9), st.floats(0, 0.5),
     st.sampled_from(["aligned", "classic", "udp"]), st.integers(0, 1000),
@@ -393,3 +393,10 @@ def test_a_prepared_recording_trains_and_is_evaluated_by_its_protocol(tmp_path, 
     assert source.evaluated_joints == protocol("3dpw_14").joints
     for path in result.paths:
         assert all(np.isfinite(value) for value in path.frame_mean.values()), path
+    # another data set, which has neither a training split nor pictures
+    formats.write_3dhp_test(tmp_path / "3dhp")
+    other = config.override(**{"motion": tmp_path / "3dhp", "evaluation.protocol": "3dhp"})
+    result = evaluate_model(model, other, open_motion(other))
+    assert [path.name for path in result.paths] == ["2D to 3D"]
+    assert result.frames == 13  # of 20, those that are valid
+    assert set(result.actions) == {"standing/walking", "on the floor"}

@@ -67,9 +67,7 @@ class RecordingSource:
         check_choice("RecordingSource", "view", view, VIEWS)
         if joints_2d == "detected" and recording.detected_2d is None:
             needed = "`RecordingSource` needs detected joints in the recording"
-            raise ValueError(
-                three_beats(needed, "none", "Choose `joints_2d='annotated'`, or add the detections' file.")
-            )
+            raise ValueError(three_beats(needed, "none", "Choose annotated `joints_2d`, or add a file of detections."))
         self.recording = recording
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.augment = Augmentation() if augment is True else None if augment is False else augment
