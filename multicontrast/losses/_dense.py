@@ -5,8 +5,9 @@ derivative, softmax, write the weighted derivative back; then two matmuls for ea
 the Gram blocks it needs memory for one row block, and for tuples that lie anywhere one more block for each pair of
 modalities that does not hold the anchor.
 
-It does means and sums of the plain terms for the first derivative. Everything else (``reduction="none"``, other
-devices, transforms, second derivatives) walks the differentiable road of :mod:`multicontrast.losses._plain`.
+It does means and sums of the plain terms, weighted or not, for the first derivative. Everything else
+(``reduction="none"``, masks, other devices, transforms, second derivatives) walks the differentiable road of
+:mod:`multicontrast.losses._plain`.
 """
 
 from __future__ import annotations
@@ -46,9 +47,12 @@ class _DenseLoss(torch.autograd.Function):
             else:
                 units, inverses = embeddings, ()
             blocks = _Blocks(_in_order(units, walk), walk, tau.item())
-            weight = 1.0 / len(embeddings[0]) if walk.reduction == "mean" else 1.0
+            given = None if walk.masks is None else walk.masks.weight
+            by_anchor = None if given is None else given.to(units[0].dtype)
+            total = len(embeddings[0]) if by_anchor is None else by_anchor.sum().item() or 1.0
+            weight = 1.0 / total if walk.reduction == "mean" else 1.0
             needs_gradient = any(ctx.needs_input_grad)
-            loss, slope = _walk_blocks(blocks, walk, weight, needs_gradient)
+            loss, slope = _walk_blocks(blocks, walk, weight, by_anchor, needs_gradient)
         if needs_gradient:
             ctx.walk, ctx.normalize, ctx.slope = walk, normalize, slope
             ctx.save_for_backward(tau, *embeddings, *(() if not normalize else (*units, *inverses)), *blocks.values())
@@ -162,8 +166,11 @@ def _multiply_out(
     return zero_where_missing, slope
 
 
-def _walk_blocks(blocks: _Blocks, walk: Walk, weight: float, needs_gradient: bool) -> tuple[Tensor, float]:
-    """The loss; with ``needs_gradient`` the blocks become its gradients by the cosines.
+def _walk_blocks(
+    blocks: _Blocks, walk: Walk, weight: float, by_anchor: Tensor | None, needs_gradient: bool
+) -> tuple[Tensor, float]:
+    """The loss: ``weight`` times ``by_anchor`` times that of each anchor, summed. With ``needs_gradient`` the blocks
+    become its gradients by the cosines.
 
     The second result corrects the derivative by tau: minus sum(gradient x cosine) / tau is exact for similarities
     that scale with the cosines, and off by this much (times -1 / tau) for others.
@@ -178,7 +185,13 @@ def _walk_blocks(blocks: _Blocks, walk: Walk, weight: float, needs_gradient: boo
         unread = cells is None or not cells.reads(pair)
         restore = partial(blocks.write, *pair) if unread else None
         pair_blocks[pair] = PairBlock(
-            blocks[pair], blocks.tau, blocks.scale, _targets(cells, pair), walk.symmetric, restore
+            blocks[pair],
+            blocks.tau,
+            blocks.scale,
+            _targets(cells, pair),
+            walk.symmetric,
+            restore,
+            None if by_anchor is None else (_in_rows(by_anchor, cells, pair[0]), _in_rows(by_anchor, cells, pair[1])),
         )
         loss += share * pair_blocks[pair].total()
 
@@ -196,7 +209,7 @@ def _walk_blocks(blocks: _Blocks, walk: Walk, weight: float, needs_gradient: boo
             differentiate_pair(pair, start, stop)
 
     if walk.tuples is not None and cells is not None:
-        term, correction = _walk_tuples(blocks, walk.tuples, cells, weight, needs_gradient, make_room)
+        term, correction = _walk_tuples(blocks, walk.tuples, cells, weight, by_anchor, needs_gradient, make_room)
         loss += term
     if needs_gradient:
         for pair, block in blocks.items():
@@ -206,6 +219,13 @@ def _walk_blocks(blocks: _Blocks, walk: Walk, weight: float, needs_gradient: boo
         if cells is not None:
             cells.finish(blocks)
     return loss, correction
+
+
+def _in_rows(values: Tensor, cells: Cells | None, modality: int) -> Tensor:
+    """Values of the samples in the order in which the rows of a modality enter the products."""
+    if cells is None or cells.orders is None or modality == 0:
+        return values
+    return values[cells.orders[modality - 1]]
 
 
 def _targets(cells: Cells | None, pair: Pair) -> Tensor | None:
@@ -218,7 +238,13 @@ def _targets(cells: Cells | None, pair: Pair) -> Tensor | None:
 
 
 def _walk_tuples(
-    blocks: _Blocks, tuples: Tuples, cells: Cells, weight: float, needs_gradient: bool, make_room: RowFunction
+    blocks: _Blocks,
+    tuples: Tuples,
+    cells: Cells,
+    weight: float,
+    by_anchor: Tensor | None,
+    needs_gradient: bool,
+    make_room: RowFunction,
 ) -> tuple[Tensor, float]:
     """The tuple term: ``make_room(start, stop)`` turns the row-local blocks into gradients once they have been read."""
     similarity = tuples.similarity
@@ -229,10 +255,13 @@ def _walk_tuples(
     workspace = Workspace()
     buffers = [kind.new_empty(step, cells.width) for _ in pairs_of(cells.num_modalities)]
     factor = LOG2_E / (tau * blocks.scale)
-    scale = weight * tuples.alpha / tau
+    scale: float | Tensor = weight * tuples.alpha / tau
+    of_batch = None if by_anchor is None else scale * by_anchor
     loss, correction = kind.new_zeros(()), 0.0
     for start, stop in row_blocks(size, cells.width):
         rows = stop - start
+        if of_batch is not None:
+            scale = of_batch[start:stop]
         cosines = [buffer[:rows] for buffer in buffers]
         cells.read_rows(blocks, start, stop, cosines)
         if needs_gradient:
@@ -246,7 +275,7 @@ def _walk_tuples(
         peak = logits.amax(1)
         powers = logits.sub_(peak[:, None]).exp2_()
         total = powers.sum(1)
-        loss += (scale * tau) * ((peak - positive) / LOG2_E + total.log()).sum()
+        loss += ((scale * tau) * ((peak - positive) / LOG2_E + total.log())).sum()
         if not needs_gradient:
             continue
         weights = powers.mul_((scale / total)[:, None])

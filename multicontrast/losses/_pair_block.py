@@ -39,6 +39,7 @@ class PairBlock:
         scale: what the cosines were multiplied with.
         targets: the column of each row's match, or None for the diagonal.
         symmetric: whether the columns are anchors too.
+        weights: factors of the losses of the rows and of the columns; a row and its match have the same. None for 1.
         restore: writes the block again. Given where no one else reads the block: the powers may then replace the
             cosines at once.
     """
@@ -51,8 +52,11 @@ class PairBlock:
         targets: Tensor | None,
         symmetric: bool,
         restore: Callable[[], object] | None,
+        weights: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.gram, self.tau, self.targets, self.symmetric = gram, tau, targets, symmetric
+        self.row_weight = None if weights is None else weights[0]
+        self.column_weight = None if weights is None else weights[1]
         self.factor = LOG2_E / (tau * scale)
         self.rows = torch.arange(len(gram))
         self.matched = gram.diagonal().clone() if targets is None else gram[self.rows, targets]
@@ -76,33 +80,40 @@ class PairBlock:
         """The sum of the losses of all anchors, of both directions if symmetric."""
         if self.narrow:
             positives = self._positives()
-            loss = _log_of_quotient(self.row_sum, positives).sum()
+            loss = _weighted_sum(_log_of_quotient(self.row_sum, positives), self.row_weight)
             if self.symmetric:
-                loss += _log_of_quotient(self.column_sum, self._of_columns(positives)).sum()
+                columns = _log_of_quotient(self.column_sum, self._of_columns(positives))
+                loss += _weighted_sum(columns, self.column_weight)
             return loss
         logits = self.matched * (self.factor / LOG2_E)
-        loss = self.row_sum.sum() - logits.sum()
-        return loss + self.column_sum.sum() - logits.sum() if self.symmetric else loss
+        loss = _weighted_sum(self.row_sum - logits, self.row_weight)
+        if self.symmetric:
+            loss += _weighted_sum(self.column_sum - self._of_columns(logits), self.column_weight)
+        return loss
 
     def gradient_rows_(self, start: int, stop: int, weight: float) -> None:
         """Replace rows by ``weight`` times the derivative of :meth:`total` by the cosines."""
         block = self.gram[start:stop]
         scale = weight / self.tau
+        of_rows: float | Tensor = scale
+        of_columns: float | Tensor = scale
+        if self.row_weight is not None and self.column_weight is not None:
+            of_rows, of_columns = scale * self.row_weight[start:stop], scale * self.column_weight
         if self.narrow:
             if not self.kept:
                 self._powers(block, block)
-            factor = (scale / self.row_sum[start:stop])[:, None]
+            factor = (of_rows / self.row_sum[start:stop])[:, None]
             if self.symmetric:
-                factor = torch.add(factor, scale / self.column_sum, out=self._scratch(stop - start))
+                factor = torch.add(factor, of_columns / self.column_sum, out=self._scratch(stop - start))
             block.mul_(factor)
         else:
             logits = block.mul_(self.factor / LOG2_E)
-            columns = (logits - self.column_sum).exp_() if self.symmetric else None
+            columns = (logits - self.column_sum).exp_().mul_(of_columns) if self.symmetric else None
             logits.sub_(self.row_sum[start:stop, None]).exp_()
+            logits.mul_(of_rows if isinstance(of_rows, float) else of_rows[:, None])
             if columns is not None:
                 logits.add_(columns)
-            logits.mul_(scale)
-        positive = scale * (2 if self.symmetric else 1)
+        positive = of_rows * (2 if self.symmetric else 1)
         if self.targets is None:
             block[:, start:stop].diagonal().sub_(positive)
         else:
@@ -152,6 +163,10 @@ class PairBlock:
             torch.logsumexp(logits, 1, out=self.row_sum[start:stop])
             if self.symmetric:
                 self.column_sum = torch.logaddexp(self.column_sum, torch.logsumexp(logits, 0))
+
+
+def _weighted_sum(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses.sum() if weight is None else torch.dot(losses, weight)
 
 
 def _log_of_quotient(sums: Tensor, positives: Tensor) -> Tensor:

@@ -174,13 +174,19 @@ def _make_ready(operation: str, diagnostics: Diagnostics, walk: Walk) -> None:
     diagnostics.pairs, diagnostics.tuples = {}, None
 
 
+def _is_plain_number(weight: Tensor | None) -> bool:
+    """Whether weights want no gradient and may be looked at."""
+    return weight is not None and not weight.requires_grad and values_are_free(weight)
+
+
 def _is_dense(embeddings: list[Tensor], tau: Tensor, walk: Walk) -> bool:
     """Whether the fused CPU road does this walk."""
     tuples = walk.tuples
     return (
         walk.reduction != "none"
         and walk.anchors is None
-        and walk.masks is None
+        and walk.is_unmasked
+        and (walk.masks is None or _is_plain_number(walk.masks.weight))
         and (tuples is None or (tuples.cells is not None and not isinstance(tuples.similarity, Multilinear)))
         and bool(walk.blocks)
         and all(values_are_free(x) for x in (*embeddings, tau))

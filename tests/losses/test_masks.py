@@ -193,3 +193,36 @@ def test_nobody_left_is_0_and_said_once(negatives, similarity):
         assert torch.equal(loss, torch.zeros_like(loss))
         for grad in torch.autograd.grad(loss.sum(), [*given, tau]):
             assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("tau", [0.3, 0.004], ids=["one shift", "a shift for each row"])
+@pytest.mark.parametrize("negatives", [*SCHEMES, None])
+def test_weights_on_the_fused_road(negatives, tau, symmetric):
+    """Several row blocks; what the average of the anchors' losses has."""
+    size = 400
+    xs = [x.detach().float().requires_grad_() for x in embeddings(3, size, dim=24)]
+    temperature = torch.tensor(tau, requires_grad=True)
+    weight = torch.rand(size, generator=torch.Generator().manual_seed(7))
+
+    def loss(**options):
+        options["symmetric"] = symmetric
+        if negatives is None:
+            return mc.pairwise_infonce(*xs[:2], temperature, **options)
+        generator = torch.Generator().manual_seed(0)
+        pairs = ((0, 1), (1, 2))
+        return mc.trimodal_infonce(
+            *xs, temperature, negatives=negatives, generator=generator, pairs=pairs, similarity="area", **options
+        )
+
+    inputs = [*(xs if negatives else xs[:2]), temperature]
+    for reduction in ("mean", "sum"):
+        fused = loss(weight=weight, reduction=reduction)
+        assert "DenseLoss" in type(fused.grad_fn).__name__
+        plain = (loss(reduction="none") * weight).sum()
+        if reduction == "mean":
+            plain = plain / weight.sum()
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
+        scale = plain.detach().abs()
+        for f, p in zip(torch.autograd.grad(fused, inputs), torch.autograd.grad(plain, inputs)):
+            torch.testing.assert_close(f / scale, p / scale, rtol=1e-3, atol=1e-4)
