@@ -155,7 +155,7 @@ class RetrievalRecall(Accumulator):
                 refuse_mixture("RetrievalRecall")
             kept = first_of_each(rows["ids"])
             query, gallery = query[kept], gallery[kept]
-        ranks = retrieval_ranks(query, gallery, ties=self.ties, normalize=False)
+        ranks = retrieval_ranks(query, gallery, ties=self.ties, normalize=self.normalize)
         recalls = recall_of_ranks("RetrievalRecall", ranks, self.k)
         return {
             **dict(zip(names, recalls.unbind())),

@@ -198,7 +198,7 @@ class _Fit(NamedTuple):
 def _piece_length(poses: Tensor) -> int:
     """How many poses of ``(..., J, D)`` make a piece."""
     numbers = poses.shape[-1] * poses.shape[-2]
-    if poses.device.type != "cpu":
+    if poses.device.type != "cpu" or torch.compiler.is_compiling():  # a graph would hold every piece
         return poses.numel() // numbers
     return max(_PIECE_BYTES // (numbers * poses.element_size()), 1)
 

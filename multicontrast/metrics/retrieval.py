@@ -38,8 +38,8 @@ def retrieval_ranks(
         normalize: False promises rows of length one (or ranks by inner product).
 
     Returns:
-        ``(Q,)`` float32, exact to 16 million; a half-integer under ``"mean"``. NaN where the query, its match or any
-        gallery row is NaN.
+        ``(Q,)`` float32, exact to 16 million; a half-integer under ``"mean"``. NaN for a query with NaN or infinity,
+        and for all where a row of the gallery has one: it cannot be ranked among the others.
 
     Raises:
         ValueError, TypeError: shapes, types or devices that do not fit; a match outside the gallery (on the CPU;
@@ -56,21 +56,24 @@ def retrieval_ranks(
     match = _read_match(match, query, gallery)
     inside = (match >= 0) & (match < len(gallery))
     place = torch.where(inside, match, 0).unsqueeze(-1)
-    ranks = []
-    block = max(_CELLS // len(gallery), 1)
-    rounding = torch.finfo(query.dtype).eps * query.shape[1] ** 0.5  # twice what products of equal rows differ by
     with torch.no_grad():
-        lengths = length(query).unsqueeze(-1), length(gallery)
+        finite = query.isfinite().all(-1) & gallery.isfinite().all() & inside
+        lengths = None if normalize else (length(query).unsqueeze(-1), length(gallery))
+        # One tensor for all results: small ones, kept between blocks, would split the heap that the blocks come from.
+        ranks = torch.empty_like(query[:, 0], dtype=torch.float32)
+        block = max(_CELLS // len(gallery), 1)
         for start in range(0, len(query), block):
-            similarity = products(query[start : start + block], gallery)
-            own = similarity.gather(1, place[start : start + block])
-            margin = (rounding * lengths[0][start : start + block]) * lengths[1]
-            above = (similarity > own + margin).sum(-1).float()
-            equal = (similarity >= own - margin).sum(-1).float() - above - 1  # not counting itself
+            rows = slice(start, start + block)
+            similarity = products(query[rows], gallery)
+            margin: Tensor | float = torch.finfo(query.dtype).eps * query.shape[1] ** 0.5
+            if lengths is not None:
+                margin = margin * lengths[0][rows] * lengths[1]
+            own = similarity.gather(1, place[rows])
+            above = (similarity > own + margin).sum(-1, dtype=torch.int32).float()
+            equal = (similarity >= own - margin).sum(-1, dtype=torch.int32).float() - above - 1  # not counting itself
             share = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}[ties]
-            rank = 1 + above + share * equal
-            ranks.append(torch.where(similarity.isnan().any(-1), torch.nan, rank))
-    return torch.where(inside, torch.cat(ranks), torch.nan)
+            ranks[rows] = torch.where(finite[rows], 1 + above + share * equal, torch.nan)
+    return ranks
 
 
 def retrieval_recall(
