@@ -135,6 +135,8 @@ class Evaluate:
         console.print(f"{path}: preset {config.preset}, {_describe_motion(config)}, {self.split} sequences")
         evaluation = evaluate_model(model, config, motion, self.split)
         console.print(results_table(evaluation))
+        for line in retrieval_lines(evaluation):
+            console.print(line, highlight=False)
         if self.out is not None:
             source = open_source(motion, config, images=model.image_encoder is not None).split(self.split)
             save_json(evaluation.to_dict(), self.out / EVALUATION)
@@ -187,6 +189,15 @@ def results_table(evaluation: Evaluation) -> Table:
         ]
         table.add_row(path.name, *cells)
     return table
+
+
+def retrieval_lines(evaluation: Evaluation) -> list[str]:
+    """One line for each direction: how often the nearest embedding of the other modality is of the same frame."""
+    return [
+        f"{name}: recall@1 {found['recall@1']:.1f} %, median rank {found['median rank']:.0f}, "
+        f"mean cosine {found['cosine']:.2f}"
+        for name, found in evaluation.retrieval.items()
+    ]
 
 
 def _train(

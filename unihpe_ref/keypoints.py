@@ -223,9 +223,7 @@ def _coco(annotations: Sequence[Any], images: Sequence[Mapping[str, Any]], path:
 
 
 def _plain(content: Mapping[str, Any], path: Path, layout: str) -> list[_Person]:
-    stated = content.get("layout", layout)
-    if layout != "auto":
-        stated = layout
+    stated = content.get("layout", "auto") if layout == "auto" else layout
     if stated == "auto":
         needed = f"`read_keypoints` needs a layout for {path}"
         remedy = f'Add `"layout"` to the file, or `--layout`: one of {", ".join(LAYOUTS)}.'
@@ -292,8 +290,6 @@ def _person(
         needed = f"`read_keypoints` needs {width * count} numbers ({name}) for each person in {path}"
         raise ValueError(three_beats(needed, f"{len(values)}", "State another `layout`, or convert the file."))
     pose = torch.from_numpy(values.reshape(1, count, width)).float()
-    if width == 3 and default == "coco17" and path.suffix and bool((pose[..., 2] < 0).any()):
-        pose[..., 2].clamp_(min=0)
     joints, confidence = to_h36m(pose, name)
     return _Person(joints[0], confidence[0], image, size, intrinsics)
 

@@ -101,7 +101,7 @@ class Lifter:
         count = _check_joints("lift", joints_px)
         focal, principal = camera_of(count, image_size, intrinsics)
         parts = [
-            self._lift(joints_px[rows].float(), focal[rows], principal[rows], flip, generator)
+            self._lift(joints_px[rows].float().cpu(), focal[rows], principal[rows], flip, generator)
             for rows in torch.arange(count).split(_CHUNK)
         ]
         return LiftedPoses(*(torch.cat(values) for values in zip(*parts)))
@@ -112,7 +112,7 @@ class Lifter:
         """Unit embeddings ``(N, D)`` of 2D poses; arguments as :meth:`lift`."""
         focal, principal = camera_of(_check_joints("embed_2d", joints_px), image_size, intrinsics)
         with torch.no_grad():
-            kp2d, information, _, _ = self._seen(joints_px.float(), focal, principal)
+            kp2d, information, _, _ = self._seen(joints_px.float().cpu(), focal, principal)
             return self.model.encode(kp2d=kp2d, box_info=information).cpu()
 
     def embed_3d(self, joints_3d: Tensor, root: Tensor | None = None) -> Tensor:

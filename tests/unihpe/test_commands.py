@@ -126,7 +126,9 @@ def test_evaluation_on_a_data_set_follows_its_protocol(capsys, tmp_path, monkeyp
     for name in ("h36m_lifting", "h36m_p1_image"):
         assert main([*asked, name, "--out", str(tmp_path / name)]) == 0
         results[name] = json.loads((tmp_path / name / "evaluation.json").read_text())
-    assert "2D to 3D, flip" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2D to 3D, flip" in out
+    assert "3d to 2d: recall@1" in out
     lifting, image = (results[name]["paths"]["2D to 3D"]["frame_mean"] for name in results)
     assert set(lifting) == {"MPJPE", "PA-MPJPE", "PA-MPJPE-14"}
     assert set(image) == {"MPJPE", "PA-MPJPE"}  # of its 14 joints
