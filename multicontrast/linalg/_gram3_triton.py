@@ -24,11 +24,17 @@ from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
 
-# Elementwise and bound by memory: wide loads and enough warps are all that matters.
-_TUNING = Tuning(
-    default=config(num_warps=4, BLOCK=1024),
-    candidates=[config(num_warps=w, BLOCK=b) for w, b in ((4, 512), (4, 1024), (8, 1024), (8, 2048))],
-)
+# Elementwise and bound by memory: wide loads and enough warps are all that matters. A lane takes one or two loads of 16
+# bytes from each input; with the gradient, and in float64, more would leave no registers for further warps.
+_CANDIDATES = [config(num_warps=w, BLOCK=b) for w, b in ((4, 256), (4, 512), (4, 1024), (8, 1024), (8, 2048))]
+_VALUE = {
+    torch.float32: Tuning(default=config(num_warps=4, BLOCK=1024), candidates=_CANDIDATES),
+    torch.float64: Tuning(default=config(num_warps=4, BLOCK=512), candidates=_CANDIDATES),
+}
+_GRADIENT = {
+    torch.float32: Tuning(default=config(num_warps=4, BLOCK=512), candidates=_CANDIDATES),
+    torch.float64: Tuning(default=config(num_warps=4, BLOCK=256), candidates=_CANDIDATES),
+}
 
 
 @triton.jit
@@ -217,7 +223,7 @@ def eigmax_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     if x.numel():
         flat = [_flat(cosine) for cosine in (a, b, c)]
         strides = [cosine.stride(0) for cosine in flat]
-        launch(_gram3_excess_kernel, _grid(x.numel()), _TUNING, *flat, x, *strides, x.numel())
+        launch(_gram3_excess_kernel, _grid(x.numel()), _VALUE[a.dtype], *flat, x, *strides, x.numel())
     return x
 
 
@@ -234,7 +240,7 @@ def eigmax_with_gradient(
         flat = [_flat(cosine) for cosine in (a, b, c)]
         strides = [cosine.stride(0) for cosine in flat]
         launch(
-            _gram3_gradient_kernel, _grid(x.numel()), _TUNING,
+            _gram3_gradient_kernel, _grid(x.numel()), _GRADIENT[a.dtype],
             *flat, x, ga, gb, gc, *strides, x.numel(), ROUNDED=correctly_rounded,
         )  # fmt: skip
     return x, ga, gb, gc

@@ -160,6 +160,11 @@ def _jacobi_kernel(
         tl.store(vectors_ptr + offsets, vectors[k] * scales[k // COLUMNS], mask=inside & (column < N))
 
 
+def rounds(n: int, dtype: torch.dtype) -> int:
+    """How many rounds of the tournament are played: N - 1 a sweep, N for odd N."""
+    return _SWEEPS[dtype][n] * (n - 1 + n % 2)
+
+
 @functools.cache
 def _seats(n: int) -> tuple[int, ...]:
     """Where the player of each seat comes from: all but the first of an even number move one seat on."""
@@ -204,7 +209,7 @@ def jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:
         launch(
             _jacobi_kernel, lambda constants: (triton.cdiv(len(flat) * parts, constants["BLOCK"]),), _TUNING,
             flat, values, vectors, *flat.stride(), len(flat),
-            N=n, COLUMNS=columns, ROUNDS=_SWEEPS[matrix.dtype][n] * (n - 1 + n % 2),
+            N=n, COLUMNS=columns, ROUNDS=rounds(n, matrix.dtype),
             TRIANGLE_ORDER=triangle, VECTOR_ORDER=rows,
         )  # fmt: skip
     return values, vectors

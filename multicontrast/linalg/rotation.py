@@ -1,6 +1,7 @@
 """Nearest proper rotation of a 2x2 or 3x3 matrix: the heart of Procrustes alignment.
 
-The public function, the autograd glue and the choice of back end. The arithmetic is in ``_rotation_torch``.
+The public function, the autograd glue and the choice of back end. The arithmetic is in ``_rotation_torch``, and for
+Triton in ``_rotation_triton`` behind the operator of ``_rotation_operator``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
-from multicontrast.linalg import _rotation_torch
+from multicontrast.linalg import _rotation_operator, _rotation_torch
 from multicontrast.linalg._glue import fold_last, unfold_last
 
 # On a CPU: long enough to hide the cost of several hundred short operations, short enough for a core's cache.
@@ -71,6 +73,8 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
 
 def batch_last_rotation(matrix: Tensor, allow_reflection: bool = False) -> Tensor:
     """`proper_rotation` for callers that already hold ``(D, D, N)``, batch innermost; checks nothing, one chunk."""
+    if len(matrix) == 3 and (use_triton(matrix) or torch.compiler.is_compiling()):
+        return _rotation_operator.rotation3(matrix, allow_reflection)
     rotation: Tensor = _Rotation.apply(matrix, allow_reflection)[0]
     return rotation
 

@@ -7,8 +7,9 @@ With :math:`z_{ij} = x_i \cdot y_j / \tau`, rows :math:`r_i = \log \sum_j e^{z_{
           + \bar d_i [j = i + o] =: W_{ij}, \qquad \bar x = W y / \tau, \qquad \bar y = W^\top x / \tau.
 
 One kernel makes the logsumexp of rows, and of columns when ``x`` and ``y`` change places; a second makes the gradient
-of ``x`` from tiles of ``W`` that it computes again, and that of ``y`` likewise. Each program owns the rows it writes,
-so there are no atomics and the result is the same in every run. All sums are in float32.
+of ``x`` from tiles of ``W`` that it computes again, and that of ``y`` likewise. A program has some rows and a part of
+the columns, as many parts as fill a device, and writes results of its own, which are added up in a fixed order: no
+atomics, and the same result in every run. All sums are in float32.
 """
 
 from __future__ import annotations
@@ -24,16 +25,24 @@ from multicontrast._launch_triton import Tuning, config, interpreted, launch
 # scalar unit's own product. These three exist on every architecture.
 _PRECISION = {"highest": "bf16x6", "high": "bf16x3", "medium": "bf16x3"}
 
-# Small tiles, so that no architecture spills registers.
-_TUNING = Tuning(
-    default=config(num_warps=8, BLOCK_ROWS=64, BLOCK_COLUMNS=64, BLOCK_DEPTH=16),
-    candidates=[
-        config(num_warps=w, num_stages=s, BLOCK_ROWS=r, BLOCK_COLUMNS=c, BLOCK_DEPTH=d)
-        for w, s, r, c, d in (
-            (8, 2, 64, 64, 16), (8, 2, 64, 64, 32), (8, 3, 64, 64, 32), (8, 2, 128, 64, 32), (8, 3, 128, 128, 32)
-        )
-    ],
-)  # fmt: skip
+# The largest tiles that spill no register. Splitting a float32 into three bfloat16 costs as much as their products do,
+# and every row and column that shares a tile shares it.
+_CANDIDATES = [
+    config(num_warps=w, num_stages=s, BLOCK_ROWS=r, BLOCK_COLUMNS=c, BLOCK_DEPTH=d)
+    for w, s, r, c, d in (
+        (8, 2, 64, 64, 16), (8, 2, 64, 64, 32), (4, 2, 64, 64, 32), (8, 2, 128, 64, 16), (8, 2, 128, 64, 32),
+        (8, 3, 128, 64, 32), (8, 2, 128, 128, 32),
+    )
+]  # fmt: skip
+_SMALL = config(num_warps=8, BLOCK_ROWS=64, BLOCK_COLUMNS=64, BLOCK_DEPTH=16)
+_MEDIUM = config(num_warps=8, BLOCK_ROWS=128, BLOCK_COLUMNS=64, BLOCK_DEPTH=16)
+_LARGE = config(num_warps=8, BLOCK_ROWS=128, BLOCK_COLUMNS=64, BLOCK_DEPTH=32)
+_FORWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:100": _LARGE}, _CANDIDATES)
+_BACKWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:120": _SMALL}, _CANDIDATES)
+
+# Columns are divided into parts of whole tiles, until there are two programs for each multiprocessor of a large device.
+# Each part of the gradient takes another (M, D) of memory.
+_PROGRAMS, _ROWS, _COLUMNS, _GRADIENT_PARTS = 264, 128, 64, 8
 
 
 @triton.jit
@@ -61,34 +70,39 @@ def _products(
 
 @triton.jit
 def _pairwise_logsumexp_kernel(
-    x_ptr, y_ptr, tau_ptr, lse_ptr, match_ptr,
-    x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, depth, offset,
+    x_ptr, y_ptr, tau_ptr, highest_ptr, total_ptr, match_ptr,
+    x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, depth, offset, parts, part_columns,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tau = tl.load(tau_ptr).to(tl.float32)
     scale = tl.where(tau > 0, 1.4426950408889634 / tau, float("nan"))  # logits in units of ln 2
-    first = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    program = tl.program_id(0).to(tl.int64)
+    first, part = program // parts * BLOCK_ROWS, program % parts
     i = first + tl.arange(0, BLOCK_ROWS)
     highest = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
-    match = tl.full((BLOCK_ROWS,), float("nan"), tl.float32)  # a row without a match has none
-    for start in range(0, columns, BLOCK_COLUMNS):
+    match = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)  # until it is met
+    begin = part * part_columns
+    stop = tl.minimum(begin + part_columns, columns)
+    for start in range(begin, stop, BLOCK_COLUMNS):
         j = start + tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
         z = scale * _products(
-            x_ptr, y_ptr, x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, i, j, depth,
+            x_ptr, y_ptr, x_row_stride, x_stride, y_row_stride, y_stride, rows, stop, i, j, depth,
             BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DEPTH, PRECISION,
         )  # fmt: skip
         if (start < first + BLOCK_ROWS + offset) & (start + BLOCK_COLUMNS > first + offset):
             is_match = j[None, :] == i[:, None] + offset
-            here = (i + offset >= start) & (i + offset < tl.minimum(start + BLOCK_COLUMNS, columns))
+            here = (i + offset >= start) & (i + offset < tl.minimum(start + BLOCK_COLUMNS, stop))
             match = tl.where(here, tl.sum(tl.where(is_match, z, 0.0), 1), match)
-        z = tl.where(j[None, :] < columns, z, -float("inf"))
+        z = tl.where(j[None, :] < stop, z, -float("inf"))
         higher = tl.maximum(highest, tl.max(z, 1))
         total = total * tl.exp2(highest - higher) + tl.sum(tl.exp2(z - higher[:, None]), 1)
         highest = higher
     inside = i < rows
-    tl.store(lse_ptr + i, 0.6931471805599453 * (highest + tl.log2(total)), mask=inside)
-    tl.store(match_ptr + i, 0.6931471805599453 * match, mask=inside)
+    out = part * rows + i
+    tl.store(highest_ptr + out, highest, mask=inside)
+    tl.store(total_ptr + out, total, mask=inside)
+    tl.store(match_ptr + out, match, mask=inside)
 
 
 @triton.jit
@@ -96,23 +110,29 @@ def _pairwise_gradient_kernel(
     x_ptr, y_ptr, tau_ptr, row_lse_ptr, column_lse_ptr, row_grad_ptr, column_grad_ptr, match_grad_ptr,
     dx_ptr, dtau_ptr,
     x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, depth, offset, match_shift, matches,
+    parts, part_columns,
     OF_ROWS: tl.constexpr, OF_COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tau = tl.load(tau_ptr).to(tl.float32)
     inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
-    i = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    program = tl.program_id(0).to(tl.int64)
+    part = program % parts
+    i = program // parts * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = i < rows
+    dx_ptr += part * rows * depth
     if OF_ROWS:
         row_lse = tl.load(row_lse_ptr + i, mask=inside, other=0.0)
         row_grad = tl.load(row_grad_ptr + i, mask=inside, other=0.0)
     has_match = inside & (i + match_shift >= 0) & (i + match_shift < matches)
     match_grad = tl.load(match_grad_ptr + i + match_shift, mask=has_match, other=0.0)
     slope = tl.zeros((BLOCK_ROWS,), tl.float32)
-    for start in range(0, columns, BLOCK_COLUMNS):
+    begin = part * part_columns
+    stop = tl.minimum(begin + part_columns, columns)
+    for start in range(begin, stop, BLOCK_COLUMNS):
         j = start + tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
         cosines = _products(
-            x_ptr, y_ptr, x_row_stride, x_stride, y_row_stride, y_stride, rows, columns, i, j, depth,
+            x_ptr, y_ptr, x_row_stride, x_stride, y_row_stride, y_stride, rows, stop, i, j, depth,
             BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DEPTH, PRECISION,
         )  # fmt: skip
         z = cosines * inverse_tau
@@ -120,25 +140,25 @@ def _pairwise_gradient_kernel(
         if OF_ROWS:
             weight += row_grad[:, None] * tl.exp(z - row_lse[:, None])
         if OF_COLUMNS:
-            column_lse = tl.load(column_lse_ptr + j, mask=j < columns, other=0.0)
-            column_grad = tl.load(column_grad_ptr + j, mask=j < columns, other=0.0)
+            column_lse = tl.load(column_lse_ptr + j, mask=j < stop, other=0.0)
+            column_grad = tl.load(column_grad_ptr + j, mask=j < stop, other=0.0)
             weight += column_grad[None, :] * tl.exp(z - column_lse[None, :])
-        weight = tl.where(inside[:, None] & (j[None, :] < columns), weight, 0.0)
+        weight = tl.where(inside[:, None] & (j[None, :] < stop), weight, 0.0)
         slope += tl.sum(weight * z, 1)
         weight *= inverse_tau
         for depth_start in range(0, depth, BLOCK_DEPTH):
             k = depth_start + tl.arange(0, BLOCK_DEPTH).to(tl.int64)
             y = tl.load(
                 y_ptr + j[:, None] * y_row_stride + k[None, :] * y_stride,
-                mask=(j[:, None] < columns) & (k[None, :] < depth),
+                mask=(j[:, None] < stop) & (k[None, :] < depth),
                 other=0.0,
             ).to(tl.float32)
             pointers = dx_ptr + i[:, None] * depth + k[None, :]
             mask = inside[:, None] & (k[None, :] < depth)
-            dx = tl.load(pointers, mask=mask, other=0.0)
+            dx = tl.load(pointers, mask=mask & (start > begin), other=0.0)
             tl.store(pointers, tl.dot(weight, y, dx, input_precision=PRECISION), mask=mask)
         tl.debug_barrier()  # these rows are the program's own, but another of its threads may read them next
-    tl.store(dtau_ptr + i, -slope * inverse_tau, mask=inside)
+    tl.store(dtau_ptr + part * rows + i, -slope * inverse_tau, mask=inside)
 
 
 def pairwise_forward(
@@ -184,14 +204,28 @@ def pairwise_backward(
 
 
 def _logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    lse, match = (torch.empty(len(x), dtype=torch.float32, device=x.device) for _ in range(2))
+    parts, part_columns = _parts(len(x), len(y), len(y))
+    shape = (parts, len(x))
+    highest, total, match = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(3))
     if len(x):
         launch(
-            _pairwise_logsumexp_kernel, _grid(len(x)), _TUNING,
-            x, y, tau, lse, match, *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset,
-            PRECISION=_precision(), key=("columns", "depth"),
+            _pairwise_logsumexp_kernel, _grid(len(x), parts), _FORWARD,
+            x, y, tau, highest, total, match, *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset,
+            parts, part_columns, PRECISION=_precision(), key=("columns", "depth"),
         )  # fmt: skip
-    return lse, match
+    peak = highest.amax(0)
+    total = torch.where(total == 0, total, total * torch.exp2(highest - peak)).sum(0)  # no columns: the log of 0
+    match = match.amax(0)
+    ln2 = 0.6931471805599453
+    return ln2 * (peak + total.log2()), torch.where(match == -torch.inf, torch.nan, ln2 * match)
+
+
+def _parts(rows: int, columns: int, most: int) -> tuple[int, int]:
+    """Into how many parts the columns are divided, at most ``most``, and the columns of each: whole tiles."""
+    tiles = triton.cdiv(columns, _COLUMNS)
+    wanted = max(1, min(tiles, most, triton.cdiv(_PROGRAMS, max(1, triton.cdiv(rows, _ROWS)))))
+    part = triton.cdiv(tiles, wanted) if tiles else 1
+    return max(1, triton.cdiv(tiles, part)), part * _COLUMNS
 
 
 def _gradient(
@@ -204,21 +238,23 @@ def _gradient(
     offset: int,
     match_shift: int,
 ) -> tuple[Tensor, Tensor]:
-    dx = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    dtau = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    parts, part_columns = _parts(len(x), len(y), _GRADIENT_PARTS)
+    allocate = torch.empty if len(y) else torch.zeros
+    dx = allocate((parts, *x.shape), dtype=torch.float32, device=x.device)
+    dtau = torch.empty((parts, len(x)), dtype=torch.float32, device=x.device)
     if len(x):
         of_rows, of_columns = rows[0] is not None, columns[0] is not None
         row_lse, row_grad = rows if of_rows else (match_grad, match_grad)  # not read
         column_lse, column_grad = columns if of_columns else (match_grad, match_grad)
         launch(
-            _pairwise_gradient_kernel, _grid(len(x)), _TUNING,
+            _pairwise_gradient_kernel, _grid(len(x), parts), _BACKWARD,
             x, y, tau, row_lse, column_lse, row_grad, column_grad, match_grad, dx, dtau,
             *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset, match_shift, len(match_grad),
-            OF_ROWS=of_rows, OF_COLUMNS=of_columns,
+            parts, part_columns, OF_ROWS=of_rows, OF_COLUMNS=of_columns,
             PRECISION=_precision(),
-            key=("columns", "depth"), zeroed=("dx_ptr",),
+            key=("columns", "depth"),
         )  # fmt: skip
-    return dx, dtau
+    return dx.sum(0) if parts > 1 else dx[0], dtau
 
 
 def _precision() -> str:
@@ -226,5 +262,5 @@ def _precision() -> str:
     return "ieee" if interpreted() else _PRECISION[torch.get_float32_matmul_precision()]
 
 
-def _grid(rows: int):
-    return lambda constants: (triton.cdiv(rows, constants["BLOCK_ROWS"]),)
+def _grid(rows: int, parts: int):
+    return lambda constants: (triton.cdiv(rows, constants["BLOCK_ROWS"]) * parts,)

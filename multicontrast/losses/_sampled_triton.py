@@ -28,10 +28,11 @@ _FORWARD = Tuning(
     default=config(num_warps=4, BLOCK=256),
     candidates=[config(num_warps=w, BLOCK=b) for w, b in ((2, 128), (4, 256), (4, 512), (8, 1024))],
 )
-_BACKWARD = Tuning(
-    default=config(num_warps=4, BLOCK=128),
-    candidates=[config(num_warps=w, BLOCK=b) for w, b in ((2, 64), (4, 128), (4, 256), (8, 512))],
-)
+_CANDIDATES = [config(num_warps=w, BLOCK=b) for w, b in ((2, 64), (4, 128), (4, 256), (8, 256), (8, 512))]
+_BACKWARD = {
+    torch.float32: Tuning(default=config(num_warps=4, BLOCK=128), candidates=_CANDIDATES),
+    torch.float64: Tuning(default=config(num_warps=8, BLOCK=256), candidates=_CANDIDATES),  # without a spill
+}
 
 
 @triton.jit
@@ -119,7 +120,7 @@ def _add(ptr, fixed_ptr, offsets, value, inverse_unit, mask, DETERMINISTIC: tl.c
 
 @triton.jit
 def _sampled_backward_kernel(
-    a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, loss_ptr, grad_ptr, unit_ptr,
+    a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, loss_ptr, grad_ptr, inverse_unit_ptr,
     da_ptr, db_ptr, dc_ptr, a_fixed_ptr, b_fixed_ptr, c_fixed_ptr, dtau_ptr,
     a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1,
     index_row_stride, index_stride, index_last_stride, grad_stride, size0, size1, size2, count,
@@ -131,7 +132,7 @@ def _sampled_backward_kernel(
     inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
     loss = tl.load(loss_ptr + row)
     grad = tl.load(grad_ptr + row * grad_stride)
-    inverse_unit = 1 / tl.load(unit_ptr)
+    inverse_unit = tl.load(inverse_unit_ptr)
     positive = _positive(
         a_ptr, b_ptr, c_ptr, index_ptr,
         a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
@@ -198,12 +199,13 @@ def sampled_backward(
     dtau = a.new_empty(rows)
     if not rows:
         return grads[0], grads[1], grads[2], dtau.sum()
-    # A power of two. One row adds at most 2 max|grad| to any entry, so sums stay below 2^62 units.
-    unit = torch.frexp(grad.abs().amax()).exponent.to(a.dtype).exp2() * 2.0 ** (math.ceil(math.log2(rows)) - 60)
+    # A power of two, its inverse finite. One row adds at most 2 max|grad| to any entry, so sums stay below 2^62 units.
+    exponent = torch.frexp(grad.abs().amax()).exponent + (math.ceil(math.log2(rows)) - 60)
+    unit = exponent.clamp_min(-126 if a.dtype == torch.float32 else -1022).to(a.dtype).exp2()
     fixed = [torch.zeros_like(block, dtype=torch.int64) for block in grads] if deterministic else grads
     launch(
-        _sampled_backward_kernel, lambda _: (rows,), _BACKWARD,
-        a, b, c, index, tau.to(a.dtype), loss, grad, unit, *grads, *fixed, dtau,
+        _sampled_backward_kernel, lambda _: (rows,), _BACKWARD[a.dtype],
+        a, b, c, index, tau.to(a.dtype), loss, grad, 1 / unit, *grads, *fixed, dtau,
         *a.stride(), *b.stride(), *c.stride(), *index.stride(), grad.stride(0), *a.shape, b.shape[1], count,
         DETERMINISTIC=deterministic,
         key=("count",), zeroed=("da_ptr", "db_ptr", "dc_ptr", "a_fixed_ptr", "b_fixed_ptr", "c_fixed_ptr"),

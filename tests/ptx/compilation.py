@@ -58,10 +58,11 @@ def compile_kernel(kernel, arguments: dict, constants: dict, target: str, *, num
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     settings = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True, **options}
-    return triton.compile(source, target=_target(target), options=settings)
+    return triton.compile(source, target=gpu_target(target), options=settings)
 
 
-def _target(name: str) -> GPUTarget:
+def gpu_target(name: str) -> GPUTarget:
+    """Triton's description of ``"cuda:80"``, ``"hip:gfx942"``, ..."""
     kind, architecture = name.split(":")
     if kind == "cuda":
         return GPUTarget("cuda", int(architecture), 32)
@@ -84,11 +85,34 @@ def resources(compiled) -> Resources:
 
 def opcodes(compiled) -> Counter:
     """Machine instructions of an NVIDIA kernel by name, padding excluded; loops are counted once."""
+    return Counter(name for name, _ in _instructions(compiled))
+
+
+def loops(compiled) -> list[Counter]:
+    """The same for one pass through each innermost loop, in the order of the code."""
+    instructions = _instructions(compiled)
+    found = []
+    for end, (name, target) in enumerate(instructions):
+        if name.startswith("BRA") and target is not None and target <= end and end - target > 1:
+            found.append((target, end))
+    innermost = [(s, e) for s, e in found if not any(s <= t and f <= e and (s, e) != (t, f) for t, f in found)]
+    return [Counter(name for name, _ in instructions[start : end + 1]) for start, end in sorted(set(innermost))]
+
+
+def _instructions(compiled) -> list[tuple[str, int | None]]:
+    """Name of each instruction, and of a branch the number of the one it leads to."""
     text = _tool("nvdisasm", ["-c"], compiled.asm["cubin"])
-    found = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text, re.MULTILINE)
-    count = Counter(found)
-    count.pop("NOP", None)  # padding
-    return count
+    labels: dict[str, int] = {}
+    found: list[tuple[str, str | None]] = []
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label.group(1)] = len(found)
+        elif code := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
+            name, operands = code.groups()
+            if name != "NOP":  # padding
+                target = re.search(r"\((\.L_x_\d+)\)", operands)
+                found.append((name, target.group(1) if target else None))
+    return [(name, None if label is None else labels.get(label)) for name, label in found]
 
 
 def _tool(name: str, options: list[str], binary: bytes) -> str:

@@ -61,6 +61,23 @@ def test_logsumexp_and_gradients_at_ragged_sizes():
     _check(_unit(1, 5), _unit(1, 5), 0.5)
 
 
+@on("interpreter", "sm_90", "gpu")
+def test_columns_in_parts():
+    """More tiles of columns than the device has programs for them, and a last part that is shorter."""
+    from multicontrast.losses import _pairwise_triton as kernels
+
+    assert kernels._parts(100, 333, 333) == (6, 64)
+    assert kernels._parts(40_000, 40_000, 8) == (1, 40_000)
+    assert kernels._parts(8192, 8192, 8) == (5, 1664)
+    programs, kernels._PROGRAMS = kernels._PROGRAMS, 4
+    try:
+        assert kernels._parts(130, 333, 333) == (2, 192)
+        _check(_unit(130, 20), _unit(333, 20), 0.1, offset=150)
+    finally:
+        kernels._PROGRAMS = programs
+    _check(_unit(30, 20), _unit(333, 20), 0.1, offset=3)
+
+
 @pytest.mark.parametrize("offset", [-3, 9])
 @on("interpreter", "sm_80", "gpu")
 def test_matches_off_the_diagonal_and_one_direction(offset):
@@ -105,6 +122,8 @@ def test_nan_rows_bad_temperatures_and_no_rows():
     assert rows.isnan().sum() == 1 and rows[3].isnan() and columns.isnan().all() and match[3].isnan()
     rows, columns, match = pairwise_forward(x[:0], y[:0], torch.tensor(0.1, device=device()))
     assert rows.shape == columns.shape == match.shape == (0,)
+    rows, columns, match = pairwise_forward(x, y[:0], torch.tensor(0.1, device=device()))
+    assert (rows == -float("inf")).all() and match.isnan().all()
 
 
 @on("sm_80", "sm_100", "gpu")

@@ -150,6 +150,21 @@ def test_the_deterministic_gradient_does_not_depend_on_the_order_of_additions():
 
 
 @on("interpreter", "gpu")
+def test_deterministic_gradients_of_any_scale():
+    """The unit of the sums follows the cotangent, to where its inverse would overflow."""
+    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+
+    a, b, c, index = _case((4, 4, 4), 5, 9)
+    tau = torch.tensor(0.1, device=device())
+    _, loss = sampled_forward(a, b, c, index, tau)
+    expected = sampled_backward(a, b, c, index, tau, loss, torch.ones_like(loss), True)
+    for power, atol in ((-100, 2e-6), (-60, 2e-7), (60, 2e-7), (100, 2e-7)):
+        results = sampled_backward(a, b, c, index, tau, loss, torch.full_like(loss, 2.0**power), True)
+        for result, reference in zip(results, expected):
+            torch.testing.assert_close(result * 2.0**-power, reference, rtol=1e-6, atol=atol)
+
+
+@on("interpreter", "gpu")
 def test_no_rows():
     from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
 

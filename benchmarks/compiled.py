@@ -1,0 +1,399 @@
+"""What the compiler makes of every Triton kernel, for every architecture, and what that would take at best.
+
+    python -m benchmarks.compiled            # minutes, and no GPU; rewrites docs/benchmarks/compiled-kernels.md
+    python -m benchmarks.compiled --only gram3
+
+Each kernel is launched by its own launcher, through Triton's own specialisation and with the configuration of the
+architecture, up to the point where a driver would run it. Registers, spills and shared memory are the assembler's
+report. Instructions are counted in the machine code, and the times are estimates from them: of what takes longest of
+issuing, float32 or float64 arithmetic, special functions, loads and stores, and device memory, as if all of them
+overlapped and the clock were the highest. A kernel on a card is slower than that, typically by 1.1 to 2 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from benchmarks import driver
+from benchmarks.environment import describe_environment
+from benchmarks.table import markdown
+from tests.ptx import compilation, recording
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "compiled-kernels.md"
+ROWS = driver.RESULTS / "compiled" / "kernels.csv"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card does in a clock, for each of its multiprocessors, and in a second."""
+
+    target: str
+    multiprocessors: int
+    clock: float  # Hz, the highest
+    float32: int
+    float64: int
+    integer: int
+    special: int  # reciprocal roots, exponentials, conversions
+    memory_lanes: int  # loads and stores
+    issued: int  # instructions of 32 lanes
+    bandwidth: float  # bytes a second
+    tensor: float  # bfloat16 operations a second
+
+
+# The vendor's data sheets (A100 80 GB SXM, H100 SXM) and the throughput table of the CUDA programming guide.
+CARDS = {
+    "A100": Card("cuda:80", 108, 1.41e9, 64, 32, 64, 16, 32, 4, 2.039e12, 312e12),
+    "H100": Card("cuda:90", 132, 1.83e9, 128, 64, 64, 16, 32, 4, 3.35e12, 989e12),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One launch, and what to divide by.
+
+    Args:
+        call: launches the kernel with the sizes and types of the case.
+        element: what is counted for: a matrix, a tuple, a logit.
+        traffic: bytes of device memory for each element, or None where the caches hold what is read.
+        marker: how often ``MUFU.RSQ`` occurs for one element, in a kernel of which the compiler may unroll the loop.
+        passes: through its loop, for one element; None for a kernel without, or one whose loop is all that matters.
+        depth: of the products on tensor cores that make an element, a logit; each is one of six in bfloat16.
+    """
+
+    name: str
+    dtype: str
+    call: Callable[[], object]
+    element: str = ""
+    traffic: float | None = None
+    marker: int | None = None
+    passes: int | None = None
+    depth: int = 0
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel in every form that a launch can take."""
+    from multicontrast.linalg import _gram3_triton, _jacobi_triton, _symmetric3_triton
+    from multicontrast.losses import _exact_triton, _pairwise_triton, _sampled_triton
+
+    count, batch, dim = 4096, 1024, 1024
+    tau = torch.tensor(0.1)
+    rows = torch.zeros(batch)
+    for dtype in (torch.float32, torch.float64):
+        name, size = str(dtype).removeprefix("torch."), dtype.itemsize
+        cosines = torch.zeros(3, count, dtype=dtype).unbind()
+        excess, both = _gram3_triton.eigmax_excess, _gram3_triton.eigmax_with_gradient
+        yield Case(name="gram3 value", dtype=name, call=_call(excess, *cosines), element="matrix", traffic=4 * size)
+        yield Case(
+            name="gram3 value and gradient",
+            dtype=name, call=_call(both, *cosines), element="matrix", traffic=7 * size,
+        )  # fmt: skip
+        if dtype == torch.float32:
+            yield Case(
+                name="gram3 value and gradient, correctly rounded",
+                dtype=name, call=_call(both, *cosines, correctly_rounded=True), element="matrix", traffic=7 * size,
+            )  # fmt: skip
+        matrices = torch.zeros(count, 3, 3, dtype=dtype)
+        yield Case(
+            name="symmetric 3x3 eigenvalues",
+            dtype=name, call=_call(_symmetric3_triton.eigvalsh3, matrices), element="matrix", traffic=12 * size,
+        )  # fmt: skip
+        yield Case(
+            name="symmetric 3x3 eigenpairs",
+            dtype=name, call=_call(_symmetric3_triton.eigh3, matrices), element="matrix", traffic=21 * size,
+        )  # fmt: skip
+        for n in range(2, 9):
+            lanes = 2 if dtype == torch.float64 and n > 6 else 1
+            yield Case(
+                name=f"Jacobi {n}x{n}",
+                dtype=name, call=_call(_jacobi_triton.jacobi, torch.zeros(count, n, n, dtype=dtype)),
+                element="matrix", traffic=(2 * n * n + n) * size,
+                passes=lanes * _jacobi_triton.rounds(n, dtype),
+            )  # fmt: skip
+        block, index = torch.zeros(batch, batch, dtype=dtype), torch.zeros(batch, batch, 3, dtype=torch.int64)
+        triplets, loss = (block, block, block, index, tau.to(dtype)), rows.to(dtype)
+        yield Case(
+            name="sampled triplets, forward",
+            dtype=name, call=_call(_sampled_triton.sampled_forward, *triplets),
+            element="tuple", traffic=24, marker=3 if size == 4 else None,
+        )  # fmt: skip
+        for deterministic in (False, True):
+            yield Case(
+                name="sampled triplets, backward" + (", deterministic" if deterministic else ""), dtype=name,
+                call=_call(_sampled_triton.sampled_backward, *triplets, loss, loss, deterministic),
+                element="tuple", traffic=24, marker=4 if size == 4 else None,
+            )  # fmt: skip
+    block = torch.zeros(batch, batch)
+    yield Case(
+        name="all triplets, forward", dtype="float32", element="tuple", marker=3,
+        call=_call(_exact_triton.exact_forward, block, block, block, tau),
+    )  # fmt: skip
+    yield Case(
+        name="all triplets, backward", dtype="float32", element="tuple", marker=4,
+        call=_call(_exact_triton.exact_backward, block, block, block, tau, rows, rows, rows),
+    )  # fmt: skip
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.zeros(batch, dim, dtype=dtype)
+        name = str(dtype).removeprefix("torch.")
+        yield Case(
+            name="pairs in tiles, forward", dtype=name, element="logit and direction", depth=dim,
+            call=_call(_pairwise_triton.pairwise_forward, x, x, tau),
+        )  # fmt: skip
+        yield Case(
+            name="pairs in tiles, backward", dtype=name, element="logit and side", depth=dim,
+            call=_call(_pairwise_triton.pairwise_backward, x, x, tau, rows, rows, rows, rows, rows),
+        )  # fmt: skip
+
+
+def _call(function: Callable[..., object], *arguments: object, **options: object) -> Callable[[], object]:
+    return lambda: function(*arguments, **options)
+
+
+# Counting -------------------------------------------------------------------------------------------------------------
+
+_UNITS = {
+    "float32": ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2"),
+    "float64": ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX"),
+    "special": ("MUFU", "F2I", "I2F", "F2F", "FRND", "FLO", "POPC"),
+    "loads and stores": (
+        "LDG", "STG", "LDS", "STS", "LDL", "STL", "RED", "REDG", "ATOM", "ATOMG", "LDGSTS", "LDSM", "STSM", "SHFL",
+    ),
+    "control": ("BRA", "EXIT", "BAR", "BSSY", "BSYNC", "WARPSYNC", "RET", "CALL", "NOP", "HFMA2", "HMMA", "HGMMA"),
+}  # fmt: skip
+_UNIT = {name: unit for unit, names in _UNITS.items() for name in names}
+
+
+def per_element(case: Case, compiled: recording.Compiled) -> Counter[str]:
+    """Machine instructions by name for one element and lane."""
+    whole, loops = compilation.opcodes(compiled), compilation.loops(compiled)
+    lanes = 32 * compiled.metadata.num_warps
+    if case.depth:  # each loop runs over the depth of a tile's products
+        steps, tile = case.depth / compiled.constants["BLOCK_DEPTH"], _tile(compiled)
+        total: Counter[str] = Counter()
+        for loop in _of_products(loops):
+            total.update({name: number * steps * lanes / tile for name, number in loop.items()})  # type: ignore[misc]
+        return total
+    if case.marker is not None:  # the loop alone: its beginning and end are shared by many elements
+        largest = max(loops, key=lambda loop: loop.total())
+        elements = largest["MUFU.RSQ"] / case.marker
+        return Counter({name: number / elements for name, number in largest.items()})  # type: ignore[misc]
+    if case.passes is not None and loops:
+        largest = max(loops, key=lambda loop: loop.total())
+        return Counter({name: number + (case.passes - 1) * largest[name] for name, number in whole.items()})
+    elements = max(1, compiled.constants["BLOCK"] // lanes)
+    return Counter({name: number / elements for name, number in whole.items()})  # type: ignore[misc]
+
+
+def _tile(compiled: recording.Compiled) -> int:
+    return compiled.constants["BLOCK_ROWS"] * compiled.constants["BLOCK_COLUMNS"]
+
+
+def _of_products(loops: Sequence[Counter[str]]) -> list[Counter[str]]:
+    return [loop for loop in loops if any("MMA" in name for name in loop)]
+
+
+def best_time(case: Case, compiled: recording.Compiled, card: Card) -> tuple[float, str]:
+    """``(seconds for each element, what takes them)``, as if everything else were free."""
+    loops = _of_products(compilation.loops(compiled)) if case.depth else []
+    seconds = {"tensor cores": 6 * 2.0 * case.depth * len(loops) / card.tensor}
+    if case.traffic is not None:
+        seconds["memory"] = case.traffic / card.bandwidth
+    counted = per_element(case, compiled)
+    units: Counter[str] = Counter()
+    for name, number in counted.items():
+        kind = name.split(".")[0]
+        unit = _UNIT.get(kind, "integer")
+        units[unit] += 2 * number if kind.endswith("2") and unit == "float32" else number  # two operations in one
+    lanes = {
+        "float32": card.float32, "float64": card.float64, "integer": card.integer, "special": card.special,
+        "loads and stores": card.memory_lanes,
+    }  # fmt: skip
+    second = card.multiprocessors * card.clock
+    seconds |= {unit: units[unit] / width / second for unit, width in lanes.items()}
+    seconds["issue"] = counted.total() / (32 * card.issued) / second
+    longest = max(seconds, key=lambda name: seconds[name])
+    return seconds[longest], longest
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One kernel for one architecture; one line of the CSV."""
+
+    kernel: str
+    dtype: str
+    target: str
+    registers: int
+    spilled: int
+    shared: int
+    shared_limit: int
+    warps: int
+    element: str
+    instructions: float | None  # for each element, where they decide
+    estimate_us: float | None  # for a million elements
+    bound: str
+    triton: str
+    commit: str
+    date: str
+
+
+def measure(only: str = "", report: Callable[[str], object] = str) -> list[Row]:
+    """One run: every case, every target."""
+    environment = describe_environment(torch.device("cpu"), "")
+    rows = []
+    for case in cases():
+        if only not in case.name:
+            continue
+        for target in compilation.TARGETS:
+            compiled = recording.compiled_by(case.call, target)
+            resources = [compilation.resources(kernel) for kernel in compiled]
+            card = next((card for card in CARDS.values() if card.target == target), None)
+            counts = [per_element(case, kernel) for kernel in compiled] if card else []
+            times = [best_time(case, kernel, card) for kernel in compiled] if card else []
+            instructions = [count.total() for count in counts]
+            report(f"{case.name}, {case.dtype}, {target}: {max(r.registers for r in resources)} registers")
+            rows.append(
+                Row(
+                    kernel=case.name, dtype=case.dtype, target=target,
+                    registers=max(r.registers for r in resources), spilled=max(r.spilled for r in resources),
+                    shared=max(r.shared for r in resources), shared_limit=compilation.SHARED_MEMORY_LIMIT[target],
+                    warps=compiled[0].metadata.num_warps, element=case.element,
+                    instructions=round(sum(instructions) / len(instructions), 1) if instructions else None,
+                    estimate_us=_three_digits(1e12 * sum(time for time, _ in times) / len(times)) if times else None,
+                    bound=times[0][1] if times else "", triton=environment.triton, commit=environment.commit,
+                    date=environment.date,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def read(path: Path = ROWS) -> list[Row]:
+    """The rows of the latest run on file."""
+    with path.open(newline="") as file:
+        records = list(csv.DictReader(file))
+    latest = max(record["date"] for record in records)
+    numbers = {"registers": int, "spilled": int, "shared": int, "shared_limit": int, "warps": int}
+    optional = {"instructions", "estimate_us"}
+    return [
+        Row(
+            **{
+                name: (float(text) if text else None) if name in optional else numbers.get(name, str)(text)
+                for name, text in record.items()
+            }
+        )
+        for record in records
+        if record["date"] == latest
+    ]
+
+
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows at the end of a CSV."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [column.name for column in fields(Row)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+PAGE_TEXT = """\
+# The kernels, compiled
+
+<!-- Written by `python -m benchmarks.compiled`: change that, not this page. -->
+
+No card has timed these kernels yet. What can be known without one is here: every kernel is compiled as a launch would
+compile it, for five architectures, and its machine code is read. That the compiled code computes the right numbers is
+another matter, and tested: `tests/triton` runs it, instruction by instruction, against float64 definitions. Triton
+{triton}, {date}.
+
+## Resources
+
+*Registers* of a lane; the largest of the kernels that a case launches. Nothing spills a register to memory unless a
+cell says so. *Shared* memory of a block is far below what each card has: {limits}.
+
+{resources}
+## Estimates
+
+*Instructions* of a lane for one element, counted in the machine code of an A100 (sm_80) and an H100 (sm_90). The *time*
+is for a million elements, an **estimate** and a lower bound: the unit named beside it, working without pause at the
+highest clock, with all else hidden behind it. Reading three cosines and writing one value takes {gram3_memory} us on an
+A100 from memory alone.
+
+{estimates}
+"""
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The documentation page of one run."""
+    kernels = list(dict.fromkeys((row.kernel, row.dtype) for row in rows))
+    targets = list(dict.fromkeys(row.target for row in rows))
+    found = {((row.kernel, row.dtype), row.target): row for row in rows}
+    names = {target: target.replace("cuda:", "sm_").removeprefix("hip:") for target in targets}
+    limits = ", ".join(f"{compilation.SHARED_MEMORY_LIMIT[target] // 1024} KB on {names[target]}" for target in targets)
+    header = ["kernel", "type", *(f"{names[target]}: registers, shared" for target in targets)]
+    lines = []
+    for kernel in kernels:
+        cells = []
+        for target in targets:
+            row = found[kernel, target]
+            shared = f"{row.shared / 1024:.1f} KB" if row.shared else "0"
+            spilled = f", **{row.spilled} spilled**" if row.spilled else ""
+            cells.append(f"{row.registers}, {shared}{spilled}")
+        lines.append([*kernel, *cells])
+    resources = markdown(header, lines, text_columns=2)
+    header = ["kernel", "type", "element"]
+    for name in CARDS:
+        header += [f"{name}: instructions", f"{name}: us", f"{name}: bound by"]
+    lines = []
+    for kernel in kernels:
+        line = [*kernel, found[kernel, "cuda:80"].element]
+        for card in CARDS.values():
+            row = found[kernel, card.target]
+            assert row.estimate_us is not None
+            count = "" if row.instructions is None else f"{row.instructions:.1f}"
+            line += [count, f"{row.estimate_us:.3g}", row.bound]
+        lines.append(line)
+    return PAGE_TEXT.format(
+        triton=rows[0].triton, date=rows[0].date[:10], limits=limits, resources=resources,
+        gram3_memory=f"{1e12 * 16 / CARDS['A100'].bandwidth:.1f}",
+        estimates=markdown(header, lines, text_columns=3),
+    ).rstrip("\n") + "\n"  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, count, file, write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--only", default="", help="kernels whose name holds this; nothing is filed")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--csv", type=Path, default=ROWS)
+    options = parser.parse_args(arguments)
+    rows = measure(options.only, lambda text: print(text, file=sys.stderr))
+    if options.only:
+        for row in rows:
+            print(row)
+        return 0
+    append(options.csv, rows)
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    options.page.write_text(page(read(options.csv)))
+    print(f"{len(rows)} rows added to {options.csv}; page written to {options.page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What a launch compiles for an architecture: Triton's whole just-in-time path up to the launch, which runs nothing.
+
+So the code that is looked at is the code that a card would get: specialised for sizes and strides, with the
+configuration of that architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.runtime.cache import get_cache_manager
+
+from .compilation import SHARED_MEMORY_LIMIT, gpu_target
+
+
+class Compiled(NamedTuple):
+    """One kernel as compiled; what :func:`ptx.compilation.resources` and :func:`~ptx.compilation.opcodes` take."""
+
+    name: str
+    asm: dict[str, str | bytes]
+    metadata: SimpleNamespace
+    grid: tuple[int, int, int]
+    constants: dict[str, object]  # compile-time constants by name
+
+
+def compiled_by(call: Callable[[], object], target: str) -> list[Compiled]:
+    """The kernels that ``call`` launches on ``target``, such as ``"cuda:90"`` or ``"hip:gfx942"``, in order.
+
+    The results of ``call`` hold whatever was in memory. Triton's driver is put back afterwards.
+    """
+    found: list[Compiled] = []
+    before = triton.runtime.driver._active  # reading `active` would ask for a driver that may not be there
+    triton.runtime.driver.set_active(_Driver(target, found))
+    try:
+        call()
+    finally:
+        triton.runtime.driver._active = before
+    return found
+
+
+class _Driver:
+    """As much of a driver as a launch asks for."""
+
+    def __init__(self, target: str, found: list[Compiled]) -> None:
+        self.target, self.name = gpu_target(target), target
+        self.utils = self
+        self.launcher_cls = lambda source, metadata: _Launcher(source, metadata, found)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return self  # compiled kernels are kept for each device, and each recording is to see its own
+
+    def get_current_stream(self, device=0):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": SHARED_MEMORY_LIMIT[self.name]}
+
+    def load_binary(self, name, kernel, shared, device):
+        return name, name, 0, 0, 1024
+
+    def unload_module(self, module):
+        pass
+
+
+class _Launcher:
+    def __init__(self, source, metadata, found):
+        group = get_cache_manager(metadata.hash).get_group(source.name[:150] + ".json")
+        files = {Path(path).suffix[1:]: Path(path) for path in group.values()}
+        binary = ("cubin", "hsaco")
+        self.asm = {
+            kind: file.read_bytes() if kind in binary else file.read_text()
+            for kind, file in files.items()
+            if kind in (*binary, "ptx", "amdgcn")
+        }
+        self.metadata, self.found = metadata, found
+        names = source.fn.arg_names
+        self.constants = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
+
+    def __call__(self, gx, gy, gz, *_):
+        meta = self.metadata
+        kept = SimpleNamespace(shared=meta.shared, num_warps=meta.num_warps, num_stages=meta.num_stages)
+        self.found.append(Compiled(meta.name, self.asm, kept, (gx, gy, gz), self.constants))
