@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -72,7 +73,7 @@ def gpu_target(name: str) -> GPUTarget:
 def resources(compiled) -> Resources:
     """Registers, spills and shared memory of a compiled kernel."""
     if "cubin" in compiled.asm:
-        report = _tool("cuobjdump", ["--dump-resource-usage"], compiled.asm["cubin"])
+        report = _tool("cuobjdump", "--dump-resource-usage", compiled.asm["cubin"])
         registers, stack, static = (
             int(number) for number in re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", report).groups()
         )
@@ -101,7 +102,7 @@ def loops(compiled) -> list[Counter]:
 
 def _instructions(compiled) -> list[tuple[str, int | None]]:
     """Name of each instruction, and of a branch the number of the one it leads to."""
-    text = _tool("nvdisasm", ["-c"], compiled.asm["cubin"])
+    text = _tool("nvdisasm", "-c", compiled.asm["cubin"])
     labels: dict[str, int] = {}
     found: list[tuple[str, str | None]] = []
     for line in text.splitlines():
@@ -115,9 +116,10 @@ def _instructions(compiled) -> list[tuple[str, int | None]]:
     return [(name, None if label is None else labels.get(label)) for name, label in found]
 
 
-def _tool(name: str, options: list[str], binary: bytes) -> str:
+@functools.lru_cache(maxsize=16)  # resources, opcodes and loops of one kernel are often asked for together
+def _tool(name: str, option: str, binary: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        command = [NVIDIA_TOOLS / name, *options, file.name]
+        command = [NVIDIA_TOOLS / name, option, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
