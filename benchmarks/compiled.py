@@ -80,7 +80,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Every kernel in every form that a launch can take."""
-    from multicontrast.linalg import _gram3_triton, _jacobi_triton, _symmetric3_triton
+    from multicontrast.linalg import _gram3_triton, _jacobi_triton, _rotation_triton, _symmetric3_triton
     from multicontrast.losses import _exact_triton, _pairwise_triton, _sampled_triton
 
     count, batch, dim = 4096, 1024, 1024
@@ -117,6 +117,16 @@ def cases() -> Iterator[Case]:
                 element="matrix", traffic=(2 * n * n + n) * size,
                 passes=lanes * _jacobi_triton.rounds(n, dtype),
             )  # fmt: skip
+        matrices = torch.zeros(3, 3, count, dtype=dtype)
+        yield Case(
+            name="nearest rotation", dtype=name, call=_call(_rotation_triton.rotation3, matrices),
+            element="matrix", traffic=18 * size, passes=_rotation_triton.rounds(dtype),
+        )  # fmt: skip
+        yield Case(
+            name="nearest rotation, backward", dtype=name,
+            call=_call(_rotation_triton.rotation3_backward, matrices, matrices),
+            element="matrix", traffic=27 * size, passes=_rotation_triton.rounds(dtype),
+        )  # fmt: skip
         block, index = torch.zeros(batch, batch, dtype=dtype), torch.zeros(batch, batch, 3, dtype=torch.int64)
         triplets, loss = (block, block, block, index, tau.to(dtype)), rows.to(dtype)
         yield Case(

@@ -212,6 +212,11 @@ def _rotation3_kernel(
     tl.store(result_ptr + 8 * count, m22 + poison, mask=inside)
 
 
+def rounds(dtype: torch.dtype) -> int:
+    """How often all pairs of columns are turned."""
+    return _ROUNDS[dtype]
+
+
 def rotation3(matrix: Tensor, allow_reflection: bool = False) -> Tensor:
     """The nearest rotation ``(3, 3, N)`` of ``(3, 3, N)`` matrices, batch innermost; float32 or float64, any strides.
 
@@ -233,6 +238,6 @@ def _launch(matrix: Tensor, grad: Tensor, allow_reflection: bool, gradient: bool
         launch(
             _rotation3_kernel, lambda constants: (triton.cdiv(count, constants["BLOCK"]),), _TUNING,
             matrix, grad, result, *matrix.stride(), *grad.stride(), count,
-            REFLECTION=allow_reflection, GRADIENT=gradient, ROUNDS=_ROUNDS[matrix.dtype],
+            REFLECTION=allow_reflection, GRADIENT=gradient, ROUNDS=rounds(matrix.dtype),
         )  # fmt: skip
     return result

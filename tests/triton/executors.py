@@ -16,9 +16,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+import torch
 
 COMPILED = ("sm_80", "sm_90", "sm_100")  # the compiled PTX runs on the CPU
 EVERYWHERE = ("interpreter", *COMPILED, "gpu")
+NEEDS_A_CARD = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 _KIND = "MULTICONTRAST_TEST_EXECUTOR"
 
 
@@ -38,7 +43,7 @@ def on(*kinds: str) -> Callable:
         first = inspect.Parameter("executor", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         send.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
         del send.__wrapped__  # or pytest would look through it
-        marked = [pytest.param(kind, marks=pytest.mark.gpu) if kind == "gpu" else kind for kind in kinds]
+        marked = [pytest.param(kind, marks=NEEDS_A_CARD) if kind == "gpu" else kind for kind in kinds]
         return pytest.mark.parametrize("executor", marked)(send)
 
     return decorate
