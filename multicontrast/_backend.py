@@ -15,11 +15,12 @@ Nothing here imports Triton or asks a driver anything; the kernels' own modules 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from multicontrast._checks import check_choice
 
@@ -27,21 +28,28 @@ _VARIABLE = "MULTICONTRAST_BACKEND"
 _CHOICES = ("auto", "torch", "triton")
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Whether the package ``triton`` is installed (not whether a device can run it)."""
-    return importlib.util.find_spec("triton") is not None
+# Whether the package is installed, not whether a device can run it; finding it does not import it.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def use_triton(tensor: Tensor) -> bool:
     """Whether an operation on ``tensor`` should launch the Triton kernels."""
     choice = os.environ.get(_VARIABLE, "auto")
     if choice == "auto":
-        return tensor.is_cuda and has_triton()
+        return tensor.is_cuda and _HAS_TRITON
     check_choice("multicontrast", _VARIABLE, choice, _CHOICES)
-    if choice == "triton" and not has_triton():
+    if choice == "triton" and not _HAS_TRITON:
         raise ModuleNotFoundError(
             f"{_VARIABLE}=triton needs the package `triton`; it is not installed. "
             "Install `multicontrast[triton]`, or set the variable to `auto`."
         )
     return choice == "triton"
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether a transform of ``torch.func`` or a forward-mode derivative is under way, which operators know not."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import is_transformed, use_triton
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _rotation_operator, _rotation_torch
 from multicontrast.linalg._glue import fold_last, unfold_last
@@ -73,7 +73,8 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
 
 def batch_last_rotation(matrix: Tensor, allow_reflection: bool = False) -> Tensor:
     """`proper_rotation` for callers that already hold ``(D, D, N)``, batch innermost; checks nothing, one chunk."""
-    if len(matrix) == 3 and (use_triton(matrix) or torch.compiler.is_compiling()):
+    compiled = torch.compiler.is_compiling()
+    if len(matrix) == 3 and (compiled or (use_triton(matrix) and not is_transformed(matrix))):
         return _rotation_operator.rotation3(matrix, allow_reflection)
     rotation: Tensor = _Rotation.apply(matrix, allow_reflection)[0]
     return rotation

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import is_transformed, use_triton
 from multicontrast.linalg.gram3 import gram3_excess
 from multicontrast.losses._cells import IndexCells
 from multicontrast.losses._exact_operator import exact_logsumexp
@@ -43,7 +42,7 @@ def has_kernels(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, tiled: bo
         or not walk.is_unmasked
         or not use_triton(first)
         or len(first) == 1
-        or _is_transformed(*embeddings, tau)
+        or is_transformed(*embeddings, tau)
     ):
         return False  # a batch of one has the gradient 0 exactly, which only subtraction of equals gives
     tuples = walk.tuples
@@ -85,12 +84,3 @@ def _triplet_rows(grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:
         return loss
     lse, _ = exact_logsumexp(a, b, c, tau)
     return lse - gram3_excess(a.diagonal(), b.diagonal(), c.diagonal()) / tau
-
-
-def _is_transformed(*tensors: Tensor) -> bool:
-    """Whether a transform of ``torch.func`` or a forward-mode derivative is under way; the operators know neither."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or any(
-        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
-    )
