@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 _root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_root / "docs"))  # `lift_page`
 _version_file = (_root / "multicontrast" / "_version.py").read_text()
 
 project = "multicontrast"
@@ -39,6 +41,7 @@ sphinx_gallery_conf = {
     "matplotlib_animations": False,
 }
 html_theme = "furo"
+html_static_path = ["_static"]
 html_title = f"multicontrast {release}"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -71,6 +74,15 @@ def _sections_on_one_line(app, what, name, obj, options, lines) -> None:  # noqa
     lines[:] = [_ONE_LINE_SECTION.sub(r":\1: ", line) for line in lines]
 
 
+def _finish_lift_page(app, error) -> None:
+    """Give the page that lifts a dragged skeleton its numbers; they are not kept in the repository twice."""
+    if error is None and app.builder.format == "html":
+        from lift_page import write_weights
+
+        write_weights(Path(app.outdir) / "_static" / "lift" / "weights.js")
+
+
 def setup(app) -> None:
     """Called by Sphinx; runs before napoleon (priority 500)."""
     app.connect("autodoc-process-docstring", _sections_on_one_line, priority=400)
+    app.connect("build-finished", _finish_lift_page)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unihpe_ref.browser import PageCamera, export_browser
 from unihpe_ref.data import generate_motion, look_at
-from unihpe_ref.models import UniHPE
+from unihpe_ref.lifter import load_lifter
 
 # name on the button: (action, seconds into the take, degrees from the front)
 _POSES = {
@@ -45,7 +45,7 @@ def page_poses(camera: PageCamera) -> dict[str, Tensor]:
     return poses
 
 
-def write_weights(model: UniHPE, path: Path) -> None:
+def write_weights(path: Path) -> None:
     """``weights.js`` beside the page."""
     camera = PageCamera()
-    export_browser(model, path, poses=page_poses(camera), camera=camera)
+    export_browser(load_lifter(), path, poses=page_poses(camera), camera=camera)

@@ -2,7 +2,7 @@
 
 The page runs a small stack machine. Its program is written here from the layers themselves, with each BatchNorm folded
 into the linear layer before it and the modality token into a bias, so what the browser computes is what
-:meth:`unihpe_ref.models.UniHPE.lift` computes, up to the rounding of the numbers to float16.
+:meth:`unihpe_ref.lifter.Lifter.lift` computes, up to the rounding of the numbers to float16.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from multicontrast._checks import three_beats
 from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import SKELETON
 from unihpe_ref.data.boxes import ASPECT, INFORMATION_MEAN, INFORMATION_STD, PADDING
+from unihpe_ref.lifter import BOX_LIMIT, Lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.models.decoders import MLPDecoder
 from unihpe_ref.models.residual_mlp import PoseMLP, ResidualBlock
@@ -36,18 +37,18 @@ class PageCamera:
     window: tuple[int, int, int] = (255, 250, 490)  # left, top and side of what is shown
 
 
-def export_browser(model: UniHPE, path: Path, *, poses: dict[str, Tensor], camera: PageCamera) -> None:
+def export_browser(lifter: Lifter, path: Path, *, poses: dict[str, Tensor], camera: PageCamera) -> None:
     """Write ``window.LIFTER = {...}`` for the page that lifts a dragged skeleton.
 
     Args:
-        model: with residual-MLP pose encoder and decoder.
+        lifter: whose model has a residual-MLP pose encoder and decoder.
         path: of the JavaScript file; it appears when it is whole.
         poses: names and ``(17, 2)`` pixels of the poses that the page offers.
         camera: that they were seen by.
     Raises: TypeError for a model with other parts.
     """
     program = Program()
-    program.lift(model)
+    program.lift(lifter.model)
     content = {
         "program": program.steps,
         "weights": base64.b64encode(np.concatenate(program.numbers).tobytes()).decode(),
@@ -62,7 +63,9 @@ def export_browser(model: UniHPE, path: Path, *, poses: dict[str, Tensor], camer
             "aspect": ASPECT,
             "mean": INFORMATION_MEAN,
             "std": INFORMATION_STD,
+            "limit": BOX_LIMIT,
         },
+        "facing": lifter.config.data.view == "box",
         "camera": asdict(camera),
         "poses": {name: [[round(c, 1) for c in joint] for joint in pose.tolist()] for name, pose in poses.items()},
     }

@@ -30,7 +30,7 @@ from unihpe_ref.flipping import lift_flipped
 from unihpe_ref.models import UniHPE
 
 SHIPPED = "lifter.safetensors"
-_BOX_LIMIT = 3.0  # standard deviations of the box information that training has seen
+BOX_LIMIT = 3.0  # standard deviations of the box information that training has seen
 _CHUNK = 4096  # poses at a time
 
 
@@ -235,7 +235,7 @@ def load_lifter(path: Path | str | None = None, device: torch.device | str = "cp
 
 def _within(information: Tensor) -> tuple[Tensor, Tensor]:
     """Box information brought to what training has seen, and who was outside."""
-    return information.clamp(-_BOX_LIMIT, _BOX_LIMIT), (information.abs() > _BOX_LIMIT).any(-1)
+    return information.clamp(-BOX_LIMIT, BOX_LIMIT), (information.abs() > BOX_LIMIT).any(-1)
 
 
 def _check_joints(operation: str, joints_px: Tensor) -> int:

@@ -9,24 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from lift_page import page_poses
 from torch import Tensor, nn
 
 from unihpe_ref.browser import PageCamera, export_browser
-from unihpe_ref.data import box_information, joint_box, normalise_joints
+from unihpe_ref.lifter import Lifter, load_lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import preset
 
 from .chromium import Page, chromium, find_chromium
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "_static" / "lift"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "_static" / "lift"
 CAMERA = PageCamera()
 
 
-def random_model() -> UniHPE:
+def random_lifter(view: str) -> Lifter:
     """Small, with statistics and tokens that are not what a new model has."""
     torch.manual_seed(0)
     small = {"model.embedding_dim": 48, "model.mlp_width": 40, "model.mlp_blocks": 2}
-    model = UniHPE(preset("lifting").override(**small).model).eval()
+    config = preset("lifting").override(**small, **{"data.view": view})
+    model = UniHPE(config.model).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.running_mean, std=0.3)
@@ -34,7 +37,7 @@ def random_model() -> UniHPE:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
     nn.init.normal_(model.decoder_3d.condition.modality.weight)
-    return model
+    return Lifter(model, config)
 
 
 def poses(count: int) -> Tensor:
@@ -43,12 +46,11 @@ def poses(count: int) -> Tensor:
     return 200 + 600 * torch.rand(count, 17, 2, generator=generator)
 
 
-def lifted(model: UniHPE, joints: Tensor) -> Tensor:
+def lifted(lifter: Lifter, joints: Tensor) -> Tensor:
     """What the Python model says for pixels of the page's camera, in metres."""
-    box = joint_box(joints)
-    focal, principal = torch.full((len(joints), 2), CAMERA.focal), torch.full((len(joints), 2), CAMERA.size / 2)
-    with torch.no_grad():
-        return model.lift(normalise_joints(joints, box), box_information(box, focal, principal))
+    middle = CAMERA.size / 2
+    intrinsics = torch.tensor([[CAMERA.focal, 0, middle], [0, CAMERA.focal, middle], [0, 0, 1]])
+    return lifter.lift(joints, intrinsics=intrinsics).joints_3d
 
 
 @pytest.fixture(scope="module")
@@ -60,24 +62,22 @@ def browser() -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="module")
-def model() -> UniHPE:
-    return random_model()
-
-
-@pytest.fixture
-def page(browser: Page, model: UniHPE, tmp_path: Path) -> Page:
-    folder = tmp_path / "lift"
+def open_page(browser: Page, lifter: Lifter, folder: Path) -> Page:
     shutil.copytree(PAGE, folder)
     first, second = poses(2)
     # The joints of the first pose lie where a finger finds each of them alone.
     first = torch.stack([290 + 100 * (torch.arange(17) % 5), 290 + 130 * (torch.arange(17) // 5)], -1).float()
-    export_browser(model, folder / "weights.js", poses={"First": first, "Second": second}, camera=CAMERA)
+    export_browser(lifter, folder / "weights.js", poses={"First": first, "Second": second}, camera=CAMERA)
     browser.errors.clear()
     browser.size(1100, 760)
     browser.media(prefers_color_scheme="light", prefers_reduced_motion="reduce")
     browser.open((folder / "index.html").as_uri())
     return browser
+
+
+@pytest.fixture
+def page(browser: Page, tmp_path: Path) -> Page:
+    return open_page(browser, random_lifter("camera"), tmp_path / "lift")
 
 
 def where(page: Page, joint: int) -> tuple[float, float]:
@@ -90,9 +90,15 @@ def moved(before: list[list[float]], after: list[list[float]]) -> list[int]:
     return [j for j, (one, other) in enumerate(zip(before, after)) if one != other]
 
 
-def test_the_page_says_what_the_model_says(page: Page, model: UniHPE) -> None:
+@pytest.mark.parametrize("which", ["random", "random, facing", "shipped"])
+def test_the_page_says_what_the_model_says(browser: Page, tmp_path: Path, which: str) -> None:
+    lifter = load_lifter() if which == "shipped" else random_lifter("box" if "facing" in which else "camera")
+    page = open_page(browser, lifter, tmp_path / "lift")
     given = poses(20)
-    expected = lifted(model, given)
+    if which == "shipped":  # people, and people with joints dragged about
+        people = torch.stack(list(page_poses(CAMERA).values())).repeat(5, 1, 1)
+        given = people + 15 * torch.randn(people.shape, generator=torch.Generator().manual_seed(2))
+    expected = lifted(lifter, given)
     for joints, truth in zip(given, expected):
         found = torch.tensor(page.run(f"Lift.lift({joints.tolist()})"))
         assert (found - truth).norm(dim=-1).max() < 1e-3  # 1 mm
@@ -167,7 +173,7 @@ def test_light_and_dark_have_colours_of_their_own(page: Page) -> None:
     assert papers == ["rgb(255, 255, 255)", "rgb(19, 20, 22)"]
 
 
-def test_the_page_asks_nobody_for_anything(model: UniHPE) -> None:
+def test_the_page_asks_nobody_for_anything() -> None:
     """No address of another host, no request at all: what it needs lies beside it."""
     for file in PAGE.iterdir():
         text = file.read_text().replace("http://www.w3.org/2000/svg", "")  # a name, never fetched
@@ -175,7 +181,8 @@ def test_the_page_asks_nobody_for_anything(model: UniHPE) -> None:
 
 
 def test_a_transformer_is_refused_in_words(tmp_path: Path) -> None:
-    model = UniHPE(preset("lifting").override(**{"model.pose_encoder": "transformer"}).model)
+    config = preset("lifting").override(**{"model.pose_encoder": "transformer"})
+    lifter = Lifter(UniHPE(config.model), config)
     with pytest.raises(TypeError, match=r"residual-MLP encoder.*PoseTransformer"):
-        export_browser(model, tmp_path / "weights.js", poses={}, camera=CAMERA)
+        export_browser(lifter, tmp_path / "weights.js", poses={}, camera=CAMERA)
     assert list(tmp_path.iterdir()) == []

@@ -33,11 +33,40 @@ const Lift = (() => {
     return [(left + right) / 2, (top + bottom) / 2, side];
   }
 
-  // Where the box stands and how large it is, as angles, standardised.
+  // Where the box stands and how large it is, as angles, standardised, and no further out than training went.
   function boxInformation([x, y, side]) {
-    const { focal, size } = lifter.camera, centre = size / 2;
+    const { focal, size } = lifter.camera, centre = size / 2, { mean, std, limit } = lifter.box;
     const raw = [(x - centre) / focal, (y - centre) / focal, side / focal];
-    return raw.map((value, i) => (value - lifter.box.mean[i]) / lifter.box.std[i]);
+    return raw.map((value, i) => Math.max(-limit, Math.min(limit, (value - mean[i]) / std[i])));
+  }
+
+  const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+  const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+  const unit = (a) => a.map((value) => value / Math.sqrt(dot(a, a)));
+
+  // The rows of the rotation after which the camera faces the middle of the box, without roll.
+  function facingRotation([x, y]) {
+    const { focal, size } = lifter.camera, centre = size / 2;
+    const forward = unit([(x - centre) / focal, (y - centre) / focal, 1]);
+    const right = unit(cross([0, 1, 0], forward));
+    return [right, cross(forward, right), forward];
+  }
+
+  // Where pixels are once the camera has turned about its centre.
+  function turned(joints, rotation) {
+    const { focal, size } = lifter.camera, centre = size / 2;
+    return joints.map(([u, v]) => {
+      const ray = [(u - centre) / focal, (v - centre) / focal, 1];
+      const [x, y, z] = rotation.map((row) => dot(row, ray));
+      return [(x / z) * focal + centre, (y / z) * focal + centre];
+    });
+  }
+
+  // The names of a mirrored body's joints, and their first coordinate the other way.
+  function mirrored(joints) {
+    const swap = joints.map((_, j) => j), { left, right } = lifter.skeleton;
+    left.forEach((l, k) => ([swap[l], swap[right[k]]] = [right[k], l]));
+    return swap.map((j) => [-joints[j][0], ...joints[j].slice(1)]);
   }
 
   function multiply({ rows, columns, offset }, x) {
@@ -67,15 +96,23 @@ const Lift = (() => {
     input: (state, step) => Float32Array.from(step.box ? [...state.joints, ...state.box] : state.joints),
   };
 
+  function run(joints, box) {
+    const state = { joints: joints.flat(), box, stack: [], x: null };
+    for (const step of lifter.program) state.x = STEPS[step.step](state, step);
+    return joints.map((_, j) => (j === 0 ? [0, 0, 0] : [...state.x.slice(3 * j, 3 * j + 3)]));
+  }
+
   // (17, 2) pixels of the page's camera to (17, 3) metres from the pelvis: x right, y down, z away from the viewer.
   function lift(joints) {
-    const box = boxAround(joints);
-    const normalised = joints.flatMap(([u, v]) => [(u - box[0]) / (box[2] / 2), (v - box[1]) / (box[2] / 2)]);
-    const state = { joints: normalised, box: boxInformation(box), stack: [], x: null };
-    for (const step of lifter.program) state.x = STEPS[step.step](state, step);
-    const pose = [];
-    for (let j = 0; j < joints.length; j++) pose.push(j === 0 ? [0, 0, 0] : [...state.x.slice(3 * j, 3 * j + 3)]);
-    return pose;
+    const rotation = lifter.facing ? facingRotation(boxAround(joints)) : null;
+    const seen = rotation ? turned(joints, rotation) : joints;
+    const box = boxAround(seen), information = boxInformation(box);
+    const normalised = seen.map(([u, v]) => [(u - box[0]) / (box[2] / 2), (v - box[1]) / (box[2] / 2)]);
+    const plain = run(normalised, information);
+    const other = mirrored(run(mirrored(normalised), [-information[0], ...information.slice(1)]));
+    const pose = plain.map((joint, j) => joint.map((value, i) => (value + other[j][i]) / 2));
+    if (!rotation) return pose;
+    return pose.map((joint) => [0, 1, 2].map((i) => dot(joint, rotation.map((row) => row[i])))); // and back
   }
 
   return { lift, skeleton: lifter.skeleton, camera: lifter.camera, poses: lifter.poses };
