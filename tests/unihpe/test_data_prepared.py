@@ -115,7 +115,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch, fatal):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_piece_that_changed_meanwhile_is_written_again(tmp_path):
+def test_a_piece_that_changed_meanwhile_is_written_again(tmp_path, monkeypatch):
     formats.write_coco(tmp_path / "coco")
     prepare(tmp_path / "coco", tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "out")
@@ -125,7 +125,8 @@ def test_a_piece_that_changed_meanwhile_is_written_again(tmp_path):
     piece = tmp_path / "out" / "arrays" / "joints_2d.npy"
     piece.write_bytes(piece.read_bytes()[:-1] + b"\x7f")
     said: list[str] = []
-    prepare(tmp_path / "coco", tmp_path / "out", say=said.append)
+    monkeypatch.chdir(tmp_path)
+    prepare(Path("coco"), tmp_path / "out", say=said.append)  # another spelling of the same place
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sum("kept from before" in words for words in said) == len(manifest["pieces"]) - 1
 

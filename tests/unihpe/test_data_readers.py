@@ -121,6 +121,10 @@ def test_spin(tmp_path):
     assert np.isnan(recording.root).all()
     assert not recording.calibrated.any()
     assert recording.has_3d.all()
+    formats.picture(tmp_path / str(recording.pictures[0]), 500, 400)  # beside the file, as the names say
+    again = read_data(tmp_path / "h36m_train.npz")
+    assert again.picture_path(0).is_file()
+    assert again.cameras.image_size[again.camera[0]].tolist() == [500, 400]
     formats.write_spin(tmp_path / "no3d.npz", solid=False)
     assert not read_data(tmp_path / "no3d.npz").has_3d.any()
 

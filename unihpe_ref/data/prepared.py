@@ -88,7 +88,8 @@ def prepare(
     if fps is not None:
         data = data.thinned(fps) if isinstance(data, Recording) else data.every(max(1, round(data.fps / fps)))
     sources = _sources(data, place, source)
-    key = hashlib.sha256(_json({"sources": sources, "fps": fps, "crops": crops, "format": FORMAT})).hexdigest()
+    hashes = [(Path(name).name, held["sha256"]) for name, held in sources.items()]  # however the path was spelt
+    key = hashlib.sha256(_json({"sources": hashes, "fps": fps, "crops": crops, "format": FORMAT})).hexdigest()
     pieces = _Pieces(folder, key, say)
     held = _write_recording(data, pieces, crops) if isinstance(data, Recording) else _write_motion(data, pieces)
     manifest = {"format": FORMAT, "key": key, "sources": sources, "fps": fps, **held, "pieces": pieces.done}
@@ -321,7 +322,7 @@ def _cut(recording: Recording, rows: Array, affine: Array) -> Iterator[bytes]:
 
 
 def _sources(data: Recording | Motion, place: Path, source: Path) -> dict[str, dict[str, Any]]:
-    """The files that were read, relative to the source, with sizes and hashes."""
+    """The files that were read, with sizes and hashes."""
     if place != source:
         files = [source]
     elif isinstance(data, Recording):
@@ -333,7 +334,9 @@ def _sources(data: Recording | Motion, place: Path, source: Path) -> dict[str, d
             path for module in MODULES.values() for file in module.find(place) for path in file.parent.iterdir()
             if path.suffix.lower() in (".amc", ".asf", ".bvh", ".csv")
         )  # fmt: skip
-    return {str(path): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in dict.fromkeys(files)}
+    return {
+        str(path.resolve()): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in dict.fromkeys(files)
+    }
 
 
 def _unpacked(archive: Path, folder: Path, say: Say) -> Path:
