@@ -63,6 +63,26 @@ def test_a_mirrored_picture_gives_the_mirrored_pose(lifter, seen):
     torch.testing.assert_close(mirrored.joints_3d, flip_joints(lifted.joints_3d), atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("power", [-3, 1, 4])
+def test_the_size_of_a_pixel_does_not_matter(lifter, seen, power):
+    """Twice the resolution: twice the pixels and twice the focal length, and the same pose to the last bit."""
+    scale = torch.tensor([2.0**power, 2.0**power, 1.0])
+    matrix = intrinsics_of(seen)
+    there = lifter.lift(seen.joints_2d, intrinsics=matrix)
+    here = lifter.lift(seen.joints_2d * 2.0**power, intrinsics=scale[:, None] * matrix)
+    assert torch.equal(here.joints_3d, there.joints_3d)
+    assert torch.equal(here.root, there.root)
+    torch.testing.assert_close(here.reprojection_px, there.reprojection_px * 2.0**power)
+
+
+def test_poses_do_not_see_each_other(lifter, seen):
+    matrix = intrinsics_of(seen)
+    together = lifter.lift(seen.joints_2d, intrinsics=matrix).joints_3d
+    order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))
+    shuffled = lifter.lift(seen.joints_2d[order], intrinsics=matrix[order]).joints_3d
+    torch.testing.assert_close(shuffled, together[order], atol=1e-6, rtol=1e-5)
+
+
 def test_flipping_is_the_mean_of_both_ways(seen):
     torch.manual_seed(0)
     config = SMALL.override(**{"model.image_encoder": "none", "model.pose_encoder": "mlp", "model.decoder": "mlp"})
