@@ -343,6 +343,16 @@ def test_layouts_keep_left_and_right():
             assert len(layout.sources[joint]) == len(layout.sources[mirrored])
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [("coco_17", "coco17"), ("body_25", "body25"), ("h36m_17", "h36m17")])
+def test_data_sets_and_lifting_read_a_detector_alike(ours, theirs):
+    """A model trained on pictures sees the joints that `unihpe lift` will give it."""
+    from unihpe_ref.keypoints import to_h36m
+
+    points = np.random.default_rng(0).uniform(0, 500, (4, LAYOUTS[ours].num_joints, 2))
+    expected, _ = to_h36m(torch.from_numpy(points), theirs)
+    np.testing.assert_allclose(LAYOUTS[ours].to_h36m(points), expected.numpy(), atol=1e-9)
+
+
 def test_a_wrong_number_of_joints_names_the_layouts_that_fit():
     with pytest.raises(ValueError, match=r"'coco_17' needs 17 joints; got 25\. Of that many: body_25"):
         LAYOUTS["coco_17"].to_h36m(np.zeros((2, 25, 2)))

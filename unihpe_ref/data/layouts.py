@@ -26,11 +26,13 @@ class Layout:
         name: its key in :data:`LAYOUTS`.
         num_joints: K.
         sources: for each of Human3.6M's 17 joints the joints whose mean it is; empty where nothing stands for it.
+        weights: of the sources, adding up to 1; all alike where empty.
     """
 
     name: str
     num_joints: int
     sources: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...], ...] = ()
 
     def to_h36m(self, joints: Floats) -> Floats:
         """``(..., K, C)`` joints in this order to ``(..., 17, C)``; NaN for a joint that nothing stands for.
@@ -43,7 +45,8 @@ class Layout:
             if len(source) == 1:  # a copy, bit for bit
                 result[..., target, :] = joints[..., source[0], :]
             elif source:
-                result[..., target, :] = joints[..., list(source), :].mean(-2)
+                weights = self.weights[target] if self.weights else (1 / len(source),) * len(source)
+                result[..., target, :] = np.einsum("...kc,k->...c", joints[..., list(source), :], weights)
         return result
 
     def confidence_to_h36m(self, confidence: Floats) -> Floats:
@@ -67,6 +70,34 @@ def _picked(name: str, num_joints: int, indices: tuple[int, ...]) -> Layout:
     return Layout(name, num_joints, tuple((index,) for index in indices))
 
 
+# Where a detector's joints put the trunk, as shares of the way from the hips to the shoulders, and the top of the head,
+# from the shoulders through the ears: fitted on motion capture, as `unihpe lift` reads the same files.
+_SPINE, _THORAX, _HEAD = 0.42, 0.88, 1.69
+
+
+def _detected(
+    name: str, num_joints: int, hips: tuple[int, ...], shoulders: tuple[int, ...], ears: tuple[int, ...],
+    limbs: tuple[int, ...],
+) -> Layout:  # fmt: skip
+    """A detector's order, without trunk and top of the head; ``limbs`` are right leg, left leg, left arm, right arm."""
+
+    def way(start: tuple[int, ...], end: tuple[int, ...], share: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        weights = ((1 - share) / len(start),) * len(start) + (share / len(end),) * len(end)
+        return start + end, weights
+
+    one = [((index,), (1.0,)) for index in limbs]
+    joints = [
+        (hips, (1 / len(hips),) * len(hips)),
+        *one[:6],
+        way(hips, shoulders, _SPINE),
+        way(hips, shoulders, _THORAX),
+        (ears, (0.5, 0.5)),
+        way(shoulders, ears, _HEAD),
+        *one[6:],
+    ]
+    return Layout(name, num_joints, tuple(source for source, _ in joints), tuple(weight for _, weight in joints))
+
+
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
@@ -87,24 +118,11 @@ LAYOUTS: dict[str, Layout] = {
             ((0,), (2,), (5,), (8,), (1,), (4,), (7,), (6,), (12,), (15,), (),
              (16,), (18,), (20,), (17,), (19,), (21,)),
         ),
-        # COCO: pelvis, spine and thorax between hips and shoulders, the nose, and the middle of the ears for the head
-        Layout(
-            "coco_17", 17,
-            ((11, 12), (12,), (14,), (16,), (11,), (13,), (15,), (5, 6, 11, 12), (5, 6), (0,), (3, 4),
-             (5,), (7,), (9,), (6,), (8,), (10,)),
-        ),
-        # OpenPose's 18, as in 3DPW: COCO with a neck
-        Layout(
-            "openpose_18", 18,
-            ((8, 11), (8,), (9,), (10,), (11,), (12,), (13,), (2, 5, 8, 11), (1,), (0,), (16, 17),
-             (5,), (6,), (7,), (2,), (3,), (4,)),
-        ),
-        # OpenPose's BODY-25: a neck and a pelvis, feet left out
-        Layout(
-            "body_25", 25,
-            ((8,), (9,), (10,), (11,), (12,), (13,), (14,), (1, 8), (1,), (0,), (17, 18),
-             (5,), (6,), (7,), (2,), (3,), (4,)),
-        ),
+        _detected("coco_17", 17, (11, 12), (5, 6), (3, 4), (12, 14, 16, 11, 13, 15, 5, 7, 9, 6, 8, 10)),
+        # OpenPose's 18, as in 3DPW
+        _detected("openpose_18", 18, (11, 8), (5, 2), (17, 16), (8, 9, 10, 11, 12, 13, 5, 6, 7, 2, 3, 4)),
+        # OpenPose's BODY-25, which has a middle of the hips; its feet are left out
+        _detected("body_25", 25, (8,), (5, 2), (18, 17), (9, 10, 11, 12, 13, 14, 5, 6, 7, 2, 3, 4)),
     )
 }  # fmt: skip
 """All layouts by name."""

@@ -2,8 +2,9 @@
 
 The JSON holds ``images`` (``id``, ``file_name``, ``width``, ``height``) and ``annotations`` (``image_id``, ``bbox`` as
 x, y, width, height, and ``keypoints``: x, y and visibility of 17 joints, 0 for one that is not labelled). Crowds and
-people without a labelled joint are left out. Pelvis, spine, thorax and head are middles of labelled joints and are
-unknown where one of these is. There is no 3D and no calibration: the focal length is taken as the picture's diagonal.
+people without a labelled joint are left out. Pelvis, trunk and head are weighted means of hips, shoulders and ears
+and are unknown where one of these is. There is no 3D and no calibration: the focal length is taken as the picture's
+diagonal.
 """
 
 from __future__ import annotations
