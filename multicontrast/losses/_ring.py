@@ -187,6 +187,11 @@ class _RingLogSumExp(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_rows: Tensor, by_columns: Tensor) -> tuple[Any, ...]:
+        with torch.autocast(by_rows.device.type, enabled=False):
+            return _RingLogSumExp._backward(ctx, by_rows, by_columns)
+
+    @staticmethod
+    def _backward(ctx: Any, by_rows: Tensor, by_columns: Tensor) -> tuple[Any, ...]:
         ranks: Ranks = ctx.ranks
         tau, rows, sums, anchors, *lists = ctx.saved_tensors
         grad_tau, grad_anchors = torch.zeros_like(tau), torch.zeros_like(anchors)

@@ -1,0 +1,175 @@
+"""Half precision, autocast, scaled gradients; compilation, export, no wait for the device, and deterministic mode."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import multicontrast as mc
+from tests.losses.test_values import SIMILARITIES, embeddings
+
+INDEX = mc.sample_tuples(9, 3, num_negatives=5, generator=torch.Generator().manual_seed(0))
+LOSSES: dict[str, Any] = {
+    "pairs": lambda x, y, _, tau: mc.pairwise_infonce(x, y, tau),
+    "pairs in tiles": lambda x, y, _, tau: mc.pairwise_infonce(x, y, tau, tiled=True),
+    "an index": lambda x, y, z, tau: mc.triplet_infonce(x, y, z, tau, negatives=INDEX.to(x.device)),
+    "all": lambda x, y, z, tau: mc.triplet_infonce(x, y, z, tau, negatives="all"),
+    "trimodal": lambda x, y, z, tau: mc.trimodal_infonce(x, y, z, tau, negatives="tied"),
+    "masked": lambda x, y, z, tau: mc.trimodal_infonce(
+        x, y, z, tau, negatives="tied", ids=torch.arange(9, device=x.device) // 2, label_smoothing=0.1
+    ),
+}
+
+
+def inputs(dtype: torch.dtype, tau: float = 0.1) -> list[Tensor]:
+    """Embeddings that are exact in ``dtype``, and a temperature in float32 at least."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    xs = [x.detach().to(dtype).requires_grad_() for x in embeddings(3, 9)]
+    return [*xs, torch.tensor(tau, dtype=wide, requires_grad=True)]
+
+
+def loss_and_gradients(loss: Any, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    result = loss(*values)
+    return result.detach(), list(torch.autograd.grad(result, values, materialize_grads=True))
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.01], ids=["tau 0.1", "the clamp of CLIP"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_softmax_is_float32_at_least_whatever_comes(name, dtype, autocast, tau):
+    """Against float64 on the very same rows: logits of bfloat16 would be off by a quarter at a scale of 100."""
+    given = inputs(dtype, tau)
+    with torch.autocast("cpu", dtype=autocast) if autocast is not None else contextlib.nullcontext():
+        value = LOSSES[name](*given)
+    grads = torch.autograd.grad(value, given, materialize_grads=True)
+    value = value.detach()
+    exact = [x.detach().double().requires_grad_() for x in given]
+    expected, wanted = loss_and_gradients(LOSSES[name], exact)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    eps = torch.finfo(value.dtype).eps
+    torch.testing.assert_close(value.double(), expected, rtol=0, atol=32 * eps / tau)
+    for grad, other, x in zip(grads, wanted, given):
+        assert grad.dtype == x.dtype
+        # The gradient is rounded to the type of its row at the very end.
+        rounding = torch.finfo(x.dtype).eps * other.abs().max().item()
+        torch.testing.assert_close(grad.double(), other, rtol=0, atol=2 * rounding + 64 * eps / tau**2)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_half_precision_rows_are_the_rows_themselves(similarity):
+    """Cosines are taken in float32 from the rows as they are: volumes and areas of close tuples keep their digits."""
+    close = [x.detach().bfloat16() for x in embeddings(3, 9, scale=0.02)]
+    half = mc.triplet_infonce(*close, 0.1, negatives="tied", similarity=similarity)
+    single = mc.triplet_infonce(*(x.float() for x in close), 0.1, negatives="tied", similarity=similarity)
+    assert torch.equal(half, single)
+
+
+def test_scaled_gradients_train_in_float16():
+    """GradScaler with a float16 encoder: the same steps as float32, to what float16 rows can hold."""
+    ends = []
+    for half in (False, True):
+        torch.manual_seed(0)
+        encoder, loss = nn.Linear(6, 4), mc.PairwiseInfoNCE(mc.Temperature(0.2, min=0.05))
+        optimizer = torch.optim.SGD([*encoder.parameters(), *loss.parameters()], lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=half)
+        x, y = torch.randn(2, 16, 6, generator=torch.Generator().manual_seed(1))
+        for _ in range(5):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16, enabled=half):
+                features = encoder(x), encoder(y)
+                assert features[0].dtype == (torch.float16 if half else torch.float32)
+                value = loss(*features)
+            scaler.scale(value).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        ends.append([p.detach().clone() for p in (*encoder.parameters(), *loss.parameters())])
+        assert scaler.get_scale() >= (2.0**12 if half else 1)  # no step was skipped for an overflow
+    for single, half in zip(*ends):
+        torch.testing.assert_close(half, single, rtol=2e-2, atol=2e-3)
+
+
+# --- Graphs -----------------------------------------------------------------------------------------------------------
+
+
+class Whole(nn.Module):
+    """What a user compiles: a loss that owns its temperature."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.temperature = name, mc.Temperature(0.2, min=0.1)
+
+    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        return LOSSES[self.name](x, y, z, self.temperature())
+
+
+@pytest.mark.parametrize("name", ["trimodal", "an index"])
+def test_one_graph_forward_and_backward(name):
+    torch._dynamo.reset()
+    module = Whole(name)
+    values = inputs(torch.float32)[:3]
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    value, grads = loss_and_gradients(compiled, values)
+    expected, wanted = loss_and_gradients(module, values)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(grads, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_one_graph_for_every_size_of_the_batch():
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: Any, example_inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    loss = mc.TrimodalInfoNCE(0.2, negatives="tied")
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
+    for size in (5, 8, 13):
+        xs = [x.detach().float() for x in embeddings(3, size)]
+        torch.testing.assert_close(compiled(*xs), loss(*xs))
+    assert len(graphs) == 1
+
+
+def test_export():
+    module = Whole("trimodal")
+    xs = tuple(x.detach() for x in inputs(torch.float32)[:3])
+    exported = torch.export.export(module, xs).module()
+    torch.testing.assert_close(exported(*xs), module(*xs))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_on_a_gpu_makes_the_host_wait(name, monkeypatch):
+    """Fake tensors have no values: whatever looked at one would raise, so none of this breaks a CUDA graph. Where there
+    is no CUDA device autograd has no queue for it; the backward pass is that of fake CPU tensors, whose values are not
+    looked at either, and which take the same road."""
+    monkeypatch.setenv("MULTICONTRAST_BACKEND", "torch")
+    for device, backward in (("cuda", torch.cuda.is_available()), ("cpu", True)):
+        with FakeTensorMode():
+            values = [torch.empty(x.shape, device=device, requires_grad=True) for x in inputs(torch.float32)]
+            index = torch.empty(INDEX.shape, dtype=torch.int64, device=device)
+            if name == "an index":
+                loss = mc.triplet_infonce(*values, negatives=index)
+            else:
+                loss = LOSSES[name](*values)
+            assert loss.device.type == device
+            if backward:
+                grads = torch.autograd.grad(loss, values, materialize_grads=True)
+                assert [grad.shape for grad in grads] == [x.shape for x in values]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_deterministic_mode(name):
+    """Nothing that torch refuses in deterministic mode, and the same bits each time."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (loss_and_gradients(LOSSES[name], inputs(torch.float32)) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1]))
