@@ -32,6 +32,8 @@ __all__ = ["SAMPLED_SCHEMES", "SCHEMES", "draw_cyclic", "draw_permutations", "dr
 SAMPLED_SCHEMES = ("permutation", "shared", "cyclic", "tied")
 SCHEMES = (*SAMPLED_SCHEMES, "all")
 
+_PAGE_LOCKED = 1 << 27  # bytes: the tuples of 2300 samples in three modalities
+
 
 def sample_tuples(
     batch_size: int,
@@ -98,7 +100,17 @@ def sample_tuples(
             candidates = _draw(scheme, batch_size, num_modalities, count, exclude_positive, generator)
             for plane, candidate in zip(planes[1:, :, 1:], candidates):
                 plane.copy_(candidate)
-    return planes.permute(1, 2, 0).to(device)
+    return bring(planes.permute(1, 2, 0), device)
+
+
+def bring(drawn: Tensor, device: torch.device | str | None) -> Tensor:
+    """What was drawn on the CPU, on the device; through page-locked memory, so that the host does not wait for it.
+
+    Page-locked memory is kept for the next time, so large draws do without.
+    """
+    if device is None or torch.device(device).type != "cuda" or drawn.nbytes > _PAGE_LOCKED:
+        return drawn.to(device)
+    return drawn.pin_memory().to(device, non_blocking=True)
 
 
 def check_counts(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import rounds_to_nearest, use_triton
 from multicontrast.linalg import _gram3_torch as plain
 
 
@@ -72,7 +72,7 @@ def gram3_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor
 def _with_gradient_cuda(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from multicontrast.linalg import _gram3_triton
 
-    return _gram3_triton.eigmax_with_gradient(a, b, c)
+    return _gram3_triton.eigmax_with_gradient(a, b, c, correctly_rounded=rounds_to_nearest())
 
 
 @gram3_with_gradient.register_fake

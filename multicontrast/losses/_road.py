@@ -16,7 +16,7 @@ from multicontrast.losses._masked import masked_loss
 from multicontrast.losses._plain import plain_loss
 from multicontrast.losses._tiled import ALWAYS_ABOVE, check_tiled, tiled_loss
 from multicontrast.losses._walk import Tuples, Walk
-from multicontrast.negatives import SCHEMES, check_counts, draw_cyclic, draw_shared, sample_tuples
+from multicontrast.negatives import SCHEMES, bring, check_counts, draw_cyclic, draw_shared, sample_tuples
 from multicontrast.similarity import MeanCosine, Multilinear, Similarity, resolve_similarity
 
 ANCHORS = (0, "any")
@@ -112,10 +112,10 @@ def _cells(
     if count > 0 and scheme == "tied" and count == size - 1:
         return ListCells(size, num_modalities, count, None)
     if count > 0 and scheme == "shared" and num_modalities > 2:
-        return ListCells(size, num_modalities, count, draw_shared(size, num_modalities, True, generator).to(device))
+        return ListCells(size, num_modalities, count, bring(draw_shared(size, num_modalities, True, generator), device))
     if count > 0 and scheme in ("cyclic", "tied"):
         shifts = draw_cyclic(scheme, size, num_modalities, count, True, generator)
-        return ShiftCells(size, shifts.to(device))
+        return ShiftCells(size, bring(shifts, device))
     index = sample_tuples(
         size, num_modalities, num_negatives=num_negatives, scheme=scheme, generator=generator, device=device
     )

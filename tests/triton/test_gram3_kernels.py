@@ -6,6 +6,7 @@ import itertools
 
 import mpmath
 import numpy as np
+import pytest
 import torch
 from executors import COMPILED, EVERYWHERE, device, emulated, on
 from families import cosine_families, exact_ties
@@ -95,6 +96,29 @@ def test_hard_families_meet_the_bars_whatever_the_approximate_operations_do():
             _assert_bars(_errors(cosines, results, expected), rounded)
         x = kernels.eigmax_excess(*inputs)
         _assert_bars(_errors(cosines, (x, *results[1:]), expected), rounded)
+
+
+@on("sm_80", "gpu")
+def test_rounding_is_chosen_by_a_variable():
+    import os
+
+    from multicontrast.linalg import _gram3_triton, gram3_eigmax
+
+    cosines = _hard_cases(torch.float32, 20).to(device())
+    leaves = [cosine.contiguous().requires_grad_() for cosine in cosines.unbind(-1)]
+    os.environ["MULTICONTRAST_ROUNDING"] = "nearest"
+    try:
+        rounded = torch.autograd.grad(gram3_eigmax(*leaves).sum(), leaves)
+        os.environ["MULTICONTRAST_ROUNDING"] = "up"
+        with pytest.raises(ValueError, match="device"):
+            gram3_eigmax(*leaves)
+    finally:
+        del os.environ["MULTICONTRAST_ROUNDING"]
+    plain = torch.autograd.grad(gram3_eigmax(*leaves).sum(), leaves)
+    for results, chosen in ((plain, False), (rounded, True)):
+        expected = _gram3_triton.eigmax_with_gradient(*cosines.unbind(-1), correctly_rounded=chosen)[1:]
+        assert all(torch.equal(result, reference) for result, reference in zip(results, expected))
+    assert not all(torch.equal(one, other) for one, other in zip(plain, rounded))
 
 
 @on("interpreter", "sm_80", "gpu")
