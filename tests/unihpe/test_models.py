@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from multicontrast import metrics
 from unihpe_ref.config import ModelConfig, SamplerConfig
-from unihpe_ref.models import UniHPE, best_hypothesis, costs, mean_hypothesis, retrieve
+from unihpe_ref.models import UniHPE, best_hypothesis, costs, mean_hypothesis, parameters, retrieve
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
@@ -37,7 +37,9 @@ _IMAGE_ENCODERS = {
 }
 
 
-@pytest.mark.parametrize("name", _IMAGE_ENCODERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "hrnet_w48" else []) for name in _IMAGE_ENCODERS]
+)
 def test_image_encoders_cost_what_they_are_known_to(name: str) -> None:
     expected, giga, attention_width = _IMAGE_ENCODERS[name]
     found, macs = costs(ModelConfig(image_encoder=name))["image encoder"]
@@ -57,9 +59,11 @@ def test_pose_networks_cost_what_they_are_known_to() -> None:
 
 
 def test_paper_s_image_encoders_pool_480_and_720_channels() -> None:
-    with torch.device("meta"):
-        assert HRNetEncoder("hrnet_w32", 1024).out.in_features == 480
-        assert HRNetEncoder("hrnet_w48", 1024).out.in_features == 720
+    for name, channels in (("hrnet_w32", 480), ("hrnet_w48", 720)):
+        with torch.device("meta"):
+            encoder = HRNetEncoder(name, 1024)
+        assert encoder.out.in_features == channels
+        assert parameters(encoder) == _IMAGE_ENCODERS[name][0]
 
 
 def test_image_embedding_is_the_mean_over_each_map(poses: dict[str, Tensor]) -> None:
