@@ -10,6 +10,8 @@ run for its setting, whole: losses included, and never cells of two runs side by
 from __future__ import annotations
 
 import argparse
+import csv
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -160,9 +162,45 @@ def _cell(row: Row | None) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "timing": ("timing.csv", timing_table),
+    "timing-losses": (
+        "timing.csv",
+        lambda rows: timing_table([row for row in rows if row.case == timing.LOSSES_ALONE]),
+    ),
     "losses": ("losses.csv", losses_table),
     "kernels": ("kernels.csv", kernels_table),
 }
+_ACCURACY = Path("accuracy") / "eigenvalues.csv"
+
+
+def accuracy_table(path: Path) -> str:
+    """The worst errors of the newest study of the eigenvalues, in float32."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["dtype"] == "float32"]
+    newest = {row["operation"]: row["date"] for row in rows}  # they are in the order of their dates
+    wanted = (
+        ("three cosines, `gram3_eigmax`", "gram3_eigmax", "value", "value"),
+        ("", "gram3_eigmax", "gradient", "gradient"),
+        ("any symmetric 3x3, `eigh3`", "eigh3", "values", "all three values"),
+    )
+    lines = []
+    for label, operation, quantity, text in wanted:
+        cells = []
+        for implementation in ("ours", "LAPACK", "arc cosine"):
+            errors = [
+                float(row["error"])
+                for row in rows
+                if (row["operation"], row["quantity"], row["implementation"]) == (operation, quantity, implementation)
+                and row["date"] == newest[operation]
+            ]
+            cells.append(_error(max(errors)) if errors else "")
+        lines.append((label, text, *cells))
+    return markdown(("of", "error of", "multicontrast", "LAPACK", "arc cosine"), lines, text_columns=2)
+
+
+def _error(error: float) -> str:
+    if not math.isfinite(error):
+        return "not finite"
+    return f"{error:.1f}" if error < 100 else f"{error:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def render(page: str, results: Path = driver.RESULTS) -> str:
@@ -170,8 +208,10 @@ def render(page: str, results: Path = driver.RESULTS) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
+        if name == "accuracy":
+            return f"{match[1]}\n{accuracy_table(results / _ACCURACY).strip()}\n\n{match[4]}"
         if name not in TABLES:
-            known = ", ".join(TABLES)
+            known = ", ".join((*TABLES, "accuracy"))
             raise driver.BenchmarkError(f"a table's name is one of {known}; got `{name}`. Correct the comment.")
         file, make = TABLES[name]
         rows = driver.read_rows(results / file) if (results / file).exists() else []

@@ -44,4 +44,3 @@ print(result.to_csv()[:300])
 # Poses are drawn from where they are widest; thin lines show the error of every joint.
 
 figure = result.plot(up="z")
-figure

@@ -3,8 +3,9 @@ Three stages in a minute
 ========================
 
 UniHPE is trained in three stages: the pose encoders meet (1), the image encoder joins them (2), and encoders and
-decoders learn together (3). Here all of it happens in some seconds, on generated people and rendered pictures, at a tenth of the
-size of ``unihpe demo``: enough to see each part at work, not to judge it (after so few steps the image branch is no better than not looking).
+decoders learn together (3). Here all of it happens in some seconds, on generated people and rendered pictures, at a
+tenth of the size of ``unihpe demo``: enough to see each part at work, not to judge it. After so few steps the image
+branch is no better than not looking.
 """
 
 # %%
