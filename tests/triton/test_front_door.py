@@ -220,3 +220,17 @@ def test_losses_are_one_graph_for_the_compiler_and_differentiable_twice():
     reference = torch.autograd.grad(sum(grad.square().sum() for grad in first), doubles)
     for result, expected in zip(second, reference):
         torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.slow
+@on("torch", "interpreter")
+def test_inductor_compiles_the_whole_loss():
+    """On CPU tensors; on a GPU's the same is tested on a card."""
+    xs, tau, index = _inputs(9)
+
+    def loss(x: Tensor, y: Tensor, z: Tensor, tau: Tensor) -> Tensor:
+        return mc.trimodal_infonce(x, y, z, tau, negatives=index) + mc.pairwise_infonce(x, y, tau)
+
+    results = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*xs, tau), [*xs, tau])
+    for result, expected in zip(results, torch.autograd.grad(loss(*xs, tau), [*xs, tau])):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
