@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from multicontrast.losses._arguments import (
 from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._gathered import meet_for_tuples
 from multicontrast.losses._module import as_temperature
+from multicontrast.losses._terms import check_taus, loss_by_terms, terms_of, together
 from multicontrast.losses._tiled import check_tiled
 from multicontrast.losses._walk import Walk
 from multicontrast.losses.triplet import NAMES
@@ -34,7 +35,7 @@ def trimodal_infonce(
     x_img: Tensor,
     x_2d: Tensor,
     x_3d: Tensor,
-    tau: float | Tensor,
+    tau: float | Tensor | Mapping[tuple[int, int] | str, float | Tensor],
     *,
     alpha: float = 1.0,
     pairs: Sequence[tuple[int, int]] = ALL_PAIRS,
@@ -64,7 +65,8 @@ def trimodal_infonce(
 
     Args:
         x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
-        tau: temperature, a positive number or 0-dim tensor, shared by all terms as in the paper.
+        tau: temperature, a positive number or 0-dim tensor, shared by all terms as in the paper. Or one for each term,
+            by name: ``{(0, 1): 0.07, (0, 2): 0.07, (1, 2): 0.1, "triplet": 0.2}``; terms then share no Gram block.
         alpha: weight of the triplet term; 0 leaves the pairs alone.
         pairs: the pairs of modalities to align; the paper's stage 2, whose pose encoders are frozen, has
             ``((0, 1), (0, 2))``.
@@ -97,21 +99,33 @@ def trimodal_infonce(
     embeddings = [x_img, x_2d, x_3d]
     with Meeting(operation, gather) as meeting:
         check_embeddings(operation, NAMES, embeddings, may_be_empty=not meeting.alone)
-        check_tau(operation, tau)
         check_weight_of_triplet(operation, alpha)
         chosen = check_pairs(operation, pairs, 3)
+        by_terms = isinstance(tau, Mapping)
+        if isinstance(tau, Mapping):
+            tau = together(check_taus(operation, tau, terms_of(chosen, alpha > 0)), embeddings)
+        else:
+            check_tau(operation, tau)
         flags = {"symmetric": symmetric, "normalize": normalize}
         for name, value in flags.items():
             check_flag(operation, name, value)
         check_reduction(operation, reduction)
         check_ring_flag(operation, ring, gather, tiled)
         ring = ring and diagnostics is None  # which look at logits
-        options = flags | {"pairs": chosen, "reduction": reduction, "tiled": tiled, "ring": ring}
+        options = flags | {
+            "pairs": chosen,
+            "reduction": reduction,
+            "tiled": tiled,
+            "ring": ring,
+            "kind of temperature": by_terms,
+        }
         terms = (similarity, negatives, num_negatives, anchor, generator)
         masks = check_masks(operation, embeddings, present, ids, weight, label_smoothing, hardness, extra_negatives)
         batch, tuples = meet_for_tuples(operation, meeting, embeddings, tau, options, terms, float(alpha), masks, ring)
         check_tiled(operation, tiled, tuples)
     walk = Walk(3, chosen, symmetric, tuples, reduction, batch.anchors, batch.masks)
+    if by_terms:
+        return loss_by_terms(operation, batch, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics)
     return batch.loss(operation, walk, normalize=normalize, tiled=tiled, diagnostics=diagnostics)
 
 
@@ -120,14 +134,15 @@ class TrimodalInfoNCE(nn.Module):
 
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
-            :class:`~multicontrast.Temperature`. Its parameter has to be in the optimizer, without weight decay.
+            :class:`~multicontrast.Temperature`; or one of these for each term, by its name as for the function. Its
+            parameters have to be in the optimizer, without weight decay.
         alpha, pairs, symmetric, similarity, negatives, num_negatives, anchor: as for the function.
         generator, reduction, normalize, tiled, gather, ring, label_smoothing, hardness: as for the function.
     """
 
     def __init__(
         self,
-        temperature: float | Temperature = 0.07,
+        temperature: float | Temperature | Mapping[tuple[int, int] | str, float | Temperature] = 0.07,
         *,
         alpha: float = 1.0,
         pairs: Sequence[tuple[int, int]] = ALL_PAIRS,
@@ -146,7 +161,13 @@ class TrimodalInfoNCE(nn.Module):
         hardness: float = 0.0,
     ) -> None:
         super().__init__()
-        self.temperature = as_temperature("TrimodalInfoNCE", temperature)
+        self.temperature: Temperature | nn.ModuleDict
+        if isinstance(temperature, Mapping):
+            made = {key: as_temperature("TrimodalInfoNCE", value) for key, value in temperature.items()}
+            self._terms = tuple(made)
+            self.temperature = nn.ModuleDict({_name(key): value for key, value in made.items()})
+        else:
+            self.temperature = as_temperature("TrimodalInfoNCE", temperature)
         self.label_smoothing, self.hardness = label_smoothing, hardness
         self.alpha, self.pairs, self.symmetric = alpha, pairs, symmetric
         self.similarity, self.negatives, self.num_negatives = similarity, negatives, num_negatives
@@ -173,7 +194,7 @@ class TrimodalInfoNCE(nn.Module):
             x_img,
             x_2d,
             x_3d,
-            self.temperature(),
+            self._taus(),
             alpha=self.alpha,
             pairs=self.pairs,
             symmetric=self.symmetric,
@@ -195,3 +216,13 @@ class TrimodalInfoNCE(nn.Module):
             extra_negatives=extra_negatives,
             diagnostics=diagnostics,
         )
+
+    def _taus(self) -> Tensor | dict[tuple[int, int] | str, Tensor]:
+        if isinstance(self.temperature, nn.ModuleDict):
+            return {key: self.temperature[_name(key)]() for key in self._terms}
+        return self.temperature()
+
+
+def _name(term: tuple[int, int] | str) -> str:
+    """A term's name in the state_dict: ``pair_0_1`` or ``triplet``."""
+    return term if isinstance(term, str) else "_".join(("pair", *map(str, term)))

@@ -47,9 +47,12 @@ def step(case: Case, rows: slice, total: int, **gathering: Any) -> tuple[Tensor,
             options[local] = options[local][rows]
     if "seed" in options:
         options["generator"] = torch.Generator().manual_seed(options.pop("seed"))
+    temperatures = tau
+    if options.pop("by_terms", False):
+        temperatures = dict(zip(((0, 1), (0, 2), (1, 2), "triplet"), (tau, 2 * tau, 0.5, 3 * tau)))
     function = getattr(mc, name)
     arguments = (embeddings,) if name == "multimodal_infonce" else embeddings
-    loss = function(*arguments, tau, **options, **gathering)
+    loss = function(*arguments, temperatures, **options, **gathering)
     loss.sum().backward()
     return loss.detach(), [weight.grad for weight in (*weights, tau)]
 
@@ -115,6 +118,8 @@ def various_cases() -> list[Case]:
         ("trimodal_infonce", options | {"normalize": False, "negatives": "tied"}),
         ("multimodal_infonce", options | {"similarity": "mean_cosine", "negatives": "all", "modalities": 4}),
         ("multimodal_infonce", options | {"num_negatives": 0}),
+        ("trimodal_infonce", options | {"by_terms": True, "negatives": "tied"}),
+        ("trimodal_infonce", options | {"by_terms": True}),
     ]
 
 
