@@ -10,8 +10,8 @@ of its own rows; DistributedDataParallel then averages over the ranks, and
 
 is the gradient of one process, for the encoders and for the temperature alike.
 
-This module knows ranks and rows, and no loss: :class:`Meeting` is what the losses' doors go through, :class:`Ranks`
-what comes of it, and :func:`gather_rows` the differentiable collective, for losses of your own.
+This module knows ranks and rows, and no loss: ``Meeting`` is what the losses' doors go through, ``Ranks`` what comes of
+it, and :func:`gather_rows` the differentiable collective, for losses of your own.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 
-__all__ = ["Gather", "Meeting", "Ranks", "check_gather", "gather_rows"]
+__all__ = ["Gather", "gather_rows"]
 
 Gather: TypeAlias = "bool | dist.ProcessGroup"
 """What ``gather=`` takes: False, True for the default process group, or a process group."""

@@ -195,7 +195,7 @@ class Temperature(nn.Module):
 
     @property
     def tau(self) -> Tensor:
-        """The temperature as a number to look at: detached, inside the bounds."""
+        """The temperature inside its bounds, detached, as a number to look at."""
         with torch.no_grad():
             return self()
 

@@ -25,8 +25,8 @@ class TermDiagnostics:
     loss: Tensor
     """Mean loss of the term, without ``alpha``."""
     floor: Tensor
-    """The loss if every positive matched exactly and all other samples were at right angles: what is reached at this
-    batch size and temperature. Below it negatives point away from each other."""
+    """What is reached at this batch size and temperature, the loss if every positive matched exactly and all other
+    samples were at right angles. Below it negatives point away from each other."""
     accuracy: Tensor
     """Share of anchors whose positive is more alike than each of its negatives."""
     positive_similarity: Tensor
@@ -39,11 +39,11 @@ class TermDiagnostics:
     anchors: Tensor
     """Number of anchors that take part."""
     sign_flipped: Tensor | None = None
-    """Tuples: share of positives some of whose members point against the others along the leading eigenvector, to which
-    the eigenvalue and the volume are blind."""
+    """Of tuples the share of positives some of whose members point against the others along the leading eigenvector, to
+    which the eigenvalue and the volume are blind."""
     sampling_gap: Tensor | None = None
-    """Tuples, if asked for: the mean of the loss with every tuple of the batch (``anchor=0``) minus that of the sampled
-    ones."""
+    """Of tuples, if asked for, the mean of the loss with every tuple of the batch (``anchor=0``) minus that of the
+    sampled ones."""
 
 
 @dataclass
