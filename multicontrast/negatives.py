@@ -261,18 +261,33 @@ def _random_permutations(shape: tuple[int, ...], size: int, generator: torch.Gen
 
     Random keys that carry their position in the low bits are sorted by value: several times faster than an argsort, or
     than a call of ``torch.randperm`` for each. The keys come from a NumPy bit generator, whose stream is the same in
-    every version, seeded by one draw from ``generator``. Two of their high parts agree with probability about
-    ``size**2 / 2**(64 - bits)``, which no one will see.
+    every version, seeded by one draw from ``generator``. Up to 1024 rows 32 bits sort twice as fast, and a permutation
+    two of whose keys agree in their high part, one in eight at most, is drawn again, which leaves it uniform. In 64
+    bits they agree with probability about ``size**2 / 2**(64 - bits)``, which no one will see.
     """
-    seed = int(torch.randint(2**63 - 1, (1,), generator=generator))
-    bits = max(1, (size - 1).bit_length())
-    keys = np.random.SFC64(seed).random_raw(math.prod(shape) * size).reshape(*shape, size)
-    keys >>= np.uint64(bits)
-    keys <<= np.uint64(bits)
-    keys |= np.arange(size, dtype=np.uint64)
-    keys.sort(axis=-1)
-    keys &= np.uint64((1 << bits) - 1)
-    return torch.from_numpy(keys.view(np.int64))
+    source = np.random.SFC64(int(torch.randint(2**63 - 1, (1,), generator=generator)))
+    count, bits = math.prod(shape), max(1, (size - 1).bit_length())
+    word = np.uint32 if bits <= 10 else np.uint64
+    low = word((1 << bits) - 1)
+
+    def draw(number: int) -> np.ndarray:
+        words = source.random_raw(-(-number * size * np.dtype(word).itemsize // 8)).view(word)
+        keys: np.ndarray = words[: number * size].reshape(number, size)
+        keys &= ~low
+        keys |= np.arange(size, dtype=word)
+        keys.sort(axis=-1)
+        return keys
+
+    keys = draw(count)
+    if word is np.uint32:
+        again = np.arange(count)
+        while len(again):
+            drawn = keys[again] if len(again) < count else keys
+            again = again[((drawn[:, 1:] ^ drawn[:, :-1]) <= low).any(axis=1)]
+            keys[again] = draw(len(again))
+    keys &= low
+    rows = keys.view(np.int64) if word is np.uint64 else keys.astype(np.int64)
+    return torch.from_numpy(rows).view(*shape, size)
 
 
 def _part_from_positive(permutations: Tensor) -> None:
