@@ -74,7 +74,11 @@ class CosineSimilarity:
         ``present`` says for each modality which tuples have it, broadcastable to the cosines. Cosines of absent
         members are 0. What is returned for tuples with fewer than two members is finite and means nothing.
         """
-        value = torch.zeros_like(cosines[0])
+        nowhere = torch.zeros((), dtype=torch.bool, device=cosines[0].device)
+        everything = cosines[0]
+        for cosine in cosines[1:]:
+            everything = everything + cosine
+        value = torch.where(nowhere, everything, 0)  # zeros, by which all modalities belong to the graph
         position = _pair_position(len(present))
         everyone = range(len(present))
         for size in range(2, len(present) + 1):

@@ -56,6 +56,14 @@ def imported(path: Path, package: Path) -> set[str]:
     return names
 
 
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """Two of one name are one module to pytest, and to a process that a test starts."""
+    tests = Path(__file__).parent
+    names = [path.name for path in tests.rglob("*.py") if path.parent.name != "browser" and path.name != "__init__.py"]
+    names = [name for name in names if name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 def files(package: Path) -> list[Path]:
     """Every source file of a package."""
     return sorted(package.rglob("*.py"))

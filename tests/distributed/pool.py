@@ -30,14 +30,17 @@ def _serve(rank: int, store: str, tasks: Any, answers: Any) -> None:
     groups = {count: dist.new_group(list(range(count))) for count in range(1, RANKS)}
     groups[RANKS] = dist.group.WORLD
     answers.put((rank, None, None))
-    while (task := tasks.get()) is not None:
-        function, count, arguments = task
+    while True:
         result, error = None, None
-        if rank < count:
-            try:
+        try:
+            task = tasks.get()  # which fails for a function that this process cannot import
+            if task is None:
+                break
+            function, count, arguments = task
+            if rank < count:
                 result = function(groups[count], *arguments)
-            except BaseException:
-                error = traceback.format_exc()
+        except BaseException:
+            error = traceback.format_exc()
         answers.put((rank, result, error))
     with contextlib.suppress(Exception):
         dist.destroy_process_group()

@@ -1,12 +1,33 @@
-"""Run by torchrun: the recipes over ranks one after another, in one start of the processes."""
+"""Run by torchrun: the recipes over ranks one after another, in one start of the processes and in one group.
+
+A second group in the same store now and then finds the addresses of the first and waits for ever, so a recipe's own
+start and end of the group count once.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from typing import Any
 
+import torch.distributed as dist
+
+_start, _end = dist.init_process_group, dist.destroy_process_group
+
+
+def _start_once(*arguments: Any, **options: Any) -> None:
+    if not dist.is_initialized():
+        _start(*arguments, **options)
+
+
+def _not_yet(group: Any = None) -> None:  # noqa: ARG001 (the signature of what it stands for)
+    """The end is after the last recipe."""
+
+
+dist.init_process_group, dist.destroy_process_group = _start_once, _not_yet
 for name in sys.argv[1:]:
     if os.environ["RANK"] == "0":
         print(f"{name}:", flush=True)
     importlib.import_module(name).main()
+_end()

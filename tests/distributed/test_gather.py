@@ -259,7 +259,7 @@ def test_a_wrong_index_on_one_rank_stops_all(pool):
     (kind, heard), (own, words) = pool.run(one_wrong_index, ranks=2)
     assert kind == "RuntimeError"
     assert own == "ValueError"
-    assert "row numbers from 0 to 7 in the index; got values from 0 to 8" in words
+    assert re.search(r"row numbers from 0 to 7 in the index; got values from \d to 8", words)
     assert words in heard
 
 

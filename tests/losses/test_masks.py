@@ -190,9 +190,13 @@ def test_nobody_left_is_0_and_said_once(negatives, similarity):
                 *given, tau, negatives=negatives, similarity=similarity, reduction=reduction, present=present
             )
         assert len(said) == (number == 0)
-        assert torch.equal(loss, torch.zeros_like(loss))
-        for grad in torch.autograd.grad(loss.sum(), [*given, tau]):
-            assert torch.equal(grad, torch.zeros_like(grad))
+        options = {"negatives": negatives, "similarity": similarity, "present": present}
+        draws = [torch.Generator().manual_seed(seed) for seed in range(4)]  # some of which join no two that are there
+        alone = [mc.triplet_infonce(*given, tau, generator=generator, **options) for generator in draws]
+        for term in (loss, *alone):
+            assert torch.equal(term, torch.zeros_like(term))
+            for grad in torch.autograd.grad(term.sum(), [*given, tau]):
+                assert torch.equal(grad, torch.zeros_like(grad))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -226,3 +230,14 @@ def test_weights_on_the_fused_road(negatives, tau, symmetric):
         scale = plain.detach().abs()
         for f, p in zip(torch.autograd.grad(fused, inputs), torch.autograd.grad(plain, inputs)):
             torch.testing.assert_close(f / scale, p / scale, rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_number_out_of_range_is_nan_under_masks_too():
+    """Off the CPU and under transforms nobody looks at an index: nothing is read, and nothing passes as a number."""
+    index = mc.sample_tuples(SIZE)
+    index[0, 1, 1] = 99
+    xs = [x.detach() for x in embeddings(3, SIZE)]
+    options = {"ids": IDS, "present": PRESENT, "reduction": "none"}
+    rows = torch.func.vmap(lambda i: mc.triplet_infonce(*xs, 0.3, negatives=i, **options))(index[None])[0]
+    assert rows[0].isnan()
+    assert rows[1:].isfinite().all()
