@@ -21,7 +21,7 @@ def _start_once(*arguments: Any, **options: Any) -> None:
         _start(*arguments, **options)
 
 
-def _not_yet(group: Any = None) -> None:  # noqa: ARG001 (the signature of what it stands for)
+def _not_yet(group: Any = None) -> None:
     """The end is after the last recipe."""
 
 
