@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from multicontrast.losses._grams import Grams
+from multicontrast.losses._grams import Grams, Pair
 
-Pair = tuple[int, int]
 Blocks = Mapping[Pair, Tensor]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from multicontrast.losses._cells import Pair
+Pair = tuple[int, int]
 
 
 class Grams:
