@@ -15,7 +15,7 @@ from rich.table import Table
 from multicontrast._checks import three_beats
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.config import RunConfig
-from unihpe_ref.evaluation import UNITS, Evaluation
+from unihpe_ref.evaluation import UNITS, Evaluation, PathResult
 from unihpe_ref.figures import save_pose_sheet
 from unihpe_ref.logs import clock
 from unihpe_ref.memory import memory_lines
@@ -172,22 +172,25 @@ def set_threads(threads: int) -> None:
 
 
 def results_table(evaluation: Evaluation) -> Table:
-    """Paths against metrics; each cell holds the mean over frames and the mean over actions."""
+    """Paths against metrics; each cell holds the mean over frames and the mean over actions, once where they agree."""
     metrics = [metric for metric in UNITS if any(metric in path.frame_mean for path in evaluation.paths)]
     table = Table(
         title=f"{evaluation.frames} frames, {len(evaluation.actions)} actions: mean over frames / over actions",
         title_justify="left",
         title_style="",
     )
-    table.add_column("path")
+    table.add_column("path", no_wrap=True)  # the one column that means nothing when it is cut
     for metric in metrics:
-        table.add_column(f"{metric} ({UNITS[metric]})", justify="right", no_wrap=True)
+        table.add_column(f"{metric}\n({UNITS[metric]})", justify="right", min_width=len(metric))
+
+    def cell(path: PathResult, metric: str) -> str:
+        if metric not in path.frame_mean:
+            return ""
+        means = dict.fromkeys((f"{path.frame_mean[metric]:.1f}", f"{path.action_mean[metric]:.1f}"))
+        return " / ".join(means)
+
     for path in evaluation.paths:
-        cells = [
-            f"{path.frame_mean[metric]:.1f} / {path.action_mean[metric]:.1f}" if metric in path.frame_mean else ""
-            for metric in metrics
-        ]
-        table.add_row(path.name, *cells)
+        table.add_row(path.name, *(cell(path, metric) for metric in metrics))
     return table
 
 

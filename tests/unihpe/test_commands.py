@@ -1,11 +1,15 @@
 """The command line from outside: help, exit codes, messages without tracebacks, and a run from end to end."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from unihpe_ref.__main__ import main
+from unihpe_ref.commands import results_table
+from unihpe_ref.evaluation import UNITS, Evaluation, PathResult
 
 TINY = [
     "--preset",
@@ -167,3 +171,14 @@ def test_shells_complete_commands_and_options(shell, capsys):
         assert word in script
     assert main(["completion", "csh"]) == 2
     assert "needs a shell: bash, zsh; got csh" in capsys.readouterr().err
+
+
+def test_the_table_of_results_keeps_the_paths_names_on_a_narrow_terminal():
+    names = ("mean pose, 3D", "2D to 3D, flip", "image to 2D")
+    paths = [PathResult(name, dict.fromkeys(UNITS, 201.6), dict.fromkeys(UNITS, 199.9), {}) for name in names]
+    console = Console(width=80, file=io.StringIO())
+    console.print(results_table(Evaluation(659, ["walking"], paths, {})))
+    printed = console.file.getvalue()
+    for text in (*names, "201.6", "199.9", *UNITS):
+        assert text in printed
+    assert "…" not in printed
