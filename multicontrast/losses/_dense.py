@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from multicontrast._workspace import Workspace
-from multicontrast.losses._cells import Cells, Pair, pairs_of
+from multicontrast.losses._cells import Cells, pairs_of
+from multicontrast.losses._grams import Pair
 from multicontrast.losses._pair_block import LARGEST_SCALE, LOG2_E, PairBlock, row_blocks
 from multicontrast.losses._plain import plain_loss
 from multicontrast.losses._rows import dot, row_products, unit_rows_backward_, unit_rows_with_inverse

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from multicontrast.linalg._gram import gram_eigmax_with_gradient
-from multicontrast.losses._cells import Pair, pairs_of
+from multicontrast.losses._cells import pairs_of
+from multicontrast.losses._grams import Pair
 from multicontrast.losses._masks import Masks, weigh
 from multicontrast.losses._softmax import NegativeSums, Seen, cross_entropy
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from multicontrast.losses._cells import Pair, pairs_of
-from multicontrast.losses._grams import Grams
+from multicontrast.losses._cells import pairs_of
+from multicontrast.losses._grams import Grams, Pair
 from multicontrast.losses._masks import Samples, at_least_two
 from multicontrast.losses._pair_block import BLOCK_CELLS
 from multicontrast.losses._softmax import NegativeSums, concatenate, merge, sum_negatives

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from multicontrast._checks import values_are_free
 from multicontrast.losses import _tiled
-from multicontrast.losses._cells import ListCells, Pair, pairs_of
+from multicontrast.losses._cells import ListCells, pairs_of
 from multicontrast.losses._diagnostics import Diagnostics, Direction, TermDiagnostics, describe_term, share_of_flipped
 from multicontrast.losses._every_tuple import every_tuple_sums
-from multicontrast.losses._grams import Grams
+from multicontrast.losses._grams import Grams, Pair
 from multicontrast.losses._masks import CellMembers, Masks, Samples, at_least_two, weigh
 from multicontrast.losses._rows import unit_rows
 from multicontrast.losses._softmax import NegativeSums, concatenate, cross_entropy, merge, sum_negatives

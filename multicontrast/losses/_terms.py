@@ -11,9 +11,9 @@ from torch import Tensor
 
 from multicontrast._checks import compute_dtype, three_beats
 from multicontrast.losses._arguments import check_tau
-from multicontrast.losses._cells import Pair
 from multicontrast.losses._diagnostics import Diagnostics, TermDiagnostics
 from multicontrast.losses._gathered import Batch
+from multicontrast.losses._grams import Pair
 from multicontrast.losses._walk import Walk
 
 TRIPLET = "triplet"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from multicontrast.losses._cells import Cells, Pair, pairs_of
+from multicontrast.losses._cells import Cells, pairs_of
+from multicontrast.losses._grams import Pair
 from multicontrast.losses._masks import Masks
 from multicontrast.similarity import CosineSimilarity, Multilinear
 
