@@ -71,6 +71,13 @@ def timing_table(rows: Sequence[Row]) -> str:
     return "\n".join(parts) or "No rows yet.\n"
 
 
+def losses_alone_table(rows: Sequence[Row]) -> str:
+    """The losses of that table without the encoder, on the device of the newest run."""
+    mine = [row for row in rows if row.case == timing.LOSSES_ALONE]
+    newest = max(mine, key=lambda row: row.date).device if mine else ""
+    return timing_table([row for row in mine if row.device == newest])
+
+
 def losses_table(rows: Sequence[Row]) -> str:
     """Medians of every contender by batch size, then the ratios with their bars."""
     parts = []
@@ -162,10 +169,7 @@ def _cell(row: Row | None) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "timing": ("timing.csv", timing_table),
-    "timing-losses": (
-        "timing.csv",
-        lambda rows: timing_table([row for row in rows if row.case == timing.LOSSES_ALONE]),
-    ),
+    "timing-losses": ("timing.csv", losses_alone_table),
     "losses": ("losses.csv", losses_table),
     "kernels": ("kernels.csv", kernels_table),
 }

@@ -467,7 +467,7 @@ def compiled(
 
     The losses hand a similarity blocks of tuples; plain PyTorch visits a block about sixty times for the eigenvalue,
     the compiled loop once. It needs a C++ compiler, takes half a minute at its first use in a process unless the
-    compiler's cache has it, and pays where the similarity is most of the work: with ``negatives="all"`` above all.
+    compiler's cache has it, and can pay where the similarity is most of the work, with ``negatives="all"``: measure.
     The numbers are those of the plain similarity but for rounding; second derivatives and the other roads (see
     the docs on the way of the data) use the plain one.
 
