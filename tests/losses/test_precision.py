@@ -136,6 +136,10 @@ def test_one_graph_for_every_size_of_the_batch():
     assert len(graphs) == 1
 
 
+@pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < (2, 10),
+    reason="older PyTorch (seen on 2.6) cannot export a parameter that is clamped in place under no_grad",
+)
 def test_export():
     module = Whole("trimodal")
     xs = tuple(x.detach() for x in inputs(torch.float32)[:3])
