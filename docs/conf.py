@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 _root = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_root / "docs"))  # `lift_page`
+sys.path.insert(0, str(_root / "docs"))  # `lift_page`, `links`, `mathml`
 _version_file = (_root / "multicontrast" / "_version.py").read_text()
 
 project = "multicontrast"
@@ -19,12 +19,14 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "links",
+    "mathml",
 ]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build", "gallery_source"]
 
 sphinx_gallery_conf = {
@@ -42,6 +44,7 @@ sphinx_gallery_conf = {
 }
 html_theme = "furo"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"multicontrast {release}"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]

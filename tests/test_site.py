@@ -1,0 +1,66 @@
+"""The tools of the built docs: formulas as MathML, and links that lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sphinx", reason="the docs are built with the extra `dev`")
+
+import links
+import mathml
+from docutils.utils.math import MathError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("tex", "meant"),
+    [
+        (r"\tfrac13 x", r"\tfrac{1}{3} x"),
+        (r"\frac 92\eta^2", r"\frac{9}{2}\eta^2"),
+        (r"\sqrt3, x^12", r"\sqrt{3}, x^{1}2"),
+        (r"\big[x\big]^2", r"\bigl[x\bigl]^2"),
+        (r"1, \dots, n", r"1, \ldots, n"),
+    ],
+)
+def test_formulas_are_read_as_tex_reads_them(tex, meant):
+    assert mathml.to_mathml(tex) == mathml.to_mathml(meant)
+
+
+def test_a_fraction_of_two_digits_is_not_thirteen():
+    numbers = re.findall(r"<mn>(\d+)</mn>", mathml.to_mathml(r"\tfrac13 x"))
+    assert numbers == ["1", "3"]
+
+
+def test_a_formula_that_cannot_be_written_is_an_error():
+    with pytest.raises(MathError):
+        mathml.to_mathml(r"\nosuchcommand x")
+
+
+@pytest.mark.parametrize(
+    ("link", "leads_nowhere"),
+    [
+        ('<a href="other.html">', False),
+        ('<a href="other.html#there">', False),
+        ('<a href="#here">', False),
+        ('<a href="https://example.org/gone">', False),
+        ('<img src="data:image/png;base64,">', False),
+        ('<a href="folder/">', False),
+        ('<a href="gone.html">', True),
+        ('<a href="other.html#gone">', True),
+        ('<a href="#gone">', True),
+        ('<a href="../outside.html">', True),
+        ('<img srcset="gone.png 2x">', True),
+        ('<script src="https://example.org/script.js">', True),
+        ('<link rel="stylesheet" href="//example.org/style.css">', True),
+    ],
+)
+def test_links_are_followed_to_their_anchor(tmp_path, link, leads_nowhere):
+    site = tmp_path / "site"
+    (site / "folder").mkdir(parents=True)
+    (tmp_path / "outside.html").write_text("")
+    (site / "folder" / "index.html").write_text("")
+    (site / "other.html").write_text('<h2 id="there">')
+    (site / "index.html").write_text(f'<h1 id="here">{link}')
+    assert bool(links.broken(site)) is leads_nowhere
