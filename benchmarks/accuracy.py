@@ -246,9 +246,12 @@ the algorithms get, so what is measured is the algorithm alone. *LAPACK* is `tor
 same type, with PyTorch's gradient; *arc cosine* is the closed form of the textbook (Smith, *Communications of the ACM*
 4, 1961) with its gradient by autograd. PyTorch {torch}, {date}.
 
-These are observed maxima, not proofs; the derivations are on the pages of [three cosines](h-cubic.md) and
-[symmetric matrices](symmetric-eigenproblems.md). The test suite holds ours to 1 (value), 1.5 (value − 1), 3 (gradient,
-general 3x3) and 4 (N x N).
+![Largest errors of the largest eigenvalue of three cosines and of its gradient, float32](../_static/math/families.svg)
+
+The picture shows the first table below (`python -m benchmarks.curves --draw`); the pages of the derivations show how
+the errors grow on the way into a tie. These are observed maxima, not proofs; the derivations are on the pages of
+[three cosines](h-cubic.md) and [symmetric matrices](symmetric-eigenproblems.md). The test suite holds ours to 1
+(value), 1.5 (value − 1), 3 (gradient, general 3x3) and 4 (N x N).
 """
 
 SECTIONS = {
@@ -259,6 +262,12 @@ SECTIONS = {
 *gradient* is the largest component's absolute error; LAPACK's grows as one over the distance of the two largest
 eigenvalues, ours does not. At exact ties there is no gradient but a choice, and nothing is compared: ours is the
 subgradient of least norm.
+
+The families: *random d*, three random unit vectors in d dimensions; *uniform*, three numbers in [-1, 1]; *collinear
+x*, cosines within x of 1, up to the signs of the vectors, which is what training drives at; *double top x*, equal
+magnitudes up to x with a negative product, so that the two largest eigenvalues nearly meet; *two equal*, likewise
+with two magnitudes equal to the bit; *scales*, cosines from 1e-30 (1e-200 in float64) to 1; *zeros*, one or two
+cosines are 0; *exact ties*.
 """,
     SYMMETRIC3: """\
 ## General 3x3: `eigvalsh3`, `eigh3`
@@ -266,13 +275,31 @@ subgradient of least norm.
 *values* is the worst of the three, relative to the norm. *deficit* is how far the Rayleigh quotient of the top vector
 falls short of the eigenvalue: above 1 or 2 the vector is not a top eigenvector. *angle x gap* is the angle to the true
 one times the distance to the next eigenvalue, the best that any algorithm can bound.
+
+*top gap x* and *bottom gap x* have two eigenvalues within x; *triple* is a multiple of the identity and a small rest;
+*exact multiples* are matrices of small integers with equal eigenvalues; *large*, *small* and *largest* are random ones
+times 1e30, 1e-30 and 2e37 (1e300, 1e-300 and 1e307 in float64), *denormal* times 1e-41 (1e-320).
 """,
     GRAM_N: """\
 ## N = 4 to 8: `eigmax`
 
 *value* and *deficit* (of the subgradient) are relative to the eigenvalue. A tenth of the cases.
+
+*collinear* rows are within 1e-4 of one another; *two clusters* are rows about two centres; *weak* has cosines of 1e-6;
+*simplex* has all cosines -1/(N - 1), where all eigenvalues but one are equal.
 """,
 }
+
+
+SOURCES = """\
+## Sources
+
+- O. K. Smith, Eigenvalues of a symmetric 3×3 matrix, *Communications of the ACM* 4 (1961), 168. The arc cosine.
+- J. Kopp, Efficient numerical diagonalization of hermitian 3×3 matrices, *Int. J. Mod. Phys. C* 19 (2008), 523;
+  [arXiv physics/0610206](https://arxiv.org/abs/physics/0610206). Where closed forms lose digits.
+- E. Anderson et al., *LAPACK Users' Guide*, third edition, 1999, chapter 4: the bounds behind *angle x gap*.
+- F. Johansson and others, *mpmath*, [mpmath.org](https://mpmath.org/). The 50 digits.
+"""
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -283,7 +310,7 @@ def page(rows: Sequence[Row]) -> str:
         parts.append(text)
         for dtype in dict.fromkeys(row.dtype for row in rows):
             parts += [f"### {operation}, {dtype}\n", table(rows, operation, dtype, COLUMNS[operation]) + "\n"]
-    return "\n".join(parts)
+    return "\n".join([*parts, SOURCES])
 
 
 def read(path: Path) -> list[Row]:

@@ -68,7 +68,7 @@ def _collinear(distance: float) -> Family:
     return family
 
 
-def _double_top(gap: float) -> Family:
+def double_top(gap: float) -> Family:
     """Equal magnitudes up to ``gap`` with a negative product: the two largest eigenvalues nearly meet."""
 
     def family(count: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -134,7 +134,7 @@ def cosine_families(dtype: torch.dtype) -> dict[str, Family]:
         **{f"random d={dim}": _random(dim) for dim in (3, 64, 512)},
         "uniform": _box,
         **{f"collinear {distance:.0e}": _collinear(distance) for distance in (1e-1, 1e-3, 1e-5, 1e-7)},
-        **{f"double top {gap:.0e}": _double_top(gap) for gap in gaps},
+        **{f"double top {gap:.0e}": double_top(gap) for gap in gaps},
         "two equal": _two_equal,
         "scales": _scales(1e-30 if float32 else 1e-200),
         "zeros": _zeros,
@@ -152,7 +152,7 @@ def _rotated(spectrum: Tensor, generator: torch.Generator) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-def _full(scale: float) -> Family:
+def full(scale: float) -> Family:
     def family(count: int, dtype: torch.dtype, seed: int) -> Tensor:
         matrix = torch.randn(count, 3, 3, dtype=torch.float64, generator=_generator(seed))
         return ((matrix + matrix.mT) * scale).to(dtype)
@@ -160,7 +160,7 @@ def _full(scale: float) -> Family:
     return family
 
 
-def _gap(index: int, gap: float) -> Family:
+def close_pair(index: int, gap: float) -> Family:
     """Two of three eigenvalues within ``gap``: the bottom pair (index 0) or the top pair (index 1)."""
 
     def family(count: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -222,17 +222,17 @@ def symmetric3_families(dtype: torch.dtype) -> dict[str, Family]:
     float32 = dtype == torch.float32
     gaps = (1e-1, 1e-3, 1e-5, 1e-7) if float32 else (1e-1, 1e-4, 1e-8, 1e-12, 1e-15)
     return {
-        "random": _full(1.0),
-        **{f"top gap {gap:.0e}": _gap(1, gap) for gap in gaps},
-        **{f"bottom gap {gap:.0e}": _gap(0, gap) for gap in gaps},
+        "random": full(1.0),
+        **{f"top gap {gap:.0e}": close_pair(1, gap) for gap in gaps},
+        **{f"bottom gap {gap:.0e}": close_pair(0, gap) for gap in gaps},
         "triple 1e-05": _triple(1e-5),
         "rank one": _rank_one,
         "nearly diagonal": _nearly_diagonal,
         "exact multiples": _exact_multiples,
-        "large scale": _full(1e30 if float32 else 1e300),
-        "small scale": _full(1e-30 if float32 else 1e-300),
-        "largest": _full(2e37 if float32 else 1e307),
-        "denormal": _full(1e-41 if float32 else 1e-320),
+        "large scale": full(1e30 if float32 else 1e300),
+        "small scale": full(1e-30 if float32 else 1e-300),
+        "largest": full(2e37 if float32 else 1e307),
+        "denormal": full(1e-41 if float32 else 1e-320),
     }
 
 

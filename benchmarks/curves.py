@@ -1,0 +1,226 @@
+"""Errors along a line: by the distance from a tie, by the size of the numbers, and of a sampled denominator.
+
+    python -m benchmarks.curves            # measures, about two minutes, and draws
+    python -m benchmarks.curves --draw     # draws what is on file
+
+`benchmarks.accuracy` has the hardest families; this has the way into them. The truth is again the eigendecomposition in
+50 digits, errors are the largest of some dozens of cases in units of the type's rounding. The exact denominator is
+`negatives="all"` in float64. Rows are added to ``results/accuracy/curves.csv``; the pictures on the pages of the maths
+show those of the last run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import multicontrast as mc
+from benchmarks import accuracy, driver, pictures
+from benchmarks.environment import describe_environment
+from tests import families
+
+ROWS = driver.RESULTS / "accuracy" / "curves.csv"
+GAP, SIZE, NEGATIVES, BATCH = "gap", "size", "negatives", "batch"
+DENOMINATOR = "denominator"
+DRAWS = 24  # of the sampled denominator at each point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One implementation at one place of one line; a line of the CSV."""
+
+    operation: str
+    along: str
+    at: float
+    dtype: str
+    implementation: str
+    quantity: str
+    value: float  # an error in eps, inf where something was not finite; for the denominators a loss or a cosine
+    count: int
+    torch: str
+    commit: str
+    date: str
+
+
+# Lines ----------------------------------------------------------------------------------------------------------------
+
+
+def of_size(size: float) -> families.Family:
+    """Cosines of one size, of any sign."""
+
+    def family(count: int, dtype: torch.dtype, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return (size * (2 * torch.rand(count, 3, dtype=torch.float64, generator=generator) - 1)).to(dtype)
+
+    return family
+
+
+def two_groups(spread: float, n: int = 8) -> families.Family:
+    """Gram matrices of two orthogonal groups of vectors, ``spread`` apart within each: the two largest nearly meet."""
+
+    def family(count: int, dtype: torch.dtype, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        centres = torch.linalg.qr(torch.randn(count, 2 * n, 2, dtype=torch.float64, generator=generator)).Q.mT
+        noise = torch.randn(count, n, 2 * n, dtype=torch.float64, generator=generator)
+        rows = torch.nn.functional.normalize(centres[:, torch.arange(n) % 2] + spread * noise, dim=-1)
+        gram = torch.tril(rows @ rows.mT, -1).to(dtype)
+        return gram + gram.mT + torch.eye(n, dtype=dtype)
+
+    return family
+
+
+@dataclass(frozen=True)
+class Line:
+    """A family for each value of one number, and what measures it."""
+
+    operation: str
+    along: str
+    family: Callable[[float], families.Family]
+    errors: Callable[[Tensor], accuracy.Errors]
+    share: float  # of the cases: the truth of 8 x 8 takes long
+
+
+LINES = (
+    Line(accuracy.GRAM3, GAP, families.double_top, accuracy.gram3_errors, 1),
+    Line(accuracy.GRAM3, SIZE, of_size, accuracy.gram3_errors, 1),
+    Line(accuracy.SYMMETRIC3, GAP, lambda gap: families.close_pair(1, gap), accuracy.symmetric3_errors, 1),
+    Line(accuracy.SYMMETRIC3, SIZE, families.full, accuracy.symmetric3_errors, 1),
+    Line(accuracy.GRAM_N, GAP, two_groups, accuracy.gram_n_errors, 0.2),
+)
+
+
+def places(line: Line, dtype: torch.dtype) -> list[float]:
+    """Where a line is measured: gaps down to the rounding, sizes as far as float32 goes."""
+    float32 = dtype == torch.float32
+    if line.along == GAP:
+        return [10.0 ** (-k / 2) for k in range(1, 15)] if float32 else [10.0**-k for k in range(1, 16)]
+    high = 0 if line.operation == accuracy.GRAM3 else 36  # cosines end at 1
+    return [10.0**k for k in range(-36, high + 1, 4)]
+
+
+def errors_along_lines(count: int, seed: int) -> Iterator[tuple[str, str, float, str, str, str, float, int]]:
+    """The largest errors at every place of every line, in both types."""
+    for line in LINES:
+        for dtype in (torch.float32, torch.float64):
+            name = str(dtype).removeprefix("torch.")
+            for place in places(line, dtype):
+                cases = line.family(place)(max(round(count * line.share), 2), dtype, seed)
+                for (implementation, quantity), error in line.errors(cases).items():
+                    yield line.operation, line.along, place, name, implementation, quantity, error, len(cases)
+
+
+# Denominators ---------------------------------------------------------------------------------------------------------
+
+
+def views(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Three noisy views of the same samples, as in the middle of training."""
+    shared = torch.randn(batch, 64, dtype=torch.float64, generator=generator)
+    noise = torch.randn(3, batch, 64, dtype=torch.float64, generator=generator)
+    return tuple((shared + 1.2 * noise).unbind(0))
+
+
+def denominators(batch: int, count: int, draws: int, seed: int, tau: float = 0.2) -> dict[tuple[str, str], float]:
+    """Loss and direction of the gradient: exact, sampled, and sampled with each tuple counted as often as it stands."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = views(batch, generator)
+
+    def step(weight: float = 1.0, **options: object) -> tuple[float, Tensor]:
+        anchor = embeddings[0].clone().requires_grad_()
+        losses = mc.triplet_infonce(anchor, *embeddings[1:], tau, reduction="none", **options)  # type: ignore[arg-type]
+        loss = torch.log1p(weight * torch.expm1(losses)).mean()  # exp(loss) - 1 is the sum over the negatives
+        (gradient,) = torch.autograd.grad(loss, anchor)
+        return loss.item(), gradient.flatten()
+
+    exact, direction = step(negatives="all")
+    found = {("exact", "loss"): exact}
+    for name, weight in (("sampled", 1.0), ("scaled", (batch**2 - 1) / count)):
+        steps = [step(weight, num_negatives=count, generator=generator) for _ in range(draws)]
+        values = torch.tensor([value for value, _ in steps], dtype=torch.float64)
+        agreements = [torch.cosine_similarity(gradient, direction, dim=0).item() for _, gradient in steps]
+        found[name, "loss"] = values.mean().item()
+        found[name, "spread"] = values.std().item()
+        found[name, "gradient"] = sum(agreements) / draws
+    return found
+
+
+def losses_along_lines(draws: int, seed: int) -> Iterator[tuple[str, str, float, str, str, str, float, int]]:
+    """The denominators by their number of negatives at one batch, and by the batch with the paper's B - 1 negatives."""
+    settings = [(NEGATIVES, count, 64, count) for count in (1, 2, 4, 8, 16, 32, 63, 128, 256, 512, 1024, 2048)]
+    settings += [(BATCH, batch, batch, batch - 1) for batch in (8, 16, 32, 64, 128, 256)]
+    for along, place, batch, count in settings:
+        for (name, quantity), value in denominators(batch, count, draws, seed).items():
+            yield DENOMINATOR, along, float(place), "float64", name, quantity, value, draws
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def measure(count: int, draws: int, seed: int, report: Callable[[str], object] = str) -> list[Point]:
+    """All lines."""
+    environment = describe_environment(torch.device("cpu"), "")
+    points: list[Point] = []
+    for sweep in (errors_along_lines(count, seed), losses_along_lines(draws, seed)):
+        for operation, along, at, dtype, implementation, quantity, value, cases in sweep:
+            if not points or (points[-1].operation, points[-1].along, points[-1].dtype) != (operation, along, dtype):
+                report(f"{operation} along {along}, {dtype}")
+            points.append(
+                Point(
+                    operation=operation, along=along, at=float(f"{at:.4g}"), dtype=dtype, implementation=implementation,
+                    quantity=quantity, value=float(f"{value:.4g}"), count=cases, torch=environment.torch,
+                    commit=environment.commit, date=environment.date,
+                )
+            )  # fmt: skip
+    return points
+
+
+def read(path: Path = ROWS) -> list[Point]:
+    """The points of the latest run on file."""
+    with path.open(newline="") as file:
+        records = list(csv.DictReader(file))
+    latest = max(record["date"] for record in records)
+    convert = {column.name: {"float": float, "int": int}.get(str(column.type), str) for column in fields(Point)}
+    return [
+        Point(**{name: convert[name](text) for name, text in record.items()})
+        for record in records
+        if record["date"] == latest
+    ]
+
+
+def append(path: Path, points: Sequence[Point]) -> None:
+    """Add points at the end of a CSV."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [column.name for column in fields(Point)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(asdict(point) for point in points)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, file, draw."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--count", type=int, default=60, help="cases at each place")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="of each sampled denominator")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--csv", type=Path, default=ROWS)
+    parser.add_argument("--folder", type=Path, default=pictures.FOLDER, help="of the pictures")
+    parser.add_argument("--draw", action="store_true", help="measure nothing; draw what is on file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if not options.draw:
+        append(options.csv, measure(options.count, options.draws, options.seed, lambda text: print(text, flush=True)))
+    for path in pictures.draw_all(read(options.csv), accuracy.read(accuracy.ROWS), options.folder):
+        print(f"{path} drawn")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
