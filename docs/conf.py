@@ -63,7 +63,7 @@ _ONE_LINE_SECTION = re.compile(
 # A reference that leads nowhere is an error. PyTorch's own names have no target here, because no inventory is fetched.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|numpy|np|nn|F|collections|typing|pathlib|types)\..*"),
+    ("py:.*", r"(torch|numpy|np|nn|F|collections|typing|pathlib|types|os)\..*"),
     ("py:.*", r"Tensor|Generator|Module|ProcessGroup|Figure|Path"),  # annotations that are not evaluated
     ("py:.*", r"Sequence|Callable|Iterable|Mapping|Literal|optional|Tally|Gather"),
     ("py:.*", r"(multicontrast|unihpe_ref)\.(.*\.)?_.*"),  # private names in annotations

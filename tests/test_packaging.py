@@ -8,8 +8,10 @@ from __future__ import annotations
 import email
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.message import Message
 from pathlib import Path
@@ -68,6 +70,25 @@ def test_the_wheel_holds_the_lifter_with_its_card_and_stays_small(wheel: zipfile
     assert sum(info.compress_size for info in wheel.infolist()) < 12e6
 
 
+LEFT_OUT = (".ci/", ".github/", ".pre-commit-config.yaml")  # the sdist is for building and testing, not for developing
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the sdist is compared with what git has")
+@pytest.mark.skipif("MULTICONTRAST_WHEEL" in os.environ, reason="CI has moved the packages aside")
+def test_the_sdist_holds_every_file_that_building_and_testing_need(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the sdist is built offline, with hatchling from the extra `dev`")
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, capture_output=True, check=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = {name for name in listed.splitlines() if (ROOT / name).exists()}
+    assert {name for name in tracked if not name.startswith(LEFT_OUT)} <= packed
+    assert {name for name in packed if "__pycache__" in name or name.startswith(LEFT_OUT)} == set()
+    assert path.stat().st_size < 16e6
+
+
 def test_the_core_depends_on_torch_and_numpy_only(metadata: Message) -> None:
     needs = [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
     assert sorted(need.split(">=")[0] for need in needs) == ["numpy", "torch"]
@@ -90,7 +111,12 @@ def test_the_installed_version_is_the_one_in_the_file() -> None:
 def test_citation_and_changelog_know_the_version() -> None:
     release = multicontrast.__version__.split(".dev")[0]
     assert f"version: {release}" in (ROOT / "CITATION.cff").read_text()
-    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(release)}\] - \d{{4}}-\d{{2}}-\d{{2}}", headings[1])
+    kinds = set(re.findall(r"^### (.+)$", changelog, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 @pytest.mark.skipif("MULTICONTRAST_WHEEL" not in os.environ, reason="only where CI tests the wheel")

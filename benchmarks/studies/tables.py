@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import unihpe_ref
 from benchmarks.environment import ROOT
 from benchmarks.studies.cells import RESULTS, read_result
 from benchmarks.studies.plan import SEEDS, Cell, rows
 
 PAGE = ROOT / "docs" / "unihpe" / "reproducing-tables.md"
-CARD = ROOT / "unihpe_ref" / "assets" / "lifter.json"
+CARD = Path(unihpe_ref.__file__).with_name("assets") / "lifter.json"  # of the package that runs, installed or not
 
 _H36M, _3DPW = "Human3.6M", "3DPW"
 _LIFTING = "`--protocol h36m_lifting`"

@@ -70,5 +70,5 @@ class PoseBatch:
         return apply_affine(self.crop_affine, self.joints_2d)
 
     def box_info(self) -> Tensor:
-        """Where the box is and how large, standardised: ``(B, 3)``; see :func:`.boxes.box_information`."""
+        """The box in numbers of order 1, ``(B, 3)``; see :func:`~unihpe_ref.data.boxes.box_information`."""
         return box_information(self.box, self.focal, self.principal)

@@ -65,7 +65,7 @@ class Camera:
 
     @property
     def position(self) -> Tensor:
-        """Where the camera stands: ``(..., 3)`` world metres."""
+        """Where the camera stands, ``(..., 3)`` world metres."""
         return -(self.rotation.mT @ self.translation[..., None])[..., 0]
 
     @property

@@ -54,12 +54,13 @@ class Recording:
         confidence: ``(N, 17)`` float32 of ``joints_2d``, 0 where unknown, 1 where certain.
         joints_3d: ``(N, 17, 3)`` float32, metres from the pelvis along the camera's axes; NaN where unknown.
         root: ``(N, 3)`` float32, the pelvis in the camera's frame, metres; NaN where unknown.
-        box: ``(N, 3)`` float32, centre and longer padded side, pixels (:mod:`.boxes`).
+        box: ``(N, 3)`` float32, centre and longer padded side, pixels (``boxes.py``).
         sequence, camera: ``(N,)`` int64, rows of the tables below.
         frame: ``(N,)`` int64, the frame's number at its sequence's frame rate; ascending in a view of a sequence.
         picture: ``(N,)`` int64, row of ``pictures``; -1 without one.
-        cameras: a :class:`Camera` batch ``(C,)``. camera_name: ``(C,)`` strings; a moving camera has a row for each
-            frame, all of one name. calibrated: ``(C,)`` bool, False where focal length and centre are assumed.
+        cameras: a :class:`~unihpe_ref.data.camera.Camera` batch ``(C,)``. camera_name: ``(C,)`` strings; a moving
+            camera has a row for each frame, all of one name. calibrated: ``(C,)`` bool, False where focal length and
+            centre are assumed.
         sequence_name, subject, action, split: S strings each; fps: S frame rates.
         pictures: ``(P,)`` strings, paths below ``folder``.
         detected_2d: ``(N, 17, 2)`` float32, what a detector found in the same frames; None where there is none.

@@ -47,7 +47,7 @@ class Augmentation:
 
 
 class Source(Protocol):
-    """Where training and evaluation have their batches from: motion (:class:`PoseSource`) or a recording."""
+    """Where batches come from: motion (:class:`~unihpe_ref.data.source.PoseSource`) or a recording."""
 
     action_names: tuple[str, ...]
     evaluated_joints: tuple[int, ...]
@@ -87,7 +87,7 @@ class PoseSource:
         image_size: (height, width) of rendered crops; None leaves pictures out (crops then have 256 x 192 pixels).
         augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
         seed: decides how evaluation pictures look; training draws from the generator that is passed in.
-        view: "camera", or "box" for poses in the frame of a camera that faces them (see :mod:`.facing`).
+        view: "camera", or "box" for poses in the frame of a camera that faces them (see ``facing.py``).
         action_names, subject_names: what the numbers mean; the motion's own names, sorted, unless given.
     Raises: ValueError for an unknown name or sizes that are not positive.
     """

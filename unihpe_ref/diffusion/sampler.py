@@ -41,7 +41,7 @@ def sample(
     """Samples ``(B, n)`` of the data whose noise ``estimate_noise(x_t, t)`` states.
 
     Args:
-        estimate_noise: as in :func:`~unihpe_ref.diffusion.loss.denoising_loss`; evaluated ``steps`` times
+        estimate_noise: as in :func:`~unihpe_ref.diffusion.denoising_loss`; evaluated ``steps`` times
             (``2 * steps - 1`` times by ``"ode"``).
         shape: ``(B, n)``.
         sde: the process.
