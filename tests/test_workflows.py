@@ -1,4 +1,4 @@
-"""The workflows ask for what is there (scripts, extras, folders), by pinned actions, with no more rights than needed."""
+"""The workflows ask for what is there (scripts, extras, folders), by pinned actions, with no right to spare."""
 
 import os
 import re
