@@ -40,8 +40,9 @@ def read_poses(
     *,
     sizes: Sequence[int] = (2, 3),
     shape: Sequence[int] | None = None,
+    blank: bool = True,
 ) -> Poses:
-    """Checks, promotes, moves the root to the origin, and blanks the hidden joints.
+    """Checks, promotes, moves the root to the origin, and blanks the hidden joints, or leaves that to the caller.
 
     ``shape`` is what `pred` must have for this target, where it is not the target's own.
     """
@@ -52,12 +53,16 @@ def read_poses(
     if root is not None:
         joints = root_joints(operation, root, target.shape[-2])
         pred, target = pred - mean_position(pred, joints), target - mean_position(target, joints)
-    weight = None
-    if mask is not None:
-        weight = read_mask(operation, mask, target.shape[:-1], target)
-        hidden = (weight == 0).unsqueeze(-1)
-        pred, target = pred.masked_fill(hidden, 0.0), target.masked_fill(hidden, 0.0)
-    return Poses(pred, target, weight)
+    poses = Poses(pred, target, None if mask is None else read_mask(operation, mask, target.shape[:-1], target))
+    return blank_hidden(poses) if blank else poses
+
+
+def blank_hidden(poses: Poses) -> Poses:
+    """Hidden joints become 0 in both poses, whatever they held."""
+    if poses.weight is None:
+        return poses
+    hidden = (poses.weight == 0).unsqueeze(-1)
+    return Poses(poses.pred.masked_fill(hidden, 0.0), poses.target.masked_fill(hidden, 0.0), poses.weight)
 
 
 def check_poses(

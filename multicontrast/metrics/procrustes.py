@@ -10,6 +10,9 @@ The steps, per pose, with visible joints only (hidden ones have weight 0):
 5. the distances ``|y_j - s R x_j|`` and their weighted mean.
 
 Nothing is clamped by an absolute epsilon and nothing depends on a branch over the data.
+
+Two roads lead over these steps: the differentiable one here, which also serves GPUs and compilers, and for values alone
+on a CPU the one of ``_procrustes_in_place``. They agree to rounding.
 """
 
 from __future__ import annotations
@@ -21,9 +24,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multicontrast.linalg._glue import fold_last, unfold_last
+from multicontrast._backend import use_triton
+from multicontrast._checks import check_choice, values_are_free
+from multicontrast.linalg._glue import fold_last, is_differentiated, unfold_last
 from multicontrast.linalg.rotation import batch_last_rotation
-from multicontrast.metrics._inputs import Root, power_of_two, read_poses, reduce_items, relative_weights, root_joints
+from multicontrast.metrics._inputs import (
+    REDUCTIONS,
+    Poses,
+    Root,
+    blank_hidden,
+    power_of_two,
+    read_poses,
+    reduce_items,
+    reduce_values,
+    relative_weights,
+    root_joints,
+)
+from multicontrast.metrics._procrustes_in_place import measure
 from multicontrast.metrics.joint_errors import JointErrors
 
 
@@ -84,8 +101,17 @@ def pa_mpjpe(
         >>> bool(pa_mpjpe(2.0 * target @ turn + 5.0, target) < 1e-5)
         True
     """
-    measured = pa_mpjpe_joints("pa_mpjpe", pred, target, mask, root, scale=scale, allow_reflection=allow_reflection)
-    return reduce_items("pa_mpjpe", *measured, reduction)
+    check_choice("pa_mpjpe", "reduction", reduction, REDUCTIONS)
+    poses = _read("pa_mpjpe", pred, target, mask, root)
+    if not _values_alone(poses):
+        return reduce_items("pa_mpjpe", _distances(poses, scale, allow_reflection), poses.weight, reduction)
+    values = poses.target.new_empty(poses.target.shape[:-2])
+    flat = values.view(-1)
+    for chunk in measure(*poses, scale, allow_reflection):
+        flat[chunk.rows] = chunk.mean_()
+    if reduction == "none" or poses.weight is None:
+        return reduce_values(values, None, reduction)
+    return reduce_values(values, (poses.weight != 0).any(-1), reduction)
 
 
 def pa_mpjpe_joints(
@@ -99,15 +125,40 @@ def pa_mpjpe_joints(
     allow_reflection: bool = False,
 ) -> JointErrors:
     """The distances after alignment, ``(..., J)``."""
-    if root is not None:
+    poses = _read(operation, pred, target, mask, root)
+    if not _values_alone(poses):
+        return JointErrors(_distances(poses, scale, allow_reflection), poses.weight)
+    batch, joints = poses.target.shape[:-2], poses.target.shape[-2]
+    errors = poses.target.new_empty(joints, batch.numel())
+    for chunk in measure(*poses, scale, allow_reflection):
+        errors[:, chunk.rows] = chunk.distances
+    return JointErrors(errors.mT.reshape(*batch, joints), poses.weight)
+
+
+def _read(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, root: Root) -> Poses:
+    """Checked poses, in which hidden joints still hold what they held."""
+    poses = read_poses(operation, pred, target, mask, blank=False)
+    if root is not None:  # checked and no more: the alignment undoes any translation
         root_joints(operation, root, target.shape[-2])
-    pred, target, weight = read_poses(operation, pred, target, mask)
+    return poses
+
+
+def _values_alone(poses: Poses) -> bool:
+    """Whether to go in place: on a CPU, if nobody asks for a derivative, traces, or wants the Triton kernels."""
+    tensors = [tensor for tensor in poses if tensor is not None]
+    free = all(values_are_free(tensor) for tensor in tensors)
+    return free and not is_differentiated(*tensors) and not use_triton(poses.target)
+
+
+def _distances(poses: Poses, scale: bool, allow_reflection: bool) -> Tensor:
+    """The distances after alignment ``(..., J)``, with a gradient."""
     parts = []
-    for pieces in _chunks(pred, target, weight):
+    for pieces in _chunks(*blank_hidden(poses)):
         fit = _fit(pieces, scale, allow_reflection)
-        for piece, linear in zip(pieces, torch.split(fit.linear, _piece_length(target), -1)):
+        linears = torch.split(fit.linear, [piece.pred.shape[-1] for piece in pieces], -1)
+        for piece, linear in zip(pieces, linears):
             parts.append(_Distances.apply(piece.pred, piece.target, linear) * piece.target_size)
-    return JointErrors(torch.cat(parts, -1).mT.reshape(target.shape[:-1]), weight)
+    return torch.cat(parts, -1).mT.reshape(poses.target.shape[:-1])
 
 
 def procrustes_align(
@@ -195,22 +246,16 @@ class _Fit(NamedTuple):
     scale: Tensor  # (n,): s between the poses that came
 
 
-def _piece_length(poses: Tensor) -> int:
-    """How many poses of ``(..., J, D)`` make a piece."""
-    numbers = poses.shape[-1] * poses.shape[-2]
-    if poses.device.type != "cpu" or torch.compiler.is_compiling():  # a graph would hold every piece
-        return poses.numel() // numbers
-    return max(_PIECE_BYTES // (numbers * poses.element_size()), 1)
-
-
 def _chunks(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[list[_Piece]]:
     joints, size = target.shape[-2:]
-    count = target.numel() // (joints * size)
-    pred, target = pred.reshape(count, joints, size), target.reshape(count, joints, size)
-    weight = None if weight is None else relative_weights(weight, -1).reshape(count, joints)
-    length = _piece_length(target)
-    for start in range(0, count, length * _PIECES):
-        firsts = range(start, min(start + length * _PIECES, count), length)
+    pred, target = pred.reshape(-1, joints, size), target.reshape(-1, joints, size)
+    weight = None if weight is None else relative_weights(weight, -1).reshape(-1, joints)
+    if target.device.type != "cpu" or torch.compiler.is_compiling():  # a graph would hold every piece, and their number
+        yield [_piece(pred, target, weight)]
+        return
+    length = max(_PIECE_BYTES // (joints * size * target.element_size()), 1)
+    for start in range(0, len(target), length * _PIECES):
+        firsts = range(start, min(start + length * _PIECES, len(target)), length)
         rows = [slice(first, first + length) for first in firsts]
         yield [_piece(pred[row], target[row], None if weight is None else weight[row]) for row in rows]
 

@@ -26,12 +26,13 @@ def test_pa_mpjpe_is_exact_to_rounding(family, dtype, options):
         size = definitions.extent(arrays[1], arrays[2])
         if options.get("scale") is False:
             size = max(size, definitions.extent(arrays[0], arrays[2]))
-        ours = pa_mpjpe(pred, target, mask=weight, **options)
-        assert ours.dtype == dtype
-        error, unit = abs(ours.item() - truth), BAR * eps * size
-        if error > unit:  # the condition costs six more references, and few poses need it
-            unit *= 1 + definitions.pa_condition(*arrays, **options)
-        assert error <= unit, (ours.item(), float(truth))
+        for leaf in (pred, pred.clone().requires_grad_()):  # values alone go another road than values with a gradient
+            ours = pa_mpjpe(leaf, target, mask=weight, **options)
+            assert ours.dtype == dtype
+            error, unit = abs(ours.item() - truth), BAR * eps * size
+            if error > unit:  # the condition costs six more references, and few poses need it
+                unit *= 1 + definitions.pa_condition(*arrays, **options)
+            assert error <= unit, (ours.item(), float(truth))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -140,6 +140,13 @@ def test_no_lapack_in_the_alignment():
     assert pred.grad.shape == pred.shape
 
 
+def test_neither_where_buffers_are_reused():
+    """Values alone, on a CPU, where a look would be free: results do not depend on one all the same."""
+    for mask in (None, torch.ones(2, 17, dtype=torch.bool)):
+        with Forbidden():
+            metrics.pa_mpjpe(POSE, POSE + 1, mask=mask)
+
+
 def test_the_mode_would_have_noticed():
     with pytest.raises(AssertionError, match="LAPACK"), Forbidden():
         torch.linalg.svd(torch.randn(3, 3))
