@@ -10,7 +10,7 @@ scheme           negative ``k`` of anchor ``i``, for three modalities           
                  (UniHPE, Algorithm 1)
 ``shared``       ``(i, p(k), q(k))``: one permutation for each modality, the same for all anchors   no gather
                  (as Symile's ``n``)
-``cyclic``       ``(i, i + s_k, i + t_k)`` modulo B: random shifts                                  no index tensor
+``cyclic``       ``(i, i + s_k, i + t_k)`` modulo B: random shifts                                  shears, no index
 ``tied``         ``(i, j, j)`` for the other samples ``j`` (as GRAM and TRIANGLE)                   no gather
 ``all``          every tuple of the batch (``anchor=0``: that holds the anchor's first embedding;   B^2 or 3 B^2 terms
                  ``anchor="any"``: that holds any embedding of the anchor's sample)                 for each anchor
@@ -33,6 +33,7 @@ SAMPLED_SCHEMES = ("permutation", "shared", "cyclic", "tied")
 SCHEMES = (*SAMPLED_SCHEMES, "all")
 
 _PAGE_LOCKED = 1 << 27  # bytes: the tuples of 2300 samples in three modalities
+_KEYS = 1 << 16  # random keys that are sorted before the next are drawn
 
 
 def sample_tuples(
@@ -86,8 +87,9 @@ def sample_tuples(
     check_generator("sample_tuples", generator)
     _check_device("sample_tuples", device)
     count = batch_size - 1 if num_negatives is None else num_negatives
-    # Stored modality by modality, so that each modality's (B, 1 + K) plane is contiguous for the gathers.
-    planes = torch.empty(num_modalities, batch_size, 1 + count, dtype=torch.int64)
+    # Stored modality by modality, so that each modality's (B, 1 + K) plane is contiguous for the gathers. NumPy asks
+    # for large pages, which torch does not: to be given small ones costs more than to write on them.
+    planes = torch.from_numpy(np.empty((num_modalities, batch_size, 1 + count), dtype=np.int64))
     rows = torch.arange(batch_size)
     planes[0] = rows[:, None]
     planes[:, :, 0] = rows
@@ -95,7 +97,7 @@ def sample_tuples(
         if scheme == "permutation":
             drawn = draw_permutations(batch_size, num_modalities, count, exclude_positive, generator)
             for plane, permutations in zip(planes[1:, :, 1:], drawn):
-                _copy_transposed(plane, permutations)
+                transpose(permutations, out=plane)
         else:
             candidates = _draw(scheme, batch_size, num_modalities, count, exclude_positive, generator)
             for plane, candidate in zip(planes[1:, :, 1:], candidates):
@@ -215,7 +217,8 @@ def _draw(
 def draw_permutations(
     size: int, num_modalities: int, count: int, exclude: bool, generator: torch.Generator | None
 ) -> Tensor:
-    """``(N - 1, K, B)`` permutations of the batch, none of whose columns holds the positive if ``exclude``."""
+    """``(N - 1, K, B)`` permutations of the batch, none of whose columns holds the positive if ``exclude``; int16, or
+    int32 where that is too narrow."""
     drawn = _random_permutations((num_modalities - 1, count), size, generator)
     if exclude:
         _part_from_positive(drawn)
@@ -225,15 +228,15 @@ def draw_permutations(
 def draw_shared(size: int, num_modalities: int, exclude: bool, generator: torch.Generator | None) -> Tensor:
     """``(N - 1, B)`` for N >= 3: one order of the batch for each modality, whose first K entries are the candidates.
     With ``exclude`` no column is the positive of an anchor: its members never all come from one sample."""
-    drawn = _random_permutations((num_modalities - 1, 1), size, generator)
+    drawn = _random_permutations((num_modalities - 1,), size, generator).long()
     if exclude and size > 1:
-        first, last = drawn[0, 0], drawn[-1, 0]
-        bad = (drawn[:, 0] == first).all(0).nonzero().flatten()
+        first, last = drawn[0], drawn[-1]
+        bad = (drawn == first).all(0).nonzero().flatten()
         if len(bad) == 1:
             other = (bad + 1) % size
             bad = torch.cat((bad, other))
         last[bad] = last[bad.roll(1)]
-    return drawn[:, 0]
+    return drawn
 
 
 def draw_cyclic(
@@ -247,7 +250,7 @@ def draw_cyclic(
         else:
             shift = first + torch.randperm(size - first, generator=generator)[:count]
         return shift.expand(num_modalities - 1, count)
-    shifts = _random_permutations((num_modalities - 1, 1), size, generator)[:, 0]
+    shifts = _random_permutations((num_modalities - 1,), size, generator).long()
     if exclude and size > 1:
         zero = (shifts == 0).all(0).nonzero().flatten()
         for k in zero.tolist():  # at most one column
@@ -257,37 +260,42 @@ def draw_cyclic(
 
 
 def _random_permutations(shape: tuple[int, ...], size: int, generator: torch.Generator | None) -> Tensor:
-    """Independent uniform permutations ``(*shape, size)``.
+    """Independent uniform permutations ``(*shape, size)``; int16, or int32 for more than 2^15 rows.
 
     Random keys that carry their position in the low bits are sorted by value: several times faster than an argsort, or
     than a call of ``torch.randperm`` for each. The keys come from a NumPy bit generator, whose stream is the same in
-    every version, seeded by one draw from ``generator``. Up to 1024 rows 32 bits sort twice as fast, and a permutation
-    two of whose keys agree in their high part, one in eight at most, is drawn again, which leaves it uniform. In 64
-    bits they agree with probability about ``size**2 / 2**(64 - bits)``, which no one will see.
+    every version, seeded by one draw from ``generator``. Keys of 32 bits sort twice as fast as those of 64; where
+    their random parts agree, which leaves the positions in order, those positions are shuffled. A few permutations at a
+    time: they stay in cache until they are done.
     """
     source = np.random.SFC64(int(torch.randint(2**63 - 1, (1,), generator=generator)))
     count, bits = math.prod(shape), max(1, (size - 1).bit_length())
-    word = np.uint32 if bits <= 10 else np.uint64
-    low = word((1 << bits) - 1)
-
-    def draw(number: int) -> np.ndarray:
-        words = source.random_raw(-(-number * size * np.dtype(word).itemsize // 8)).view(word)
-        keys: np.ndarray = words[: number * size].reshape(number, size)
+    word = np.uint32 if bits <= 13 else np.uint64  # beyond, too many would agree
+    low, positions = word((1 << bits) - 1), np.arange(size, dtype=word)
+    drawn = np.empty((count, size), dtype=np.int16 if size <= 2**15 else np.int32)
+    step = max(1, _KEYS // size)
+    for start in range(0, count, step):
+        rows = drawn[start : start + step]
+        words = source.random_raw(-(-rows.size * np.dtype(word).itemsize // 8)).view(word)
+        keys = words[: rows.size].reshape(rows.shape)
         keys &= ~low
-        keys |= np.arange(size, dtype=word)
+        keys |= positions
         keys.sort(axis=-1)
-        return keys
+        _shuffle_ties(keys, low, source)
+        np.bitwise_and(keys, low, out=rows, casting="unsafe")
+    return torch.from_numpy(drawn).view(*shape, size)
 
-    keys = draw(count)
-    if word is np.uint32:
-        again = np.arange(count)
-        while len(again):
-            drawn = keys[again] if len(again) < count else keys
-            again = again[((drawn[:, 1:] ^ drawn[:, :-1]) <= low).any(axis=1)]
-            keys[again] = draw(len(again))
-    keys &= low
-    rows = keys.view(np.int64) if word is np.uint64 else keys.astype(np.int64)
-    return torch.from_numpy(rows).view(*shape, size)
+
+def _shuffle_ties(keys: np.ndarray, low: np.unsignedinteger, source: np.random.SFC64) -> None:
+    """Shuffle, in place, each run of keys in the sorted rows that agree but for their low bits."""
+    tied = np.zeros(keys.shape, dtype=bool)
+    np.less_equal(keys[:, 1:] ^ keys[:, :-1], low, out=tied[:, 1:])  # with the one before
+    later = np.flatnonzero(tied)
+    if len(later) == 0:
+        return
+    members = np.union1d(later - 1, later)
+    run = np.cumsum(~tied.flat[members])
+    keys.flat[members] = keys.flat[members[np.lexsort((source.random_raw(len(members)), run))]]
 
 
 def _part_from_positive(permutations: Tensor) -> None:
@@ -300,7 +308,7 @@ def _part_from_positive(permutations: Tensor) -> None:
     if size == 1:
         return
     # About one entry of a permutation stays in its place, so the other modalities are only looked at there.
-    columns, entries = (permutations[0] == torch.arange(size)).nonzero(as_tuple=True)
+    columns, entries = (permutations[0] == torch.arange(size, dtype=permutations.dtype)).nonzero(as_tuple=True)
     offending = (permutations[1:, columns, entries] == entries).all(0)
     columns, entries = columns[offending], entries[offending]
     for k in columns.unique().tolist():
@@ -310,7 +318,11 @@ def _part_from_positive(permutations: Tensor) -> None:
         permutations[-1, k, where] = permutations[-1, k, where.roll(1)]
 
 
-def _copy_transposed(target: Tensor, source: Tensor) -> None:
-    """``target[i, k] = source[k, i]``, some columns at a time, which keeps the lines of the target in cache."""
-    for start in range(0, source.shape[0], 32):
-        target[:, start : start + 32] = source[start : start + 32].mT
+def transpose(source: Tensor, out: Tensor) -> Tensor:
+    """``out[i, k] = source[k, i]``, whatever the types; some rows of ``out`` at a time.
+
+    Rows a power of two apart share a few lines of the cache, so what is transposed is copied together first.
+    """
+    for start in range(0, len(out), 64):
+        out[start : start + 64] = source[:, start : start + 64].contiguous().mT
+    return out

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from multicontrast.losses._grams import Grams, Pair
+from multicontrast.negatives import transpose
 
 Blocks = Mapping[Pair, Tensor]
 
@@ -157,24 +158,26 @@ class IndexCells(GatheredCells):
         super().prepare(blocks)
 
 
-class ShiftCells(GatheredCells):
-    """Cells ``(i, i + s_k, i + t_k, ...)`` modulo B, from the ``(N - 1, K)`` shifts: an index that is never stored."""
+class PermutationCells(GatheredCells):
+    """Cells ``(i, p_k(i), q_k(i), ...)`` from ``(N - 1, K, B)`` permutations in a narrow type: half the memory of an
+    index or less, which is written out for some anchors at a time."""
 
     anchored = True
 
-    def __init__(self, batch_size: int, shifts: Tensor) -> None:
+    def __init__(self, permutations: Tensor) -> None:
         super().__init__()
-        self.shifts = torch.cat((shifts.new_zeros(len(shifts), 1), shifts), dim=1)  # in front, the positive
-        self.batch_size = batch_size
-        self.num_modalities, self.width = len(shifts) + 1, self.shifts.shape[1]
-        self._wrapped = torch.arange(2 * batch_size, device=shifts.device) % batch_size
+        self.permutations = permutations
+        self.num_modalities, self.width = len(permutations) + 1, permutations.shape[1] + 1
+        self.batch_size = permutations.shape[2]
 
     def plane(self, modality: int, start: int, stop: int) -> Tensor:
+        rows = torch.arange(start, stop)[:, None]
         if modality == 0:
-            return torch.arange(start, stop, device=self.shifts.device)[:, None].expand(-1, self.width)
-        # Row i of the plane is a window of the doubled row numbers, read at the shifts: no modulo for each cell.
-        windows = self._wrapped.as_strided((stop - start, self.batch_size), (1, 1), start)
-        return windows.gather(1, self.shifts[modality - 1].expand(stop - start, -1))
+            return rows.expand(-1, self.width)
+        plane = torch.empty(stop - start, self.width, dtype=torch.int64)
+        plane[:, :1] = rows
+        transpose(self.permutations[modality - 1, :, start:stop], out=plane[:, 1:])
+        return plane
 
 
 class ListCells:

@@ -8,15 +8,24 @@ from torch import Tensor
 from multicontrast._backend import use_triton
 from multicontrast._checks import check_choice, check_generator, compute_dtype, describe, three_beats, values_are_free
 from multicontrast.losses._arguments import check_index
-from multicontrast.losses._cells import Cells, IndexCells, ListCells, ShiftCells
+from multicontrast.losses._cells import Cells, IndexCells, ListCells, PermutationCells
 from multicontrast.losses._dense import dense_loss
 from multicontrast.losses._diagnostics import Diagnostics
 from multicontrast.losses._kernels import has_kernels, kernel_loss
 from multicontrast.losses._masked import masked_loss
 from multicontrast.losses._plain import plain_loss
+from multicontrast.losses._shift_cells import ShiftCells
 from multicontrast.losses._tiled import ALWAYS_ABOVE, check_tiled, tiled_loss
 from multicontrast.losses._walk import Tuples, Walk
-from multicontrast.negatives import SCHEMES, bring, check_counts, draw_cyclic, draw_shared, sample_tuples
+from multicontrast.negatives import (
+    SCHEMES,
+    bring,
+    check_counts,
+    draw_cyclic,
+    draw_permutations,
+    draw_shared,
+    sample_tuples,
+)
 from multicontrast.similarity import MeanCosine, Multilinear, Similarity, resolve_similarity
 
 ANCHORS = (0, "any")
@@ -77,7 +86,7 @@ def choose_tuples(
     check_counts(operation, size, count, num_negatives, negatives)
     if alpha == 0:
         return None
-    return Tuples(resolved, _cells(negatives, size, count, num_negatives, generator, first.device), anchor, alpha)
+    return Tuples(resolved, _cells(negatives, first, count, num_negatives, generator), anchor, alpha)
 
 
 def _check_all(operation: str, num_modalities: int, similarity: object, num_negatives: int | None) -> None:
@@ -100,14 +109,13 @@ def _check_all(operation: str, num_modalities: int, similarity: object, num_nega
 
 
 def _cells(
-    scheme: str,
-    size: int,
-    num_modalities: int,
-    num_negatives: int | None,
-    generator: torch.Generator | None,
-    device: torch.device,
+    scheme: str, first: Tensor, num_modalities: int, num_negatives: int | None, generator: torch.Generator | None
 ) -> Cells:
-    """The cells of a sampled scheme, in the form that is cheapest to read. Draws what `sample_tuples` would."""
+    """The cells of a sampled scheme, in the form that is cheapest to read. Draws what `sample_tuples` would.
+
+    ``first`` has the size and the device of the batch.
+    """
+    size, device = len(first), first.device
     count = size - 1 if num_negatives is None else num_negatives
     if count > 0 and scheme == "tied" and count == size - 1:
         return ListCells(size, num_modalities, count, None)
@@ -116,6 +124,8 @@ def _cells(
     if count > 0 and scheme in ("cyclic", "tied"):
         shifts = draw_cyclic(scheme, size, num_modalities, count, True, generator)
         return ShiftCells(size, bring(shifts, device))
+    if count > 0 and scheme == "permutation" and device.type == "cpu" and not use_triton(first):
+        return PermutationCells(draw_permutations(size, num_modalities, count, True, generator))
     index = sample_tuples(
         size, num_modalities, num_negatives=num_negatives, scheme=scheme, generator=generator, device=device
     )

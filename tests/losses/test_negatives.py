@@ -1,11 +1,15 @@
 """The drawn tuples: what Algorithm 1 promises, and what it should have."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import multicontrast as mc
+from multicontrast import negatives
 
 SCHEMES = ["permutation", "shared", "cyclic", "tied"]
 counts = st.integers(2, 5)
@@ -87,6 +91,30 @@ def test_permutations_are_uniform():
     counts = torch.unique(columns, dim=0, return_counts=True)[1]
     assert len(counts) == 6
     assert ((counts - 10_000).abs() < 5 * 10_000**0.5).all()
+
+
+def test_keys_that_tie_leave_every_order_as_likely():
+    """Of rows sorted by keys of which 1 to 3 and 6 and 7 agree in their random part; the others keep their place."""
+    low = np.uint32(7)
+    row = np.array([0, 8 + 1, 8 + 2, 8 + 3, 16 + 4, 24 + 5, 32 + 6, 32 + 7], dtype=np.uint32)
+    keys = np.tile(row, (60_000, 1))
+    negatives._shuffle_ties(keys, low, np.random.SFC64(0))
+    assert (keys & ~low == row & ~low).all()
+    orders, counts = np.unique(keys & low, axis=0, return_counts=True)
+    assert sorted(map(tuple, orders)) == [
+        (0, *three, 4, 5, *two) for three in itertools.permutations((1, 2, 3)) for two in ((6, 7), (7, 6))
+    ]
+    assert (abs(counts - 5_000) < 5 * 5_000**0.5).all()
+
+
+@pytest.mark.parametrize("size", [4096, 9000, 33_000])
+def test_large_batches_have_permutations_too(size):
+    """Many keys of 32 bits tie; of 64 bits none; row numbers beyond int16."""
+    index = sample(size, 3, "permutation", 0, num_negatives=2)
+    ordered = index[:, 1:].sort(dim=0).values
+    assert torch.equal(ordered, torch.arange(size)[:, None, None].expand_as(ordered))
+    moved = index[:, 1, 1] - index[:, 1, 2]
+    assert (moved == 0).sum() < 20  # two independent permutations meet about once
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
