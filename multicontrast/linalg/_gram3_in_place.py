@@ -1,14 +1,25 @@
 r"""The h-cubic in place: the hot path of the losses on a CPU, where the cost is the number of passes over a block.
 
-The equations of :mod:`multicontrast.linalg._gram3_torch` (docs/math/h-cubic) in sixty passes, without a mask or an
-allocation; blocks of 32K to 128K elements are best. Cells that it is not made for (zeros, denormals, NaN, infinity, and
-ties of all three magnitudes with a negative product) leave the root as NaN or tiny; if there are any, they alone are
-done by the careful form. Looking for them brings one number to the host, so this is no road for a GPU.
+The equations of docs/math/h-cubic in some fifty-five passes, without a mask or an allocation; blocks of 128K to 256K
+elements are best. In two places they differ from those of :mod:`multicontrast.linalg._gram3_torch` and save passes: the
+cubic is not divided by a power of gamma, and the gradient comes from the eigenvector by two quotients,
+
+.. math:: \sigma = \frac{u_2 + u_3}{u_1} = \frac{a + b}{x - c},
+          \qquad \tau = \frac{u_2 - u_3}{u_1} = \frac{a - b}{x + c},
+
+.. math:: (g_a, g_b, g_c) = \big(\sigma + \tau,\ \sigma - \tau,\ (\sigma^2 - \tau^2) / 2\big)
+          \big/ \big(1 + (\sigma^2 + \tau^2) / 2\big).
+
+Cells that they are not made for (zeros, denormals, NaN, infinity, ties of all three magnitudes with a negative product,
+:math:`u_1 = 0`) leave the root very small or something infinite or NaN; if there are any, they alone are done by the
+careful form. Looking for them brings numbers to the host, so this is no road for a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +30,8 @@ SCRATCH_ROWS = 8
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
-# Below these, squares of differences between cosines would leave the normal numbers.
-_SMALLEST = {torch.float32: 2.0**-26, torch.float64: 2.0**-420}
+# Roots for which all products of four cosines, and of small differences between them, are normal numbers.
+_RANGE = {torch.float32: (2.0**-19, 2.0**28), torch.float64: (2.0**-220, 2.0**240)}
 
 
 def eigmax_with_gradient_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
@@ -44,17 +55,22 @@ def eigmax_excess_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
     return rows[0]
 
 
+def eigmax_excess_into(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
+    """``lambda_max - 1`` into ``x``; ``rows`` as for :func:`eigmax_with_gradient_into`."""
+    a, b, c = cosines
+    _root(a, b, c, x, rows)
+    odd = _odd_cells(x, None)
+    if odd is not None:
+        x[odd] = eigmax_excess(*(cosine.expand(x.shape)[odd] for cosine in cosines))
+
+
 def eigmax_with_gradient_into(x: Tensor, gradient: Triple, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
     """The same into ``x`` and ``gradient``, which may be the cosines' own memory; ``rows`` has one row less."""
-    gamma, e, w, *free = _root(*cosines, x, rows)
-    odd = _odd_cells(x)
-    careful = _careful_cells(cosines, odd, x) if odd is not None else ()
-    _write_reciprocal(gamma, e, w, free[0])
-    for over, g in zip(_numerators(*cosines, gamma, e, *free), gradient):
-        torch.mul(over, w, out=g)
-    if odd is not None:
-        for whole, part in zip((x, *gradient), careful):
-            whole[odd] = part
+    ratios = _value_and_ratios(x, cosines, rows)
+    share = ratios.length.reciprocal_()
+    _differentiate(gradient, ratios, share)
+    for whole, part in zip(gradient, ratios.careful):
+        whole[ratios.odd] = part
 
 
 def eigmax_with_pullback(cosines: Triple, scratch: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
@@ -64,73 +80,81 @@ def eigmax_with_pullback(cosines: Triple, scratch: Tensor) -> tuple[Tensor, Call
     broadcast to that one; the weights may be the value's own memory. The pullback works once.
     """
     x, *rows = scratch.unbind(0)
-    gamma, e, w, *free = _root(*cosines, x, tuple(rows))
-    odd = _odd_cells(x)
-    careful = _careful_cells(cosines, odd, x) if odd is not None else ()
-    if odd is not None:
-        x[odd] = careful[0]
+    ratios = _value_and_ratios(x, cosines, tuple(rows))
 
     def pullback(weights: Tensor) -> list[Tensor]:
-        _write_reciprocal(gamma, e, w, free[0])
-        w.mul_(weights)
-        results = [over.mul_(w) for over in _numerators(*cosines, gamma, e, *free)]
-        if odd is not None:
-            for whole, part in zip(results, careful[1:]):
-                whole[odd] = part * weights[odd]
-        return results
+        results = (ratios.free[2], ratios.free[0], ratios.first)
+        share = torch.div(weights, ratios.length, out=ratios.length)
+        careful = [] if ratios.odd is None else [part * weights[ratios.odd] for part in ratios.careful]
+        _differentiate(results, ratios, share)
+        for whole, part in zip(results, careful):
+            whole[ratios.odd] = part
+        return list(results)
 
     return x, pullback
 
 
-def _careful_cells(cosines: Triple, odd: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
-    a, b, c = (cosine.expand(x.shape)[odd] for cosine in cosines)
-    return eigmax_with_gradient(a, b, c)
+class _Ratios(NamedTuple):
+    """The top eigenvector of each cell, and what the careful form says of the cells that need it."""
+
+    first: Tensor  # (u_2 + u_3) / u_1
+    second: Tensor  # (u_2 - u_3) / u_1
+    length: Tensor  # 1 / u_1^2
+    free: Triple  # rows that may be overwritten
+    odd: tuple[Tensor, ...] | None  # index of the cells, None where there are none
+    careful: Sequence[Tensor]  # their derivatives by a, b and c
 
 
-def _write_reciprocal(gamma: Tensor, e: Tensor, w: Tensor, spare: Tensor) -> None:
-    """``k gamma`` in ``w`` becomes 1 / (3 x^2 - s), the inverse of a sum of positive terms."""
-    w.addcmul_(e, torch.add(gamma, e, out=spare), value=12).reciprocal_()
-
-
-def _numerators(
-    a: Tensor, b: Tensor, c: Tensor, gamma: Tensor, e: Tensor, p: Tensor, q: Tensor, r: Tensor, s: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``2 (a x + b c)`` and so on, in the rows of gamma, q and p."""
-    # 2 (gamma c + a b) = (a + c)(gamma + b) - (a - c)(gamma - b), which cancels nothing that matters; then x for gamma.
-    torch.add(a, c, out=p)
-    p.mul_(torch.add(gamma, b, out=q))
-    p.addcmul_(torch.sub(a, c, out=q), torch.sub(gamma, b, out=r), value=-1)
-    p.addcmul_(c, e, value=4)
-    # The same for a and b, which share their two products.
-    product, difference = torch.add(gamma, c, out=q), torch.sub(gamma, c, out=r)
-    product.mul_(torch.add(a, b, out=s))
-    torch.sub(a, b, out=s)
-    numerator = torch.addcmul(product, s, difference, out=gamma)
-    product.addcmul_(s, difference, value=-1)
-    numerator.addcmul_(a, e, value=4)
-    product.addcmul_(b, e, value=4)
-    return numerator, product, p
-
-
-def eigmax_excess_into(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
-    """``lambda_max - 1`` into ``x``; ``rows`` as for :func:`eigmax_with_gradient_into`."""
+def _value_and_ratios(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> _Ratios:
+    """Writes ``x``, and the ratios into ``rows``."""
     a, b, c = cosines
-    _root(a, b, c, x, rows)
-    odd = _odd_cells(x)
+    gamma, e, r0, r1, r2, r3, r4 = _root(a, b, c, x, rows)
+    # x + c and x - c: the sums with gamma first, which are exact where they are small.
+    plus = torch.add(gamma, c, out=r0).add_(e, alpha=2)
+    minus = torch.sub(gamma, c, out=r1).add_(e, alpha=2)
+    first = torch.add(a, b, out=r2).div_(minus)
+    second = torch.sub(a, b, out=r3).div_(plus)
+    length = torch.addcmul(_number(1, x), first, first, value=0.5, out=r4).addcmul_(second, second, value=0.5)
+    odd = _odd_cells(x, length)
+    careful: Sequence[Tensor] = ()
     if odd is not None:
-        x[odd] = eigmax_excess(*(cosine.expand(x.shape)[odd] for cosine in cosines))
+        x[odd], *careful = eigmax_with_gradient(*(cosine.expand(x.shape)[odd] for cosine in cosines))
+    return _Ratios(first, second, length, (r0, r1, gamma), odd, careful)
 
 
-def _odd_cells(x: Tensor) -> tuple[Tensor, ...] | None:
+def _differentiate(results: Triple, ratios: _Ratios, share: Tensor) -> None:
+    """``share`` times ``(first + second, first - second, (first^2 - second^2) / 2)``. The second result may be the
+    memory of the first free row, and the third that of ``ratios.first``."""
+    by_a, by_b, by_c = results
+    first, second, (spare, other, _) = ratios.first, ratios.second, ratios.free
+    torch.mul(first, share, out=spare)
+    torch.mul(second, share, out=other)
+    torch.addcmul(_number(0, first), first, spare, value=0.5, out=by_c).addcmul_(second, other, value=-0.5)
+    torch.add(spare, other, out=by_a)
+    torch.sub(spare, other, out=by_b)
+
+
+def _number(value: float, like: Tensor) -> Tensor:
+    return torch.full((), value, dtype=like.dtype)
+
+
+def _odd_cells(x: Tensor, length: Tensor | None) -> tuple[Tensor, ...] | None:
     """The index of the cells that need the careful form; None when there are none."""
-    smallest = _SMALLEST[x.dtype]
-    if x.numel() == 0 or x.amin() > smallest:  # False for NaN
+    smallest, largest = _RANGE[x.dtype]
+    if x.numel() == 0:
         return None
-    return (x > smallest).logical_not_().nonzero(as_tuple=True)
+    low, high = x.aminmax()
+    longest = 0 if length is None else length.amax().item()
+    if low.item() > smallest and high.item() < largest and longest < math.inf:  # False for NaN
+        return None
+    fine = (x > smallest) & (x < largest)
+    if length is not None:
+        fine &= length < torch.inf
+    return fine.logical_not_().nonzero(as_tuple=True)
 
 
 def _root(a: Tensor, b: Tensor, c: Tensor, x: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Writes ``x``; returns ``(gamma, e, k gamma)`` as in ``_gram3_torch`` and four rows that are free."""
+    """Writes ``x``; returns ``(gamma, e)`` as in ``_gram3_torch`` and five rows that are free."""
     r0, r1, r2, r3, r4, r5, r6 = rows
     # Cosines of a smaller shape (of all triplets of a batch, say) are broadcast where they meet the others.
     size_a, size_b, size_c = (
@@ -139,28 +163,31 @@ def _root(a: Tensor, b: Tensor, c: Tensor, x: Tensor, rows: tuple[Tensor, ...]) 
     larger, low = torch.maximum(size_a, size_b, out=r3), torch.minimum(size_a, size_b, out=r0)
     gamma, middle = torch.maximum(larger, size_c, out=r1), torch.minimum(larger, size_c, out=r2)
     # t = middle +- low; the product of the three keeps its sign even where it underflows.
-    sign = torch.mul(a, b, out=r3).mul_(c)
-    t = torch.copysign(low, sign, out=r3).add_(middle)
-    # k gamma = (gamma - middle)(gamma + middle) + (gamma - low)(gamma + low): differences first, they are exact.
+    if a.numel() < x.numel() and b.numel() < x.numel() and c.numel() < x.numel():
+        sign = torch.mul(a.sign(), b.sign(), out=r3).mul_(c.sign())
+        t = torch.addcmul(middle, low, sign, out=r3)
+    else:
+        t = torch.copysign(low, torch.mul(a, b, out=r3).mul_(c), out=r3).add_(middle)
+    # k = (gamma - middle)(gamma + middle) + (gamma - low)(gamma + low): differences first, they are exact.
     difference = torch.sub(gamma, middle, out=r4)
-    k_gamma = middle.add_(gamma).mul_(difference)
+    k = middle.add_(gamma).mul_(difference)
     difference = torch.sub(gamma, low, out=r4)
-    k_gamma.addcmul_(low.add_(gamma), difference)
-    k = torch.div(k_gamma, gamma, out=r0)
-    t_squared = t.mul_(t)
-    root = torch.mul(k, k, out=r4).add_(t_squared, alpha=12).sqrt_()
+    k.addcmul_(low.add_(gamma), difference)
+    # 8 e^3 + 12 gamma e^2 + 2 k e = g, for x = gamma + 2 e. First without e^3.
+    g = t.mul_(t).mul_(gamma)
+    root = torch.mul(k, k, out=r4).addcmul_(gamma, g, value=12).sqrt_()
     e = torch.add(k, root, out=r5)
-    torch.div(t_squared, e, out=e)
+    torch.div(g, e, out=e)
     # One step of a secant fitted to the whole range, then Newton.
-    ratio = torch.div(e, gamma, out=r6)
-    square = torch.mul(e, ratio, out=x)
-    root.add_(square, alpha=SECANT[0]).add_(ratio.mul_(square), alpha=SECANT[1])
-    e.addcdiv_(square.mul_(e), root, value=-4)
+    cube = torch.mul(e, e, out=x)
+    root.add_(cube, alpha=SECANT[0])
+    cube.mul_(e)
+    root.add_(torch.div(cube, gamma, out=r6), alpha=SECANT[1])
+    e.addcdiv_(cube, root, value=-4)
     for _ in range(NEWTON_STEPS[a.dtype]):
-        ratio = torch.div(e, gamma, out=r6)
-        curve = torch.addcmul(e, e, ratio, out=r6)
-        chord = torch.add(k, curve, alpha=4, out=r4).add_(e, alpha=2)
-        residual = torch.addcmul(t_squared, chord, e, value=-2, out=r4)
-        e.addcdiv_(residual, torch.add(k, curve, alpha=12, out=r6), value=0.5)
+        inner = torch.addcmul(k, e, torch.add(e, gamma, alpha=1.5, out=r6), value=4, out=r4)
+        residual = torch.addcmul(g, inner, e, value=-2, out=x)
+        inner.addcmul_(e, torch.add(e, gamma, alpha=0.75, out=r6), value=8)
+        e.addcdiv_(residual, inner, value=0.5)
     torch.add(gamma, e, alpha=2, out=x)
-    return gamma, e, k_gamma, r0, r3, r4, r6
+    return gamma, e, r0, r2, r3, r4, r6

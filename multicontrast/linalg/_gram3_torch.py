@@ -39,7 +39,8 @@ def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
     Both are normal numbers for every input. Scaling by them costs no accuracy, so that the formulas need not care for
     overflow and underflow.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    # The compiler traces with transforms of its own, and makes of the table a loop over single numbers.
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
         return _power_of_two_by_table(largest)
     integer, mask, high, low = _EXPONENT[largest.dtype]
     exponent = largest.view(integer) & mask

@@ -28,6 +28,9 @@ from multicontrast.similarity import CosineSimilarity, MeanCosine, Multilinear, 
 
 Pair = tuple[int, int]
 
+# Powers of two below which the sum over an anchor's tuples needs no shift to stay in range.
+_NO_SHIFT = {torch.float32: 90.0, torch.float64: 900.0}
+
 
 def all_tuples_loss(units: list[Tensor], blocks: Mapping[Pair, Tensor], tau: Tensor, tuples: Tuples) -> Tensor:
     """The loss of each anchor, ``(B,)``; differentiable. Two modalities or three, not the mean cosine."""
@@ -82,8 +85,9 @@ def softmax_slab(similarity: CosineSimilarity, a: Tensor, b: Tensor, c: Tensor, 
 
 
 def _slabs(size: int) -> list[tuple[int, int]]:
-    """Bounds of anchors that hold about ``BLOCK_CELLS`` triplets, all alike to one: few shapes, few compilations."""
-    count = -(-size // max(1, BLOCK_CELLS // (size * size)))
+    """Bounds of anchors that hold about two ``BLOCK_CELLS`` triplets (a slab takes two hundred calls, and half of its
+    passes read the small Gram blocks), all alike to one: few shapes, few compilations."""
+    count = -(-size // max(1, 2 * BLOCK_CELLS // (size * size)))
     return [(size * k // count, size * (k + 1) // count) for k in range(count)]
 
 
@@ -193,16 +197,18 @@ class _Stream:
         loss = self.grads[0].new_zeros(())
         for start, stop in _slabs(self.size):
             value, logits, pullback = self._slab(start, stop, needs_gradient)
-            local, own = self._own(start, stop)
-            positive = logits[local, own, own].clone()
             powers = logits.view(stop - start, -1)
+            positives = powers.view(-1)[start * (self.size + 1) :: self.size**2 + self.size + 1]  # (i, i, i)
+            loss -= weight / LOG2_E * positives.sum()
             peak = powers.amax(1, keepdim=True)
-            powers.sub_(peak).exp2_()
-            total = powers.sum(1, keepdim=True)
-            loss += weight * ((peak.squeeze(1) - positive) / LOG2_E + total.squeeze(1).log()).sum()
+            if self.size == 1 or not peak.abs().amax().item() < _NO_SHIFT[peak.dtype]:  # NaN counts as large
+                powers.sub_(peak)
+                loss += weight / LOG2_E * peak.sum()
+            total = powers.exp2_().sum(1, keepdim=True)
+            loss += weight * total.log().sum()
             if pullback is not None:
                 powers.mul_(weight / (self.tau * total))
-                logits[local, own, own] -= weight / self.tau
+                positives -= weight / self.tau
                 self._add(start, stop, logits, value, pullback)
         return loss, self._finish() if needs_gradient else None, self.slope
 
@@ -246,7 +252,8 @@ class _Stream:
         for start, stop in _slabs(self.size):
             value, logits, pullback = self._slab(start, stop, True)
             assert pullback is not None
-            local, own_rows = self._own(start, stop)
+            local = torch.arange(stop - start)
+            own_rows = local + start
             # 2^(z - logsum_j) for the second member, unless it is the first again, and so on.
             second_sum = logsum.expand(stop - start, -1).clone()
             second_sum[local, own_rows] = torch.inf
@@ -270,10 +277,6 @@ class _Stream:
         else:
             value = self.similarity.without_gradient(torch.broadcast_tensors(*cosines))
         return value, value if self.factor == 1 else value * self.factor, pullback
-
-    def _own(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        local = torch.arange(stop - start)
-        return local, local + start
 
     def _add(self, start: int, stop: int, weights: Tensor, value: Tensor, pullback: Pullback) -> None:
         by_a, by_b, by_c = pullback(weights)

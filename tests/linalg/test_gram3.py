@@ -233,6 +233,22 @@ def test_transforms_of_torch_func(function):
     assert mixed.shape[:2] == (5, 1)
 
 
+def test_the_power_of_two_compiles_to_a_few_operations_on_bits():
+    """The table, which is for transforms, would leave single numbers in the compiled loop: three times its time."""
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(getattr(node.target, "__name__", str(node.target)) for node in graph.graph.nodes)
+        return graph.forward
+
+    largest = torch.tensor([0.3, 1e-30, 5.0])
+    power, inverse = torch.compile(lambda x: _gram3_torch.power_of_two(x), backend=backend)(largest)
+    assert "view" in seen
+    assert not {"frexp", "index_select"} & set(seen)
+    assert torch.equal(power, _gram3_torch.power_of_two(largest)[0])
+    assert torch.equal(power * inverse, torch.ones(3))
+
+
 def test_forward_mode_over_itself_is_refused_rather_than_zero():
     with pytest.raises(NotImplementedError, match="forward mode once; got forward mode over forward mode"):
         torch.func.jacfwd(torch.func.jacfwd(lambda t: linalg.gram3_eigmax(*t)))(torch.tensor([0.1, 0.2, 0.3]))

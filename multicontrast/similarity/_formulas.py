@@ -1,36 +1,11 @@
-r"""What makes a tuple of embeddings alike.
-
-A similarity knows the cosines of a tuple and nothing else. For ``N`` modalities they come as ``N (N - 1) / 2`` tensors
-of one shape in the order ``(0, 1), (0, 2), ..., (N - 2, N - 1)``; for an image, a 2D and a 3D pose that is
-:math:`a = \langle x_{img}, x_{2D} \rangle`, :math:`b = \langle x_{img}, x_{3D} \rangle`,
-:math:`c = \langle x_{2D}, x_{3D} \rangle`.
-
-To add one, write an object (or a plain function) that maps that list to a tensor of the same shape, larger for tuples
-that are more alike, and pass it as ``similarity=``. It must be differentiable; if it also has
-``with_gradient(cosines) -> (value, [derivative for each cosine])``, the losses use that closed form instead of
-autograd. The multilinear product needs the embeddings themselves and is the one exception.
-
-===================  ============================================  ==================  ===========
-name                 value for three modalities                    range               sign-blind
-===================  ============================================  ==================  ===========
-``eigenvalue``       largest eigenvalue of the Gram matrix         [1, 3]              yes
-``singular_value``   its square root                               [1, sqrt 3]         yes
-``mean_cosine``      (a + b + c) / 3                               [-1/2, 1]           no
-``volume``           -sqrt(1 + 2abc - a^2 - b^2 - c^2)             [-1, 0]             yes
-``area``             minus the area of the triangle of the rows    [-3 sqrt(3)/4, 0]   no
-``multilinear``      sum over d of x_d y_d z_d                     [-1, 1], ~ 1/D      odd
-===================  ============================================  ==================  ===========
-
-*Sign-blind* similarities cannot tell aligned from anti-aligned tuples: cosines ``(1, -1, -1)`` have the eigenvalue 3
-of a perfect match. Use them together with the pairwise terms, as :func:`multicontrast.trimodal_infonce` does.
-"""
+"""The similarities themselves: each a value and a closed-form derivative; and the names by which they go."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,8 +14,6 @@ from multicontrast._checks import check_choice, describe, three_beats
 from multicontrast._workspace import Workspace
 from multicontrast.linalg._gram import gram_eigmax_excess, gram_eigmax_with_gradient
 from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS, eigmax_with_pullback
-
-__all__ = ["SIMILARITIES", "CosineSimilarity", "Similarity", "compiled", "resolve_similarity"]
 
 Gradient = list[Tensor]
 Pullback = Callable[[Tensor], Gradient]
@@ -405,93 +378,6 @@ class _UserSimilarity(CosineSimilarity):
             return super().with_gradient(cosines)
         value, grads = closed_form(cosines)
         return value, list(grads)
-
-
-class _CompiledSimilarity(CosineSimilarity):
-    """A similarity whose value and gradient are one compiled loop over the tuples."""
-
-    def __init__(self, similarity: CosineSimilarity, backend: str | Callable[..., Any]) -> None:
-        self.similarity, self.backend, self.homogeneous = similarity, backend, similarity.homogeneous
-        self._programs: dict[Callable[..., Any], Callable[..., Any]] = {}
-
-    def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
-        return self.similarity(cosines)
-
-    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
-        cosines = torch.broadcast_tensors(*cosines)
-        shape = cosines[0].shape
-        flat = [cosine.reshape(-1) for cosine in cosines]  # one axis, one program
-        value, grads = self.fuse(_value_and_gradient)(flat)
-        return value.view(shape), [grad.view(shape) for grad in grads]
-
-    def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
-        return self.similarity.without_gradient(cosines)
-
-    def fuse(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function(similarity, ...)`` as a compiled program of the other arguments, without autograd."""
-        if function not in self._programs:
-            similarity = _Differentiated(self.similarity)
-
-            def program(*arguments: Any) -> Any:
-                return function(similarity, *arguments)
-
-            program.__code__ = program.__code__.replace()  # its own: by it the compiler counts how often it was at work
-            # Without the option shared subexpressions are written out again and again, for minutes.
-            options: dict[str, Any] | None = {"realize_opcount_threshold": 4} if self.backend == "inductor" else None
-            compiled = torch.compile(program, backend=self.backend, dynamic=True, options=options)
-            self._programs[function] = torch.no_grad()(compiled)
-        return self._programs[function]
-
-
-def _value_and_gradient(similarity: CosineSimilarity, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
-    return similarity.with_gradient(cosines)
-
-
-class _Differentiated(CosineSimilarity):
-    """A similarity whose gradient the compiler can see: its closed form, or else what ``torch.func`` makes of it."""
-
-    def __init__(self, similarity: CosineSimilarity) -> None:
-        self.similarity = similarity
-
-    def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
-        if self.similarity.has_closed_form:
-            return self.similarity.with_gradient(cosines)
-        value, backward, *_ = torch.func.vjp(lambda *args: self.similarity(args), *cosines)
-        return value, list(backward(torch.ones_like(value)))
-
-
-def compiled(
-    similarity: str | Similarity = "eigenvalue", *, backend: str | Callable[..., Any] = "inductor"
-) -> CosineSimilarity | Multilinear:
-    """A similarity whose value and gradient ``torch.compile`` has fused into one loop, for the losses on a CPU.
-
-    The losses hand a similarity blocks of tuples; plain PyTorch visits a block about sixty times for the eigenvalue,
-    the compiled loop once. It needs a C++ compiler, takes half a minute at its first use in a process unless the
-    compiler's cache has it, and can pay where the similarity is most of the work, with ``negatives="all"``: measure.
-    The numbers are those of the plain similarity but for rounding; second derivatives and the other roads (see
-    the docs on the way of the data) use the plain one.
-
-    Args:
-        similarity: a name or an object, as for the losses; a user's own function without a closed-form derivative is
-            differentiated by the compiler. ``"mean_cosine"`` and ``"multilinear"``, which have nothing to fuse, come
-            back as they are.
-        backend: of :func:`torch.compile`.
-
-    Raises:
-        ValueError, TypeError: for an unknown name, or what is not callable.
-
-    Example:
-        >>> import torch
-        >>> x_img, x_2d, x_3d = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
-        >>> fused = compiled("eigenvalue", backend="aot_eager")
-        >>> from multicontrast import triplet_infonce
-        >>> triplet_infonce(x_img, x_2d, x_3d, 0.2, similarity=fused, negatives="all").isfinite()
-        tensor(True)
-    """
-    resolved = resolve_similarity("compiled", similarity)
-    if isinstance(resolved, (MeanCosine, Multilinear, _CompiledSimilarity)):
-        return resolved
-    return _CompiledSimilarity(resolved, backend)
 
 
 SIMILARITIES: dict[str, CosineSimilarity | Multilinear] = {
