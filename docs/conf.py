@@ -54,6 +54,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_param = False  # else `a, b: what they are` says it once for each
 napoleon_custom_sections = ["Reference", "Accuracy"]
 
 _ONE_LINE_SECTION = re.compile(
