@@ -1,4 +1,4 @@
-"""Errors along a line: by the distance from a tie, by the size of the numbers, and of a sampled denominator.
+"""Errors along a line: by the distance from a tie, by the size of the numbers, of a sampled denominator, of gathering.
 
     python -m benchmarks.curves            # measures, about two minutes, and draws
     python -m benchmarks.curves --draw     # draws what is on file
@@ -27,8 +27,8 @@ from benchmarks.environment import describe_environment
 from tests import families
 
 ROWS = driver.RESULTS / "accuracy" / "curves.csv"
-GAP, SIZE, NEGATIVES, BATCH = "gap", "size", "negatives", "batch"
-DENOMINATOR = "denominator"
+GAP, SIZE, NEGATIVES, BATCH, TURN, SPREAD, RANKS = "gap", "size", "negatives", "batch", "turn", "spread", "ranks"
+DENOMINATOR, SIMILARITY, GATHERING = "denominator", "similarity", "gathering"
 DRAWS = 24  # of the sampled denominator at each point
 
 
@@ -159,6 +159,66 @@ def losses_along_lines(draws: int, seed: int) -> Iterator[tuple[str, str, float,
             yield DENOMINATOR, along, float(place), "float64", name, quantity, value, draws
 
 
+# What the eigenvalue sees ---------------------------------------------------------------------------------------------
+
+
+def similarities(cosines: Tensor) -> dict[str, Tensor]:
+    """The eigenvalue, and the mean cosine on its scale: both 3 where all cosines are 1, and 1 where all are 0."""
+    return {
+        "eigenvalue": mc.linalg.gram3_eigmax(*cosines.unbind(-1)),
+        "1 + 2 mean cosine": 1 + 2 * cosines.mean(-1),
+    }
+
+
+def similarities_along_lines(count: int, seed: int) -> Iterator[tuple[str, str, float, str, str, str, float, int]]:
+    """Two aligned embeddings and one that turns; and how far the two similarities part near a match."""
+    for degrees in range(0, 181, 5):
+        turned = torch.tensor(float(degrees), dtype=torch.float64).deg2rad().cos()
+        for name, value in similarities(torch.stack([torch.ones_like(turned), turned, turned])).items():
+            yield SIMILARITY, TURN, float(degrees), "float64", name, "value", value.item(), 1
+    for k in range(1, 9):
+        spread = 10.0 ** (-k / 2)
+        generator = torch.Generator().manual_seed(seed)
+        cosines = 1 - spread * torch.rand(count, 3, dtype=torch.float64, generator=generator)
+        eigenvalue, mean = similarities(cosines).values()
+        yield SIMILARITY, SPREAD, spread, "float64", "eigenvalue", "difference", (eigenvalue - mean).max().item(), count
+
+
+# Gathering ------------------------------------------------------------------------------------------------------------
+
+
+def gathered(ranks: int, seed: int, batch: int = 64, tau: float = 0.1) -> dict[str, Tensor]:
+    """The gradient by the rows of both modalities after averaging over the ranks, in each of three ways to gather."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(batch, 32, dtype=torch.float64, generator=generator)
+    noise = torch.randn(2, batch, 32, dtype=torch.float64, generator=generator)
+    rows = torch.nn.functional.normalize(shared + noise, dim=-1)
+    found = {}
+    for name in ("with gradient", "without, all anchors", "without, own anchors"):
+        total = torch.zeros_like(rows)
+        for own in torch.arange(batch).chunk(ranks):
+            leaf = rows.clone().requires_grad_()
+            seen = leaf if name == "with gradient" else rows.index_copy(1, own, leaf[:, own])
+            anchors = torch.arange(batch) if name == "without, all anchors" else own
+            logits = seen[0] @ seen[1].mT / tau
+            losses = sum(torch.nn.functional.cross_entropy(z[anchors], anchors) / 2 for z in (logits, logits.mT))
+            (gradient,) = torch.autograd.grad(losses, leaf)
+            total += gradient / ranks
+        found[name] = total
+    return found
+
+
+def gathering_along_ranks(seed: int) -> Iterator[tuple[str, str, float, str, str, str, float, int]]:
+    """Length and direction of the averaged gradient beside that of one process."""
+    truth = gathered(1, seed)["with gradient"].flatten()
+    for ranks in (1, 2, 4, 8, 16, 32):
+        for name, gradient in gathered(ranks, seed).items():
+            length = (gradient.norm() / truth.norm()).item()
+            angle = torch.cosine_similarity(gradient.flatten(), truth, dim=0).item()
+            yield GATHERING, RANKS, float(ranks), "float64", name, "length", length, 1
+            yield GATHERING, RANKS, float(ranks), "float64", name, "cosine", angle, 1
+
+
 # Running --------------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +226,13 @@ def measure(count: int, draws: int, seed: int, report: Callable[[str], object] =
     """All lines."""
     environment = describe_environment(torch.device("cpu"), "")
     points: list[Point] = []
-    for sweep in (errors_along_lines(count, seed), losses_along_lines(draws, seed)):
+    sweeps = (
+        errors_along_lines(count, seed),
+        losses_along_lines(draws, seed),
+        similarities_along_lines(count, seed),
+        gathering_along_ranks(seed),
+    )
+    for sweep in sweeps:
         for operation, along, at, dtype, implementation, quantity, value, cases in sweep:
             if not points or (points[-1].operation, points[-1].along, points[-1].dtype) != (operation, along, dtype):
                 report(f"{operation} along {along}, {dtype}")

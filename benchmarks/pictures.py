@@ -28,6 +28,8 @@ OURS, LAPACK, ARC_COSINE = "ours", "LAPACK", "arc cosine"
 COLOURS = {
     OURS: "#2b8fd6", LAPACK: "#9a6fd0", ARC_COSINE: "#e0701a",
     "exact": "#2b8fd6", "sampled": "#e0701a", "scaled": "#2ca277",
+    "eigenvalue": "#2b8fd6", "1 + 2 mean cosine": "#2ca277",
+    "with gradient": "#2b8fd6", "without, all anchors": "#9a6fd0", "without, own anchors": "#e0701a",
 }  # fmt: skip
 MARKERS = {OURS: "o", LAPACK: "s", ARC_COSINE: "^"}
 DASHES = {"float32": "-", "float64": ":"}
@@ -158,6 +160,50 @@ def denominators(points: Sequence[Point]) -> Figure:
     return figure
 
 
+def _plain(axes: Axes, points: Sequence[Point], quantity: str, marker: str = "") -> list[Any]:
+    """A line for each implementation, in the order of the rows."""
+    lines = []
+    for name in dict.fromkeys(point.implementation for point in points):
+        mine = [p for p in points if (p.implementation, p.quantity) == (name, quantity)]
+        dash = "--" if name == "without, own anchors" else "-"  # it may hide another
+        lines += axes.plot(
+            [p.at for p in mine], [p.value for p in mine], dash, color=COLOURS[name], marker=marker, markersize=3.5,
+            linewidth=1.8, label=name,
+        )  # fmt: skip
+    return lines
+
+
+def eigenvalue(points: Sequence[Point]) -> Figure:
+    """What the eigenvalue does while one of three embeddings turns, and beside the mean cosine near a match."""
+    figure, (left, right) = _sheet(8.0, 3.3, 2)
+    mine = [point for point in points if point.operation == "similarity"]
+    lines = _plain(left, [point for point in mine if point.along == "turn"], "value")
+    left.set_xticks(range(0, 181, 30))
+    _ink(left, "two embeddings agree, the third turns", "angle in degrees", "similarity")
+    _plain(right, [point for point in mine if point.along == "spread"], "difference", "o")
+    right.set(xscale="log", yscale="log")
+    _ink(right, "eigenvalue less (1 + 2 mean cosine)", "cosines within this of 1", "largest difference")
+    _legend(figure, lines, 2)
+    return figure
+
+
+def gathering(points: Sequence[Point]) -> Figure:
+    """The averaged gradient beside that of one process."""
+    figure, (left, right) = _sheet(8.0, 3.3, 2)
+    mine = [point for point in points if point.operation == "gathering"]
+    lines = _plain(left, mine, "length", "o")
+    left.set(xscale="log", yscale="log")
+    _ink(left, "length of the gradient / that of one process", "ranks", "")
+    _plain(right, mine, "cosine", "o")
+    right.set(xscale="log", ylim=(0.95, 1.002))
+    _ink(right, "cosine with the gradient of one process", "ranks", "")
+    for axes in (left, right):
+        axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
+        axes.set_xticks([], minor=True)
+    _legend(figure, lines, 3)
+    return figure
+
+
 def families(rows: Sequence[Row]) -> Figure:
     """The tables of the page of errors, a dot for each family."""
     figure, sheet = _sheet(9.9, 4.6, 3)
@@ -189,6 +235,8 @@ CURVES: dict[str, Callable[[Sequence[Point]], Figure]] = {
     "symmetric3.svg": symmetric3,
     "jacobi.svg": jacobi,
     "denominators.svg": denominators,
+    "eigenvalue.svg": eigenvalue,
+    "gathering.svg": gathering,
 }
 FAMILIES = "families.svg"
 
