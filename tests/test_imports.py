@@ -115,6 +115,37 @@ def test_the_arrows_have_no_circle(arrows: dict[str, set[str]]) -> None:
             del open_rooms[here]
 
 
+def circles(package: Path) -> list[str]:
+    """Files that import themselves by way of others, be it for a type alone. The front door apart."""
+    modules = {
+        ".".join((package.name, *path.relative_to(package).with_suffix("").parts)): path
+        for path in files(package)
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    below = {
+        here: {there for name in imported(path, package) for there in modules if f"{name}.".startswith(f"{there}.")}
+        for here, path in modules.items()
+    }
+    while free := [here for here, others in below.items() if not others & set(below)]:
+        for here in free:
+            del below[here]
+    return sorted(below)
+
+
+@pytest.mark.parametrize("package", [LIBRARY, REFERENCE], ids=["library", "reference"])
+def test_no_file_imports_itself_by_way_of_others(package: Path) -> None:
+    assert circles(package) == []
+
+
+def test_a_circle_of_types_is_seen(tmp_path: Path) -> None:
+    package = tmp_path / "house"
+    package.mkdir()
+    (package / "hen.py").write_text("if TYPE_CHECKING:\n    from house.egg import Egg\n")
+    (package / "egg.py").write_text("from house import hen\n")
+    (package / "nest.py").write_text("import os\n")
+    assert circles(package) == ["house.egg", "house.hen"]
+
+
 def test_the_library_never_imports_the_reference() -> None:
     guilty = [path.name for path in files(LIBRARY) for name in imported(path, LIBRARY) if "unihpe_ref" in name]
     assert guilty == []

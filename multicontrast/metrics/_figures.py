@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multicontrast._checks import check_choice
+from multicontrast.metrics._report_numbers import ReportNumbers
+from multicontrast.metrics._report_states import Examples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from multicontrast.metrics._report_states import Examples
-    from multicontrast.metrics.report import PoseResult
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#7A7A7A"
 
 
-def report_figure(result: PoseResult, metric: str | None, up: str) -> Figure:
+def report_figure(result: ReportNumbers, metric: str | None, up: str) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -39,7 +38,7 @@ def report_figure(result: PoseResult, metric: str | None, up: str) -> Figure:
     return figure
 
 
-def _bars(axes: Any, result: PoseResult, name: str) -> None:
+def _bars(axes: Any, result: ReportNumbers, name: str) -> None:
     metric = result.metrics[name]
     places = np.arange(len(metric.per_joint))
     axes.bar(places, metric.per_joint, color=_BLUE, width=0.7)
@@ -57,7 +56,7 @@ def _bars(axes: Any, result: PoseResult, name: str) -> None:
     _plain(axes)
 
 
-def _curve(axes: Any, result: PoseResult) -> None:
+def _curve(axes: Any, result: ReportNumbers) -> None:
     shares = 100 * np.asarray(result.curve)
     longest = max(result.curve_thresholds)
     axes.plot(result.curve_thresholds, shares, color=_BLUE, linewidth=2)
@@ -71,7 +70,7 @@ def _curve(axes: Any, result: PoseResult) -> None:
     _plain(axes)
 
 
-def _overlay(axes: Any, result: PoseResult, examples: Examples, place: int, up: str) -> None:
+def _overlay(axes: Any, result: ReportNumbers, examples: Examples, place: int, up: str) -> None:
     """Target and prediction in parallel projection, a thin line between the two places of every joint."""
     target, pred = _project(examples.target[place], examples.pred[place], up)
     axes.plot(*np.stack((target, pred, np.full_like(pred, np.nan)), 1).reshape(-1, 2).T, color=_ORANGE, linewidth=0.7)

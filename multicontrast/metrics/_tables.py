@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import math
-from typing import TYPE_CHECKING
 
+from multicontrast.metrics._report_numbers import MetricResult, ReportNumbers
 from multicontrast.metrics.human36m import SHORT_ACTIONS
 
-if TYPE_CHECKING:
-    from multicontrast.metrics.report import MetricResult, PoseResult
 
-
-def markdown(result: PoseResult, digits: int) -> str:
+def markdown(result: ReportNumbers, digits: int) -> str:
     metrics = result.metrics
     labels = [_label(name, metric) for name, metric in metrics.items()]
     parts = []
@@ -45,7 +42,7 @@ def markdown(result: PoseResult, digits: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latex(result: PoseResult, digits: int) -> str:
+def latex(result: ReportNumbers, digits: int) -> str:
     metrics = result.metrics
     actions = list(next(iter(metrics.values())).per_action)
     means = ["action mean", "frame mean"] if actions else ["frame mean"]
@@ -66,7 +63,7 @@ def latex(result: PoseResult, digits: int) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def csv(result: PoseResult) -> str:
+def csv(result: ReportNumbers) -> str:
     buffer = io.StringIO()
     writer = csv_module.writer(buffer, lineterminator="\n")
     writer.writerow(["metric", "unit", "section", "name", "value", "items"])
@@ -86,7 +83,7 @@ def csv(result: PoseResult) -> str:
     return buffer.getvalue()
 
 
-def counts(result: PoseResult) -> str:
+def counts(result: ReportNumbers) -> str:
     """How many poses the means are over, and how many are not in them."""
     text = f"{result.items} poses"
     if result.hidden:

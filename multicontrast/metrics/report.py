@@ -14,7 +14,8 @@ from multicontrast._checks import check_choice, describe, three_beats
 from multicontrast.metrics import _tables, human36m
 from multicontrast.metrics._inputs import Root
 from multicontrast.metrics._pose_metric import PoseMetric, Summary, Tally, warn_of_units
-from multicontrast.metrics._report_states import Curve, Examples, ExampleStore
+from multicontrast.metrics._report_numbers import MetricResult, ReportNumbers
+from multicontrast.metrics._report_states import Curve, ExampleStore
 from multicontrast.metrics.keypoints import AUC3D_THRESHOLDS
 from multicontrast.metrics.pose_classes import AUC3D, MPJPE, NMPJPE, PAMPJPE, PCK3D
 
@@ -24,32 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MetricResult:
-    """One metric of a `PoseResult`, in the unit of the report."""
-
-    unit: str
-    frame_mean: float  # over all items
-    action_mean: float  # over the actions that have items, each counting once
-    per_action: dict[str, float]
-    per_subject: dict[str, float]  # over all items of the subject
-    per_joint: tuple[float, ...]
-    items: dict[str, int]  # per action
-
-
-@dataclass(frozen=True)
-class PoseResult:
+class PoseResult(ReportNumbers):
     """What a `PoseReport` has found: numbers, tables and a figure. Made by `PoseReport.compute`."""
-
-    metrics: dict[str, MetricResult]
-    joint_names: tuple[str, ...]
-    parents: tuple[int, ...] | None
-    length_unit: str
-    items: int
-    hidden: int  # items left out of the means: no joint was visible
-    invalid: int  # items that are NaN, and make the means NaN
-    curve_thresholds: tuple[float, ...]
-    curve: tuple[float, ...]  # share of joints closer than each threshold, in [0, 1]
-    examples: Examples | None
 
     def __getitem__(self, metric: str) -> MetricResult:
         return self.metrics[metric]
