@@ -174,14 +174,17 @@ def set_threads(threads: int) -> None:
 def results_table(evaluation: Evaluation) -> Table:
     """Paths against metrics; each cell holds the mean over frames and the mean over actions, once where they agree."""
     metrics = [metric for metric in UNITS if any(metric in path.frame_mean for path in evaluation.paths)]
+    many = len(metrics) > 5  # seven and the paths fill eighty columns
     table = Table(
         title=f"{evaluation.frames} frames, {len(evaluation.actions)} actions: mean over frames / over actions",
         title_justify="left",
         title_style="",
+        padding=(0, 0 if many else 1),
     )
     table.add_column("path", no_wrap=True)  # the one column that means nothing when it is cut
     for metric in metrics:
-        table.add_column(f"{metric}\n({UNITS[metric]})", justify="right", min_width=len(metric))
+        widest = max(len(metric), len("100.0 /")) if many else None
+        table.add_column(f"{metric}\n({UNITS[metric]})", justify="right", min_width=len(metric), max_width=widest)
 
     def cell(path: PathResult, metric: str) -> str:
         if metric not in path.frame_mean:

@@ -1,10 +1,11 @@
 """How good a model is: lifting, image to 3D and image to 2D, each beside the pose that one would guess unseen.
 
 3D errors are millimetres relative to the pelvis: MPJPE (Protocol 1, all joints, no scaling) and PA-MPJPE (Protocol 2,
-after a similarity without reflection), the latter also over LSP's 14 joints, as on 3DPW. 2D errors follow mmpose:
-PCK@0.05 with the larger side of the tight box as norm, and EPE in pixels of the full image. Every number comes as a
-mean over frames and as the unweighted mean over the actions' means, as papers print both. Beside them stands retrieval:
-how often the nearest embedding of another modality is that of the same frame.
+after a similarity without reflection), the latter also over LSP's 14 joints, as on 3DPW. MPI-INF-3DHP's protocol adds
+3DPCK at 150 mm and its AUC, as the data set's own evaluation has them. 2D errors follow mmpose: PCK@0.05 with the
+larger side of the tight box as norm, and EPE in pixels of the full image. Every number comes as a mean over frames and
+as the unweighted mean over the actions' means, as papers print both. Beside them stands retrieval: how often the
+nearest embedding of another modality is that of the same frame.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast.metrics import cosine_alignment, epe, median_rank, mpjpe, pa_mpjpe, pck, retrieval_recall
+from multicontrast.metrics import (
+    auc3d,
+    cosine_alignment,
+    epe,
+    median_rank,
+    mpjpe,
+    pa_mpjpe,
+    pck,
+    pck3d,
+    retrieval_recall,
+)
+from multicontrast.metrics.keypoints import AUC3D_THRESHOLDS
 from unihpe_ref.config import EvaluationConfig
 from unihpe_ref.data import SKELETON, PoseBatch, Source, denormalise_joints, tight_box_size
 from unihpe_ref.data.layouts import LSP_14
@@ -28,7 +40,16 @@ from unihpe_ref.models.decoders import MLPDecoder
 _MILLIMETRES = 1000.0
 _PCK_THRESHOLD = 0.05
 _RETRIEVED = 10
-UNITS = {"MPJPE": "mm", "PA-MPJPE": "mm", "PA-MPJPE-14": "mm", "PCK@0.05": "%", "EPE": "px"}
+_PCK3D_THRESHOLD = 150.0  # mm
+UNITS = {
+    "MPJPE": "mm",
+    "PA-MPJPE": "mm",
+    "PA-MPJPE-14": "mm",
+    "3DPCK@150": "%",
+    "AUC": "%",
+    "PCK@0.05": "%",
+    "EPE": "px",
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,7 @@ def evaluate(
         actions.append(batch.action)
         for name, rows in _embed(model, batch).items():
             embeddings.setdefault(name, []).append(rows)
-        for name, values in _errors(model, batch, mean_pose, source.evaluated_joints, generator).items():
+        for name, values in _errors(model, batch, mean_pose, source, generator).items():
             for metric, value in values.items():
                 errors.setdefault(name, {}).setdefault(metric, []).append(value.cpu())
     action = torch.cat(actions)
@@ -164,7 +185,7 @@ def _retrieval(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, flo
 
 @torch.no_grad()
 def _errors(
-    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose | None, chosen: tuple[int, ...], generator: torch.Generator
+    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose | None, source: Source, generator: torch.Generator
 ) -> dict[str, dict[str, Tensor]]:
     """Path -> metric -> one number per sample."""
     batch = batch.to(model.device)
@@ -174,13 +195,13 @@ def _errors(
     found = {}
     if mean_pose is not None:
         guess = mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d)
-        found["mean pose, 3D"] = _errors_3d(guess, batch, chosen)
-    found["2D to 3D"] = _errors_3d(lifted, batch, chosen)
+        found["mean pose, 3D"] = _errors_3d(guess, batch, source)
+    found["2D to 3D"] = _errors_3d(lifted, batch, source)
     if isinstance(model.decoder_3d, MLPDecoder):  # where a second look is cheap
-        found["2D to 3D, flip"] = _errors_3d(lift_flipped(model, kp2d, box_info), batch, chosen)
+        found["2D to 3D, flip"] = _errors_3d(lift_flipped(model, kp2d, box_info), batch, source)
     if model.image_encoder is not None and batch.image is not None:
         estimate = model.estimate(batch.image, box_info, generator=generator)
-        found["image to 3D"] = _errors_3d(estimate.joints_3d, batch, chosen)
+        found["image to 3D"] = _errors_3d(estimate.joints_3d, batch, source)
         if mean_pose is not None:
             guess = mean_pose.joints_2d.to(model.device).expand_as(batch.joints_2d)
             found["mean pose, 2D"] = _errors_2d(guess, batch)
@@ -188,16 +209,22 @@ def _errors(
     return found
 
 
-def _errors_3d(joints: Tensor, batch: PoseBatch, chosen: tuple[int, ...]) -> dict[str, Tensor]:
+def _errors_3d(joints: Tensor, batch: PoseBatch, source: Source) -> dict[str, Tensor]:
     """From the pelvis, whichever joints are chosen for the average (and for the alignment of PA-MPJPE)."""
-    estimate, truth = joints[:, list(chosen)], batch.joints_3d[:, list(chosen)]
+    chosen, lsp = list(source.evaluated_joints), list(LSP_14)
+    estimate, truth = joints[:, chosen], batch.joints_3d[:, chosen]
     errors = {
         "MPJPE": mpjpe(estimate, truth, reduction="none") * _MILLIMETRES,
         "PA-MPJPE": pa_mpjpe(estimate, truth, reduction="none") * _MILLIMETRES,
     }
+    estimate, truth = joints[:, lsp], batch.joints_3d[:, lsp]
     if len(chosen) == SKELETON.num_joints:
-        lsp = list(LSP_14)
-        errors["PA-MPJPE-14"] = pa_mpjpe(joints[:, lsp], batch.joints_3d[:, lsp], reduction="none") * _MILLIMETRES
+        errors["PA-MPJPE-14"] = pa_mpjpe(estimate, truth, reduction="none") * _MILLIMETRES
+    if "3DPCK@150" in source.evaluated_metrics:  # over the same 14, all but pelvis, spine and the head's middle
+        poses = estimate * _MILLIMETRES, truth * _MILLIMETRES
+        share = pck3d(*poses, threshold=_PCK3D_THRESHOLD, root=None, reduction="none")
+        area = auc3d(*poses, thresholds=AUC3D_THRESHOLDS, root=None, reduction="none")
+        errors |= {"3DPCK@150": 100 * share, "AUC": 100 * area}
     return errors
 
 

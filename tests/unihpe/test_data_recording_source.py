@@ -398,5 +398,32 @@ def test_a_prepared_recording_trains_and_is_evaluated_by_its_protocol(tmp_path, 
     other = config.override(**{"motion": tmp_path / "3dhp", "evaluation.protocol": "3dhp"})
     result = evaluate_model(model, other, open_motion(other))
     assert [path.name for path in result.paths] == ["2D to 3D"]
+    assert {"3DPCK@150", "AUC"} <= set(result.paths[0].frame_mean)
     assert result.frames == 13  # of 20, those that are valid
     assert set(result.actions) == {"standing/walking", "on the floor"}
+
+
+def test_mpi_inf_3dhp_is_evaluated_as_by_its_own_script(tmp_path):
+    """The first 14 of its 17 joints; strictly under 150 mm; 31 thresholds; from its joint 15, the pelvis."""
+    from small import POSES_ONLY
+
+    from unihpe_ref.evaluation import MeanPose, evaluate
+    from unihpe_ref.models import UniHPE
+
+    formats.write_3dhp_test(tmp_path)
+    data = read_data(tmp_path)
+    assert isinstance(data, Recording)
+    source = RecordingSource(data, protocol=protocol("3dhp")).split("test")
+    truth = source.evaluation_batch(source.evaluation_indices()).joints_3d
+    spread = torch.linspace(0.0, 0.213, 17)[:, None] * torch.tensor([[0.6, 0.0, 0.8]])
+    guess = truth[0] + spread - spread[:1]
+    model, config = UniHPE(POSES_ONLY.model).eval(), POSES_ONLY.override(**{"evaluation.stride": 1}).evaluation
+    found = evaluate(model, source, MeanPose(guess, torch.zeros(17, 2)), config).path("mean pose, 3D")
+
+    places = (14, 8, 9, 10, 11, 12, 13, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)  # in its order, of Human3.6M's joints
+    counted = [joint for joint, place in enumerate(places) if place < 14]
+    distances = 1000 * (guess - truth).norm(dim=-1)[:, counted].double().numpy()
+    shares = [(distances < threshold).mean() for threshold in range(0, 151, 5)]
+    assert found.frame_mean["3DPCK@150"] == pytest.approx(100 * shares[-1], abs=1e-4)
+    assert found.frame_mean["AUC"] == pytest.approx(100 * sum(shares) / 31, abs=1e-4)
+    assert 10 < found.frame_mean["AUC"] < found.frame_mean["3DPCK@150"] < 90

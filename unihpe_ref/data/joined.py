@@ -32,7 +32,7 @@ class JoinedSource:
             raise ValueError(three_beats(needed, came, "Give each the union as `action_names` and `subject_names`."))
         self.sources = tuple(sources)
         self.action_names, self.subject_names = sources[0].action_names, sources[0].subject_names
-        self.evaluated_joints = sources[0].evaluated_joints
+        self.evaluated_joints, self.evaluated_metrics = sources[0].evaluated_joints, sources[0].evaluated_metrics
         self._sizes = torch.tensor([len(source) for source in sources])
         self._starts = torch.cat([torch.zeros(1, dtype=torch.int64), self._sizes.cumsum(0)])
 

@@ -135,8 +135,8 @@ PROTOCOLS = {
         ),
         Protocol(
             "3dhp",
-            "The valid frames of TS1 to TS6 on the universal skeleton, 17 joints, 3DPCK at 150 mm and its AUC (the "
-            "data set's own).",
+            "The valid frames of TS1 to TS6 on the universal skeleton, 17 joints; 3DPCK at 150 mm and its AUC over 14 "
+            "of them (the data set's own).",
             mean="frames",
             metrics=("MPJPE", "PA-MPJPE", "3DPCK@150", "AUC"),
         ),

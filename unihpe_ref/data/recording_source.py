@@ -113,6 +113,11 @@ class RecordingSource:
         return tuple(range(SKELETON.num_joints)) if self.protocol is None else self.protocol.joints
 
     @property
+    def evaluated_metrics(self) -> tuple[str, ...]:
+        """Those that the protocol is known for; MPJPE and PA-MPJPE without one."""
+        return ("MPJPE", "PA-MPJPE") if self.protocol is None else self.protocol.metrics
+
+    @property
     def actions(self) -> Tensor:
         """``(N,)`` int64: the action's number of each sample."""
         return self._actions[self._sequence]

@@ -51,6 +51,7 @@ class Source(Protocol):
 
     action_names: tuple[str, ...]
     evaluated_joints: tuple[int, ...]
+    evaluated_metrics: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -93,6 +94,7 @@ class PoseSource:
     """
 
     evaluated_joints: tuple[int, ...] = tuple(range(SKELETON.num_joints))
+    evaluated_metrics: tuple[str, ...] = ("MPJPE", "PA-MPJPE")
 
     def __init__(
         self,
