@@ -167,7 +167,8 @@ def documented(room: str, api: str) -> set[str]:
     """The names of a room that the pages of the API show: one by one, or all by ``automodule`` with members."""
     module = importlib.import_module(room)
     # `sample_tuples` is of two rooms and stands under the shorter name.
-    named = set(re.findall(rf"^\.\. auto\w+:: (?:{re.escape(room)}|multicontrast)\.(\w+)$", api, re.MULTILINE))
+    entry = rf"^\.\. (?:auto\w+|py:data):: (?:{re.escape(room)}|multicontrast)\.(\w+)$"
+    named = set(re.findall(entry, api, re.MULTILINE))
     whole = re.search(rf"^\.\. automodule:: {re.escape(room)}\n((?:   :.*\n)*)", api, re.MULTILINE)
     if whole and ":members:" in whole[1]:
         named |= {name for name in module.__all__ if callable(getattr(module, name))}  # constants have no docstring
