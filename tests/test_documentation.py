@@ -141,6 +141,26 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+# --- tables as they are written -------------------------------------------------------------------------------
+
+
+def uneven_rows(text: str) -> list[str]:
+    """Rows whose number of cells is not that of their table: what is too much is dropped without a word."""
+    columns, uneven = 0, []
+    for line in _FENCE.sub("", text).splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        if cells and columns and cells != columns:
+            uneven.append(line)
+        columns = columns or cells if cells else 0
+    return uneven
+
+
+def test_no_row_of_a_table_loses_cells() -> None:
+    assert [(name_of(page), row) for page in PAGES for row in uneven_rows(page.read_text())] == []
+    assert uneven_rows("| a | b |\n|---|---|\n| `|x|` | y |\n") == ["| `|x|` | y |"]
+    assert uneven_rows("| a |\n|---|\n| 1 |\n\n| a | b |\n|---|---|\n") == []
+
+
 # --- docstrings -----------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """``python -m benchmarks.studies``: list the cells, run those that are missing, write the page.
 
 python -m benchmarks.studies list
-python -m benchmarks.studies run --motion ../shared/data/cmu17_60hz.npz --photographs ../shared/data/real_multiview
+python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_multiview
 python -m benchmarks.studies page
 """
 

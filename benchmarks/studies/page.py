@@ -38,7 +38,7 @@ the paper reports is beside each row for the order of the rows only.
 The missing cells are run, one after another, by
 
 ```console
-$ python -m benchmarks.studies run --motion ../shared/data/cmu17_60hz.npz --photographs ../shared/data/real_multiview
+$ python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_multiview
 ```
 
 which passes over those that are there and can be stopped at any time. `python -m benchmarks.studies list` says which
