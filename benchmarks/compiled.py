@@ -127,19 +127,24 @@ def cases() -> Iterator[Case]:
             call=_call(_rotation_triton.rotation3_backward, matrices, matrices),
             element="matrix", traffic=27 * size, passes=_rotation_triton.rounds(dtype),
         )  # fmt: skip
-        block, index = torch.zeros(batch, batch, dtype=dtype), torch.zeros(batch, batch, 3, dtype=torch.int64)
-        triplets, loss = (block, block, block, index, tau.to(dtype)), rows.to(dtype)
-        yield Case(
-            name="sampled triplets, forward",
-            dtype=name, call=_call(_sampled_triton.sampled_forward, *triplets),
-            element="tuple", traffic=24, marker=3 if size == 4 else None,
-        )  # fmt: skip
-        for deterministic in (False, True):
+        block, loss = torch.zeros(batch, batch, dtype=dtype), rows.to(dtype)
+        whole, short = torch.zeros(batch, batch, 3, dtype=torch.int64), torch.zeros(batch, 2, dtype=torch.int64)
+        for scheme, words in (("index", ""), ("list", " of a shared list"), ("shifts", " by shifts")):
+            triplets = (block, block, block, whole if scheme == "index" else short, tau.to(dtype))
+            traffic = 24 if scheme == "index" else None  # of row numbers
             yield Case(
-                name="sampled triplets, backward" + (", deterministic" if deterministic else ""), dtype=name,
-                call=_call(_sampled_triton.sampled_backward, *triplets, loss, loss, deterministic),
-                element="tuple", traffic=24, marker=4 if size == 4 else None,
+                name=f"sampled triplets{words}, forward",
+                dtype=name, call=_call(_sampled_triton.sampled_forward, *triplets, scheme),
+                element="tuple", traffic=traffic, marker=3 if size == 4 else None,
             )  # fmt: skip
+            for deterministic in (False, True):
+                way = "backward, deterministic" if deterministic else "backward"
+                yield Case(
+                    name=f"sampled triplets{words}, {way}",
+                    dtype=name,
+                    call=_call(_sampled_triton.sampled_backward, *triplets, loss, loss, deterministic, scheme),
+                    element="tuple", traffic=traffic, marker=4 if size == 4 else None,
+                )  # fmt: skip
     block = torch.zeros(batch, batch)
     yield Case(
         name="all triplets, forward", dtype="float32", element="tuple", marker=3,

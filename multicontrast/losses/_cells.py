@@ -149,7 +149,11 @@ class IndexCells(GatheredCells):
         self.anchored = anchored
 
     def plane(self, modality: int, start: int, stop: int) -> Tensor:
-        return self.index[start - self._first : stop - self._first, :, modality]
+        return self.of_anchors(start, stop)[..., modality]
+
+    def of_anchors(self, start: int, stop: int) -> Tensor:
+        """The index ``(stop - start, 1 + K, N)`` of some anchors."""
+        return self.index[start - self._first : stop - self._first]
 
     def prepare(self, blocks: Blocks) -> None:
         if not self.anchored:

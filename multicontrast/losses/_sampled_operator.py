@@ -25,48 +25,56 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
     "multicontrast::sampled_loss",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor a, Tensor b, Tensor c, Tensor index, Tensor tau) -> Tensor",
+    schema='(Tensor a, Tensor b, Tensor c, Tensor index, Tensor tau, str scheme="index", int first=0) -> Tensor',
 )
-def sampled_loss(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> Tensor:
-    """The loss ``(R,)`` of each row of the index ``(R, 1 + K, 3)``, whose column 0 is the positive.
+def sampled_loss(
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str = "index", first: int = 0
+) -> Tensor:
+    """The loss ``(R,)`` of each row, whose triplets the index says; the first is the positive.
 
     Args:
         a, b, c: Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)``, float32 or float64.
+        index: ``(R, 1 + K, 3)``, or what ``scheme`` asks for in its place: ``(1 + K, 2)``.
         tau: 0-dim tensor of their type; a temperature that is not positive gives NaN.
+        scheme: ``"index"``, ``"list"`` or ``"shifts"``: see :data:`multicontrast.losses._sampled_triton.SCHEMES`.
+        first: the number of the first row of ``a`` and ``b``, which may hold those of some anchors alone.
     """
     if use_triton(a):
-        return _loss_cuda(a, b, c, index, tau)
-    x = evaluate_excess(*_cosines(a, b, c, index))
+        return _loss_cuda(a, b, c, index, tau, scheme, first)
+    x = evaluate_excess(*_cosines(a, b, c, index, scheme, first))
     return _cross_entropy(x, tau)
 
 
 @sampled_loss.register_kernel("cuda")
-def _loss_cuda(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> Tensor:
+def _loss_cuda(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str, first: int) -> Tensor:
     from multicontrast.losses import _sampled_triton
 
-    return _sampled_triton.sampled_forward(a, b, c, index, tau)[1]
+    return _sampled_triton.sampled_forward(a, b, c, index, tau, scheme, first)[1]
 
 
 @sampled_loss.register_fake
-def _loss_fake(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> Tensor:
-    return a.new_empty(index.shape[0])
+def _loss_fake(
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str = "index", first: int = 0
+) -> Tensor:
+    return a.new_empty(index.shape[0] if scheme == "index" else a.shape[0])
 
 
 @torch.library.custom_op(
     "multicontrast::sampled_loss_backward",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor a, Tensor b, Tensor c, Tensor index, Tensor tau, Tensor loss, Tensor grad, bool deterministic)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor a, Tensor b, Tensor c, Tensor index, Tensor tau, Tensor loss, Tensor grad, bool deterministic,"
+    " str scheme, int first) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def sampled_loss_backward(
-    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor, deterministic: bool
-) -> Gradients:
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor,
+    deterministic: bool, scheme: str, first: int,
+) -> Gradients:  # fmt: skip
     """Gradients of ``(grad * loss).sum()`` by ``a, b, c, tau``; ``loss`` as :func:`sampled_loss` returned it."""
     if use_triton(a):
-        return _backward_cuda(a, b, c, index, tau, loss, grad, deterministic)
-    i, j, k = index.unbind(-1)
-    x, ga, gb, gc = evaluate_with_gradient(*_cosines(a, b, c, index))
+        return _backward_cuda(a, b, c, index, tau, loss, grad, deterministic, scheme, first)
+    i, j, k = _places(a, c, index, scheme, first)
+    x, ga, gb, gc = evaluate_with_gradient(a[i, j], b[i, k], c[j, k])
     z = (x - x[:, :1]) / tau
     p = torch.exp(z - loss[:, None])
     weight = p.clone()
@@ -80,22 +88,39 @@ def sampled_loss_backward(
 
 @sampled_loss_backward.register_kernel("cuda")
 def _backward_cuda(
-    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor, deterministic: bool
-) -> Gradients:
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor,
+    deterministic: bool, scheme: str, first: int,
+) -> Gradients:  # fmt: skip
     from multicontrast.losses import _sampled_triton
 
-    return _sampled_triton.sampled_backward(a, b, c, index, tau, loss, grad, deterministic)
+    return _sampled_triton.sampled_backward(a, b, c, index, tau, loss, grad, deterministic, scheme, first)
 
 
 @sampled_loss_backward.register_fake
 def _backward_fake(
-    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor, deterministic: bool
-) -> Gradients:
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor,
+    deterministic: bool, scheme: str, first: int,
+) -> Gradients:  # fmt: skip
     return a.new_empty(a.shape), b.new_empty(b.shape), c.new_empty(c.shape), tau.new_empty(())
 
 
-def _cosines(a: Tensor, b: Tensor, c: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    i, j, k = index.unbind(-1)
+def _places(a: Tensor, c: Tensor, index: Tensor, scheme: str, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The row in ``a`` and ``b``, the column in ``a``, and that in ``b``, of each triplet: ``(R, 1 + K)``."""
+    if scheme == "index":
+        i, j, k = index.unbind(-1)
+        return i - first, j, k
+    rows = torch.arange(len(a), device=a.device)[:, None]
+    own = rows + first
+    if scheme == "shifts":
+        j, k = ((own + shift) % len(c) for shift in index.unbind(-1))
+    else:
+        is_positive = torch.arange(len(index), device=a.device) == 0
+        j, k = (torch.where(is_positive, own, member) for member in index.unbind(-1))
+    return rows.expand_as(j), j, k
+
+
+def _cosines(a: Tensor, b: Tensor, c: Tensor, index: Tensor, scheme: str, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    i, j, k = _places(a, c, index, scheme, first)
     return a[i, j], b[i, k], c[j, k]
 
 
@@ -104,19 +129,20 @@ def _cross_entropy(x: Tensor, tau: Tensor) -> Tensor:
     return torch.logsumexp(z, 1)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.scheme, ctx.first = inputs
+    ctx.save_for_backward(*tensors, output)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     a, b, c, index, tau, loss = ctx.saved_tensors
     deterministic = torch.are_deterministic_algorithms_enabled()
-    da, db, dc, dtau = sampled_loss_backward(a, b, c, index, tau, loss, grad, deterministic)
-    return da, db, dc, None, dtau
+    da, db, dc, dtau = sampled_loss_backward(a, b, c, index, tau, loss, grad, deterministic, ctx.scheme, ctx.first)
+    return da, db, dc, None, dtau, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-    a, b, c, index, tau, _, grad, _ = inputs
+    a, b, c, index, tau, _, grad, _, ctx.scheme, ctx.first = inputs
     ctx.save_for_backward(a, b, c, index, tau, grad)
 
 
@@ -124,10 +150,10 @@ def _differentiate_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | Non
     a, b, c, index, tau, grad = ctx.saved_tensors
 
     def plain(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> Tensor:
-        return _cross_entropy(gram3_excess(*_cosines(a, b, c, index)), tau)
+        return _cross_entropy(gram3_excess(*_cosines(a, b, c, index, ctx.scheme, ctx.first)), tau)
 
     (da, db, dc, dtau), dgrad = second_derivative(plain, (a, b, c, tau), (grad,), cotangents)
-    return da, db, dc, None, dtau, None, dgrad[0], None
+    return da, db, dc, None, dtau, None, dgrad[0], None, None, None
 
 
 sampled_loss.register_autograd(_differentiate, setup_context=_save)

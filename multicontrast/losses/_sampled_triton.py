@@ -7,7 +7,8 @@ three cosines and :math:`z_k = (x_k - x_0) / \tau`,
           \partial \ell_i / \partial x_k = (e^{z_k - \ell_i} - [k = 0]) / \tau, \qquad
           \partial \ell_i / \partial \tau = - \sum_k e^{z_k - \ell_i} z_k / \tau.
 
-Nothing of size (rows, tuples) is stored: the backward pass computes the eigenvalues again. Equations:
+Nothing of size (rows, tuples) is stored: the backward pass computes the eigenvalues again. Of the ways to say which the
+triplets are (:data:`SCHEMES`) only the index has that size; the others are one list, read by every row. Equations:
 ``docs/math/h-cubic.md``.
 """
 
@@ -23,6 +24,14 @@ from torch import Tensor
 from multicontrast._launch_triton import Tuning, config, launch
 from multicontrast.linalg._gram3_triton import eigmax_excess_of, eigmax_with_gradient_of
 
+SCHEMES = ("index", "list", "shifts")
+"""What a row's tuples ``(i, j, k)`` are made of, where i is the row's own number but for ``index``:
+
+``index``   ``(R, 1 + K, 3)``: the members themselves
+``list``    ``(1 + K, 2)``: ``j`` and ``k``, the same for all rows; column 0 is not looked at, but the row's own number
+``shifts``  ``(1 + K, 2)``: ``j = i + s`` and ``k = i + t``, modulo B1, for shifts from 0 to B1 - 1
+"""
+
 # One row for each program: enough of them for any device, and each reads its index once, in order.
 _FORWARD = Tuning(
     default=config(num_warps=4, BLOCK=256),
@@ -36,15 +45,32 @@ _BACKWARD = {
 
 
 @triton.jit
+def _members(index_ptr, index_stride, index_last_stride, own, size1, columns, inside, SCHEME: tl.constexpr):
+    """``(i, j, k)`` of some columns of row number ``own``."""
+    i = own + tl.zeros_like(columns)
+    j = tl.load(index_ptr + columns * index_stride, mask=inside, other=0).to(tl.int64)
+    k = tl.load(index_ptr + columns * index_stride + index_last_stride, mask=inside, other=0).to(tl.int64)
+    if SCHEME == "index":
+        i, j = j, k
+        k = tl.load(index_ptr + columns * index_stride + 2 * index_last_stride, mask=inside, other=0).to(tl.int64)
+    elif SCHEME == "shifts":
+        j, k = i + j, i + k
+        j, k = j - tl.where(j < size1, 0, size1), k - tl.where(k < size1, 0, size1)
+    else:
+        j, k = tl.where(columns == 0, i, j), tl.where(columns == 0, i, k)
+    return i, j, k
+
+
+@triton.jit
 def _gather(
     a_ptr, b_ptr, c_ptr, index_ptr,
     a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-    size0, size1, size2, offsets, inside,
+    own, first, size0, size1, size2, columns, inside, SCHEME: tl.constexpr,
 ):  # fmt: skip
-    """``(a, b, c, i, j, k)``: the tuples' members and cosines; a cosine is NaN where a member does not exist."""
-    i = tl.load(index_ptr + offsets * index_stride, mask=inside, other=0).to(tl.int64)
-    j = tl.load(index_ptr + offsets * index_stride + index_last_stride, mask=inside, other=0).to(tl.int64)
-    k = tl.load(index_ptr + offsets * index_stride + 2 * index_last_stride, mask=inside, other=0).to(tl.int64)
+    """``(a, b, c, i, j, k)``: the tuples' cosines and where they lie, for ``i`` less ``first``; a cosine is NaN
+    where a member does not exist."""
+    i, j, k = _members(index_ptr, index_stride, index_last_stride, own, size1, columns, inside, SCHEME)
+    i -= first
     exists = (i >= 0) & (i < size0) & (j >= 0) & (j < size1) & (k >= 0) & (k < size2)
     read = inside & exists
     a = tl.load(a_ptr + i * a_stride0 + j * a_stride1, mask=read, other=0.0)
@@ -57,14 +83,14 @@ def _gather(
 def _positive(
     a_ptr, b_ptr, c_ptr, index_ptr,
     a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-    size0, size1, size2,
+    own, first, size0, size1, size2, SCHEME: tl.constexpr,
 ):  # fmt: skip
     """``x`` of the row's first tuple."""
-    first = tl.zeros((1,), tl.int64)
+    column = tl.zeros((1,), tl.int64)
     a, b, c, _i, _j, _k = _gather(
         a_ptr, b_ptr, c_ptr, index_ptr,
         a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-        size0, size1, size2, first, first == 0,
+        own, first, size0, size1, size2, column, column == 0, SCHEME,
     )  # fmt: skip
     return tl.sum(eigmax_excess_of(a, b, c), 0)
 
@@ -73,17 +99,18 @@ def _positive(
 def _sampled_forward_kernel(
     a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, lse_ptr, loss_ptr,
     a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1,
-    index_row_stride, index_stride, index_last_stride, size0, size1, size2, count,
-    BLOCK: tl.constexpr,
+    index_row_stride, index_stride, index_last_stride, first, size0, size1, size2, count,
+    SCHEME: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    own = row + first
     index_ptr += row * index_row_stride
     tau = tl.load(tau_ptr)
     inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
     positive = _positive(
         a_ptr, b_ptr, c_ptr, index_ptr,
         a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-        size0, size1, size2,
+        own, first, size0, size1, size2, SCHEME,
     )  # fmt: skip
     # The positive's own z is 0, so the maximum is at least 0 and every lane may start from it.
     highest = tl.zeros((BLOCK,), positive.dtype)
@@ -94,7 +121,7 @@ def _sampled_forward_kernel(
         a, b, c, _i, _j, _k = _gather(
             a_ptr, b_ptr, c_ptr, index_ptr,
             a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-            size0, size1, size2, columns, inside,
+            own, first, size0, size1, size2, columns, inside, SCHEME,
         )  # fmt: skip
         z = (eigmax_excess_of(a, b, c) - positive) * inverse_tau
         z = tl.where(inside, z, -float("inf"))
@@ -123,10 +150,11 @@ def _sampled_backward_kernel(
     a_ptr, b_ptr, c_ptr, index_ptr, tau_ptr, loss_ptr, grad_ptr, inverse_unit_ptr,
     da_ptr, db_ptr, dc_ptr, a_fixed_ptr, b_fixed_ptr, c_fixed_ptr, dtau_ptr,
     a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1,
-    index_row_stride, index_stride, index_last_stride, grad_stride, size0, size1, size2, count,
-    DETERMINISTIC: tl.constexpr, BLOCK: tl.constexpr,
+    index_row_stride, index_stride, index_last_stride, grad_stride, first, size0, size1, size2, count,
+    SCHEME: tl.constexpr, DETERMINISTIC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    own = row + first
     index_ptr += row * index_row_stride
     tau = tl.load(tau_ptr)
     inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
@@ -136,7 +164,7 @@ def _sampled_backward_kernel(
     positive = _positive(
         a_ptr, b_ptr, c_ptr, index_ptr,
         a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-        size0, size1, size2,
+        own, first, size0, size1, size2, SCHEME,
     )  # fmt: skip
     slope = tl.zeros((BLOCK,), positive.dtype)
     for start in range(0, count, BLOCK):
@@ -145,7 +173,7 @@ def _sampled_backward_kernel(
         a, b, c, i, j, k = _gather(
             a_ptr, b_ptr, c_ptr, index_ptr,
             a_stride0, a_stride1, b_stride0, b_stride1, c_stride0, c_stride1, index_stride, index_last_stride,
-            size0, size1, size2, columns, inside,
+            own, first, size0, size1, size2, columns, inside, SCHEME,
         )  # fmt: skip
         x, ga, gb, gc = eigmax_with_gradient_of(a, b, c, False)
         z = (x - positive) * inverse_tau
@@ -159,41 +187,53 @@ def _sampled_backward_kernel(
     tl.store(dtau_ptr + row, -grad * tl.sum(slope, 0) * inverse_tau)
 
 
-def sampled_forward(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+def sampled_forward(
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str = "index", first: int = 0
+) -> tuple[Tensor, Tensor]:
     """``(logsumexp of x / tau, loss)`` of each row, ``(R,)`` both; the loss is the first less the positive's logit.
 
     Args:
         a, b, c: the Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)`` of modalities 0, 1 and 2, of one type
             (float32 or float64) and device, with any strides.
-        index: ``(R, 1 + K, 3)`` of an integer type, any strides; column 0 is the positive. A row with a member that
-            does not exist is NaN, and nothing is read for it.
+        index: of an integer type, any strides, as ``scheme`` says; column 0 is the positive. A row with a member that
+            does not exist is NaN, and nothing is read for it. Without an index of its own every row of ``a`` is a row.
         tau: 0-dim tensor, on the same device. Divides ``x = lambda_max - 1``: the 1 would cancel in the loss.
+        scheme: of :data:`SCHEMES`.
+        first: the number of the first row of ``a`` and ``b``, which hold those of some anchors alone.
     """
-    rows, count, _ = index.shape
+    rows, count, strides = _extent(a, index, scheme)
     lse, loss = a.new_empty(rows), a.new_empty(rows)
     if rows:
         launch(
             _sampled_forward_kernel, lambda _: (rows,), _FORWARD,
             a, b, c, index, tau.to(a.dtype), lse, loss,
-            *a.stride(), *b.stride(), *c.stride(), *index.stride(), *a.shape, b.shape[1], count,
-            key=("count",),
+            *a.stride(), *b.stride(), *c.stride(), *strides, first, *a.shape, b.shape[1], count,
+            SCHEME=scheme, key=("count",),
         )  # fmt: skip
     return lse, loss
 
 
+def _extent(a: Tensor, index: Tensor, scheme: str) -> tuple[int, int, tuple[int, ...]]:
+    """Rows, columns, and the strides of the index by row, column and member."""
+    if scheme == "index":
+        return index.shape[0], index.shape[1], index.stride()
+    return a.shape[0], index.shape[0], (0, *index.stride())
+
+
 def sampled_backward(
-    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor, deterministic: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor,
+    deterministic: bool = False, scheme: str = "index", first: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``(grad * loss).sum()`` by the blocks and by tau: ``(da, db, dc, dtau)``.
 
     Args:
-        a, b, c, index, tau: as :func:`sampled_forward` took them.
+        a, b, c, index, tau, scheme, first: as :func:`sampled_forward` took them.
         loss: what it returned second.
         grad: ``(R,)``, any stride.
         deterministic: the same bits in every run. Contributions are rounded to multiples of a unit of about
             ``max|grad| * R * 2**-60`` and added as integers, which takes 8 more bytes for each entry of the blocks.
     """
-    rows, count, _ = index.shape
+    rows, count, strides = _extent(a, index, scheme)
     blocks = (a, b, c)
     grads = [torch.zeros(block.shape, dtype=block.dtype, device=block.device) for block in blocks]
     dtau = a.new_empty(rows)
@@ -206,8 +246,8 @@ def sampled_backward(
     launch(
         _sampled_backward_kernel, lambda _: (rows,), _BACKWARD[a.dtype],
         a, b, c, index, tau.to(a.dtype), loss, grad, 1 / unit, *grads, *fixed, dtau,
-        *a.stride(), *b.stride(), *c.stride(), *index.stride(), grad.stride(0), *a.shape, b.shape[1], count,
-        DETERMINISTIC=deterministic,
+        *a.stride(), *b.stride(), *c.stride(), *strides, grad.stride(0), first, *a.shape, b.shape[1], count,
+        SCHEME=scheme, DETERMINISTIC=deterministic,
         key=("count",), zeroed=("da_ptr", "db_ptr", "dc_ptr", "a_fixed_ptr", "b_fixed_ptr", "c_fixed_ptr"),
     )  # fmt: skip
     if deterministic:

@@ -51,6 +51,19 @@ def _trimodal(tuples: Loss, alpha: float = 1.0) -> Loss:
     return lambda xs, tau, index: _definitions().three_pairs(xs, tau) + alpha * tuples(xs, tau, index).mean()
 
 
+def _drawn(scheme: str) -> tuple[Loss, Loss, set[str]]:
+    """A scheme that the loss draws, and the index that it stands for."""
+
+    def options() -> dict[str, object]:
+        count = None if scheme == "tied" else 7
+        return {"num_negatives": count, "generator": torch.Generator().manual_seed(3)}
+
+    def definition(xs: list[Tensor], tau: Tensor, _: Tensor) -> Tensor:
+        return _trimodal(_sampled)(xs, tau, mc.sample_tuples(len(xs[0]), 3, scheme=scheme, **options()))
+
+    return lambda xs, tau, _: mc.trimodal_infonce(*xs, tau, negatives=scheme, **options()), definition, SAMPLED_KERNELS
+
+
 CASES: dict[str, tuple[Loss, Loss, set[str]]] = {
     "pairwise": (_pairwise(), _pair, PAIR_KERNELS),
     "pairwise, one direction, each row": (_pairwise(False, reduction="none"), _one_way, PAIR_KERNELS),
@@ -70,6 +83,7 @@ CASES: dict[str, tuple[Loss, Loss, set[str]]] = {
         _exact,
         EXACT_KERNELS,
     ),
+    **{f"trimodal, {scheme}": _drawn(scheme) for scheme in ("permutation", "shared", "cyclic", "tied")},
     "trimodal": (
         lambda xs, tau, index: mc.trimodal_infonce(*xs, tau, negatives=index, alpha=0.5),
         _trimodal(_sampled, 0.5),
@@ -149,15 +163,13 @@ def test_losses_equal_their_definitions_and_run_their_kernels(case):
 
 @on("interpreter", "gpu")
 def test_what_has_no_kernel_is_handed_back_and_keeps_its_value():
-    """Other similarities, schemes, types and transforms give the plain road's numbers."""
+    """Other similarities, types and transforms give the plain road's numbers."""
     import os
 
     xs, tau, index = _inputs(9)
     doubles = [x.detach().double() for x in xs]
     calls: list[Callable[[], Tensor]] = [
         lambda: mc.triplet_infonce(*xs, tau, negatives=index, similarity="singular_value"),
-        lambda: mc.triplet_infonce(*xs, tau, negatives="shared", generator=torch.Generator().manual_seed(1)),
-        lambda: mc.triplet_infonce(*xs, tau, negatives="cyclic", generator=torch.Generator().manual_seed(1)),
         lambda: mc.triplet_infonce(*xs, tau, negatives="all", anchor="any"),
         lambda: mc.multimodal_infonce([*xs, xs[0].flip(0)], tau, generator=torch.Generator().manual_seed(1)),
         lambda: mc.pairwise_infonce(*doubles[:2], 0.1),
@@ -176,6 +188,32 @@ def test_what_has_no_kernel_is_handed_back_and_keeps_its_value():
             os.environ["MULTICONTRAST_BACKEND"] = "triton"
         rtol, atol = (1e-12, 1e-12) if result.dtype == torch.float64 else (1e-4, 1e-5)
         torch.testing.assert_close(result, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("negatives", ["index", "any index", "permutation", "shared", "cyclic", "tied", "all"])
+@on("interpreter", "gpu")
+def test_ranges_of_anchors_add_up_to_the_whole(negatives):
+    from multicontrast.losses._road import choose_tuples, walk_loss
+    from multicontrast.losses._walk import Walk
+
+    xs, tau, index = _inputs(9)
+    if negatives == "any index":
+        index = index[torch.randperm(9, device=index.device)]  # whose rows are not their own anchors
+
+    def loss(anchors: tuple[int, int] | None) -> Tensor:
+        start, stop = anchors or (0, 9)
+        given = index[start:stop] if "index" in negatives else negatives
+        generator = torch.Generator().manual_seed(2)
+        tuples = choose_tuples("test", xs, "eigenvalue", given, None, 0, generator, anchors=anchors)
+        walk = Walk(3, ((0, 1), (1, 2)), tuples=tuples, reduction="sum", anchors=anchors)
+        return walk_loss("test", xs, tau, walk, True, None)
+
+    whole = loss(None)
+    parts = loss((0, 2)) + loss((2, 3)) + loss((3, 9))
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    leaves = [*xs, tau]
+    for part, expected in zip(torch.autograd.grad(parts, leaves), torch.autograd.grad(whole, leaves)):
+        torch.testing.assert_close(part, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
 @on("interpreter", "gpu")

@@ -8,7 +8,8 @@ from executors import device, on
 from torch import Tensor
 from torch.nn.functional import normalize
 
-CASES = ("sampled", "pairwise", "exact")
+SAMPLED = ("sampled", "list", "shifts")
+CASES = (*SAMPLED, "pairwise", "exact")
 
 
 def _operators() -> dict:
@@ -16,7 +17,7 @@ def _operators() -> dict:
     from multicontrast.losses._pairwise_operator import pairwise_logsumexp
     from multicontrast.losses._sampled_operator import sampled_loss
 
-    return {"sampled": sampled_loss, "pairwise": pairwise_logsumexp, "exact": exact_logsumexp}
+    return {**dict.fromkeys(SAMPLED, sampled_loss), "pairwise": pairwise_logsumexp, "exact": exact_logsumexp}
 
 
 def _inputs(case: str, dtype: torch.dtype) -> tuple:
@@ -27,14 +28,17 @@ def _inputs(case: str, dtype: torch.dtype) -> tuple:
     blocks = [(m @ n.mT).requires_grad_() for m, n in ((x, y), (x, z), (y, z))]
     if case == "exact":
         return *blocks, tau
-    index = torch.stack([torch.randint(size, (5, 7)) for size in (5, 6, 4)], -1).to(device())
-    return *blocks, index, tau
+    if case == "sampled":
+        return *blocks, torch.stack([torch.randint(size, (5, 7)) for size in (5, 6, 4)], -1).to(device()), tau
+    # Rows 1..3 of a batch of 4.
+    blocks = [(m @ n.mT).detach().requires_grad_() for m, n in ((x[:3], y[:4]), (x[:3], z), (y[:4], z))]
+    return *blocks, torch.randint(4, (7, 2)).to(device()), tau, case, 1
 
 
 def _total(case: str, inputs: tuple) -> Tensor:
     """A scalar that depends on every differentiable result."""
     results = _operators()[case](*inputs)
-    if case == "sampled":
+    if case in SAMPLED:
         return results.square().sum()
     if case == "exact":
         return results[0].square().sum()
@@ -103,9 +107,11 @@ def test_compile_and_export(case):
     expected = torch.autograd.grad(_total(case, inputs), points)
     torch.testing.assert_close(torch.autograd.grad(compiled(case, inputs), points), expected)
 
+    numbers = [x for x in inputs if not isinstance(x, Tensor)]
+
     class Module(torch.nn.Module):
         def forward(self, *tensors: Tensor) -> Tensor:
-            return _total(case, tensors if case != "pairwise" else (*tensors, 1, True))
+            return _total(case, (*tensors, *numbers))
 
     tensors = tuple(x for x in inputs if isinstance(x, Tensor))
     exported = torch.export.export(Module(), tensors).module()

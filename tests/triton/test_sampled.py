@@ -79,6 +79,41 @@ def test_strided_blocks_and_index():
     _check((a.mT.contiguous().mT, padded[::2, ::2], c[:, :], wide[:, ::2, 0::2].flip(-1)), 0.1, deterministic=True)
 
 
+@on(*EVERYWHERE)
+def test_a_list_or_shifts_stand_for_an_index():
+    """For some anchors of a batch, strided and of 32 bits, against the index that they mean."""
+    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+
+    size, first, stop = 11, 4, 9
+    a, b, c, _ = _case((size, size, size), 1, 1)
+    tau, grad = torch.tensor(0.1, device=device()), torch.rand(stop - first, device=device())
+    own = torch.arange(first, stop, device=device())[:, None]
+    wide = torch.randint(size, (2, 2 * 70), device=device(), dtype=torch.int32)
+    wide[:, 0] = 0
+    short = wide[:, ::2].mT  # (70, 2)
+    j, k = short.long().unbind(-1)
+    positive = torch.arange(70, device=device()) == 0
+    meant = {
+        "list": (torch.where(positive, own, j), torch.where(positive, own, k)),
+        "shifts": ((own + j) % size, (own + k) % size),
+    }
+    for scheme, (j, k) in meant.items():
+        index = torch.stack((own.expand_as(j), j, k), -1)
+        rows = (a[first:stop], b[first:stop], c)
+        lse, loss = sampled_forward(*rows, short, tau, scheme, first)
+        same_lse, same_loss = sampled_forward(a, b, c, index, tau)
+        torch.testing.assert_close(loss, same_loss, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(lse, same_lse, rtol=1e-6, atol=1e-6)
+        grads = sampled_backward(*rows, short, tau, loss, grad, True, scheme, first)
+        da, db, dc, dtau = sampled_backward(a, b, c, index, tau, same_loss, grad, True)
+        assert not da[:first].any() and not da[stop:].any()
+        for got, expected in zip(grads, (da[first:stop], db[first:stop], dc, dtau)):
+            _assert_near(got, expected.double().cpu(), 8)
+        # An index of these rows alone, whose numbers are those of the batch.
+        for got, expected in zip(sampled_backward(*rows, index, tau, loss, grad, True, "index", first), grads):
+            _assert_near(got, expected.double().cpu(), 8)
+
+
 @on("interpreter", "gpu")
 def test_float64():
     from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
