@@ -46,15 +46,21 @@ def polar(matrix: Tensor, allow_reflection: bool, buffers: Workspace | None = No
         scaled.diagonal().add_(empty[:, None])  # K = 0: as for the identity
         return Polar(_polar2(scaled, allow_reflection), (), scaled, scale)
     buffers = Workspace() if buffers is None else buffers
+    scaled, scale = normalise(matrix, buffers)
+    rotation, axes = _polar3(scaled, allow_reflection, buffers)
+    return Polar(rotation, axes, scaled, scale)
+
+
+def normalise(matrix: Tensor, buffers: Workspace) -> tuple[Tensor, Tensor]:
+    """``(3, 3, N)`` over its largest |entry|, and that ``(N,)``; in the buffers. A matrix of 0 becomes the identity."""
     scaled = buffers.take("scaled", tuple(matrix.shape), matrix)
     scale, empty, divisor = buffers.take("scales", (3, matrix.shape[-1]), matrix)
     torch.amax(torch.abs(matrix, out=scaled), (0, 1), out=scale)
     torch.add(scale, torch.eq(scale, scale.new_zeros(1), out=empty), out=divisor)
-    torch.div(matrix, divisor, out=scaled)
+    torch.div(matrix, divisor, out=scaled)  # NaN and infinity stay, and spoil the whole matrix
     for k in range(3):
         scaled[k, k].add_(empty)
-    rotation, axes = _polar3(scaled, allow_reflection, buffers)
-    return Polar(rotation, axes, scaled, scale)
+    return scaled, scale
 
 
 def polar_backward(grad: Tensor, polar: Polar) -> Tensor:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from pose_definitions import mp
 from torch import Tensor
 
+from multicontrast._workspace import Workspace
+from multicontrast.linalg._rotation_in_place import rotation3
 from multicontrast.linalg.rotation import proper_rotation
+
+
+def in_place(matrix: Tensor) -> Tensor:
+    """The rotation of `pa_mpjpe` where nobody asks for a gradient: found without iteration."""
+    return rotation3(matrix.permute(1, 2, 0).contiguous(), Workspace()).permute(2, 0, 1)
+
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -69,11 +77,15 @@ def test_the_rotation_is_that_of_the_singular_value_decomposition(family, dtype,
     if allow_reflection and values[-1] == 0:
         return  # both signs are nearest
     tolerance = 8 * torch.finfo(dtype).eps * values[0] / gap
-    torch.testing.assert_close(rotation.double(), definition(matrix, allow_reflection), atol=tolerance, rtol=0)
+    expected = definition(matrix, allow_reflection)
+    torch.testing.assert_close(rotation.double(), expected, atol=tolerance, rtol=0)
+    if len(values) == 3 and not allow_reflection:
+        torch.testing.assert_close(in_place(matrix).double(), expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_result_is_a_rotation_and_a_maximum(dtype):
+@pytest.mark.parametrize("rotate", [proper_rotation, in_place])
+def test_every_result_is_a_rotation_and_a_maximum(rotate, dtype):
     """Also where several are nearest: rank 1, rank 0, a reflection with equal values."""
     eps = torch.finfo(dtype).eps
     matrices = [with_singular_values(*v, count=50) for v in ((1.0, 0, 0), (1, 1e-9, 0), (1, 1, -1), (1, 0.5, -0.5))]
@@ -86,7 +98,7 @@ def test_every_result_is_a_rotation_and_a_maximum(dtype):
     special[22] = torch.ones(3, 3)
     special[23] = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
     matrix = torch.cat((*matrices, special)).to(dtype)
-    rotation = proper_rotation(matrix).double()
+    rotation = rotate(matrix).double()
     identity = torch.eye(3, dtype=torch.float64).expand_as(rotation)
     torch.testing.assert_close(rotation @ rotation.mT, identity, atol=16 * eps, rtol=0)
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(len(rotation)).double(), atol=16 * eps, rtol=0)
@@ -95,16 +107,39 @@ def test_every_result_is_a_rotation_and_a_maximum(dtype):
     best = singular[:, 0] + singular[:, 1] + torch.where(sign < 0, -singular[:, 2], singular[:, 2])
     reached = (rotation * matrix.double()).sum((-2, -1))
     assert (best - reached <= 16 * eps * singular[:, 0]).all()
-    assert torch.equal(proper_rotation(torch.zeros(1, 3, 3)), torch.eye(3)[None])
+    assert torch.equal(rotate(torch.zeros(1, 3, 3)), torch.eye(3)[None])
     assert torch.equal(proper_rotation(torch.zeros(2, 2)), torch.eye(2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_iteration_nothing_is_lost_at_any_gap(dtype):
+    """Singular values that meet each other, or 0, to every degree; also in frames along the axes, full of zeros."""
+    count, eps, generator = 20_000, torch.finfo(dtype).eps, torch.Generator().manual_seed(2)
+    first, second, sign = torch.rand(3, count, generator=generator, dtype=torch.float64)
+    first, second = 10 ** (-17 * first), 10 ** (-17 * second)
+    middle = torch.where(torch.arange(count) % 2 == 0, 1 - first, first)
+    least = torch.where(torch.arange(count) % 4 < 2, middle * (1 - second), middle * second)
+    sigma = torch.stack((torch.ones(count).double(), middle, torch.where(sign < 0.5, -least, least)), -1)
+    left, right = turns(count, generator), turns(count, generator)
+    left[::3], right[::5] = torch.eye(3).double(), torch.eye(3).double()[[1, 2, 0]]
+    matrix = ((left * sigma[:, None]) @ right.mT).to(dtype)
+    rotation, other = in_place(matrix).double(), proper_rotation(matrix).double()
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).double().expand_as(rotation), atol=16 * eps, rtol=0)
+    assert (torch.linalg.det(rotation) > 0).all()
+    lost = ((other - rotation) * matrix.double()).sum((-2, -1))
+    assert (lost <= 16 * eps).all(), lost.max() / eps
+    unique = sigma[:, 1] + sigma[:, 2] > 1e-10
+    error = (rotation - other).abs().amax((-2, -1)) * (sigma[:, 1] + sigma[:, 2])
+    assert (error[unique] <= 32 * eps).all(), error[unique].max() / eps
 
 
 @given(st.integers(-100, 100), st.integers(0, 2**31))
 def test_scale_does_not_matter(exponent, seed):
     matrix = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    assert torch.equal(proper_rotation(matrix * 2.0**exponent), proper_rotation(matrix))
     single = matrix.float()
-    assert torch.equal(proper_rotation(single * 2.0**exponent), proper_rotation(single))
+    for rotate in (proper_rotation, in_place):
+        assert torch.equal(rotate(matrix * 2.0**exponent), rotate(matrix))
+        assert torch.equal(rotate(single * 2.0**exponent), rotate(single))
 
 
 @given(st.integers(0, 2**31))
@@ -120,9 +155,10 @@ def test_nan_and_infinity_spoil_their_matrix_alone():
     matrix = torch.randn(4, 3, 3)
     matrix[1, 2, 0] = math.nan
     matrix[3, 0, 0] = math.inf
-    rotation = proper_rotation(matrix)
-    assert rotation[1].isnan().all() and rotation[3].isnan().all()
-    assert torch.equal(rotation[[0, 2]], proper_rotation(matrix[[0, 2]]))
+    for rotate in (proper_rotation, in_place):
+        rotation = rotate(matrix)
+        assert rotation[1].isnan().all() and rotation[3].isnan().all()
+        torch.testing.assert_close(rotation[[0, 2]], rotate(matrix[[0, 2]]))
 
 
 @pytest.mark.parametrize("values", [v for v in FAMILIES.values() if v != (1.0, 1.0, 1.0)], ids=str)
