@@ -1,6 +1,6 @@
 """The documentation is true: its Python runs, its links lead somewhere, its tables are those of the rows on file.
 
-Every fenced block marked ``python`` in the README and under ``docs/`` is executed, page by page, in one namespace per
+Every fenced block marked ``python`` in README, CONTRIBUTING and under ``docs/`` is executed, page by page, in one namespace per
 page, like a notebook. A block that cannot run here stands below a comment ``<!-- not run: reason -->`` and must at
 least compile. Blocks of other kinds (``console``, ``text``) are not code.
 """
@@ -24,7 +24,7 @@ import multicontrast
 from benchmarks import driver, table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 _FENCE = re.compile(
     r"(?P<skip><!-- not run: \S[^>]*-->\n+)?^(?P<fence>`{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=fence)[ \t]*$",
@@ -139,6 +139,13 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
         if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:multicontrast|unihpe_ref|tests|benchmarks|docs|examples)/[\w./-]*)`", page.read_text())
+    kept = [path for path in named if (ROOT / path.split("/")[0]).is_dir()]  # the packages may be installed elsewhere
+    assert [path for path in kept if not (ROOT / path).exists()] == []
 
 
 # --- tables as they are written -------------------------------------------------------------------------------
