@@ -1,8 +1,8 @@
 """The documentation is true: its Python runs, its links lead somewhere, its tables are those of the rows on file.
 
-Every fenced block marked ``python`` in README, CONTRIBUTING and under ``docs/`` is executed, page by page, in one namespace per
-page, like a notebook. A block that cannot run here stands below a comment ``<!-- not run: reason -->`` and must at
-least compile. Blocks of other kinds (``console``, ``text``) are not code.
+Every fenced block marked ``python`` in README, CONTRIBUTING and under ``docs/`` is executed, page by page, in one
+namespace per page, like a notebook. A block that cannot run here stands below a comment ``<!-- not run: reason -->``
+and must at least compile. Blocks of other kinds (``console``, ``text``) are not code.
 """
 
 from __future__ import annotations
