@@ -233,6 +233,7 @@ def _photos(folder: Path) -> str:
 
 
 def _draw_curves(folder: Path) -> bytes | None:
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -261,7 +262,8 @@ def _draw_curves(folder: Path) -> bytes | None:
     figure.axes[0].legend(fontsize=8)
     figure.tight_layout()
     content = io.BytesIO()
-    figure.savefig(content, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "studies"}):  # the same names in the file at every call
+        figure.savefig(content, format="svg", metadata={"Date": None})
     return content.getvalue()
 
 
