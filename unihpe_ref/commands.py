@@ -101,6 +101,8 @@ class Evaluate:
     """of a recording: the frames and joints of a protocol by name, every one of them unless --stride is given"""
     joints_2d: Literal["annotated", "detected"] | None = None
     """of a recording: what is lifted; as in training unless given"""
+    joint_noise: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
+    """Gaussian noise of the 2D joints, in shares of the box's longer side (a person is 0.8 of it); none unless given"""
     split: Literal["train", "test"] = "test"
     """which sequences"""
     stride: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -127,6 +129,8 @@ class Evaluate:
             config = config.override(**{"evaluation.stride": self.stride})
         if self.joints_2d is not None:
             config = config.override(**{"data.joints_2d": self.joints_2d})
+        if self.joint_noise is not None:
+            config = config.override(**{"evaluation.joint_noise": self.joint_noise})
         motion = open_motion(config)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,9 @@ class DataConfig(Settings):
     flip: float = option(0.5, at_least=0)  # probability; augmentation as mmpose's for Human3.6M
     scale: float = option(0.25, at_least=0)  # of the box, up to this share
     rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
+    joint_noise: float = option(
+        0.0, at_least=0
+    )  # of 2D joints, a deviation up to this share of the box; not in the paper
     min_gap_seconds: float = option(1.0, at_least=0)  # between two frames of one sequence in one batch
     min_distance: float = option(0.0, at_least=0)  # metres between any two poses of one batch of a recording; 0: any
     subjects: int = option(7, at_least=3)  # generated bodies; the last two are the test split
@@ -44,6 +47,7 @@ class ModelConfig(Settings):
     joints: int = option(17, at_least=2)  # the Human3.6M skeleton
     embedding_dim: int = option(1024, at_least=1)  # D; supplement B.2
     image_encoder: str = "hrnet_w32"  # a HRNet of timm, vit_s or vit_b, or "none" for a model of poses alone
+    lifting_only: bool = False  # 2D encoder and 3D decoder, and no other part: a lifter to be shipped
     pose_encoder: Literal["transformer", "mlp"] = "transformer"  # section 3.1, or the ablation of Table 4
     encoder_width: int = option(256, at_least=1)  # MPM (same authors); the paper gives none
     encoder_layers: int = option(3, at_least=1)  # supplement B.2
@@ -71,6 +75,12 @@ class ModelConfig(Settings):
     mlp_dropout: float = option(0.1, at_least=0, below=1)
     scale_2d: float = option(0.36, above=0)  # standard deviation of box-normalised joints: decoders see unit variance
     scale_3d: float = option(0.3, above=0)  # the same for pelvis-relative metres, for the 3D encoder too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lifting_only and self.image_encoder != "none":
+            needed = "`ModelConfig.lifting_only` needs `image_encoder='none'`"
+            raise ValueError(three_beats(needed, repr(self.image_encoder), "Leave out one of the two."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +180,7 @@ class EvaluationConfig(Settings):
     """Which poses are evaluated."""
 
     stride: int = option(64, at_least=1)  # every so many frames of the test sequences
+    joint_noise: float = option(0.0, at_least=0)  # of 2D joints, standard deviation in shares of the box's longer side
     protocol: str | None = None  # of a recording: whose frames and joints; unihpe_ref.data.PROTOCOLS names them
     batch_size: int = option(256, at_least=1)
 

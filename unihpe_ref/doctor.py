@@ -14,7 +14,7 @@ import torch
 
 import multicontrast
 from multicontrast._checks import three_beats
-from unihpe_ref.lifter import load_lifter
+from unihpe_ref.lifter import SHIPPED, load_lifter
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Looks at everything; an examination that itself fails is a finding too."""
     findings = []
-    for look in (_versions, _devices, _backend, _extras, _lifter):
+    for look in (_versions, _devices, _backend, _extras, _lifters):
         try:
             findings += look()
         except Exception as error:  # whatever is broken here is what was asked for
@@ -123,13 +123,17 @@ def _extras() -> list[Finding]:
     return findings
 
 
-def _lifter() -> list[Finding]:
+def _lifters() -> list[Finding]:
+    return [_lifter(f"lifter, {joints_2d} joints", joints_2d) for joints_2d in SHIPPED]
+
+
+def _lifter(name: str, joints_2d: str) -> Finding:
     try:
-        lifter = load_lifter()
+        lifter = load_lifter(joints_2d=joints_2d)
     except (OSError, ValueError) as error:
-        return [Finding("bad", "lifter", str(error), "Install multicontrast again.")]
+        return Finding("bad", name, str(error), "Install multicontrast again.")
     joints = torch.randn(1, 17, 2, generator=torch.Generator().manual_seed(0)) * 100 + 500
     lifted = lifter.lift(joints, image_size=torch.tensor([1000.0, 1000.0]))
     finite = bool(lifted.joints_3d.isfinite().all())
     parameters = sum(parameter.numel() for parameter in lifter.model.parameters()) / 1e6
-    return [Finding("good" if finite else "bad", "lifter", f"{parameters:.1f} M parameters, loads and runs")]
+    return Finding("good" if finite else "bad", name, f"{parameters:.1f} M parameters, loads and runs")

@@ -159,10 +159,10 @@ def evaluate(
 def _embed(model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
     """Modality -> embeddings."""
     batch = batch.to(model.device)
-    rows = {
-        "2d": model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info()).cpu(),
-        "3d": model.encode(kp3d=batch.joints_3d).cpu(),
-    }
+    rows = {"2d": model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info()).cpu()}
+    if model.config.lifting_only:
+        return rows
+    rows["3d"] = model.encode(kp3d=batch.joints_3d).cpu()
     if model.image_encoder is None or batch.image is None:
         return rows
     return {"img": model.encode(image=batch.image).cpu(), **rows}

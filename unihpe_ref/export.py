@@ -99,6 +99,9 @@ def export_model(lifter: Lifter, part: str, path: Path) -> ExportReport:
     if part == "image-encoder" and model.image_encoder is None:
         needed = "`unihpe export --part image-encoder` needs a model with images"
         raise ValueError(three_beats(needed, "a model of poses alone", "Choose another checkpoint."))
+    if part == "encoder-3d" and model.config.lifting_only:
+        needed = "`unihpe export --part encoder-3d` needs a model with a 3D encoder"
+        raise ValueError(three_beats(needed, "one that only lifts", "Choose another checkpoint."))
     program = _Part(model, part)
     named = _example_inputs(lifter, part, _BATCHES[0])
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""The lifter that comes with the package: 2D joints in pixels to 3D joints in metres, in one call.
+"""The lifters that come with the package: 2D joints in pixels to 3D joints in metres, in one call.
 
-It was trained on CMU motion capture seen through random cameras (``assets/LIFTER.md`` says how, how well, and where it
-fails). Any checkpoint of ``unihpe train`` can take its place.
+There is one for exact joints and one for those of a detector, trained on CMU motion capture seen through random cameras
+(``assets/LIFTER.md`` says how, how well, and where they fail). Any checkpoint of ``unihpe train`` can take their place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_floating, describe, three_beats
+from multicontrast._checks import check_choice, check_floating, describe, three_beats
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import (
@@ -29,7 +29,8 @@ from unihpe_ref.data.facing import facing_rotation, turn_pixels
 from unihpe_ref.flipping import lift_flipped
 from unihpe_ref.models import UniHPE
 
-SHIPPED = "lifter.safetensors"
+SHIPPED = {"annotated": "lifter.safetensors", "detected": "lifter-detected.safetensors"}
+"""The file of each lifter in ``assets``, by the 2D joints that it was trained for."""
 BOX_LIMIT = 3.0  # standard deviations of the box information that training has seen
 _CHUNK = 4096  # poses at a time
 
@@ -213,19 +214,25 @@ def place(joints: Tensor, rays: Tensor) -> Tensor:
     return torch.cat((mean_wanted + mean_ray * depth[:, None], depth[:, None]), -1).to(joints.dtype)
 
 
-def load_lifter(path: Path | str | None = None, device: torch.device | str = "cpu") -> Lifter:
-    """The lifter of the package, or that of another checkpoint.
+def load_lifter(
+    path: Path | str | None = None, device: torch.device | str = "cpu", *, joints_2d: str = "annotated"
+) -> Lifter:
+    """A lifter of the package, or that of another checkpoint.
 
     Args:
-        path: a ``model.safetensors`` of ``unihpe train``; the shipped one unless given.
+        path: a ``model.safetensors`` of ``unihpe train``; a shipped one unless given.
         device: where it runs.
+        joints_2d: which shipped one: "annotated" is the most exact where 2D joints are exact to the pixel, and also
+            embeds poses for retrieval; "detected" is for joints that err by 1 % of the person's size or more, as a
+            detector's do, and only lifts.
     Raises: FileNotFoundError or ValueError as :func:`unihpe_ref.checkpoint.load_model`; ValueError for a model whose
         joints are not Human3.6M's 17.
     """
+    check_choice("load_lifter", "joints_2d", joints_2d, tuple(SHIPPED))
     if path is not None:
         model, config = load_model(path, device)
     else:
-        with as_file(files("unihpe_ref") / "assets" / SHIPPED) as shipped:
+        with as_file(files("unihpe_ref") / "assets" / SHIPPED[joints_2d]) as shipped:
             model, config = load_model(shipped, device)
     if config.model.joints != SKELETON.num_joints:
         needed = "`load_lifter` needs a model of 17 joints"

@@ -65,12 +65,15 @@ def open_source(
         names: ``action_names`` and ``subject_names``; the data's own unless given.
     """
     data = config.data
-    augmentation = Augmentation(flip=data.flip, scale=data.scale, rotation_degrees=data.rotation_degrees)
-    varied = bool(data.flip or data.scale or data.rotation_degrees)
+    augmentation = Augmentation(
+        flip=data.flip, scale=data.scale, rotation_degrees=data.rotation_degrees, joint_noise=data.joint_noise
+    )
+    varied = bool(data.flip or data.scale or data.rotation_degrees or data.joint_noise)
     options: dict[str, Any] = {
         "image_size": data.image_size if images else None,
         "augment": augmentation if varied else False,
         "view": data.view,
+        "joint_noise": config.evaluation.joint_noise,
         **names,
     }
     if isinstance(motion, Recording):

@@ -33,7 +33,7 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 class Lift:
     """Lift 2D poses of a keypoint file (COCO, BODY-25 or Human3.6M's 17 joints) to 3D.
 
-    The lifter that comes with the package needs no training and no download. Say how the camera sees: its intrinsics
+    The lifters that come with the package need no training and no download. Say how the camera sees: its intrinsics
     where they are known, else the size of the image.
     """
 
@@ -49,6 +49,8 @@ class Lift:
     """fx fy cx cy in pixels, where the file does not say"""
     min_confidence: float = 0.0
     """joints at or below it are missing; poses with missing joints are left out"""
+    joints_2d: Literal["detected", "annotated"] = "detected"
+    """a detector's, off by a percent of the person's size or more; or exact ones, for which another lifter is better"""
     flip: bool = True
     """average with the mirrored pose"""
     checkpoint: Path | None = None
@@ -64,7 +66,7 @@ class Lift:
             raise ValueError(three_beats(needed, f"{len(found)} with some missing", remedy))
         rows = torch.nonzero(keep)[:, 0]
         size, intrinsics = _camera_of(found, rows, self.image_size, self.intrinsics)
-        lifter = load_lifter(self.checkpoint)
+        lifter = load_lifter(self.checkpoint, joints_2d=self.joints_2d)
         joints_px = found.joints_px[rows]
         generator = torch.Generator().manual_seed(0)
         lifted = lifter.lift(joints_px, image_size=size, intrinsics=intrinsics, flip=self.flip, generator=generator)

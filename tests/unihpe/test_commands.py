@@ -139,6 +139,24 @@ def test_evaluation_on_a_data_set_follows_its_protocol(capsys, tmp_path, monkeyp
     assert set(results["h36m_lifting"]["retrieval"]) == {"2d to 3d", "3d to 2d"}
 
 
+def test_evaluation_with_noise_in_the_joints_is_worse_for_a_lifter_of_exact_ones(tmp_path):
+    from formats import write_videopose3d
+
+    import unihpe_ref
+
+    write_videopose3d(tmp_path / "VideoPose3D" / "data")
+    shipped = str(Path(unihpe_ref.__file__).parent / "assets" / "lifter.safetensors")
+    asked = ["evaluate", shipped, "--motion", str(tmp_path / "VideoPose3D" / "data"), "--out", str(tmp_path / "out")]
+    errors = []
+    for share in ("0", "0.01", "0.03"):
+        assert main([*asked, "--joint-noise", share]) == 0
+        evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        errors.append(evaluation["paths"]["2D to 3D"]["frame_mean"]["PA-MPJPE"])
+    assert errors == sorted(errors)
+    assert errors[2] > errors[0] + 10  # millimetres
+    assert main([*asked, "--joint-noise", "-1"]) == 2
+
+
 def test_an_ablation_runs_the_rows_of_a_table_once(capsys, tmp_path, monkeypatch):
     """Table 4 at its smallest; a second call passes over all four rows, a changed one is refused."""
     monkeypatch.setenv("COLUMNS", "200")

@@ -11,12 +11,12 @@ from PIL import Image
 from small import SMALL, small_source
 
 import unihpe_ref
-from multicontrast.metrics import mpjpe
+from multicontrast.metrics import mpjpe, pa_mpjpe
 from unihpe_ref.__main__ import main
 from unihpe_ref.checkpoint import save_model
-from unihpe_ref.data import project, read_mocap
+from unihpe_ref.data import PoseSource, project, read_mocap
 from unihpe_ref.flipping import lift_flipped
-from unihpe_ref.lifter import load_lifter, place
+from unihpe_ref.lifter import SHIPPED, load_lifter, place
 from unihpe_ref.models import UniHPE
 from unihpe_ref.poses import read_poses
 from unihpe_ref.runs import evaluate_model
@@ -230,24 +230,63 @@ def test_the_doctor_finds_nothing_wrong_here_and_says_what_is(capsys, monkeypatc
     from unihpe_ref import doctor
 
     monkeypatch.setenv("MULTICONTRAST_BACKEND", "cuda")
-    monkeypatch.setattr(doctor, "load_lifter", lambda: (_ for _ in ()).throw(ValueError("a damaged file")))
+    monkeypatch.setattr(doctor, "load_lifter", lambda **_: (_ for _ in ()).throw(ValueError("a damaged file")))
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "a damaged file" in out
     assert "Unset it" in out
 
 
-def test_it_is_as_good_as_its_card_says(lifter):
+@pytest.mark.parametrize("joints_2d", ["annotated", "detected"])
+def test_it_is_as_good_as_its_card_says(joints_2d):
     """On the held-out takes of the recording that it was trained on, with the settings of the card."""
     recording = Path(__file__).resolve().parents[3] / "shared" / "data" / "cmu17_60hz.npz"
     if not recording.exists():
         pytest.skip(f"the recording is not at {recording}")
-    card = json.loads((Path(unihpe_ref.__file__).parent / "assets" / "lifter.json").read_text())
-    evaluation = evaluate_model(lifter.model, lifter.config, read_mocap(recording))
+    lifter, motion = load_lifter(joints_2d=joints_2d), read_mocap(recording)
+    card = json.loads(
+        (Path(unihpe_ref.__file__).parent / "assets" / SHIPPED[joints_2d]).with_suffix(".json").read_text()
+    )
+    evaluation = evaluate_model(lifter.model, lifter.config, motion)
     for path in ("2D to 3D", "2D to 3D, flip", "mean pose, 3D"):
         for metric, value in card["evaluation"]["paths"][path]["frame_mean"].items():
             assert evaluation.path(path).frame_mean[metric] == pytest.approx(value, abs=0.1), (path, metric)
-    assert evaluation.path("2D to 3D, flip").frame_mean["MPJPE"] <= 25
+    assert evaluation.path("2D to 3D, flip").frame_mean["MPJPE"] <= {"annotated": 25, "detected": 36}[joints_2d]
+    noisy = evaluate_model(lifter.model, lifter.config.override(**{"evaluation.joint_noise": 0.01}), motion)
+    for metric, value in card["joint_noise"]["0.01"].items():
+        assert noisy.path("2D to 3D, flip").frame_mean[metric] == pytest.approx(value, abs=0.1), metric
+
+
+def test_each_shipped_lifter_is_the_better_one_for_its_joints():
+    """On generated people, whom neither has seen."""
+    errors = {}
+    for joints_2d in SHIPPED:
+        lifter = load_lifter(joints_2d=joints_2d)
+        for noise in (0.0, 0.02):
+            source = PoseSource(small_source().motion, joint_noise=noise)
+            seen = source.evaluation_batch(torch.arange(0, len(source), 5))
+            lifted = lifter.lift(seen.joints_2d, intrinsics=intrinsics_of(seen))
+            errors[joints_2d, noise] = float(pa_mpjpe(lifted.joints_3d, seen.joints_3d))
+    assert errors["detected", 0.02] < 0.8 * errors["annotated", 0.02]
+    assert errors["annotated", 0.02] > 1.2 * errors["annotated", 0.0]
+
+
+def test_a_lifter_without_a_3d_encoder_says_so(seen):
+    detected = load_lifter(joints_2d="detected")
+    with pytest.raises(ValueError, match="a model with a 3D encoder; got one that only lifts"):
+        detected.embed_3d(seen.joints_3d)
+    assert detected.embed_2d(seen.joints_2d, intrinsics=intrinsics_of(seen)).shape == (len(seen), 512)
+
+
+def test_the_command_takes_a_detectors_joints_unless_told_otherwise(tmp_path, seen):
+    keypoints, size = keypoint_file(tmp_path, seen), torch.tensor([1000.0, 1000.0])
+    poses = {}
+    for options in ((), ("--joints-2d", "annotated")):
+        assert main(["lift", str(keypoints), "--out", str(tmp_path / "poses.npz"), *options]) == 0
+        poses[options] = np.load(tmp_path / "poses.npz")["joints_3d"]
+    for options, joints_2d in zip(poses, ("detected", "annotated")):
+        expected = load_lifter(joints_2d=joints_2d).lift(seen.joints_2d[:3], image_size=size).joints_3d
+        np.testing.assert_allclose(poses[options], expected.numpy(), atol=2e-3)
 
 
 def test_a_transformer_keeps_its_free_batch_when_it_is_exported(tmp_path):

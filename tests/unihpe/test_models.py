@@ -1,6 +1,7 @@
 """Encoders, decoders and their assembly: sizes the paper gives, conventions, and what each option does."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from torch.testing import assert_close
 
 from multicontrast import metrics
 from unihpe_ref.config import ModelConfig, SamplerConfig
+from unihpe_ref.export import export_model
+from unihpe_ref.lifter import Lifter
 from unihpe_ref.models import UniHPE, best_hypothesis, costs, mean_hypothesis, parameters, retrieve
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
+from unihpe_ref.stages import make_stages
 
 
 @pytest.fixture(scope="module")
@@ -330,3 +334,32 @@ def test_errors_come_before_any_work(
 ) -> None:
     with pytest.raises(error, match=message):
         call(poses)
+
+
+def test_a_model_that_only_lifts_has_half_of_the_parts_and_says_so(poses: dict[str, Tensor], tmp_path: Path) -> None:
+    whole = UniHPE(POSES_ONLY.model.override(decoder="mlp")).eval()
+    config = POSES_ONLY.override(**{"model.decoder": "mlp", "model.lifting_only": True})
+    model = UniHPE(config.model).eval()
+    held = {name.split(".")[0] for name in model.state_dict()}
+    assert held == {"encoder_2d", "decoder_3d"}
+    weights = whole.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    assert torch.equal(model.lift(poses["kp2d"], poses["box_info"]), whole.lift(poses["kp2d"], poses["box_info"]))
+    assert set(costs(config.model)) == {"2D pose encoder", "3D pose decoder"}
+    with pytest.raises(ValueError, match="needs a model with a 3D encoder; got one that only lifts"):
+        model.encode(kp3d=poses["kp3d"])
+    with pytest.raises(ValueError, match="needs a model with a 2D decoder; got one that only lifts"):
+        model.decode_2d(torch.ones(5, 32), "2d", poses["box_info"])
+    with pytest.raises(ValueError, match="--part encoder-3d` needs a model with a 3D encoder; got one that only lifts"):
+        export_model(Lifter(model, config), "encoder-3d", tmp_path / "encoder.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_only_lifts_is_trained_by_one_stage() -> None:
+    none = {"stage1.steps": 0, "stage3.steps": 0}
+    only = POSES_ONLY.override(**{"model.lifting_only": True, "lifting.steps": 2, "model.decoder": "mlp"})
+    assert [stage.name for stage in make_stages(only.override(**none))] == ["lifting"]
+    with pytest.raises(ValueError, match="trained by the stage `lifting` alone; got steps in 1 poses, 3 everything"):
+        make_stages(only)
+    with pytest.raises(ValueError, match=r"`ModelConfig\.lifting_only` needs `image_encoder='none'`; got 'hrnet_tiny'"):
+        SMALL.override(**{"model.lifting_only": True})

@@ -39,6 +39,15 @@ def joint_box(joints_px: Tensor, *, padding: float = PADDING, aspect: float = AS
     return torch.cat([(low + high) / 2, torch.maximum(height, width / aspect)[..., None]], -1)
 
 
+def displace_joints(joints_px: Tensor, displacement: Tensor) -> Tensor:
+    """Joints where a detector that errs would have put them.
+
+    Args:
+        joints_px: ``(..., J, 2)`` pixels. displacement: ``(..., J, 2)``, in shares of the longer side of their box.
+    """
+    return joints_px + displacement * joint_box(joints_px)[..., None, 2:]
+
+
 def tight_box_size(joints_px: Tensor) -> Tensor:
     """Width and height of the tight box of ``(..., J, 2)`` joints: ``(..., 2)``, the size that PCK divides by."""
     return joints_px.amax(-2) - joints_px.amin(-2)

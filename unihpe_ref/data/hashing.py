@@ -20,6 +20,12 @@ def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
     return (_shifted(state, 40)).float() * 2.0**-24
 
 
+def hashed_normal(keys: Tensor, count: int, seed: int = 0) -> Tensor:
+    """As :func:`hashed_uniform`, of the standard normal distribution, within 5.3 deviations."""
+    middle = (hashed_uniform(keys, count, seed).double() + 2.0**-25) * 2 - 1
+    return (torch.erfinv(middle) * 2**0.5).float()
+
+
 def _mixed(state: Tensor) -> Tensor:
     state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
     state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)

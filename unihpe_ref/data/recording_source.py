@@ -13,7 +13,7 @@ from torch import Tensor
 from multicontrast._checks import check_choice, describe, three_beats
 
 from .batches import PoseBatch
-from .boxes import apply_affine, compose_affine, crop_affine, invert_affine, joint_box
+from .boxes import apply_affine, compose_affine, crop_affine, displace_joints, invert_affine, joint_box
 from .camera import Camera
 from .facing import face_box
 from .pictures import decode, warp
@@ -22,7 +22,7 @@ from .recording import Recording
 from .render import normalise_image
 from .sampling import SpacedSampler
 from .skeleton import SKELETON, flip_joints
-from .source import VIEWS, Augmentation, vocabulary
+from .source import VIEWS, Augmentation, hashed_joint_errors, vocabulary
 
 JOINTS_2D = ("annotated", "detected")
 
@@ -44,6 +44,7 @@ class RecordingSource:
         protocol: what :meth:`evaluation_indices` covers; every frame unless given.
         min_distance: metres; the poses of a batch of :meth:`sampler` differ by at least so much (root mean square over
             joints, in the camera's frame), from whatever sequences. 0 does not look; 0.02 keeps out what looks alike.
+        joint_noise: of evaluation: standard deviation of the 2D joints' error, in shares of the longer side of the box.
         action_names, subject_names: what the numbers mean; the recording's own names, sorted, unless given.
     Raises: ValueError for an unknown name, or where no sample has what is asked for.
     """
@@ -60,6 +61,7 @@ class RecordingSource:
         need_3d: bool = True,
         protocol: Protocol | None = None,
         min_distance: float = 0.0,
+        joint_noise: float = 0.0,
         action_names: tuple[str, ...] | None = None,
         subject_names: tuple[str, ...] | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class RecordingSource:
         self.need_3d = need_3d
         self.protocol = protocol
         self.min_distance = min_distance
+        self.joint_noise = joint_noise
         self.action_names = vocabulary("RecordingSource", "action", recording.action, action_names)
         self.subject_names = vocabulary("RecordingSource", "subject", recording.subject, subject_names)
         self._pixels = recording.joints_2d if joints_2d == "annotated" else recording.detected_2d
@@ -150,17 +153,20 @@ class RecordingSource:
         if self.augment is None:
             return self._seen(indices[rows])
         draw = torch.rand(len(indices), 5, generator=generator)[rows]
+        errors = self.augment.joint_errors(len(indices), generator)
         return self._seen(
             indices[rows],
             angle=(2 * draw[:, 0] - 1) * math.radians(self.augment.rotation_degrees),
             mirror=draw[:, 1] < self.augment.flip,
             scale=1 + (2 * draw[:, 2] - 1) * self.augment.scale,
             shift=(2 * draw[:, 3:] - 1) * self.augment.shift,
+            errors=None if errors is None else errors[rows],
         )
 
     def evaluation_batch(self, indices: Tensor) -> PoseBatch:
-        """The samples as they were recorded."""
-        return self._seen(self._checked(indices))
+        """The samples as they were recorded, but for the joints' noise where one is asked for."""
+        indices = self._checked(indices)
+        return self._seen(indices, errors=hashed_joint_errors(indices, self.joint_noise, 0))
 
     def evaluation_indices(self, stride: int = 1) -> Tensor:
         """What an evaluation covers: the protocol's samples, of these every ``stride``-th of each view."""
@@ -220,6 +226,7 @@ class RecordingSource:
         mirror: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
+        errors: Tensor | None = None,
     ) -> PoseBatch:
         """Takes samples through one map of their pictures, and poses and cameras with it."""
         rows = self._rows[indices.numpy()]
@@ -247,6 +254,8 @@ class RecordingSource:
         if mirror is not None:
             pixels = torch.where(mirror[:, None, None], pixels[:, list(SKELETON.flip_permutation)], pixels)
             principal = torch.where(mirror[:, None], camera.mirrored().principal, principal)
+        if errors is not None:
+            pixels = displace_joints(pixels, errors)
         box = joint_box(pixels)
         if shift is not None:
             box = torch.cat([box[:, :2] + shift * box[:, 2:], box[:, 2:]], -1)

@@ -13,10 +13,10 @@ from torch import Tensor
 from multicontrast._checks import check_choice, describe, three_beats
 
 from .batches import PoseBatch
-from .boxes import crop_affine, joint_box
+from .boxes import crop_affine, displace_joints, joint_box
 from .camera import Camera, crop_intrinsics, fixed_cameras, random_camera
 from .facing import face_box
-from .hashing import hashed_uniform
+from .hashing import hashed_normal, hashed_uniform
 from .motion import Motion
 from .render import NOISE_CHANNELS, render_poses
 from .sampling import SpacedSampler
@@ -35,15 +35,23 @@ class Augmentation:
     scale: float = 0.25  # the box grows or shrinks by up to this share
     rotation_degrees: float = 30.0  # the camera rolls about its optical axis by up to this much
     shift: float = 0.0  # the box moves by up to this share of its side
+    joint_noise: float = 0.0  # 2D joints err, each sample's by a deviation drawn up to this share of the box's side
 
     def __post_init__(self) -> None:
         """Raises ``ValueError`` outside the ranges that make sense."""
-        limits = {"flip": 1.0, "scale": 0.9, "rotation_degrees": 180.0, "shift": 0.5}
+        limits = {"flip": 1.0, "scale": 0.9, "rotation_degrees": 180.0, "shift": 0.5, "joint_noise": 0.5}
         for name, high in limits.items():
             value = getattr(self, name)
             if not 0 <= value <= high:
                 needed = f"`Augmentation` needs 0 <= `{name}` <= {high:g}"
                 raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
+
+    def joint_errors(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """What a batch's 2D joints are displaced by, ``(count, 17, 2)``; None, and nothing drawn, without noise."""
+        if not self.joint_noise:
+            return None
+        deviation = self.joint_noise * torch.rand(count, 1, 1, generator=generator)
+        return deviation * torch.randn(count, SKELETON.num_joints, 2, generator=generator)
 
 
 class Source(Protocol):
@@ -89,6 +97,7 @@ class PoseSource:
         augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
         seed: decides how evaluation pictures look; training draws from the generator that is passed in.
         view: "camera", or "box" for poses in the frame of a camera that faces them (see ``facing.py``).
+        joint_noise: of evaluation: standard deviation of the 2D joints' error, in shares of the longer side of the box.
         action_names, subject_names: what the numbers mean; the motion's own names, sorted, unless given.
     Raises: ValueError for an unknown name or sizes that are not positive.
     """
@@ -105,6 +114,7 @@ class PoseSource:
         augment: bool | Augmentation = False,
         seed: int = 0,
         view: str = "camera",
+        joint_noise: float = 0.0,
         action_names: tuple[str, ...] | None = None,
         subject_names: tuple[str, ...] | None = None,
     ) -> None:
@@ -119,6 +129,7 @@ class PoseSource:
         self.augment = Augmentation() if augment is True else None if augment is False else augment
         self.seed = seed
         self.view = view
+        self.joint_noise = joint_noise
         self.action_names = vocabulary("PoseSource", "action", motion.action, action_names)
         self.subject_names = vocabulary("PoseSource", "subject", motion.subject, subject_names)
         self._actions = torch.tensor([self.action_names.index(name) for name in motion.action])
@@ -147,6 +158,7 @@ class PoseSource:
             augment=self.augment or False,
             seed=self.seed,
             view=self.view,
+            joint_noise=self.joint_noise,
             action_names=self.action_names,
             subject_names=self.subject_names,
         )
@@ -174,6 +186,7 @@ class PoseSource:
         if self.augment is None:
             return self._seen(indices, place, camera, noise)
         draw = torch.rand(count, 5, generator=generator)[rows]
+        errors = self.augment.joint_errors(count, generator)
         angle = (2 * draw[:, 0] - 1) * math.radians(self.augment.rotation_degrees)
         return self._seen(
             indices,
@@ -183,6 +196,7 @@ class PoseSource:
             mirror=draw[:, 1] < self.augment.flip,
             scale=1 + (2 * draw[:, 2] - 1) * self.augment.scale,
             shift=(2 * draw[:, 3:] - 1) * self.augment.shift,
+            errors=None if errors is None else errors[rows],
         )
 
     def evaluation_batch(self, indices: Tensor, camera: int | None = None) -> PoseBatch:
@@ -201,7 +215,8 @@ class PoseSource:
             needed = f"`evaluation_batch` needs `camera` from 0 to {len(self._fixed) - 1}, or None"
             raise ValueError(three_beats(needed, repr(camera), "Choose one of the fixed cameras."))
         noise = hashed_uniform(indices, NOISE_CHANNELS, seed=self.seed + 2) if self.image_size else None
-        return self._seen(indices, self._places[indices], self._fixed[view], noise)
+        errors = hashed_joint_errors(indices, self.joint_noise, self.seed)
+        return self._seen(indices, self._places[indices], self._fixed[view], noise, errors=errors)
 
     def evaluation_indices(self, stride: int = 1) -> Tensor:
         """Every ``stride``-th frame of each sequence, int64: what an evaluation covers."""
@@ -255,6 +270,7 @@ class PoseSource:
         mirror: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
+        errors: Tensor | None = None,
     ) -> PoseBatch:
         """Puts the frames at ``place`` (B, 2) on the floor and takes their pictures."""
         world = self.motion.joints[indices]
@@ -265,6 +281,8 @@ class PoseSource:
             principal = torch.where(mirror[:, None], camera.mirrored().principal, camera.principal)
             camera = replace(camera, principal=principal)
         pixels = camera.project(joints, distort=False)
+        if errors is not None:
+            pixels = displace_joints(pixels, errors)
         box = joint_box(pixels)
         if shift is not None:
             box = torch.cat([box[:, :2] + shift * box[:, 2:], box[:, 2:]], -1)
@@ -291,6 +309,13 @@ class PoseSource:
             index=indices,
         )
         return face_box(batch) if self.view == "box" else batch
+
+
+def hashed_joint_errors(indices: Tensor, joint_noise: float, seed: int) -> Tensor | None:
+    """What the 2D joints of evaluated samples are displaced by, ``(B, 17, 2)``, the same at every call; None for 0."""
+    if not joint_noise:
+        return None
+    return joint_noise * hashed_normal(indices, 2 * SKELETON.num_joints, seed + 3).view(-1, SKELETON.num_joints, 2)
 
 
 def vocabulary(owner: str, kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unihpe_ref.config import ModelConfig, SamplerConfig
+from unihpe_ref.models.absent import Absent
 from unihpe_ref.models.unihpe import UniHPE
 
 
@@ -55,5 +56,5 @@ def costs(config: ModelConfig, image_size: tuple[int, int] = (256, 192)) -> dict
         return {
             name: (parameters(part), multiply_adds(call))
             for (name, call), part in zip(calls.items(), parts)
-            if part is not None
+            if part is not None and not isinstance(part, Absent)
         }

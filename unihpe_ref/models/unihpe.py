@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from multicontrast._checks import check_choice, check_floating, describe, three_beats
 from unihpe_ref.config import ModelConfig, SamplerConfig
+from unihpe_ref.models.absent import Absent
 from unihpe_ref.models.decoders import MLPDecoder, ScoreDecoder
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
@@ -45,9 +46,10 @@ class UniHPE(nn.Module):
         self.sampler = sampler or SamplerConfig()
         self.image_encoder = _image_encoder(config)
         self.encoder_2d = _pose_encoder(config, 2, box_token=config.encoder_box_token)
-        self.encoder_3d = _pose_encoder(config, 3, box_token=False)
+        whole = not config.lifting_only
+        self.encoder_3d = _pose_encoder(config, 3, box_token=False) if whole else Absent("3D encoder")
         decoder = ScoreDecoder if config.decoder == "diffusion" else MLPDecoder
-        self.decoder_2d = decoder(config, 2 * config.joints, len(MODALITIES))
+        self.decoder_2d = decoder(config, 2 * config.joints, len(MODALITIES)) if whole else Absent("2D decoder")
         self.decoder_3d = decoder(config, 3 * config.joints, len(MODALITIES))
 
     @property

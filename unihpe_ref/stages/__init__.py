@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multicontrast._checks import three_beats
 from unihpe_ref.config import RunConfig
 from unihpe_ref.stages.image_alignment import ImageAlignment
 from unihpe_ref.stages.lifting import Companions, Lifting
@@ -13,9 +14,17 @@ __all__ = ["Companions", "ImageAlignment", "Lifting", "MultiTask", "PoseAlignmen
 
 
 def make_stages(config: RunConfig) -> list[Stage]:
-    """The stages with steps to take, in order; without an image encoder there is nothing for the second."""
+    """The stages with steps to take, in order; without an image encoder there is nothing for the second.
+
+    Raises: ValueError where a model that only lifts has steps to take in a stage that trains more.
+    """
     stages: list[Stage] = [Lifting(config.lifting), PoseAlignment(config.stage1)]
     if config.model.image_encoder != "none":
         stages.append(ImageAlignment(config.stage2))
     stages += [MultiTask(config.stage3), Companions(config.companions)]
-    return [stage for stage in stages if stage.config.steps]
+    stages = [stage for stage in stages if stage.config.steps]
+    more = [stage.name for stage in stages if not isinstance(stage, Lifting)]
+    if config.model.lifting_only and more:
+        needed = "a model with `lifting_only` is trained by the stage `lifting` alone"
+        raise ValueError(three_beats(needed, f"steps in {', '.join(more)}", "Set the others' `steps` to 0."))
+    return stages

@@ -1,0 +1,28 @@
+"""What stands where a model has no such part."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import nn
+
+from multicontrast._checks import three_beats
+
+
+class Absent(nn.Module):
+    """Holds no weights, and says what is missing to whoever asks for something.
+
+    Args:
+        part: its name in words.
+    """
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *arguments: Any) -> NoReturn:
+        """Raises: ValueError, always."""
+        needed = f"this needs a model with a {self.part}"
+        raise ValueError(three_beats(needed, "one that only lifts (`lifting_only`)", "Choose another checkpoint."))
+
+    decode = loss = forward
