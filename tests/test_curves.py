@@ -64,9 +64,10 @@ def test_a_run_measures_every_line_and_draws_it(tmp_path, monkeypatch):
     assert curves.main(["--draw", "--csv", str(rows), "--folder", str(folder)]) == 0
     assert (folder / "jacobi.svg").read_bytes() == first
     assert pictures.digest_in(folder / "jacobi.svg") == pictures.digest(curves.read(rows)) != pictures.digest([])
-    assert {point.operation for point in curves.read(rows)} == {line.operation for line in curves.LINES} | {
-        curves.DENOMINATOR
-    }
+    measured = {point.operation for point in curves.read(rows)}
+    assert measured == {line.operation for line in curves.LINES} | {
+        curves.DENOMINATOR, curves.SIMILARITY, curves.GATHERING,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("spread", [1e-2, 1e-5])
@@ -76,3 +77,24 @@ def test_two_groups_nearly_have_a_double_eigenvalue(spread):
     values = torch.linalg.eigvalsh(curves.two_groups(spread)(8, torch.float64, 0))
     assert (values[:, -1] - values[:, -2]).max() < 60 * spread
     assert (values[:, -2] - values[:, -3]).min() > 3
+
+
+def test_only_gathering_with_its_gradient_is_one_process():
+    found = {(p.at, p.implementation, p.quantity): p.value for p in points() if p.operation == curves.GATHERING}
+    for ranks in {at for at, *_ in found} - {1.0}:
+        assert found[ranks, "with gradient", "length"] == found[ranks, "with gradient", "cosine"] == 1
+        assert found[ranks, "without, all anchors", "length"] == pytest.approx(1 / ranks, rel=1e-3)
+        assert found[ranks, "without, all anchors", "cosine"] == 1
+        assert found[ranks, "without, own anchors", "cosine"] < 0.995
+
+
+def test_the_eigenvalue_does_not_see_a_turned_embedding_and_is_near_the_mean_cosine():
+    turn = {
+        (p.at, p.implementation): p.value for p in points() if (p.operation, p.along) == (curves.SIMILARITY, "turn")
+    }
+    assert turn[0, "eigenvalue"] == turn[180, "eigenvalue"] == 3
+    assert turn[90, "eigenvalue"] == 2
+    assert turn[180, "1 + 2 mean cosine"] < 1
+    for point in points():
+        if (point.operation, point.along) == (curves.SIMILARITY, curves.SPREAD):
+            assert 0 < point.value < 0.1 * point.at**2
