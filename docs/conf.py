@@ -52,6 +52,7 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # a default as it is written, not three hundred numbers
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -76,6 +77,8 @@ copybutton_prompt_is_regexp = True
 
 def _sections_on_one_line(app, what, name, obj, options, lines) -> None:  # noqa: ARG001 (Sphinx fixes the signature)
     """Let ``Returns: (B,) losses`` be a section, as our docstrings write it; napoleon wants a line break there."""
+    if lines and lines[0].startswith("Alias for field number"):  # namedtuple's own words
+        lines.clear()
     lines[:] = [_ONE_LINE_SECTION.sub(r":\1: ", line) for line in lines]
 
 

@@ -8,6 +8,7 @@ and must at least compile. Blocks of other kinds (``console``, ``text``) are not
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import doctest
 import importlib
 import io
@@ -210,6 +211,18 @@ def test_every_public_name_has_a_docstring_and_a_place_in_the_docs(room: str) ->
     names = {name for name, thing in things.items() if not isinstance(thing, ModuleType)}
     assert names - documented(room, api) == set()
     assert [name for name in names if callable(things[name]) and not (things[name].__doc__ or "").strip()] == []
+
+
+def test_the_settings_of_a_run_are_written_out_as_they_are() -> None:
+    # By itself the page would show every default of every part, which fills two screens.
+    written = re.search(r"config\.RunConfig\(\*, (.*)\)", (ROOT / "docs" / "api" / "unihpe.md").read_text())
+    shown = dict(part.split("=") for part in written[1].split(", "))
+    settings = importlib.import_module("unihpe_ref.config").RunConfig()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        expected = f"{type(value).__name__}()" if dataclasses.is_dataclass(value) else repr(value)
+        assert shown.pop(field.name) == expected
+    assert shown == {}
 
 
 def test_a_name_without_a_place_would_be_seen() -> None:
