@@ -94,6 +94,30 @@ def losses_table(rows: Sequence[Row]) -> str:
     return "\n".join(parts) or "No rows yet.\n"
 
 
+BESIDE = {
+    "three pairs as CLIP computes them": "three CLIP losses, two matmuls each",
+    "three pairs": "three pairs",
+    "three pairs + triplet": "trimodal",
+    'three pairs + triplet, `negatives="shared"`': "trimodal, shared",
+    "triplet alone, Algorithm 2 of the paper": "Algorithm 2, eigvalsh",
+    "triplet alone": "triplet",
+    "triplet alone, all triplets": "triplet, exact",
+}
+
+
+def beside_table(rows: Sequence[Row]) -> str:
+    """What a user chooses between, from the newest run: ours, CLIP-style pairs, the paper's algorithm."""
+    if not rows:
+        return "No rows yet.\n"
+    newest = max(rows, key=lambda row: row.date)
+    run = latest_run(rows, newest.case, newest.device)
+    shapes = list(dict.fromkeys(row.shape for row in run))
+    found = {(row.shape, row.implementation): row for row in run}
+    lines = [(text, *(_cell(found.get((shape, name))) for shape in shapes)) for text, name in BESIDE.items()]
+    header = ("ms (MB)", *shapes)
+    return f"{origin(run[0])}\n\n{markdown(header, [line for line in lines if any(line[1:])])}"
+
+
 def _ratio_table(found: dict[tuple[str, str], Row], shapes: Sequence[str]) -> str:
     lines = []
     for bar in losses.BARS:
@@ -171,6 +195,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "timing": ("timing.csv", timing_table),
     "timing-losses": ("timing.csv", losses_alone_table),
     "losses": ("losses.csv", losses_table),
+    "losses-beside": ("losses.csv", beside_table),
     "kernels": ("kernels.csv", kernels_table),
 }
 _ACCURACY = Path("accuracy") / "eigenvalues.csv"
