@@ -145,7 +145,7 @@ class Temperature(nn.Module):
 
         Args:
             similarity: a name of :mod:`multicontrast.similarity`.
-            num_modalities: N.
+            num_modalities: how many there are, N.
             dim: D, for ``"multilinear"`` alone.
             base: the temperature that would suit a cosine.
             min, max, learnable: as for the class; bounds are those of this temperature, not of ``base``.

@@ -26,7 +26,7 @@ class MemoryQueue(nn.Module):
     Args:
         size: number of samples to remember.
         dim: dimension of the embeddings.
-        num_modalities: N.
+        num_modalities: how many there are, N.
 
     Raises:
         TypeError, ValueError: for sizes that are not positive whole numbers, or embeddings that do not fit.
