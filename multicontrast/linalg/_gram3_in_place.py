@@ -1,8 +1,8 @@
 r"""The h-cubic in place: the hot path of the losses on a CPU, where the cost is the number of passes over a block.
 
-The equations of docs/math/h-cubic in some fifty-five passes, without a mask or an allocation; blocks of 128K to 256K
-elements are best. In two places they differ from those of :mod:`multicontrast.linalg._gram3_torch` and save passes: the
-cubic is not divided by a power of gamma, and the gradient comes from the eigenvector by two quotients,
+The equations of :mod:`multicontrast.linalg._gram3_torch` in some fifty-five passes, without a mask or an allocation;
+blocks of 128K to 256K elements are best. The gradient alone is another, which saves passes: from the eigenvector, by
+two quotients,
 
 .. math:: \sigma = \frac{u_2 + u_3}{u_1} = \frac{a + b}{x - c},
           \qquad \tau = \frac{u_2 - u_3}{u_1} = \frac{a - b}{x + c},

@@ -67,9 +67,10 @@ def _scaled(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _root(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(gamma, e, k gamma)`` of scaled cosines, with ``x = gamma + 2 e``; ``e = gamma h / 2`` saves operations.
+    """``(gamma, e, gamma^2 k)`` of scaled cosines, with ``x = gamma + 2 e``; ``e = gamma h / 2`` saves operations.
 
-    In it the cubic is ``8 e^3 / gamma + 12 e^2 + 2 k e - t^2``.
+    In it the cubic, times gamma^3, is ``8 e^3 + 12 gamma e^2 + 2 (gamma^2 k) e - gamma t^2``; one division by gamma is
+    left, in the fitted step.
     """
     tiny = torch.finfo(a.dtype).smallest_normal  # keeps 0 / 0 from arising at exact ties; beyond reach otherwise
     size_a, size_b, size_c = a.abs(), b.abs(), c.abs()
@@ -79,20 +80,17 @@ def _root(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The sign of abc from the signs alone: the product keeps it even where it underflows.
     t = middle + torch.copysign(low, a * b * c)
     # Differences before anything else: they are exact where the magnitudes are close.
-    k_gamma = (gamma - middle) * (gamma + middle) + (gamma - low) * (gamma + low)
-    safe = gamma.clamp_min(tiny)
-    k = k_gamma / safe
-    t_squared = t * t
-    root = torch.sqrt(k * k + 12 * t_squared)
-    e = t_squared / (k + root).clamp_min(tiny)
-    ratio = e / safe
-    square = e * ratio
-    e = e - 4 * square * e / (root + SECANT[0] * square + SECANT[1] * (ratio * square)).clamp_min(tiny)
+    k = (gamma - middle) * (gamma + middle) + (gamma - low) * (gamma + low)
+    g = gamma * (t * t)
+    root = torch.sqrt(k * k + 12 * (gamma * g))
+    e = g / (k + root).clamp_min(tiny)
+    square = e * e
+    cube = square * e
+    e = e - 4 * cube / (root + SECANT[0] * square + SECANT[1] * (cube / gamma.clamp_min(tiny))).clamp_min(tiny)
     for _ in range(NEWTON_STEPS[a.dtype]):
-        curve = e + e * e / safe
-        residual = t_squared - 2 * e * (k + 4 * curve + 2 * e)
-        e = e + 0.5 * residual / (k + 12 * curve).clamp_min(tiny)
-    return gamma, e, k_gamma
+        inner = k + 4 * e * (e + 1.5 * gamma)
+        e = e + 0.5 * (g - 2 * e * inner) / (inner + 8 * e * (e + 0.75 * gamma)).clamp_min(tiny)
+    return gamma, e, k
 
 
 def eigmax_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -109,14 +107,14 @@ def eigmax_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tenso
     least norm, at zero it is zero. NaN or infinity in any cosine makes all four NaN.
     """
     a, b, c, _, inverse, poison = _scaled(a, b, c)
-    gamma, e, k_gamma = _root(a, b, c)
+    gamma, e, k = _root(a, b, c)
     x = (gamma + 2 * e) * inverse + poison
-    return x, *_gradient(a, b, c, gamma, e, _denominator(gamma, e, k_gamma), poison)
+    return x, *_gradient(a, b, c, gamma, e, _denominator(gamma, e, k), poison)
 
 
-def _denominator(gamma: Tensor, e: Tensor, k_gamma: Tensor) -> Tensor:
+def _denominator(gamma: Tensor, e: Tensor, k: Tensor) -> Tensor:
     """``3 x^2 - s``, a sum of terms that are not negative; zero only where the eigenvalue is multiple."""
-    return k_gamma + 12 * e * (gamma + e)
+    return k + 12 * e * (gamma + e)
 
 
 def _gradient(
@@ -130,10 +128,10 @@ def _gradient(
     over_c = (a + c) * (gamma + b) - (a - c) * (gamma - b) + 4 * c * e
     # Where all magnitudes are equal and abc < 0, the projector on the double eigenvalue's plane, halved, has thirds.
     multiple = denominator == 0
-    safe = torch.where(multiple, 1, denominator)
+    share = 1 / torch.where(multiple, 1, denominator)
     third = torch.full_like(denominator, 1 / 3)
     ga, gb, gc = (
-        torch.where(multiple, third * cosine.sign(), over / safe) + poison
+        torch.where(multiple, third * cosine.sign(), over * share) + poison
         for cosine, over in ((a, over_a), (b, over_b), (c, over_c))
     )
     return ga, gb, gc
@@ -145,9 +143,9 @@ def eigenvalues_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     The lesser two differ by ``2 sqrt(q) / (3 x^2 - s)`` where ``4 q`` is the discriminant, a sum of squares.
     """
     a, b, c, _, inverse, poison = _scaled(a, b, c)
-    gamma, e, k_gamma = _root(a, b, c)
+    gamma, e, k = _root(a, b, c)
     x = gamma + 2 * e
-    denominator = _denominator(gamma, e, k_gamma)
+    denominator = _denominator(gamma, e, k)
     half = (a * a + b * b + c * c) / 2
     q = torch.zeros_like(a)
     for single, first, second in ((a, b, c), (b, c, a), (c, a, b)):
@@ -168,8 +166,8 @@ def eigmax_hessian_product(
     ``(x I - B)^+ = (2 x I + B)(I - P) / (3 x^2 - s)``.
     """
     a, b, c, power, _, poison = _scaled(a, b, c)
-    gamma, e, k_gamma = _root(a, b, c)
-    denominator = _denominator(gamma, e, k_gamma)
+    gamma, e, k = _root(a, b, c)
+    denominator = _denominator(gamma, e, k)
     multiple = denominator == 0
     safe = torch.where(multiple, 1, denominator)
     ga, gb, gc = _gradient(a, b, c, gamma, e, denominator, poison)

@@ -51,7 +51,18 @@ class _CompiledSimilarity(CosineSimilarity):
             options: dict[str, Any] | None = {"realize_opcount_threshold": 4} if self.backend == "inductor" else None
             compiled = torch.compile(program, backend=self.backend, dynamic=True, options=options)
             self._programs[function] = torch.no_grad()(compiled)
+            _keep_freed_memory()
         return self._programs[function]
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a program frees, which allocates its buffers anew at each call.
+
+    glibc gives large blocks back to the system, which clears every page again at the next call: that took twice as long
+    as the program itself. Once it has seen a block of almost 32 MiB freed, it keeps up to twice as much. Untouched, the
+    block costs nothing; other C libraries do not mind.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def _value_and_gradient(similarity: CosineSimilarity, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
