@@ -11,9 +11,12 @@ pytest.importorskip("timm", reason="the studies train UniHPE; install the extra 
 from benchmarks.studies import cells, page, tables
 from benchmarks.studies.__main__ import main
 from benchmarks.studies.plan import CELLS, SEEDS, STUDIES, Cell, rows
+from benchmarks.studies.runs import keep_run, read_run
+from unihpe_ref.checkpoint import save_model
 from unihpe_ref.data import generate_motion
 from unihpe_ref.data.protocols import PROTOCOLS
-from unihpe_ref.presets import PRESETS
+from unihpe_ref.models import UniHPE
+from unihpe_ref.presets import PRESETS, preset
 
 PICTURES = {
     "data.image_size": (32, 32),
@@ -132,3 +135,37 @@ def test_the_command_lists_cells_and_speaks_in_words(capsys, tmp_path):
     assert main(["run", "--motion", str(tmp_path / "missing.npz")]) == 2
     assert "missing.npz" in capsys.readouterr().err
     torch.set_num_threads(1)
+
+
+def test_a_longer_run_is_kept_as_far_as_it_came(tmp_path):
+    config = preset("table4-transformer-diffusion").override(
+        **{name: value for name, value in PICTURES.items() if name != "data.image_size"},
+        **{"model.image_encoder": "none", "model.encoder_heads": 2, "model.encoder_feedforward": 16},
+    )
+    motion = generate_motion(0, actions=("walk", "sit"), num_subjects=3, num_test_subjects=1, seconds=2.0)
+    run, folder = tmp_path / "run", tmp_path / "kept"
+    run.mkdir()
+    with pytest.raises(ValueError, match="a run with a model or a checkpoint"):
+        keep_run(run, "small", motion, folder)
+    checkpoint = run / "checkpoints" / "stage3-00000020"
+    checkpoint.mkdir(parents=True)
+    save_model(UniHPE(config.model, config.sampler), config, checkpoint / "model.safetensors")
+    stages = [("1 poses", 10), ("3 everything", 10), ("3 everything", 20), ("3 everything", 30)]
+    records = [{"event": "step", "stage": s, "step": k, "seconds": 6.0 * k, "loss": 1 / 3} for s, k in stages]
+    records.insert(0, {"event": "begin", "seconds": 0.0})
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    environment = {"date": "2026", "python": "3", "processor": "any", "cores": 1, "threads": 1, "device": "cpu"}
+    (run / "environment.json").write_text(json.dumps(environment | {"packages": {"torch": "2"}, "command": ["secret"]}))
+    kept, steps = keep_run(run, "small", motion, folder)
+    found = read_run("small", folder)
+    assert found == json.loads(kept.read_text())
+    assert found["steps"] == {"taken": 20, "planned": config.stage3.steps}
+    assert found["wall_minutes"] == 2
+    assert found["evaluation"]["paths"]["2D to 3D"]["frame_mean"]["MPJPE"] > 0
+    assert found["deviations"]["model.image_encoder"] == ["none", "hrnet_w32"]
+    assert "secret" not in kept.read_text()
+    assert steps.read_text().splitlines()[0] == "stage,step,seconds,loss,decoding_3d,learning_rate"
+    assert [line.split(",")[:4] for line in steps.read_text().splitlines()[1:]] == [
+        [stage, str(step), f"{6 * step}", "0.333333"] for stage, step in stages[:3]
+    ]
+    assert read_run("other", folder) is None

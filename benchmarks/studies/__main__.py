@@ -1,8 +1,9 @@
-"""``python -m benchmarks.studies``: list the cells, run those that are missing, write the page.
+"""``python -m benchmarks.studies``: list the cells, run those that are missing, write the page, keep longer runs.
 
 python -m benchmarks.studies list
 python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_multiview
 python -m benchmarks.studies page
+python -m benchmarks.studies keep runs/full --motion ../shared/data/cmu17_60hz.npz   # a longer run, finished or not
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from benchmarks.studies.cells import read_result, run_cell
 from benchmarks.studies.page import write_page
 from benchmarks.studies.plan import CELLS, STUDIES
+from benchmarks.studies.runs import FULL_SIZE, keep_run
 from unihpe_ref.data import read_mocap
 
 
@@ -31,6 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     runner.add_argument("--photographs", type=Path, help="folder of the real crops; left out without it")
     runner.add_argument("--only", choices=STUDIES, action="append", help="these studies alone")
     runner.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many minutes")
+    keeper = commands.add_parser("keep", help="evaluate a longer training run, and keep what it reached")
+    keeper.add_argument("run", type=Path, help="folder of `unihpe train`")
+    keeper.add_argument("--motion", type=Path, required=True, help="the recording (npz)")
+    keeper.add_argument("--name", default=FULL_SIZE, help="of the result (default: the pair in the paper's size)")
     options = parser.parse_args(arguments)
     try:
         if options.command == "list":
@@ -40,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{cell.name:<36} {state}")
         elif options.command == "page":
             print(*write_page(), sep="\n")
+        elif options.command == "keep":
+            torch.set_num_threads(1)
+            print(*keep_run(options.run, options.name, read_mocap(options.motion)), sep="\n")
         else:
             _run(options)
     except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@ import unihpe_ref
 from benchmarks.environment import ROOT
 from benchmarks.studies.cells import RESULTS, read_result
 from benchmarks.studies.plan import SEEDS, Cell, rows
+from benchmarks.studies.runs import FULL_SIZE, read_run
 
 PAGE = ROOT / "docs" / "unihpe" / "reproducing-tables.md"
 CARD = Path(unihpe_ref.__file__).with_name("assets") / "lifter.json"  # of the package that runs, installed or not
@@ -98,8 +99,9 @@ not at hand, so the column *here* is empty on their rows: nobody has run them wi
 prepares them with `unihpe data prepare`, trains with `unihpe train --preset PRESET --motion PREPARED`, and evaluates
 with `unihpe evaluate RUN --motion PREPARED --protocol ...`; `unihpe ablate --table 4` runs all rows of a table.
 
-The rows on CMU motion capture are the small cells of [the studies](studies.md) and the shipped lifter: other data,
-other sizes, not to be compared with the paper's numbers.
+The rows on CMU motion capture are the small cells of [the studies](studies.md), the shipped lifter, and the paper's
+pair of Table 4 in its full size ([how it was trained](training-on-mocap.md)): other data, not to be compared with the
+paper's numbers.
 
 This page is written by `python -m benchmarks.studies page`.
 """
@@ -126,6 +128,12 @@ def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, 
             value = f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}"
             log = "`unihpe_ref/assets/lifter.json`"
             found.append((f"shipped lifter, {words}", "", value, "CMU, exact 2D", "`lifter`", log))
+    if number == "4" and (run := read_run(FULL_SIZE)) is not None:
+        mean = run["evaluation"]["paths"]["2D to 3D"]["frame_mean"]
+        steps = f"{run['steps']['taken']:,} steps"
+        found.append((f"transformer, diffusion, in the paper's size ({steps})", "",
+                      f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}", "CMU, exact 2D", f"`{run['preset']}`",
+                      f"`benchmarks/results/runs/{FULL_SIZE}.csv`"))  # fmt: skip
     study = f"table{number}"
     if study in ("table4", "table6"):
         for row in rows(study):

@@ -1,0 +1,73 @@
+"""Training runs too long to be a cell of a study: what they reached, kept beside the cells."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import ROOT
+from multicontrast._checks import three_beats
+from unihpe_ref.checkpoint import load_model, write_whole
+from unihpe_ref.data import Motion
+from unihpe_ref.presets import deviations
+from unihpe_ref.runs import CHECKPOINTS, ENVIRONMENT, LOG, MODEL, evaluate_model
+
+RUNS = ROOT / "benchmarks" / "results" / "runs"
+FULL_SIZE = "transformer-diffusion"
+"""The paper's pair in the paper's size."""
+_COLUMNS = ("stage", "step", "seconds", "loss", "decoding_3d", "learning_rate")
+_KEPT = ("date", "python", "processor", "cores", "threads", "device")
+
+
+def read_run(name: str, folder: Path = RUNS) -> dict[str, Any] | None:
+    """What :func:`keep_run` kept under that name; None where there is nothing."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS) -> list[Path]:
+    """Evaluates the model of a training run, finished or not, and keeps the result with the run's steps.
+
+    Args:
+        run: folder of ``unihpe train``; where it has no model yet, its newest checkpoint is evaluated.
+        name: of the files.
+        motion: whose "test" takes are evaluated.
+        folder: where the files go.
+    Raises: ValueError where there is neither model nor checkpoint.
+    """
+    found = [run / MODEL] if (run / MODEL).exists() else sorted((run / CHECKPOINTS).glob(f"stage*-*/{MODEL}"))
+    if not found:
+        needed = "`keep` needs a run with a model or a checkpoint"
+        raise ValueError(three_beats(needed, str(run), "`unihpe train --out` names it."))
+    model, config = load_model(found[-1])
+    records = [json.loads(line) for line in (run / LOG).read_text().splitlines()]
+    steps = [record for record in records if record["event"] == "step"]
+    if found[-1].parent != run:
+        stage, step = found[-1].parent.name.removeprefix("stage").split("-")
+        steps = [r for r in steps if (int(r["stage"].split()[0]), r["step"]) <= (int(stage), int(step))]
+    environment = json.loads((run / ENVIRONMENT).read_text())
+    content = {
+        "preset": config.preset,
+        "deviations": {name: list(both) for name, both in deviations(config).items()},
+        "seed": config.seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": {"taken": steps[-1]["step"], "planned": config.stage3.steps},
+        "wall_minutes": round(steps[-1]["seconds"] / 60, 1),
+        "environment": {key: environment[key] for key in _KEPT} | {"torch": environment["packages"]["torch"]},
+        "evaluation": evaluate_model(model, config, motion).to_dict(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.json", folder / f"{name}.csv"]
+    write_whole(paths[0], (json.dumps(content, indent=1, default=str) + "\n").encode())
+    lines = [_COLUMNS, *([_short(record.get(column, "")) for column in _COLUMNS] for record in steps)]
+    temporary = paths[1].with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)
+    temporary.replace(paths[1])
+    return paths
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
