@@ -31,7 +31,9 @@ from multicontrast.metrics import pa_mpjpe
 
 OURS, SVD = "pa_mpjpe", "batched torch.linalg.svd"
 LOOP, LOOP_SVD = "scipy.spatial.procrustes, in a loop", "scipy.linalg.svd, in a loop"
-BARS = ((SVD, 3.5), (LOOP, 100.0))  # how many times faster pa_mpjpe is held to be, at 1e5 poses
+BARS = ((SVD, "float32", 3.5), (SVD, "float64", 3.5), (LOOP, "float32", 100.0))
+"""How many times faster pa_mpjpe is held to be, at 1e5 poses. SciPy computes in float64 whatever comes, poses come in
+float32; in float64 the loop is shown without a bar."""
 PAGE = ROOT / "docs" / "metrics" / "accuracy-and-speed.md"
 FIGURE = ROOT / "docs" / "_static" / "metrics-accuracy.svg"
 ACCURACY = driver.RESULTS / "metrics-accuracy.json"
@@ -129,8 +131,8 @@ def run_times(options: argparse.Namespace) -> int:
                 )  # fmt: skip
                 faster = driver.median_ratio(samples, found[OURS]) or float("nan")
                 print(f"{shape:>14} {name} {implementation:36} {rows[-1].p50_ms:10.2f} ms  {faster:7.2f} x")
-                for rival, bar in BARS:
-                    if implementation == rival and count >= 100_000 and faster < bar:
+                for rival, held, bar in BARS:
+                    if (implementation, name) == (rival, held) and count >= 100_000 and faster < bar:
                         failed.append(f"{OURS} is {faster:.2f} x faster than {rival} in {name}; the bar is {bar}")
     return cli.finish(options, rows, failed)
 
