@@ -6,7 +6,7 @@ import torch
 import multicontrast as mc
 from benchmarks.driver import peak_bytes
 from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS
-from multicontrast.losses import _all_tuples, _pair_block, _shift_cells
+from multicontrast.losses import _all_tuples, _pair_block, _rows, _shift_cells
 
 SIZE, DIM, CELLS = 512, 8, 1 << 11
 BLOCK = 4 * SIZE * SIZE  # bytes of a Gram block
@@ -52,6 +52,18 @@ def test_tuples_anywhere_need_one_block_more(in_cache, monkeypatch):
 def test_pairs_need_one_block_each():
     x, y = (torch.randn(SIZE, DIM, requires_grad=True) for _ in range(2))
     assert peak_bytes(lambda: mc.pairwise_infonce(x, y, 0.2).backward(), torch.device("cpu")) < BLOCK + PARTS
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_normalising_copies_no_rows_of_a_short_batch(size, monkeypatch):
+    """As many rows as there are columns, and up to a quarter of that."""
+    monkeypatch.setattr(_rows, "_CHUNK", 1000)
+    x, y = (torch.randn(size, 128, requires_grad=True) for _ in range(2))
+    peaks = [
+        peak_bytes(lambda: mc.pairwise_infonce(x, y, 0.2, normalize=normalize).backward(), torch.device("cpu"))  # noqa: B023
+        for normalize in (True, False)
+    ]
+    assert peaks[0] - peaks[1] < 4 * size * 128 / 2
 
 
 def test_every_triplet_needs_a_few_blocks():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import multicontrast as mc
+from multicontrast.losses import _rows
 from tests import definitions
 
 SIMILARITIES = ["eigenvalue", "singular_value", "mean_cosine", "volume", "area", "multilinear"]
@@ -189,3 +190,24 @@ def test_blocks_of_rows_join_up(negatives, size):
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
     for f, p in zip(fused_grads, plain_grads):
         torch.testing.assert_close(f, p, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("dim", [40, 60, 200], ids=["unit rows", "scaled products", "cosines kept"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("negatives", ["permutation", "shared", "cyclic"])
+def test_lengths_are_undone_in_the_products_or_in_the_rows(negatives, normalize, dim, monkeypatch):
+    """In short batches the products of the embeddings are scaled, some at a time, and no unit rows are made. Values and
+    gradients are those of the plain road, whichever embeddings are trained and whatever comes from above."""
+    monkeypatch.setattr(_rows, "_CHUNK", 1000)
+    size = 50
+    lengths = torch.logspace(-3, 3, size, dtype=torch.float64)[:, None] if normalize else 0.1
+    for wanted in [(True, True, True, True), (True, False, True, True), (False, True, False, False)]:
+        inputs = [(lengths * x.detach()).requires_grad_(need) for x, need in zip(embeddings(3, size, dim), wanted)]
+        inputs.append(torch.tensor(0.2, dtype=torch.float64, requires_grad=wanted[3]))
+        results = []
+        for reduction in ("sum", "none"):
+            generator = torch.Generator().manual_seed(0)
+            options = {"negatives": negatives, "generator": generator, "normalize": normalize}
+            loss = mc.trimodal_infonce(*inputs, **options, reduction=reduction).sum()
+            results.append(-2.5 * loss)
+        assert_same(*results, [x for x in inputs if x.requires_grad])
