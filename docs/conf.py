@@ -39,6 +39,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 10**9,
     "write_computation_times": False,
     "abort_on_example_error": True,
+    "image_scrapers": ("gallery_pictures", "matplotlib"),
     "capture_repr": (),  # what a program prints, and nothing that it only happens to end in
     "backreferences_dir": None,
     "matplotlib_animations": False,

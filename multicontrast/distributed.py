@@ -34,7 +34,7 @@ from multicontrast._checks import check_floating, compute_dtype, describe, three
 __all__ = ["Gather", "gather_rows"]
 
 Gather: TypeAlias = "bool | dist.ProcessGroup"
-"""What ``gather=`` takes: False, True for the default process group, or a process group."""
+"""The values of ``gather=``, which are False, True for the default process group, or a process group."""
 
 # The names from torch 2.14 on, and those before.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

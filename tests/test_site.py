@@ -64,3 +64,22 @@ def test_links_are_followed_to_their_anchor(tmp_path, link, leads_nowhere):
     (site / "other.html").write_text('<h2 id="there">')
     (site / "index.html").write_text(f'<h1 id="here">{link}')
     assert bool(links.broken(site)) is leads_nowhere
+
+
+def test_a_figure_that_pyplot_does_not_know_is_shown_once(tmp_path):
+    pytest.importorskip("sphinx_gallery", reason="comes with the extra `dev`")
+    import gallery_pictures
+    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+
+    def shown(figure):
+        paths = iter([str(tmp_path / "one.png"), str(tmp_path / "two.png")])
+        variables = {"example_globals": {"figure": figure}, "image_path_iterator": paths}
+        return [gallery_pictures.scrape(None, variables, {"src_dir": str(tmp_path)}) != "" for _ in range(2)]
+
+    assert shown(Figure()) == [True, False]
+    assert (tmp_path / "one.png").exists()
+    ours = pyplot.figure()
+    assert shown(ours) == [False, False]  # the scraper for pyplot shows it
+    pyplot.close(ours)
+    assert shown(None) == [False, False]
