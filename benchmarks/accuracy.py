@@ -23,7 +23,7 @@ import mpmath
 import torch
 from torch import Tensor
 
-from benchmarks import driver
+from benchmarks import driver, pictures
 from benchmarks.environment import describe_environment
 from multicontrast import linalg
 from multicontrast.linalg.gram3 import gram3_excess
@@ -351,6 +351,8 @@ def main(arguments: list[str] | None = None) -> int:
     append(options.csv, rows)
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(page(rows))
+    if (options.page, options.csv) == (PAGE, ROWS):
+        pictures.save(pictures.families(rows), rows, pictures.FOLDER / pictures.FAMILIES)
     print(f"{len(rows)} rows added to {options.csv}; page written to {options.page}")
     return 0
 
