@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import unihpe_ref
 from benchmarks.environment import ROOT
 from multicontrast._checks import three_beats
 from multicontrast.metrics import mpjpe, pa_mpjpe
@@ -31,7 +32,7 @@ from unihpe_ref.lifter import SHIPPED, Lifter, load_lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.runs import CONFIG, ENVIRONMENT, EVALUATION, LOG, MODEL, evaluate_model
 
-ASSETS = ROOT / "unihpe_ref" / "assets"
+ASSETS = Path(unihpe_ref.__file__).with_name("assets")  # of the package that runs, installed or not
 PAGES = (ROOT / "docs" / "unihpe" / "lift.md", ASSETS / "LIFTER.md")
 NOISE = (0.0, 0.004, 0.01, 0.02)
 """Standard deviations in shares of the box, of which a person fills 0.8."""
