@@ -33,8 +33,8 @@ def latest_run(rows: Sequence[Row], case: str, device: str) -> list[Row]:
 
 
 def settings(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Every (case, device) in the order of first appearance."""
-    return list(dict.fromkeys((row.case, row.device) for row in rows))
+    """Every (case, device), the newest run first: of another machine there may only be rows of older code."""
+    return list(dict.fromkeys((row.case, row.device) for row in sorted(rows, key=lambda row: row.date, reverse=True)))
 
 
 def origin(row: Row) -> str:
