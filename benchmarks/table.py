@@ -142,7 +142,7 @@ def _ratio(above: Row, below: Row, bar: losses.Bar) -> str:
 def kernels_table(rows: Sequence[Row]) -> str:
     """Operations by case, each beside its rivals."""
     parts = []
-    for device in dict.fromkeys(row.device for row in rows):
+    for device in dict.fromkeys(device for _, device in settings(rows)):
         newest = max(row.date for row in rows if row.device == device)
         run = [row for row in rows if row.device == device and row.date == newest]
         lines = []
