@@ -16,7 +16,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import mpmath
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks import driver, pictures
 from benchmarks.environment import describe_environment
+from benchmarks.errors import Row
 from multicontrast import linalg
 from multicontrast.linalg.gram3 import gram3_excess
 from tests import eigen_definitions, families
@@ -32,24 +33,6 @@ from tests import eigen_definitions, families
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "math" / "eigenvalue-accuracy.md"
 ROWS = driver.RESULTS / "accuracy" / "eigenvalues.csv"
 GRAM3, SYMMETRIC3, GRAM_N = "gram3_eigmax", "eigh3", "eigmax"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """The largest error of one implementation on one family; one line of the CSV."""
-
-    operation: str
-    family: str
-    dtype: str
-    implementation: str
-    quantity: str
-    error: float  # in eps; inf where something was not finite
-    count: int
-    torch: str
-    commit: str
-    date: str
-
-
 Errors = dict[tuple[str, str], float]  # (implementation, quantity) -> the largest so far
 
 

@@ -24,29 +24,13 @@ from torch import Tensor
 import multicontrast as mc
 from benchmarks import accuracy, driver, pictures
 from benchmarks.environment import describe_environment
+from benchmarks.errors import Point
 from tests import families
 
 ROWS = driver.RESULTS / "accuracy" / "curves.csv"
 GAP, SIZE, NEGATIVES, BATCH, TURN, SPREAD, RANKS = "gap", "size", "negatives", "batch", "turn", "spread", "ranks"
 DENOMINATOR, SIMILARITY, GATHERING = "denominator", "similarity", "gathering"
 DRAWS = 24  # of the sampled denominator at each point
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One implementation at one place of one line; a line of the CSV."""
-
-    operation: str
-    along: str
-    at: float
-    dtype: str
-    implementation: str
-    quantity: str
-    value: float  # an error in eps, inf where something was not finite; for the denominators a loss or a cosine
-    count: int
-    torch: str
-    commit: str
-    date: str
 
 
 # Lines ----------------------------------------------------------------------------------------------------------------

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import ROOT
+from benchmarks.errors import Point, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from benchmarks.accuracy import Row
-    from benchmarks.curves import Point
 
 FOLDER = ROOT / "docs" / "_static" / "math"
 INK = "#7d8590"

@@ -91,7 +91,7 @@ def compiled(
     eigenvalue, the compiled loop once. It needs a C++ compiler, takes half a minute at its first use in a process
     unless the compiler's cache has it, and pays where the similarity is most of the work, with ``negatives="all"``.
     The numbers are those of the plain similarity but for rounding; second derivatives and the other roads (see
-    the docs on the way of the data) use the plain one.
+    the docs on the way of the data) use the plain one. With glibc the process then keeps up to 64 MiB that it freed.
 
     Args:
         similarity: a name or an object, as for the losses; a user's own function without a closed-form derivative is
