@@ -14,7 +14,7 @@ from unihpe_ref.data import Motion
 from unihpe_ref.presets import deviations
 from unihpe_ref.runs import CHECKPOINTS, ENVIRONMENT, LOG, MODEL, evaluate_model
 
-RUNS = ROOT / "benchmarks" / "results" / "runs"
+RUNS = ROOT / "benchmarks" / "results" / "training"
 FULL_SIZE = "transformer-diffusion"
 """The paper's pair in the paper's size."""
 _COLUMNS = ("stage", "step", "seconds", "loss", "decoding_3d", "learning_rate")

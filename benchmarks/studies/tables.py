@@ -133,7 +133,7 @@ def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, 
         steps = f"{run['steps']['taken']:,} steps"
         found.append((f"transformer, diffusion, in the paper's size ({steps})", "",
                       f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}", "CMU, exact 2D", f"`{run['preset']}`",
-                      f"`benchmarks/results/runs/{FULL_SIZE}.csv`"))  # fmt: skip
+                      f"`benchmarks/results/training/{FULL_SIZE}.csv`"))  # fmt: skip
     study = f"table{number}"
     if study in ("table4", "table6"):
         for row in rows(study):
