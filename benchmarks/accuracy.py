@@ -11,19 +11,18 @@ are added to ``benchmarks/results/accuracy/eigenvalues.csv``; the page is made f
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import mpmath
 import torch
 from torch import Tensor
 
-from benchmarks import driver, pictures
+from benchmarks import driver, pictures, records
 from benchmarks.environment import describe_environment
 from benchmarks.errors import Row
 from multicontrast import linalg
@@ -298,27 +297,8 @@ def page(rows: Sequence[Row]) -> str:
 
 def read(path: Path) -> list[Row]:
     """The rows of the latest run on file."""
-    with path.open(newline="") as file:
-        records = list(csv.DictReader(file))
-    latest = max(record["date"] for record in records)
     convert = {column.name: {"float": float, "int": int}.get(str(column.type), str) for column in fields(Row)}
-    return [
-        Row(**{name: convert[name](text) for name, text in record.items()})
-        for record in records
-        if record["date"] == latest
-    ]
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows at the end of a CSV."""
-    names = [column.name for column in fields(Row)]
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    return [Row(**{name: convert[name](text) for name, text in record.items()}) for record in records.latest(path)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -331,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = measure(options.count, options.seed, lambda text: print(text, file=sys.stderr))
-    append(options.csv, rows)
+    records.append(options.csv, rows)
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(page(rows))
     if (options.page, options.csv) == (PAGE, ROWS):

@@ -13,16 +13,15 @@ overlapped and the clock were the highest. A kernel on a card is slower than tha
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks import driver
+from benchmarks import driver, records
 from benchmarks.environment import describe_environment
 from benchmarks.table import markdown
 from tests.ptx import compilation, recording
@@ -297,9 +296,6 @@ def _three_digits(value: float) -> float:
 
 def read(path: Path = ROWS) -> list[Row]:
     """The rows of the latest run on file."""
-    with path.open(newline="") as file:
-        records = list(csv.DictReader(file))
-    latest = max(record["date"] for record in records)
     numbers = {"registers": int, "spilled": int, "shared": int, "shared_limit": int, "warps": int}
     optional = {"instructions", "estimate_us"}
     return [
@@ -309,20 +305,8 @@ def read(path: Path = ROWS) -> list[Row]:
                 for name, text in record.items()
             }
         )
-        for record in records
-        if record["date"] == latest
+        for record in records.latest(path)
     ]
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows at the end of a CSV."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(Row)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 # The page -------------------------------------------------------------------------------------------------------------
@@ -403,7 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
         for row in rows:
             print(row)
         return 0
-    append(options.csv, rows)
+    records.append(options.csv, rows)
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(page(read(options.csv)))
     print(f"{len(rows)} rows added to {options.csv}; page written to {options.page}")

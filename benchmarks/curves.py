@@ -12,17 +12,16 @@ show those of the last run.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import multicontrast as mc
-from benchmarks import accuracy, driver, pictures
+from benchmarks import accuracy, driver, pictures, records
 from benchmarks.environment import describe_environment
 from benchmarks.errors import Point
 from tests import families
@@ -232,26 +231,8 @@ def measure(count: int, draws: int, seed: int, report: Callable[[str], object] =
 
 def read(path: Path = ROWS) -> list[Point]:
     """The points of the latest run on file."""
-    with path.open(newline="") as file:
-        records = list(csv.DictReader(file))
-    latest = max(record["date"] for record in records)
     convert = {column.name: {"float": float, "int": int}.get(str(column.type), str) for column in fields(Point)}
-    return [
-        Point(**{name: convert[name](text) for name, text in record.items()})
-        for record in records
-        if record["date"] == latest
-    ]
-
-
-def append(path: Path, points: Sequence[Point]) -> None:
-    """Add points at the end of a CSV."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(Point)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
+    return [Point(**{name: convert[name](text) for name, text in record.items()}) for record in records.latest(path)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -266,7 +247,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if not options.draw:
-        append(options.csv, measure(options.count, options.draws, options.seed, lambda text: print(text, flush=True)))
+        records.append(
+            options.csv, measure(options.count, options.draws, options.seed, lambda text: print(text, flush=True))
+        )
     for path in pictures.draw_all(read(options.csv), accuracy.read(accuracy.ROWS), options.folder):
         print(f"{path} drawn")
     return 0

@@ -1,0 +1,28 @@
+"""CSV files that are only ever added to, a dataclass to the line: add a run, read the latest one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+
+def latest(path: Path) -> list[dict[str, str]]:
+    """The lines of the run with the newest ``date``, as text by column."""
+    with path.open(newline="") as file:
+        records = list(csv.DictReader(file))
+    newest = max(record["date"] for record in records)
+    return [record for record in records if record["date"] == newest]
+
+
+def append(path: Path, lines: Sequence[Any]) -> None:
+    """Adds dataclass instances of one kind at the end of a CSV, which is made where there is none."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [column.name for column in fields(lines[0])], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(asdict(line) for line in lines)
