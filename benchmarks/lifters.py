@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import unihpe_ref
 from benchmarks.environment import ROOT
@@ -30,12 +31,14 @@ from unihpe_ref.checkpoint import load_model, save_model, write_whole
 from unihpe_ref.data import Motion, read_mocap
 from unihpe_ref.lifter import SHIPPED, Lifter, load_lifter
 from unihpe_ref.models import UniHPE
-from unihpe_ref.runs import CONFIG, ENVIRONMENT, EVALUATION, LOG, MODEL, evaluate_model
+from unihpe_ref.runs import CONFIG, ENVIRONMENT, EVALUATION, LOG, MODEL, evaluate_model, open_source
 
 ASSETS = Path(unihpe_ref.__file__).with_name("assets")  # of the package that runs, installed or not
 PAGES = (ROOT / "docs" / "unihpe" / "lift.md", ASSETS / "LIFTER.md")
 NOISE = (0.0, 0.004, 0.01, 0.02)
 """Standard deviations in shares of the box, of which a person fills 0.8."""
+FOCAL_LENGTHS = (1.25, 0.8)
+"""What a guess may be off by."""
 _PATH = "2D to 3D, flip"
 _METRICS = ("MPJPE", "PA-MPJPE")
 _REGION = re.compile(r"(<!-- table: lifters -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -82,7 +85,7 @@ def ship(run: Path, joints_2d: str) -> list[Path]:
 
 
 def judge(joints_2d: str, motion: Motion, photographs: Path | None) -> Path:
-    """Adds to a card what noise costs on held-out takes, and how far off photographs are with a detector's joints."""
+    """Adds to a card what noise and a wrong focal length cost on held-out takes, and how far off photographs are."""
     lifter = load_lifter(joints_2d=joints_2d)
     card = json.loads(card_path(joints_2d).read_text())
     card["joint_noise"] = {}
@@ -90,22 +93,41 @@ def judge(joints_2d: str, motion: Motion, photographs: Path | None) -> Path:
         config = lifter.config.override(**{"evaluation.joint_noise": noise})
         errors = evaluate_model(lifter.model, config, motion).path(_PATH).frame_mean
         card["joint_noise"][str(noise)] = {metric: round(errors[metric], 3) for metric in _METRICS}
+    card["focal_length"] = {str(factor): _wrong_focal_length(lifter, motion, factor) for factor in FOCAL_LENGTHS}
     if photographs is not None:
-        card["photographs"] = _photographs(lifter, photographs)
+        card["photographs"] = _photographs(lifter, photographs, "kp2d_det_full")
+        card["photographs_without_detector"] = _photographs(lifter, photographs, "kp2d_full")
     write_whole(card_path(joints_2d), (json.dumps(card, indent=1) + "\n").encode())
     return card_path(joints_2d)
 
 
-def _photographs(lifter: Lifter, folder: Path) -> dict[str, float]:
-    """Errors with the joints that a detector found in real pictures; the truth is triangulated from four of them."""
+def _wrong_focal_length(lifter: Lifter, motion: Motion, factor: float) -> dict[str, float]:
+    """Errors on held-out takes with exact joints, where the focal length is taken for ``factor`` times itself."""
+    config = lifter.config.override(**{"data.view": "camera"})
+    source = open_source(motion, config, images=False).split("test")
+    batch = source.evaluation_batch(source.evaluation_indices(config.evaluation.stride))
+    intrinsics = torch.diag_embed(torch.cat((factor * batch.focal, torch.ones(len(batch), 1)), -1))
+    intrinsics[:, :2, 2] = batch.principal
+    return _errors(lifter.lift(batch.joints_2d, intrinsics=intrinsics).joints_3d, batch.joints_3d)
+
+
+def _photographs(lifter: Lifter, folder: Path, joints: str) -> dict[str, float]:
+    """Errors on real pictures; the truth is triangulated from what a detector found in four of them.
+
+    ``joints`` are the detector's ("kp2d_det_full"), or the projections of the truth ("kp2d_full").
+    """
     held = np.load(folder / "annot.npz", allow_pickle=False)
     rows = np.flatnonzero(held["ok"])
-    pixels = torch.from_numpy(held["kp2d_det_full"][rows][..., :2]).float()
+    pixels = torch.from_numpy(held[joints][rows][..., :2]).float()
     truth = torch.from_numpy(held["joints_3d_cam"][rows]).float()
     truth = truth - truth[:, :1]
     lifted = lifter.lift(pixels, intrinsics=torch.from_numpy(held["K_full"][rows]).float()).joints_3d
-    errors = {"MPJPE": mpjpe(lifted, truth), "PA-MPJPE": pa_mpjpe(lifted, truth)}
-    return {"count": len(rows)} | {name: round(1000 * float(value), 3) for name, value in errors.items()}
+    return {"count": len(rows)} | _errors(lifted, truth)
+
+
+def _errors(lifted: Tensor, truth: Tensor) -> dict[str, float]:
+    values = {"MPJPE": mpjpe(lifted, truth), "PA-MPJPE": pa_mpjpe(lifted, truth)}
+    return {name: round(1000 * float(value), 3) for name, value in values.items()}
 
 
 def table() -> str:
