@@ -59,7 +59,9 @@ def fused_all_tuples_loss(blocks: Mapping[Pair, Tensor], tau: Tensor, tuples: Tu
 def can_fuse(units: list[Tensor], tau: Tensor, tuples: Tuples, reduction: str) -> bool:
     """Whether :func:`fused_all_tuples_loss` does this case."""
     return (
-        len(units) == 3
+        tuples.cells is None
+        and len(units) == 3
+        and tuples.similarity.is_fixed
         and reduction != "none"
         and not isinstance(tuples.similarity, (MeanCosine, Multilinear))
         and all(values_are_free(x) for x in (*units, tau))

@@ -197,7 +197,8 @@ def _is_dense(embeddings: list[Tensor], tau: Tensor, walk: Walk) -> bool:
         and walk.anchors is None
         and walk.is_unmasked
         and (walk.masks is None or _is_plain_number(walk.masks.weight))
-        and (tuples is None or (tuples.cells is not None and not isinstance(tuples.similarity, Multilinear)))
+        and (tuples is None or (tuples.cells is not None and tuples.similarity.is_fixed))
+        and (tuples is None or not isinstance(tuples.similarity, Multilinear))
         and bool(walk.blocks)
         and all(values_are_free(x) for x in (*embeddings, tau))
         and not use_triton(embeddings[0])

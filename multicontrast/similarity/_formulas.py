@@ -37,6 +37,9 @@ class CosineSimilarity:
     has_closed_form = True
     """Whether ``with_gradient`` is a formula; False where it asks autograd."""
 
+    is_fixed = True
+    """Whether nothing in it wants a gradient: no parameter, and no tensor that a function closes over."""
+
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         """The similarity of each tuple; differentiable as often as its formula is."""
         raise NotImplementedError
@@ -354,6 +357,8 @@ class Multilinear:
     """Sum over the coordinates of the product of all modalities (Symile, NeurIPS 2024). About 1/D for dense unit rows,
     so its temperature depends on D. Not a function of the cosines."""
 
+    is_fixed = True
+
     def of_rows(self, rows: Sequence[Tensor]) -> Tensor:
         """The product of rows ``(..., D)``, one tensor for each modality, summed over the last axis."""
         product = rows[0]
@@ -364,6 +369,8 @@ class Multilinear:
 
 class _UserSimilarity(CosineSimilarity):
     """A user's function or object, with its own closed-form derivative if it has one."""
+
+    is_fixed = False  # nobody knows what a function closes over
 
     def __init__(self, function: Callable[[Sequence[Tensor]], Tensor]) -> None:
         self.function = function
