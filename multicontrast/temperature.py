@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from multicontrast._checks import as_float, check_choice, describe, three_beats
+from multicontrast._checks import check_choice, check_count, check_flag, check_number, describe, three_beats
 
 __all__ = ["PRESETS", "Temperature", "param_groups"]
 
@@ -61,15 +61,10 @@ class Temperature(nn.Module):
 
     def __init__(self, init: float, min: float | None = None, max: float | None = None, learnable: bool = True) -> None:
         super().__init__()
-        for name, value in (("init", init), ("min", min), ("max", max)):
-            if value is not None or name == "init":
-                _check_positive(name, value)
-        if not isinstance(learnable, bool):
-            raise TypeError(
-                three_beats(
-                    "`Temperature` needs `learnable` to be True or False", describe(learnable), "False is a constant."
-                )
-            )
+        init = _check_positive("Temperature", "init", init)
+        min = None if min is None else _check_positive("Temperature", "min", min)
+        max = None if max is None else _check_positive("Temperature", "max", max)
+        learnable = check_flag("Temperature", "learnable", learnable)
         low, high = min or 0.0, math.inf if max is None else max
         if not low <= init <= high:
             raise ValueError(
@@ -155,20 +150,10 @@ class Temperature(nn.Module):
         """
         operation = "Temperature.for_similarity"
         check_choice(operation, "similarity", similarity, _SPANS)
-        _check_positive("base", base)
-        for name, value, needed in (
-            ("num_modalities", num_modalities, True),
-            ("dim", dim, similarity == "multilinear"),
-        ):
-            if value is None and not needed:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < (2 if name == "num_modalities" else 1):
-                error = ValueError if isinstance(value, int) else TypeError
-                raise error(
-                    three_beats(
-                        f"`{operation}` needs `{name}` to be a count", describe(value), "Pass the number of them."
-                    )
-                )
+        base = _check_positive(operation, "base", base)
+        num_modalities = check_count(operation, "num_modalities", num_modalities, 2)
+        if dim is not None or similarity == "multilinear":
+            dim = check_count(operation, "dim", dim, 1, remedy="Pass the length of the embeddings.")
         return cls(base * _SPANS[similarity](num_modalities, dim or 1), min, max, learnable)
 
     def forward(self) -> Tensor:
@@ -279,15 +264,9 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
                 "`param_groups` needs a module", describe(module), "Pass several as nn.ModuleList([encoder, loss])."
             )
         )
-    remedy = "0.01 is the default of `torch.optim.AdamW`."
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
-        raise TypeError(
-            three_beats("`param_groups` needs `weight_decay` to be a number", describe(weight_decay), remedy)
-        )
-    if not 0 <= as_float(weight_decay) < math.inf:
-        raise ValueError(
-            three_beats("`param_groups` needs `weight_decay` >= 0 and finite", describe(weight_decay), remedy)
-        )
+    weight_decay = check_number(
+        "param_groups", "weight_decay", weight_decay, least=0.0, remedy="0.01 is the default of `torch.optim.AdamW`."
+    )
     temperatures = {id(part.log_tau) for part in module.modules() if isinstance(part, Temperature)}
     apart: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for parameter in module.parameters():
@@ -328,16 +307,8 @@ def _float32_from(bound: float, towards: float) -> float:
     return float(nearest)
 
 
-def _check_positive(name: str, value: object) -> None:
-    remedy = "Temperatures divide the similarities: 0.07 is a usual start."
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(three_beats(f"`Temperature` needs `{name}` to be a number", describe(value), remedy))
-    if not (0 < as_float(value) < math.inf):
-        raise ValueError(
-            three_beats(f"`Temperature` needs `{name}` to be positive and finite", describe(value), remedy)
-        )
+def _check_positive(operation: str, name: str, value: object) -> float:
+    """``value`` as a positive number that float32 has."""
     finfo = torch.finfo(torch.float32)
-    if not (finfo.tiny <= value <= finfo.max):
-        raise ValueError(
-            three_beats(f"`Temperature` needs `{name}` in float32's range, 1.2e-38 to 3.4e38", repr(value), remedy)
-        )
+    remedy = "Temperatures divide the similarities: 0.07 is a usual start."
+    return check_number(operation, name, value, least=finfo.tiny, below=finfo.max, remedy=remedy)
