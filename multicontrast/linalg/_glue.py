@@ -74,4 +74,12 @@ def refuse_nested_forward_mode(operation: str) -> None:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of small matrices, in full precision whatever autocast and the settings for TF32 say."""
-    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+    total = a[..., :, :1] * b[..., :1, :]
+    for k in range(1, a.shape[-1]):
+        total = torch.addcmul(total, a[..., :, k : k + 1], b[..., k : k + 1, :])
+    return total
+
+
+def batch_last(matrices: Tensor) -> Tensor:
+    """``(n, N, M)`` in memory where the entries are contiguous over the batch, as a CPU wants them entry by entry."""
+    return matrices.permute(1, 2, 0).contiguous().permute(2, 0, 1)

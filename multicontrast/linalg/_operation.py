@@ -212,7 +212,7 @@ def _operator(operation: Operation, name: str, results: int, alone: bool) -> Any
     return operator
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001, torch names it
     ctx.save_for_backward(*inputs)
 
 

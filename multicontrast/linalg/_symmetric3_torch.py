@@ -7,19 +7,19 @@ conditioned:
 1. :math:`\eta = \pm r y`, :math:`r^2 = J_2 / 3`, where :math:`y \in [\sqrt 3, 2]` solves
    :math:`y^3 - 3y = |J_3| / r^3`: a cubic fit and Newton, no arc cosine;
 2. the other two are :math:`-\eta/2 \pm \delta`. The matrix :math:`S = B + \eta/2` has eigenvalues
-   :math:`3\eta/2, \pm\delta`, so its adjugate has eigenvalues :math:`-\delta^2, \pm 3\eta\delta/2` and a squared norm of
-   :math:`\delta^2 (9\eta^2/2 + \delta^2)`, which gives :math:`\delta` without a cancellation that matters; the bracket is
-   :math:`15 \eta^2 / 4 + J_2`;
+   :math:`3\eta/2, \pm\delta`, so its adjugate has :math:`-\delta^2, \pm 3\eta\delta/2` and a squared norm of
+   :math:`\delta^2 (9\eta^2/2 + \delta^2)`, which gives :math:`\delta` without a cancellation that matters; the bracket
+   is :math:`15 \eta^2 / 4 + J_2`;
 3. the eigenvector of :math:`\eta` is the largest column of the adjugate of :math:`\eta I - B`, and an orthonormal pair
    across it turns the rest into a 2x2 problem, which is solved exactly.
 
 The deflation is Scherzinger and Dohrmann's (CMAME 2008), the differences in the deviator Habera and Zilian's (arXiv
 2111.02117), the pair that of Duff et al. (JCGT 2017). More in docs/math/symmetric-eigenproblems.md.
 
-Everything is done in place, in rows that are contiguous over the batch: on a CPU the passes over memory and the calls are
-the cost, and ``torch.where`` costs as much as ten passes, so a choice is a `lerp` with a weight of 0 or 1. Out of place
-the same took 1.7 times as long for the values and 2.2 times for the pairs (float32, 10,000 matrices), and the gradient
-of the values would miss its bar of 8 times LAPACK's speed.
+Everything is done in place, in rows that are contiguous over the batch: on a CPU the passes over memory and the calls
+are the cost, and ``torch.where`` costs as much as ten passes, so a choice is a `lerp` with a weight of 0 or 1. Out of
+place the values took 1.7 times as long and the pairs 2.2 times (float32, 10,000 matrices), and the gradient of the
+values would miss its bar of 8 times LAPACK's speed.
 
 Scaling by a power of two is exact and keeps every matrix from overflow and underflow, from 1e-38 to 1e38 in float32 and
 denormals included. Most matrices need none: where values may be looked at, only those whose deviator is out of range
@@ -45,10 +45,8 @@ _LEAST = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 # Half the squared norm of the deviator, where squares of the smallest differences are still normal numbers and the
 # fourth power of the largest entry is one.
 _RANGE = {torch.float32: (2.0**-36, 2.0**50), torch.float64: (2.0**-440, 2.0**480)}
-_VALUE_ROWS, _PAIR_ROWS = 14, 19  # buffers that values alone, and values with vectors, need
+VALUE_ROWS, PAIR_ROWS = 14, 19  # buffers that values alone, and values with vectors, need
 _BLOCK = 1 << 17  # matrices at a time on a CPU: enough to hide the cost of a call
-
-Rows = tuple[Tensor, ...]
 
 
 def solve(matrix: Tensor, with_vectors: bool, may_look: bool) -> tuple[Tensor, Tensor | None]:
@@ -65,9 +63,9 @@ def solve(matrix: Tensor, with_vectors: bool, may_look: bool) -> tuple[Tensor, T
     values, vectors = matrix.new_empty(matrix.shape[:-1]), _batch_last(matrix) if with_vectors else None
     value_rows, vector_rows = values.view(-1, 3), None if vectors is None else vectors.view(-1, 3, 3)
     length = _BLOCK if may_look else max(count, 1)
-    scratch = flat.new_empty(_PAIR_ROWS if with_vectors else _VALUE_ROWS, min(length, count))
+    scratch = flat.new_empty(PAIR_ROWS if with_vectors else VALUE_ROWS, min(length, count))
     for block in blocks(count, length):
-        rows = scratch[:, : block.stop - block.start].unbind(0)
+        rows = scratch[:, : block.stop - block.start]
         _solve(value_rows[block], None if vector_rows is None else vector_rows[block], flat[block], rows, may_look)
     return values, vectors
 
@@ -80,11 +78,12 @@ def _batch_last(matrix: Tensor) -> Tensor:
     return torch.empty_strided(matrix.shape, (*strides, 3 * count, count), dtype=matrix.dtype, device=matrix.device)
 
 
-def _solve(values: Tensor, vectors: Tensor | None, matrix: Tensor, rows: Rows, may_look: bool) -> None:
+def _solve(values: Tensor, vectors: Tensor | None, matrix: Tensor, rows: Tensor, may_look: bool) -> None:
     if not may_look:
         _solve_scaled(values, vectors, matrix.tril(), rows)
         return
-    j2 = _write_shifted_deviator(matrix, rows)
+    _load(matrix, rows)
+    j2 = shift_deviator(rows)
     exceptions = _exceptions(j2)
     _write_values(values, rows)
     if vectors is not None:
@@ -93,7 +92,7 @@ def _solve(values: Tensor, vectors: Tensor | None, matrix: Tensor, rows: Rows, m
         return
     some = values.new_empty(len(exceptions), 3)
     planes = None if vectors is None else values.new_empty(3, 3, len(exceptions)).movedim(-1, 0)
-    _solve_scaled(some, planes, matrix[exceptions].tril_(), tuple(row[: len(exceptions)] for row in rows))
+    _solve_scaled(some, planes, matrix[exceptions].tril_(), rows[:, : len(exceptions)])
     values[exceptions] = some
     if vectors is not None and planes is not None:
         vectors[exceptions] = planes
@@ -110,21 +109,29 @@ def _exceptions(j2: Tensor) -> Tensor | None:
     return ((j2 > lowest) & (j2 < highest)).logical_not_().nonzero().squeeze(1)
 
 
-def _solve_scaled(values: Tensor, vectors: Tensor | None, lower: Tensor, rows: Rows) -> None:
+def _solve_scaled(values: Tensor, vectors: Tensor | None, lower: Tensor, rows: Tensor) -> None:
     power, inverse = power_of_two(lower.abs().amax((-2, -1)))
-    _write_shifted_deviator(lower.mul_(power[:, None, None]), rows)
+    _load(lower.mul_(power[:, None, None]), rows)
+    shift_deviator(rows)
     _write_values(values, rows)
     values.mul_(inverse[:, None])
     if vectors is not None:
         _write_vectors(vectors, rows)
 
 
-def _write_shifted_deviator(matrix: Tensor, rows: Rows) -> Tensor:
-    """Fills the rows with the entries of ``S = B + eta / 2`` (three of the diagonal, three below it), the centre, half
-    the squared norm of B, which is returned, and eta."""
-    a, b, c, u, v, w, centre, j2, eta, s, t, y, z, spare, *_ = rows
-    for row, i, j in ((a, 0, 0), (b, 1, 1), (c, 2, 2), (u, 1, 0), (v, 2, 0), (w, 2, 1)):
+def _load(matrix: Tensor, rows: Tensor) -> None:
+    """The lower triangle into the first six rows: the diagonal, then 10, 20, 21."""
+    for row, i, j in zip(rows, (0, 1, 2, 1, 2, 2), (0, 1, 2, 0, 0, 1)):
         row.copy_(matrix[:, i, j])
+
+
+def shift_deviator(rows: Tensor) -> Tensor:
+    """Replaces the entries in the first six rows by those of ``S = B + eta / 2``.
+
+    Writes the centre, half the squared norm of B, which is returned, and eta into the next three rows. ``rows`` has
+    :data:`VALUE_ROWS`.
+    """
+    a, b, c, u, v, w, centre, j2, eta, s, t, y, z, spare, *_ = rows
     torch.sub(a, b, out=s), torch.sub(a, c, out=t), torch.sub(b, c, out=y)
     torch.add(s, t, out=z).mul_(1 / 3)
     torch.sub(a, z, out=centre)
@@ -150,7 +157,7 @@ def _write_shifted_deviator(matrix: Tensor, rows: Rows) -> Tensor:
     return j2
 
 
-def _write_values(values: Tensor, rows: Rows) -> None:
+def _write_values(values: Tensor, rows: Tensor) -> None:
     a, b, c, u, v, w, centre, j2, eta, norm, minor, middle, low, *_ = rows
     # The squared norm of the adjugate of S, entry by entry.
     torch.mul(a, b, out=minor).addcmul_(u, u, value=-1)
@@ -171,11 +178,18 @@ def _write_values(values: Tensor, rows: Rows) -> None:
         torch.add(root, centre, out=values[:, k])
 
 
-def _write_vectors(vectors: Tensor, rows: Rows) -> None:
-    a, b, c, u, v, w, *_, eta = rows[:9]
-    m0, m1, m2, x, y, z, c10, c20, c21, weight = rows[9:]
-    half = eta.new_full((), 0.5)
-    # eta - B = 3 eta / 2 - S, and its adjugate: the isolated eigenvector is the column with the largest diagonal entry.
+def is_positive(x: Tensor, *, out: Tensor) -> Tensor:
+    """1 where ``x >= 0``, 0 elsewhere, as a number."""
+    return torch.copysign(x.new_full((), 0.5), x, out=out).add_(0.5)
+
+
+def isolate(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The eigenvector of eta and a right-handed orthonormal pair across it, ``(3, n)`` each.
+
+    The vector is the largest column of the adjugate of ``eta - B = 3 eta / 2 - S``, whose diagonal has one sign.
+    ``rows`` has :data:`PAIR_ROWS`, as :func:`shift_deviator` left them; the first nine stay as they are.
+    """
+    a, b, c, u, v, w, _, _, eta, m0, m1, m2, x, y, z, c10, c20, c21, weight = rows
     torch.mul(eta, 1.5, out=weight)
     torch.sub(weight, a, out=m0), torch.sub(weight, b, out=m1), torch.sub(weight, c, out=m2)
     c00 = torch.mul(m1, m2, out=x).addcmul_(w, w, value=-1)
@@ -184,8 +198,8 @@ def _write_vectors(vectors: Tensor, rows: Rows) -> None:
     torch.mul(v, w, out=c10).addcmul_(u, m2)
     torch.mul(u, w, out=c20).addcmul_(v, m1)
     torch.mul(u, v, out=c21).addcmul_(w, m0)
-    first = torch.copysign(half, torch.sub(c00, c11, out=weight), out=weight).add_(0.5)
-    one_of_two = torch.copysign(half, torch.maximum(c00, c11, out=m0).sub_(c22), out=m0).add_(0.5)
+    first = is_positive(torch.sub(c00, c11, out=weight), out=weight)
+    one_of_two = is_positive(torch.maximum(c00, c11, out=m0).sub_(c22), out=m0)
     torch.lerp(c10, c00, first, out=x)
     torch.lerp(c11, c10, first, out=y)
     torch.lerp(c21, c20, first, out=m1)
@@ -194,30 +208,40 @@ def _write_vectors(vectors: Tensor, rows: Rows) -> None:
     torch.lerp(c22, m1, one_of_two, out=z)
     x.add_(_LEAST[x.dtype])  # a multiple of the identity has no direction: take the first axis
     length = torch.mul(x, x, out=weight).addcmul_(y, y).addcmul_(z, z).sqrt_()
-    x.div_(length), y.div_(length), z.div_(length)
-    # An orthonormal pair across it.
-    p, q = (m0, m1, m2), (c10, c20, c21)
-    sign = torch.copysign(eta.new_full((), 1.0), z, out=weight)
-    scale = torch.add(sign, z, out=m0).reciprocal_().neg_()
-    torch.mul(x, y, out=c10).mul_(scale)
-    torch.mul(y, y, out=c20).mul_(scale).add_(sign)
-    torch.neg(y, out=c21)
-    torch.mul(x, x, out=m1)
-    scale.mul_(m1).mul_(sign).add_(1)
-    torch.mul(c10, sign, out=m1)
-    torch.mul(x, sign, out=m2).neg_()
+    vector, p, q = rows[12:15], rows[9:12], rows[15:18]
+    complete(vector.div_(length), p, q, weight)
+    return vector, p, q
+
+
+def complete(vector: Tensor, p: Tensor, q: Tensor, sign: Tensor) -> None:
+    """Writes ``p, q`` so that ``p, q, vector`` are a right-handed orthonormal frame, ``(3, n)`` each."""
+    (x, y, z), (p0, p1, p2), (q0, q1, q2) = vector, p, q
+    torch.copysign(z.new_ones(()), z, out=sign)
+    scale = torch.add(sign, z, out=p0).reciprocal_().neg_()
+    torch.mul(x, y, out=q0).mul_(scale)
+    torch.mul(y, y, out=q1).mul_(scale).add_(sign)
+    torch.neg(y, out=q2)
+    torch.mul(x, x, out=p1)
+    scale.mul_(p1).mul_(sign).add_(1)
+    torch.mul(q0, sign, out=p1)
+    torch.mul(x, sign, out=p2).neg_()
+
+
+def _write_vectors(vectors: Tensor, rows: Tensor) -> None:
+    a, b, c, u, v, w, _, _, eta, *_, weight = rows
+    isolated, p, q = isolate(rows)
     # The 2x2 matrix of S in their plane, and its eigenvectors, in the rows of the results.
     planes = [[vectors[:, i, k] for k in range(3)] for i in range(3)]
     diagonal, off_diagonal, other, image = planes[0][0], planes[0][1], planes[0][2], planes[1][0]
     for row, (first, second, third) in enumerate(((a, u, v), (u, b, w), (v, w, c))):
-        torch.mul(first, m0, out=image).addcmul_(second, m1).addcmul_(third, m2)
+        torch.mul(first, p[0], out=image).addcmul_(second, p[1]).addcmul_(third, p[2])
         if row == 0:
-            torch.mul(m0, image, out=diagonal), torch.mul(c10, image, out=off_diagonal)
+            torch.mul(p[0], image, out=diagonal), torch.mul(q[0], image, out=off_diagonal)
         else:
             diagonal.addcmul_(p[row], image), off_diagonal.addcmul_(q[row], image)
-        torch.mul(first, c10, out=image).addcmul_(second, c20).addcmul_(third, c21)
+        torch.mul(first, q[0], out=image).addcmul_(second, q[1]).addcmul_(third, q[2])
         if row == 0:
-            torch.mul(c10, image, out=other)
+            torch.mul(q[0], image, out=other)
         else:
             other.addcmul_(q[row], image)
     diagonal.sub_(other).mul_(0.5)
@@ -225,16 +249,16 @@ def _write_vectors(vectors: Tensor, rows: Rows) -> None:
     long.add_(torch.abs(diagonal, out=other)).clamp_min_(_LEAST[eta.dtype])
     length = torch.mul(long, long, out=other).addcmul_(off_diagonal, off_diagonal).sqrt_()
     long.div_(length), off_diagonal.div_(length)
-    upright = torch.copysign(half, diagonal, out=diagonal).add_(0.5)
+    upright = is_positive(diagonal, out=diagonal)
     cos, sin = torch.lerp(off_diagonal, long, upright, out=a), torch.lerp(long, off_diagonal, upright, out=b)
-    top = torch.copysign(half, eta, out=weight).add_(0.5)
+    top = is_positive(eta, out=weight)
     high, low = c, u
-    for i, isolated in enumerate((x, y, z)):
+    for i, alone in enumerate(isolated):
         torch.mul(p[i], cos, out=high).addcmul_(q[i], sin)
         torch.mul(q[i], cos, out=low).addcmul_(p[i], sin, value=-1)
-        torch.lerp(isolated, low, top, out=planes[i][0])
+        torch.lerp(alone, low, top, out=planes[i][0])
         torch.lerp(low, high, top, out=planes[i][1])
-        torch.lerp(high, isolated, top, out=planes[i][2])
+        torch.lerp(high, alone, top, out=planes[i][2])
 
 
 def weighted_projectors(vectors: Tensor, weights: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
         )
     size = matrix.shape[-1]
     inner = matrix.to(compute_dtype(matrix)).reshape(-1, size, size).permute(1, 2, 0)
-    if torch.compiler.is_compiling() or not matrix.device.type == "cpu":
+    if torch.compiler.is_compiling() or matrix.device.type != "cpu":
         rotation = batch_last_rotation(inner.contiguous(), allow_reflection)
     else:
         parts = torch.split(inner, _CHUNK, -1)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _jacobi_torch, _symmetric3_torch
-from multicontrast.linalg._glue import blocks, product
+from multicontrast.linalg._glue import batch_last, blocks, product
 from multicontrast.linalg._gram3_torch import power_of_two
 from multicontrast.linalg._operation import Operation, Results
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: so far does rounding part equal ones. Not
 # more, since the mean over two projectors is a subgradient only to half their distance.
 _TIE = 2.0
-_BLOCK = 1 << 17  # products of entries at a time on a CPU, N^3 for each matrix: they stay in the cache
+_BLOCK = 1 << 17  # entries at a time on a CPU: they stay in the cache
 
 Solver = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -74,8 +74,8 @@ class _Eigmax(Operation):
         solver = _deflation_on_cpu if n == 3 else _lapack
         results, flat = self.fake(matrix), matrix.reshape(-1, n, n)
         rows = [result.view(-1, *result.shape[matrix.dim() - 2 :]) for result in results]
-        for block in blocks(len(flat), max(_BLOCK // n**3, 1)):
-            for row, part in zip(rows, _evaluate(flat[block], solver)):
+        for block in blocks(len(flat), max(_BLOCK // n**2, 1)):
+            for row, part in zip(rows, _evaluate(batch_last(flat[block]), solver)):
                 row[block] = part
         return results
 
@@ -110,7 +110,8 @@ EIGMAX = _Eigmax()
 
 def _evaluate(matrix: Tensor, solver: Solver) -> Results:
     """The four results from the eigenpairs of the matrix, scaled and less its mean diagonal."""
-    symmetric = matrix.tril() + matrix.tril(-1).mT
+    lower = torch.ones(matrix.shape[-2:], dtype=torch.bool, device=matrix.device).tril()
+    symmetric = torch.where(lower, matrix, matrix.mT)
     largest = symmetric.abs().amax((-2, -1))
     power, inverse = power_of_two(largest)
     symmetric = symmetric * power[..., None, None]
@@ -146,7 +147,7 @@ def _pairs(matrix: Tensor, may_look: bool) -> tuple[Tensor, Tensor]:
 def _lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """On a CPU faster than Jacobi in plain PyTorch for N > 3 and every batch; it would raise for NaN and infinity."""
     values, vectors = torch.linalg.eigh(matrix.nan_to_num(0, 0, 0))
-    return values, vectors
+    return values, batch_last(vectors)
 
 
 def _hessian_product(distances: Tensor, vectors: Tensor, direction: Tensor) -> Tensor:

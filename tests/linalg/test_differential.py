@@ -1,8 +1,8 @@
 """Every operation against its definition: value, gradient, the same under ``create_graph``, Hessian-vector product.
 
-The definitions are the perturbation theory of one eigendecomposition in 50 digits. For a simple spectrum and a direction
-``D``, with ``d_ij = v_i . D v_j``, the sum ``f = sum_k w_k l_k`` has the gradient ``sum_k w_k v_k v_k'`` and the
-Hessian-vector product ``sum_{i != j} (w_i - w_j) / (l_i - l_j) d_ij v_i v_j'``.
+The definitions are the perturbation theory of one eigendecomposition in 50 digits. For a simple spectrum and a
+direction ``D``, with ``d_ij = v_i . D v_j``, the sum ``f = sum_k w_k l_k`` has the gradient ``sum_k w_k v_k v_k'`` and
+the Hessian-vector product ``sum_{i != j} (w_i - w_j) / (l_i - l_j) d_ij v_i v_j'``.
 """
 
 from __future__ import annotations

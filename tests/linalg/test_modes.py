@@ -271,11 +271,9 @@ def test_odd_arguments_raise_in_three_beats_or_are_right(function, kind):
     good = torch.ones(3, 3) / 2
     odd = ODD[kind]()
     for arguments in [(odd, good, good), (good, good, odd)] if takes_cosines else [(odd,)]:
-        try:
-            result = function(*arguments)
-        except (TypeError, ValueError) as error:
-            assert f"`{function.__name__}` needs" in str(error)
-            assert "; got " in str(error)
-            assert str(error).rstrip()[-1] in ".`"
-        else:
-            assert takes_cosines and kind in ("a scalar", "a row"), f"{kind} was taken: {result}"
+        if takes_cosines and kind in ("a scalar", "a row"):
+            assert function(*arguments).shape[:2] == (3, 3)
+            continue
+        with pytest.raises((TypeError, ValueError), match=f"`{function.__name__}` needs .*; got ") as raised:
+            function(*arguments)
+        assert str(raised.value)[-1] in ".`"
