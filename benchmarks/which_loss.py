@@ -17,6 +17,9 @@ Before the plan, a pilot with another seed looked at five worlds at one temperat
 faults. It is why two modalities are matched by the best score instead of the trained one, and why the volume and the
 eigenvalue with tied negatives stand beside pairs, too: is a gain due to the similarity, or to the candidates?
 
+The order is that of worth, so that a study that was stopped has whole worlds: the six main worlds one after the other
+with fixed temperatures, then learned temperatures, then the worlds that vary one of the six.
+
 Runs are rows of ``results/which_loss/runs.csv``. A run that is there is passed over, so the study can be stopped at any
 time. Rows reach that file only with ``--record``.
 """
@@ -292,21 +295,22 @@ def tuned(done: Mapping[tuple[str, ...], Mapping[str, str]], world: str, loss: s
 
 
 def missing_runs(path: Path, worlds: Sequence[Description]) -> Iterator[tuple[Description, Contender, str, float, int]]:
-    """World, loss, kind of temperature, temperature, seed: tuning first, and every loss before a seed is repeated."""
-    for seed in (TUNING_SEED, *SEEDS):
-        for world in worlds:
-            for contender in CONTENDERS:
-                done = read(path)
-                if contender.name == EXACT and (world.name not in EXACT_IN or seed == TUNING_SEED):
-                    continue
-                if seed == TUNING_SEED:
-                    planned = [("tuning", tau) for tau in TEMPERATURES]
-                else:
-                    tau, _ = tuned(done, world.name, contender.name)
-                    planned = [("fixed", tau)] + [("learned", tau)] * (world.main and contender.name != EXACT)
-                for kind, tau in planned:
-                    if (world.name, contender.name, kind, str(tau), str(seed)) not in done:
-                        yield world, contender, kind, tau, seed
+    """World, loss, kind of temperature, temperature, seed, in the order of worth: see the plan."""
+    main = [world for world in worlds if world.main]
+    others = [world for world in worlds if not world.main]
+    stages = [([world], kind) for world in main for kind in ("tuning", "fixed")]
+    stages += [(main, "learned"), (others, "tuning"), (others, "fixed")]
+    for chosen, kind in stages:
+        for seed in (TUNING_SEED,) if kind == "tuning" else SEEDS:
+            for world in chosen:
+                for contender in CONTENDERS:
+                    done = read(path)
+                    if contender.name == EXACT and (world.name not in EXACT_IN or kind != "fixed"):
+                        continue
+                    taus = TEMPERATURES if kind == "tuning" else tuned(done, world.name, contender.name)[:1]
+                    for tau in taus:
+                        if (world.name, contender.name, kind, str(tau), str(seed)) not in done:
+                            yield world, contender, kind, tau, seed
 
 
 def run(path: Path, worlds: Sequence[Description], limit_seconds: float) -> None:

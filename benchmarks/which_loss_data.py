@@ -232,18 +232,19 @@ def _half_synergy(count: int, generator: torch.Generator) -> tuple[list[Tensor],
     return _synergy(count, generator, shared=2)
 
 
+# In the order in which they are run.
 WORLDS = (
     Description("redundancy", "all show the same six numbers, a third as much noise", _synthetic(_redundancy, 0.3)),
+    Description("synergy", "z = x XOR y in four bits", _synthetic(_synergy, 0.3)),
+    Description("digits", "Fourier coefficients, profiles, pixels", _digits),
+    Description("body halves", "2D arms and trunk, 2D legs, 3D pose", _mocap(_halves)),
+    Description("uniqueness", "x shows three numbers, y three others, z all six", _synthetic(_uniqueness, 0.3)),
+    Description("two cameras", "2D from two sides, 3D pose", _mocap(_cameras)),
+    Description("synergy, half", "two bits XOR, two shared by all", _synthetic(_half_synergy, 0.3), main=False),
     Description("redundancy, noisy", "as much noise as signal", _synthetic(_redundancy, 1.0), main=False),
     Description("redundancy, missing", "half of the samples lack one", _synthetic(_redundancy, 0.3, 0.5), main=False),
-    Description("uniqueness", "x shows three numbers, y three others, z all six", _synthetic(_uniqueness, 0.3)),
-    Description("synergy", "z = x XOR y in four bits", _synthetic(_synergy, 0.3)),
-    Description("synergy, half", "two bits XOR, two shared by all", _synthetic(_half_synergy, 0.3), main=False),
     Description("synergy, noisy", "as much noise as signal", _synthetic(_synergy, 1.0), main=False),
     Description("synergy, missing", "half of the samples lack one", _synthetic(_synergy, 0.3, 0.5), main=False),
-    Description("body halves", "2D arms and trunk, 2D legs, 3D pose", _mocap(_halves)),
-    Description("two cameras", "2D from two sides, 3D pose", _mocap(_cameras)),
-    Description("digits", "Fourier coefficients, profiles, pixels", _digits),
 )
 
 
