@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 import multicontrast as mc
-from benchmarks import records
+from benchmarks import cli, records
 from benchmarks.environment import describe_environment
 from benchmarks.which_loss_data import WORLDS, Description, Samples, World, missing_data
 
@@ -349,8 +349,8 @@ def run(path: Path, worlds: Sequence[Description], limit_seconds: float) -> None
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.which_loss", description=__doc__.split("\n")[0])
-    parser.add_argument("--record", action="store_true", help="add to the rows of the repository, and write the page")
-    parser.add_argument("--rows", type=Path, default=Path("which_loss.csv"), help="the file of rows without --record")
+    parser.add_argument("--csv", type=Path, help="the file of rows; runs that it holds are passed over")
+    cli.add_record(parser)
     parser.add_argument("--only", nargs="*", default=[], choices=[world.name for world in WORLDS], help="these worlds")
     parser.add_argument("--cpu-minutes", type=float, default=90.0, help="stop after so much CPU time")
     options = parser.parse_args(arguments)
@@ -361,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{world.name}: skipped; it needs {needed}", file=sys.stderr)
         elif not options.only or world.name in options.only:
             worlds.append(world)
-    run(ROWS if options.record else options.rows, worlds, 60 * options.cpu_minutes)
+    run(options.csv or cli.place(ROWS, options.record), worlds, 60 * options.cpu_minutes)
     return 0
 
 
