@@ -17,8 +17,9 @@ Before the plan, a pilot with another seed looked at five worlds at one temperat
 faults. It is why two modalities are matched by the best score instead of the trained one, and why the volume and the
 eigenvalue with tied negatives stand beside pairs, too: is a gain due to the similarity, or to the candidates?
 
-The order is that of worth, so that a study that was stopped has whole worlds: the six main worlds one after the other
-with fixed temperatures, then learned temperatures, then the worlds that vary one of the six.
+The order is that of worth, so that a study that was stopped has whole tables: the first seven losses with fixed
+temperatures in the six main worlds, one after the other; the other losses there; learned temperatures; the worlds that
+vary one of the six; the exact eigenvalue.
 
 Runs are rows of ``results/which_loss/runs.csv``. A run that is there is passed over, so the study can be stopped at any
 time. Rows reach that file only with ``--record``.
@@ -109,21 +110,22 @@ class Contender:
 
     name: str
     loss: Loss
+    first: bool = True
 
 
 SAMPLED, EXACT = "pairs + eigenvalue", "pairs + eigenvalue, exact"
 CONTENDERS = (
     Contender("pairs", pairs),
     Contender(SAMPLED, pairs_with("eigenvalue")),
-    Contender(EXACT, pairs_with("eigenvalue", "all")),
-    Contender("pairs + eigenvalue, tied", pairs_with("eigenvalue", "tied")),
-    Contender("pairs + singular value", pairs_with("singular_value")),
-    Contender("pairs + mean cosine", pairs_with("mean_cosine")),
     Contender("pairs + volume, tied", pairs_with("volume", "tied")),
     Contender("pairs + multilinear", pairs_with("multilinear", "shared")),
     Contender("volume (GRAM)", tied_both_ways("volume", label_smoothing=0.1)),
     Contender("area (TRIANGLE)", tied_both_ways("area", label_smoothing=0.1)),
     Contender("multilinear (Symile)", symile),
+    Contender("pairs + eigenvalue, tied", pairs_with("eigenvalue", "tied"), first=False),
+    Contender("pairs + mean cosine", pairs_with("mean_cosine"), first=False),
+    Contender("pairs + singular value", pairs_with("singular_value"), first=False),
+    Contender(EXACT, pairs_with("eigenvalue", "all"), first=False),
 )
 
 
@@ -298,15 +300,18 @@ def missing_runs(path: Path, worlds: Sequence[Description]) -> Iterator[tuple[De
     """World, loss, kind of temperature, temperature, seed, in the order of worth: see the plan."""
     main = [world for world in worlds if world.main]
     others = [world for world in worlds if not world.main]
-    stages = [([world], kind) for world in main for kind in ("tuning", "fixed")]
-    stages += [(main, "learned"), (others, "tuning"), (others, "fixed")]
-    for chosen, kind in stages:
+    first = [contender for contender in CONTENDERS if contender.first]
+    later = [contender for contender in CONTENDERS if not contender.first and contender.name != EXACT]
+    stages = [([world], first, kind) for world in main for kind in ("tuning", "fixed")]
+    stages += [([world], later, kind) for world in main for kind in ("tuning", "fixed")]
+    stages += [(main, first + later, "learned"), (others, first + later, "tuning"), (others, first + later, "fixed")]
+    exact = [contender for contender in CONTENDERS if contender.name == EXACT]
+    stages += [([world for world in main if world.name in EXACT_IN], exact, "fixed")]
+    for chosen, contenders, kind in stages:
         for seed in (TUNING_SEED,) if kind == "tuning" else SEEDS:
             for world in chosen:
-                for contender in CONTENDERS:
+                for contender in contenders:
                     done = read(path)
-                    if contender.name == EXACT and (world.name not in EXACT_IN or kind != "fixed"):
-                        continue
                     taus = TEMPERATURES if kind == "tuning" else tuned(done, world.name, contender.name)[:1]
                     for tau in taus:
                         if (world.name, contender.name, kind, str(tau), str(seed)) not in done:
