@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,6 +48,7 @@ sphinx_gallery_conf = {
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_title = f"multicontrast {release}"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -91,7 +93,19 @@ def _finish_lift_page(app, error) -> None:
         write_weights(Path(app.outdir) / "_static" / "lift" / "weights.js")
 
 
+def _add_math_font(app, error) -> None:
+    """Copy the font by which brackets and roots stretch, out of the package of matplotlib."""
+    if error is None and app.builder.format == "html":
+        from mathml import FONT_FILES
+
+        folder = Path(app.outdir) / "_static" / "fonts"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in FONT_FILES:
+            shutil.copy(file, folder)
+
+
 def setup(app) -> None:
     """Called by Sphinx; runs before napoleon (priority 500)."""
     app.connect("autodoc-process-docstring", _sections_on_one_line, priority=400)
     app.connect("build-finished", _finish_lift_page)
+    app.connect("build-finished", _add_math_font)

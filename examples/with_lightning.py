@@ -19,7 +19,7 @@ class Alignment(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.encoders = nn.ModuleList(encoder() for _ in range(3))
-        self.loss = mc.TrimodalInfoNCE(mc.Temperature(0.1, min=0.01), negatives="cyclic", gather=True)
+        self.loss = mc.TrimodalInfoNCE(mc.Temperature(0.07, min=0.01), negatives="cyclic", gather=True)
         self.recall = mc.metrics.RetrievalRecall(k=1)
 
     def forward(self, *views: Tensor) -> list[Tensor]:

@@ -28,7 +28,7 @@ class Loss(nn.Module):
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
         self.model = model
-        self.loss = mc.TrimodalInfoNCE(mc.Temperature(0.1, learnable=False), negatives="cyclic")
+        self.loss = mc.TrimodalInfoNCE(mc.Temperature(0.07, learnable=False), negatives="cyclic")
 
     def forward(self, columns: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         return self.loss(*(self.model(column)["sentence_embedding"] for column in columns))

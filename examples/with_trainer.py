@@ -20,7 +20,7 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoder() for _ in range(3))
-        self.loss = mc.TrimodalInfoNCE(mc.Temperature(0.1, min=0.01), negatives="cyclic", gather=True)
+        self.loss = mc.TrimodalInfoNCE(mc.Temperature(0.07, min=0.01), negatives="cyclic", gather=True)
 
     def forward(self, image: Tensor, audio: Tensor, text: Tensor) -> dict[str, Tensor]:
         rows = [encode(view) for encode, view in zip(self.encoders, (image, audio, text))]

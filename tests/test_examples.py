@@ -101,7 +101,7 @@ def test_lightning_trains_logs_and_restores_the_temperature(precision, tmp_path,
 
     module, recall = with_lightning.main(precision)
     assert recall > 0.1  # one in 128 by chance
-    assert module.loss.temperature.tau.item() != pytest.approx(0.1, abs=1e-4)
+    assert module.loss.temperature.tau.item() != pytest.approx(0.07, abs=1e-4)
     trainer = with_lightning.trainer(precision=precision)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -115,7 +115,7 @@ def test_hugging_face_trainer_keeps_the_temperature_out_of_the_decay(capsys):
     import with_trainer
 
     model, value = with_trainer.main()
-    assert value < 12  # from 19
+    assert value < 14  # from 19
     groups = with_trainer.optimizer(model).param_groups
     (tau,) = model.loss.parameters()
     assert [group["weight_decay"] for group in groups if any(p is tau for p in group["params"])] == [0.0]

@@ -38,6 +38,17 @@ def test_a_formula_that_cannot_be_written_is_an_error():
         mathml.to_mathml(r"\nosuchcommand x")
 
 
+def test_the_font_of_the_formulas_stretches_brackets_and_roots():
+    fonts = pytest.importorskip("fontTools.ttLib", reason="comes with matplotlib")
+    font, licence = mathml.FONT_FILES
+    assert "redistribution" in licence.read_text() or "reproduce and distribute" in licence.read_text()
+    table = fonts.TTFont(font)["MATH"].table
+    stretching = set(table.MathVariants.VertGlyphCoverage.glyphs)
+    assert {"parenleft", "parenright", "bracketleft", "braceleft", "bar", "radical", "summation"} <= stretching
+    style = (ROOT / "docs" / "_static" / "site.css").read_text()
+    assert f"fonts/{font.name}" in style
+
+
 @pytest.mark.parametrize(
     ("link", "leads_nowhere"),
     [
