@@ -103,3 +103,5 @@ def test_a_mean_needs_every_seed() -> None:
     assert which_loss_page.chosen([row] * 2, "w", "l") == []
     assert which_loss_page.figure_of([row] * 3, "w", "l") == "50 %"
     assert which_loss_page.figure_of([row], "w", "l") == "(not run)"
+    tuning = row | {"temperature": "tuning", "two_recall_1": "0.7"}
+    assert which_loss_page.figure_of([row, tuning], "w", "l") == "70 % (validation, one seed)"
