@@ -65,19 +65,18 @@ def world_table(rows: Rows, world: Description) -> str:
         found = chosen(rows, world.name, contender.name)
         if found:
             lines.append((
-                contender.name,
+                contender.name.replace(" ", "\u00a0"),
                 found[0]["tau"],
                 percent(found, "one_recall_1"),
-                percent(found, "one_recall_10"),
+                f"{100 * mean(found, 'one_recall_10'):.1f}",
                 percent(found, "two_recall_1"),
-                found[0]["score"],
+                found[0]["score"].removesuffix(" of cosines"),
                 f"{mean(found, 'alignment'):.2f}",
                 f"{mean(found, 'uniformity'):.2f}",
-                percent(found, "probe"),
+                f"{100 * mean(found, 'probe'):.0f}",
                 f"{mean(found, 'step_ms') / mean(base, 'step_ms'):.1f}" if base else "",
             ))  # fmt: skip
-    header = ("loss", "tau", "z from one, R@1", "R@10", "z from two, R@1", "matched by", "alignment", "uniformity",
-              "probe", "time")  # fmt: skip
+    header = ("loss", "tau", "from one", "R@10", "from two", "by", "align.", "unif.", "probe", "time")
     return markdown(header, lines)
 
 
@@ -215,13 +214,13 @@ The plan was written before the runs, in `benchmarks/which_loss.py`. In each wor
 64, embeddings of 16 numbers) are trained by every loss on the same batches of 128 for 200 steps, and x, y and z of
 held-out samples are embedded.
 
-- *From one*: z is looked for with x, and with y, by cosine; the mean of both.
-- *From two*: z is looked for with x and y together, by the best of five scores. That score and the temperature are
+- *From one*: recall at 1 (and at 10) of z, looked for with x and with y by cosine; the mean of both.
+- *From two*: z is looked for with x and y together, *by* the best of five scores. That score and the temperature are
   chosen on validation samples of another seed, from the same lists for every loss.
 - Figures are the mean over three seeds ± half of their range, in percent.
-- *Alignment* is the mean squared distance of matching embeddings, *uniformity* as Wang and Isola define it (lower is
-  more even), *probe* the accuracy of a linear classifier, *time* the CPU time of a step, encoders included, over that
-  of pairs; other work on the machine makes it uncertain by a third.
+- *Align.* (alignment) is the mean squared distance of matching embeddings, *unif.* (uniformity) as Wang and Isola
+  define it (lower is more even), *probe* the accuracy of a linear classifier in percent, *time* the CPU time of a step,
+  encoders included, over that of pairs; other work on the machine makes it uncertain by a third.
 
 Small encoders and short runs show differences between losses, not levels that larger ones would reach.
 

@@ -42,6 +42,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "abort_on_example_error": True,
     "image_scrapers": ("gallery_pictures", "matplotlib"),
+    "reset_modules": ("matplotlib", "gallery_pictures.ink"),
     "capture_repr": (),  # what a program prints, and nothing that it only happens to end in
     "backreferences_dir": None,
     "matplotlib_animations": False,

@@ -26,6 +26,15 @@ class Chosen:
         return f"Chosen{ORDER}"
 
 
+def ink(_: dict[str, Any], __: str) -> None:
+    """Grey on no ground, before each program: pictures stand on a light page and on a dark one."""
+    grey = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor"),
+        "#7d8590",
+    )
+    pyplot.rcParams.update(grey | {"axes.facecolor": "none", "savefig.transparent": True, "legend.framealpha": 0})
+
+
 def scrape(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> str:  # noqa: ARG001 (the gallery's form)
     """The picture of ``figure`` after the block that made it; nothing where pyplot shows it anyway."""
     figure = variables["example_globals"].get("figure")
