@@ -7,7 +7,7 @@ where its errors are.
 """
 
 # %%
-# A person walks through the room and is seen by one of the fixed cameras.
+# A person walks through the room, filmed by a fixed camera.
 
 import matplotlib.pyplot as plt
 import torch

@@ -2,9 +2,9 @@ r"""
 Sampled against exact denominators
 ==================================
 
-UniHPE compares each anchor with one sampled triplet for each sample of the batch, and calls all of them unaffordable.
-With the closed form the exact denominator is affordable, and the sampled one can be seen for what it is: an estimate
-of it, with too few terms in its sum, and noisy.
+UniHPE compares each anchor with one sampled triplet for each sample of the batch, and calls all triplets unaffordable.
+With the closed form the exact denominator is affordable. The sampled one is a noisy estimate of it, with too few terms
+in its sum.
 """
 
 # %%
@@ -30,7 +30,8 @@ counts = [1, 2, 4, 8, 16, 32, 64, 95, 256, 1024]
 
 def draw(count):
     """The loss of one draw, as it is and with its negatives counted as often as they stand for others."""
-    loss = mc.triplet_infonce(x_img, x_2d, x_3d, TAU, num_negatives=count, generator=generator, reduction="none")
+    options = {"negatives": "permutation", "num_negatives": count, "generator": generator}
+    loss = mc.triplet_infonce(x_img, x_2d, x_3d, TAU, reduction="none", **options)
     return torch.stack([loss.mean(), torch.log1p((B**2 - 1) / count * torch.expm1(loss)).mean()])
 
 
@@ -48,7 +49,9 @@ true_direction = direction(negatives="all")
 agreement = {
     count: torch.stack(
         [
-            torch.cosine_similarity(direction(num_negatives=count, generator=generator), true_direction, dim=0)
+            torch.cosine_similarity(
+                direction(negatives="permutation", num_negatives=count, generator=generator), true_direction, dim=0
+            )
             for _ in range(10)
         ]
     )
@@ -84,5 +87,5 @@ for axis in (left, right):
     axis.grid(alpha=0.3)
 
 # %%
-# The value is far off, the direction of the gradient is not: with as many negatives as the paper draws it is nearly the
-# exact one. What the exact denominator buys is a loss without noise, that means the same at every batch size.
+# The value is far off; the direction of the gradient is not. With as many negatives as the paper draws it is nearly
+# that of the exact loss. The exact denominator gives a loss without noise, with one meaning at every batch size.
