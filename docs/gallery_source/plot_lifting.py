@@ -17,7 +17,9 @@ from unihpe_ref.data import SKELETON, PoseSource, generate_motion
 from unihpe_ref.lifter import load_lifter
 
 torch.manual_seed(0)
-walk = generate_motion(5, actions=("walk",), num_subjects=2, num_test_subjects=1, seconds=4).select("train")
+walk = generate_motion(
+    5, actions=("walk",), num_subjects=2, num_test_subjects=1, seconds=4
+).select("train")
 frames = torch.arange(10, 60, 12)
 seen = PoseSource(walk).evaluation_batch(frames, camera=0)
 intrinsics = torch.zeros(len(frames), 3, 3)
