@@ -193,20 +193,22 @@ def picture(rows: Rows) -> Figure:
 TOP = """\
 # When does a tuple term pay?
 
-**Pairs are enough while each modality can be found from one other.** Where all three show the same thing, no term
-for the whole tuple changed retrieval by more than the seeds do: z is found from one modality in
-[[redundancy|pairs|one_recall_1]] of the cases with pairs, [[redundancy|pairs + eigenvalue|one_recall_1]] with the
-eigenvalue beside them, [[redundancy|pairs + volume, tied|one_recall_1]] with the volume.
+**Pairs are enough while one modality looks for another.** Where all three show the same thing, z is found from one
+modality in [[redundancy|pairs|one_recall_1]] of the cases with pairs, [[redundancy|pairs +
+eigenvalue|one_recall_1]] with the eigenvalue beside them and [[redundancy|pairs + volume, tied|one_recall_1]] with
+the volume: no more than seeds differ.
 
-**A tuple term pays when two modalities together determine the third.** For z = x XOR y, where no pair says
-anything, x and y find z among sixteen in [[synergy|pairs|two_recall_1]] of the cases with pairs,
-[[synergy|pairs + eigenvalue|two_recall_1]]
-with the eigenvalue, [[synergy|pairs + multilinear|two_recall_1]] with the multilinear product beside pairs and
-[[synergy|multilinear (Symile)|two_recall_1]] with that product alone.
+**A tuple term pays when two modalities look for a third together.** On recorded motion, arms in 2D and legs in 2D
+find the pose in 3D among 512 in [[body halves|pairs|two_recall_1]] of the cases with pairs, [[body halves|pairs +
+eigenvalue|two_recall_1]] with the eigenvalue, [[body halves|pairs + volume, tied|two_recall_1]] with the volume and
+tied negatives beside pairs, and [[body halves|volume (GRAM)|two_recall_1]] with GRAM's loss, which is the volume
+without pairs. Where no pair says anything, z = x XOR y, only the multilinear product finds z among sixteen:
+[[synergy|multilinear (Symile)|two_recall_1]], pairs [[synergy|pairs|two_recall_1]], GRAM's loss [[synergy|volume
+(GRAM)|two_recall_1]].
 
-Terms for tuples alone do not replace pairs: with GRAM's loss z is found from one modality in [[redundancy|volume
-(GRAM)|one_recall_1]] of the cases of the first kind, with Symile's in [[redundancy|multilinear
-(Symile)|one_recall_1]].
+**Keep the pairs.** Without them, retrieval from one modality is lost: [[body halves|volume (GRAM)|one_recall_1]] with
+GRAM's loss on motion, where pairs have [[body halves|pairs|one_recall_1]] and pairs with the volume [[body
+halves|pairs + volume, tied|one_recall_1]].
 
 ## What was measured
 
