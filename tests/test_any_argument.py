@@ -1,4 +1,4 @@
-"""Whatever is passed to a public function, a ``TypeError`` or ``ValueError`` in three beats comes back, or a right value.
+"""Whatever is passed to a public function, an error in three beats comes back, or a right value.
 
 Every argument of every public function, class and method is replaced by odd values in turn, the others staying valid.
 What must not happen, by kind:
@@ -14,6 +14,7 @@ What must not happen, by kind:
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import decimal
 import fractions
@@ -81,17 +82,46 @@ def _self_holding() -> list[Any]:
 
 def odd_values() -> dict[str, Any]:
     """Values of all kinds but tensors of the right shape, by name; new ones at each call."""
-    values: list[Any] = [None, True, False, 0, 1, -1, 2, 3, -5, 10**20, 10**400, -(10**400), 2**62, 2**63, 0.0, -0.0, 0.5]
+    values: list[Any] = [
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        3,
+        -5,
+        10**20,
+        10**400,
+        -(10**400),
+        2**62,
+        2**63,
+        0.0,
+        -0.0,
+        0.5,
+    ]
     values += [1.0, -25.0, 1e8, 1e308, 1e-46, 5e-324, math.nan, math.inf, -math.inf, 1j, decimal.Decimal("0.5")]
     values += [fractions.Fraction(1, 2), np.float64(0.5), np.float32(0.5), np.float16(0.5), np.int64(1), np.uint8(1)]
-    values += [np.bool_(True), np.array(0.5), np.array(1), np.array([0.5, 0.75]), np.ones((4, 3), np.float32), np.array([])]
+    values += [
+        np.bool_(True),
+        np.array(0.5),
+        np.array(1),
+        np.array([0.5, 0.75]),
+        np.ones((4, 3), np.float32),
+        np.array([]),
+    ]
     values += ["", "x", "no", "false", "mean", "0.5", "\0", "[/red]", "a" * 10_000, b"x", bytearray(b"x"), np.str_("x")]
     values += [[], (), [0.5], [0, 1], [[0.5]], ["x"], {}, {"a": 1}, set(), {0, 1}, range(3), (None,), [True], [10**400]]
     values += [[math.nan], collections.deque([0.5]), Ellipsis, slice(3), int, len, torch.float32, torch.device("cpu")]
     values += [torch.tensor(0.5), torch.tensor(1), torch.tensor(True), torch.tensor([]), torch.ones(2), torch.eye(3)]
     values += [nn.Linear(2, 2), ValueError("x"), np.datetime64("2020-01-01")]
     named = {_named(value): value for value in values}
-    named |= {"iterator": iter([0.5]), "generator expression": (x for x in [0.5]), "a list within itself": _self_holding()}
+    named |= {
+        "iterator": iter([0.5]),
+        "generator expression": (x for x in [0.5]),
+        "a list within itself": _self_holding(),
+    }
     named |= {"an object": object(), "__index__": _Index(), "__float__": _Float(), "text subclass": _Text("x")}
     return named | {"hostile": _Hostile(), "torch.Generator": torch.Generator()}
 
@@ -109,10 +139,9 @@ def odd_tensors(base: Tensor) -> dict[str, Any]:
     def add(name: str, make: Callable[[], Any]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
+            # torch has no such tensor of this type
+            with contextlib.suppress(RuntimeError, TypeError, IndexError, NotImplementedError):
                 found[name] = make()
-            except (RuntimeError, TypeError, IndexError, NotImplementedError):
-                pass  # torch has no such tensor of this type
 
     for dtype in ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "complex64", "bool"):
         add(dtype, lambda dtype=dtype: dense.to(getattr(torch, dtype)))
@@ -130,7 +159,10 @@ def odd_tensors(base: Tensor) -> dict[str, Any]:
     add("parameter", lambda: nn.Parameter(dense.clone()))
     add("subclass", lambda: dense.as_subclass(_Tensor))
     add("strided", lambda: torch.stack([dense, dense], -1)[..., 0])
-    add("flipped memory", lambda: dense.permute(*reversed(range(dense.ndim))).contiguous().permute(*reversed(range(dense.ndim))))
+    add(
+        "flipped memory",
+        lambda: dense.permute(*reversed(range(dense.ndim))).contiguous().permute(*reversed(range(dense.ndim))),
+    )
     add("negative bit", lambda: torch._neg_view(-dense))
     add("expanded", lambda: dense[:1].expand(dense.shape))
     add("no strides", lambda: torch.zeros((), dtype=dense.dtype).expand(dense.shape))
@@ -173,14 +205,46 @@ def odd_for(base: Any) -> dict[str, Any]:
 
 # Arguments that are of more kinds than their valid value here shows.
 ALSO = {
-    "tau": "tensor", "temperature": "object", "negatives": "tensor", "similarity": "object", "root": "numbers",
-    "k": "numbers", "norm": "number", "area": "number tensor", "gather": "object", "ids": "tensor numbers texts",
-    "action": "texts", "subject": "texts", "thresholds": "tensor", "sigmas": "tensor", "joints": "tensor",
-    "encoders": "object", "inputs": "tensor tensors object", "tiled": "flag", "match": "tensor", "device": "object",
-    "extra_negatives": "object", "metrics": "object", "pairs": "object",
-}  # fmt: skip
+    "tau": "tensor",
+    "temperature": "object",
+    "negatives": "tensor",
+    "similarity": "object",
+    "root": "numbers count none",
+    "k": "numbers count",
+    "counts": "count",
+    "norm": "number",
+    "area": "number tensor",
+    "gather": "object",
+    "ids": "tensor numbers texts",
+    "action": "texts",
+    "subject": "texts",
+    "thresholds": "tensor",
+    "sigmas": "tensor",
+    "joints": "tensor",
+    "encoders": "object",
+    "inputs": "tensor tensors object",
+    "tiled": "flag",
+    "match": "tensor",
+    "device": "object",
+    "extra_negatives": "object",
+    "metrics": "object",
+    "pairs": "object",
+}
 # Numbers that must be at least 0; most of them must be positive.
-NOT_NEGATIVE = ("fps", "threshold", "tau", "temperature", "alpha", "t", "hardness", "base", "init", "min", "max", "norm")
+NOT_NEGATIVE = (
+    "fps",
+    "threshold",
+    "tau",
+    "temperature",
+    "alpha",
+    "t",
+    "hardness",
+    "base",
+    "init",
+    "min",
+    "max",
+    "norm",
+)
 NOT_NEGATIVE += ("unit_scale", "label_smoothing", "area", "digits", "size", "dim", "k", "examples", "num_negatives")
 
 
@@ -196,8 +260,12 @@ def kind_of(value: Any) -> str:
         return "text"
     if isinstance(value, Tensor):
         return "tensor"
-    if isinstance(value, (list, tuple, range, collections.deque)) or (isinstance(value, np.ndarray) and value.ndim == 1):
+    if isinstance(value, (list, tuple, range, collections.deque)) or (
+        isinstance(value, np.ndarray) and value.ndim == 1
+    ):
         kinds = {kind_of(item) for item in value}
+        if not kinds:
+            return "empty"
         if kinds <= {"count", "number"}:
             return "numbers"
         return "texts" if kinds == {"text"} else "tensors" if kinds == {"tensor"} else "mixture"
@@ -209,9 +277,11 @@ def may_be(parameter: inspect.Parameter, base: Any, value: Any) -> bool:
     own = {kind_of(base), *ALSO.get(parameter.name, "").split()}
     kind = kind_of(value)
     if kind == "none":
-        return parameter.default is None or "object" in own
+        return parameter.default is None or "object" in own or "none" in own
     if kind == "object":
         return "object" in own
+    if kind == "empty":
+        return bool(own & {"numbers", "texts", "tensors", "object"})
     if kind in ("count", "number"):
         if isinstance(value, float) and math.isnan(value):
             return False
@@ -336,13 +406,26 @@ def _masks() -> dict[str, Any]:
 
 
 def _loss_options(**others: Any) -> dict[str, Any]:
-    return {"reduction": "mean", "normalize": True, "tiled": False, "gather": False, "ring": False, "label_smoothing": 0.1,
-            "hardness": 0.5, **others}  # fmt: skip
+    return {
+        "reduction": "mean",
+        "normalize": True,
+        "tiled": False,
+        "gather": False,
+        "ring": False,
+        "label_smoothing": 0.1,
+        "hardness": 0.5,
+        **others,
+    }
 
 
 def _tuple_options() -> dict[str, Any]:
-    return {"similarity": "eigenvalue", "negatives": "permutation", "num_negatives": 2, "anchor": 0,
-            "generator": torch.Generator().manual_seed(0)}  # fmt: skip
+    return {
+        "similarity": "eigenvalue",
+        "negatives": "permutation",
+        "num_negatives": 2,
+        "anchor": 0,
+        "generator": torch.Generator().manual_seed(0),
+    }
 
 
 _XYZ = ("x_img", "x_2d", "x_3d")
@@ -372,42 +455,103 @@ def _losses() -> dict[str, Subject]:
     tau = mc.Temperature
     linear = nn.Linear(5, 5)
     found: dict[str, Subject] = {
-        "pairwise_infonce": (mc.pairwise_infonce, lambda: {"x": _random(4, 5), "y": _random(4, 5, seed=1), "tau": 0.1,
-                             "symmetric": True, **_loss_options(), **_two(_masks())}),
-        "triplet_infonce": (mc.triplet_infonce, lambda: _triple() | {"tau": 0.1} | _tuple_options() | _loss_options() | _masks()),
-        "multimodal_infonce": (mc.multimodal_infonce, lambda: {"embeddings": list(_triple().values()), "tau": 0.1}
-                               | _tuple_options() | _loss_options() | _masks()),
-        "trimodal_infonce": (mc.trimodal_infonce, lambda: _triple() | {"tau": 0.1} | pairs | _tuple_options() | _loss_options()
-                             | _masks()),
-        "PairwiseInfoNCE": (_module(mc.PairwiseInfoNCE, "x", "y"),
-                            lambda: {"temperature": 0.1, "symmetric": True} | _loss_options()),
-        "TripletInfoNCE": (_module(mc.TripletInfoNCE, *_XYZ), lambda: {"temperature": 0.1} | _tuple_options() | _loss_options()),
-        "MultimodalInfoNCE": (_module(mc.MultimodalInfoNCE),
-                              lambda: {"temperature": 0.1} | _tuple_options() | _loss_options()),
-        "TrimodalInfoNCE": (_module(mc.TrimodalInfoNCE, *_XYZ),
-                            lambda: {"temperature": 0.1} | pairs | _tuple_options() | _loss_options()),
-        "PairwiseInfoNCE.forward": (mc.PairwiseInfoNCE(0.1).forward,
-                                    lambda: {"x": _random(4, 5), "y": _random(4, 5, seed=1), "diagnostics": mc.Diagnostics()}
-                                    | _two(_masks())),
+        "pairwise_infonce": (
+            mc.pairwise_infonce,
+            lambda: {
+                "x": _random(4, 5),
+                "y": _random(4, 5, seed=1),
+                "tau": 0.1,
+                "symmetric": True,
+                **_loss_options(),
+                **_two(_masks()),
+            },
+        ),
+        "triplet_infonce": (
+            mc.triplet_infonce,
+            lambda: _triple() | {"tau": 0.1} | _tuple_options() | _loss_options() | _masks(),
+        ),
+        "multimodal_infonce": (
+            mc.multimodal_infonce,
+            lambda: (
+                {"embeddings": list(_triple().values()), "tau": 0.1} | _tuple_options() | _loss_options() | _masks()
+            ),
+        ),
+        "trimodal_infonce": (
+            mc.trimodal_infonce,
+            lambda: _triple() | {"tau": 0.1} | pairs | _tuple_options() | _loss_options() | _masks(),
+        ),
+        "PairwiseInfoNCE": (
+            _module(mc.PairwiseInfoNCE, "x", "y"),
+            lambda: {"temperature": 0.1, "symmetric": True} | _loss_options(),
+        ),
+        "TripletInfoNCE": (
+            _module(mc.TripletInfoNCE, *_XYZ),
+            lambda: {"temperature": 0.1} | _tuple_options() | _loss_options(),
+        ),
+        "MultimodalInfoNCE": (
+            _module(mc.MultimodalInfoNCE),
+            lambda: {"temperature": 0.1} | _tuple_options() | _loss_options(),
+        ),
+        "TrimodalInfoNCE": (
+            _module(mc.TrimodalInfoNCE, *_XYZ),
+            lambda: {"temperature": 0.1} | pairs | _tuple_options() | _loss_options(),
+        ),
+        "PairwiseInfoNCE.forward": (
+            mc.PairwiseInfoNCE(0.1).forward,
+            lambda: {"x": _random(4, 5), "y": _random(4, 5, seed=1), "diagnostics": mc.Diagnostics()} | _two(_masks()),
+        ),
         "TripletInfoNCE.forward": (mc.TripletInfoNCE(0.1).forward, lambda: _triple() | _masks() | _forward()),
-        "MultimodalInfoNCE.forward": (mc.MultimodalInfoNCE(0.1).forward,
-                                      lambda: {"embeddings": list(_triple().values())} | _masks() | _forward()),
+        "MultimodalInfoNCE.forward": (
+            mc.MultimodalInfoNCE(0.1).forward,
+            lambda: {"embeddings": list(_triple().values())} | _masks() | _forward(),
+        ),
         "TrimodalInfoNCE.forward": (mc.TrimodalInfoNCE(0.1).forward, lambda: _triple() | _masks() | _forward()),
         "Diagnostics": (mc.Diagnostics, lambda: {"sampling_gap": True}),
         "MemoryQueue": (lambda **o: queue(**o)(), lambda: {"size": 3, "dim": 5, "num_modalities": 2}),
         "MemoryQueue.push": (queue(3, 5).push, lambda: {"embeddings": [_random(2, 5), _random(2, 5, seed=1)]}),
         "Temperature": (lambda **o: tau(**o)(), lambda: {"init": 0.2, "min": 0.1, "max": 10.0, "learnable": True}),
         "Temperature.preset": (lambda **o: tau.preset(**o)(), lambda: {"name": "clip", "learnable": True}),
-        "Temperature.for_similarity": (lambda **o: tau.for_similarity(**o)(), lambda: {"similarity": "multilinear",
-                                       "num_modalities": 3, "dim": 8, "base": 0.07, "min": 0.001, "max": 10.0, "learnable": True}),
-        "cached_step": (mc.cached_step, lambda: {"encoders": [linear, linear], "inputs": [_random(4, 5), _random(4, 5, seed=1)],
-                        "loss": mc.PairwiseInfoNCE(0.1), "chunk_size": 2, "scaler": torch.amp.GradScaler("cpu", enabled=False)}),
-        "sample_tuples": (sample_tuples, lambda: {"batch_size": 4, "num_modalities": 3, "num_negatives": 2,
-                          "scheme": "permutation", "exclude_positive": True,
-                          "generator": torch.Generator().manual_seed(0), "device": "cpu"}),
-    }  # fmt: skip
-    signatures = {"MemoryQueue": queue, "Temperature": tau, "Temperature.preset": tau.preset,
-                  "Temperature.for_similarity": tau.for_similarity}  # fmt: skip
+        "Temperature.for_similarity": (
+            lambda **o: tau.for_similarity(**o)(),
+            lambda: {
+                "similarity": "multilinear",
+                "num_modalities": 3,
+                "dim": 8,
+                "base": 0.07,
+                "min": 0.001,
+                "max": 10.0,
+                "learnable": True,
+            },
+        ),
+        "cached_step": (
+            mc.cached_step,
+            lambda: {
+                "encoders": [linear, linear],
+                "inputs": [_random(4, 5), _random(4, 5, seed=1)],
+                "loss": mc.PairwiseInfoNCE(0.1),
+                "chunk_size": 2,
+                "scaler": torch.amp.GradScaler("cpu", enabled=False),
+            },
+        ),
+        "sample_tuples": (
+            sample_tuples,
+            lambda: {
+                "batch_size": 4,
+                "num_modalities": 3,
+                "num_negatives": 2,
+                "scheme": "permutation",
+                "exclude_positive": True,
+                "generator": torch.Generator().manual_seed(0),
+                "device": "cpu",
+            },
+        ),
+    }
+    signatures = {
+        "MemoryQueue": queue,
+        "Temperature": tau,
+        "Temperature.preset": tau.preset,
+        "Temperature.for_similarity": tau.for_similarity,
+    }
     for name, kind in signatures.items():
         found[name][0].__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
     return found
@@ -425,7 +569,9 @@ def _linalg() -> dict[str, Subject]:
     found: dict[str, Subject] = {
         name: (getattr(mc.linalg, name), lambda: {"A": square + square.mT}) for name in ("eigh3", "eigmax", "eigvalsh3")
     }
-    return found | {name: (getattr(mc.linalg, name), lambda: dict(cosines)) for name in ("gram3_eigmax", "gram3_eigvals")}
+    return found | {
+        name: (getattr(mc.linalg, name), lambda: dict(cosines)) for name in ("gram3_eigmax", "gram3_eigvals")
+    }
 
 
 def _poses(*shape: int) -> dict[str, Any]:
@@ -449,19 +595,54 @@ _POSE_FUNCTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "pckh": lambda: _poses(2, 17, 2) | {"norm": torch.ones(2), "threshold": 0.5} | _STRICT | _ITEM,
     "pck3d": lambda: _poses(2, 17, 3) | {"threshold": 150.0} | _STRICT | _ITEM,
     "auc3d": lambda: _poses(2, 17, 3) | {"thresholds": [0.0, 50.0, 150.0]} | _STRICT | _ITEM,
-    "cps": lambda: {"pred": 100 * _random(4, 2, 17, 3), "target": 100 * _random(2, 17, 3), "joints": [0, 1, 2],
-                    "thresholds": [1.0, 50.0], "strict": True, "dim": 0} | _ITEM,
-    "min_mpjpe": lambda: {"pred": 100 * _random(4, 2, 17, 3), "target": 100 * _random(2, 17, 3), "dim": 0, "mode": "pose",
-                          "procrustes": False} | _ITEM,
-    "oks": lambda: _poses(2, 17, 2) | {"area": torch.ones(2), "sigmas": list(metrics.COCO_SIGMAS),
-                                       "mask": torch.ones(2, 17, dtype=torch.bool), "reduction": "mean"},
-    "keypoint_ap": lambda: _poses(2, 17, 2) | {"scores": torch.tensor([0.9, 0.8]), "area": torch.ones(2),
-        "pred_image": torch.tensor([0, 1]), "target_image": torch.tensor([0, 1]), "sigmas": list(metrics.COCO_SIGMAS),
-        "mask": torch.ones(2, 17, dtype=torch.bool), "thresholds": [0.5, 0.75], "max_detections": 20, "reduction": "mean"},
+    "cps": lambda: (
+        {
+            "pred": 100 * _random(4, 2, 17, 3),
+            "target": 100 * _random(2, 17, 3),
+            "joints": [0, 1, 2],
+            "thresholds": [1.0, 50.0],
+            "strict": True,
+            "dim": 0,
+        }
+        | _ITEM
+    ),
+    "min_mpjpe": lambda: (
+        {
+            "pred": 100 * _random(4, 2, 17, 3),
+            "target": 100 * _random(2, 17, 3),
+            "dim": 0,
+            "mode": "pose",
+            "procrustes": False,
+        }
+        | _ITEM
+    ),
+    "oks": lambda: (
+        _poses(2, 17, 2)
+        | {
+            "area": torch.ones(2),
+            "sigmas": list(metrics.COCO_SIGMAS),
+            "mask": torch.ones(2, 17, dtype=torch.bool),
+            "reduction": "mean",
+        }
+    ),
+    "keypoint_ap": lambda: (
+        _poses(2, 17, 2)
+        | {
+            "scores": torch.tensor([0.9, 0.8]),
+            "area": torch.ones(2),
+            "pred_image": torch.tensor([0, 1]),
+            "target_image": torch.tensor([0, 1]),
+            "sigmas": list(metrics.COCO_SIGMAS),
+            "mask": torch.ones(2, 17, dtype=torch.bool),
+            "thresholds": [0.5, 0.75],
+            "max_detections": 20,
+            "reduction": "mean",
+        }
+    ),
     "bbox_norm": lambda: {"target": _random(2, 17, 2), "kind": "max"} | _MASK,
     "torso_norm": lambda: {"target": _random(2, 17, 2), "first": 0, "second": 1},
     "head_norm": lambda: {"box": torch.tensor([[0.0, 0.0, 2.0, 3.0]])},
-}  # fmt: skip
+}
 
 
 def _xy() -> dict[str, Any]:
@@ -469,8 +650,13 @@ def _xy() -> dict[str, Any]:
 
 
 def _retrieval() -> dict[str, Any]:
-    return {"query": _random(4, 5), "gallery": _random(4, 5, seed=1), "match": torch.tensor([0, 1, 2, 3]), "ties": "mean",
-            "normalize": True}  # fmt: skip
+    return {
+        "query": _random(4, 5),
+        "gallery": _random(4, 5, seed=1),
+        "match": torch.tensor([0, 1, 2, 3]),
+        "ties": "mean",
+        "normalize": True,
+    }
 
 
 def _several() -> dict[str, Any]:
@@ -491,15 +677,22 @@ _EMBEDDING_FUNCTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "mean_reciprocal_rank": lambda: _retrieval() | {"ties": "pessimistic", "reduction": "mean"},
 }
 _CLASS_OPTIONS: dict[str, dict[str, Any]] = {
-    "MPJPE": {"root": 0}, "EPE": {"root": 0}, "NMPJPE": {"root": 0}, "MPJVE": {"root": 0, "fps": 25.0},
-    "PAMPJPE": {"root": 0, "scale": True, "allow_reflection": False}, "AccelError": {"root": 0, "fps": 25.0},
+    "MPJPE": {"root": 0},
+    "EPE": {"root": 0},
+    "NMPJPE": {"root": 0},
+    "MPJVE": {"root": 0, "fps": 25.0},
+    "PAMPJPE": {"root": 0, "scale": True, "allow_reflection": False},
+    "AccelError": {"root": 0, "fps": 25.0},
     "MinMPJPE": {"root": 0, "dim": 0, "mode": "pose", "procrustes": False},
-    "PCK": {"threshold": 0.5, "root": 0, **_STRICT}, "PCKh": {"threshold": 0.5, "root": 0, **_STRICT},
-    "PCK3D": {"threshold": 150.0, "root": 0, **_STRICT}, "AUC3D": {"thresholds": [0.0, 150.0], "root": 0, **_STRICT},
+    "PCK": {"threshold": 0.5, "root": 0, **_STRICT},
+    "PCKh": {"threshold": 0.5, "root": 0, **_STRICT},
+    "PCK3D": {"threshold": 150.0, "root": 0, **_STRICT},
+    "AUC3D": {"thresholds": [0.0, 150.0], "root": 0, **_STRICT},
     "CPS": {"joints": [0, 1], "thresholds": [1.0, 50.0], "strict": True, "dim": 0, "root": 0},
-    "OKS": {"sigmas": list(metrics.COCO_SIGMAS)}, "RetrievalRecall": {"k": [1, 2], "ties": "pessimistic", "normalize": True},
+    "OKS": {"sigmas": list(metrics.COCO_SIGMAS)},
+    "RetrievalRecall": {"k": [1, 2], "ties": "pessimistic", "normalize": True},
     "ModalityAlignment": {"normalize": True},
-}  # fmt: skip
+}
 
 
 def _update(name: str) -> dict[str, Any]:
@@ -507,12 +700,20 @@ def _update(name: str) -> dict[str, Any]:
         return {"query": _random(4, 5), "gallery": _random(4, 5, seed=1), "ids": [0, 1, 2, 3]}
     if name == "ModalityAlignment":
         return {"embeddings": [_random(4, 5), _random(4, 5, seed=1)], "ids": [0, 1, 2, 3]}
-    shape = {"MPJVE": (2, 5, 17, 3), "AccelError": (2, 5, 17, 3), "EPE": (2, 17, 2), "PCK": (2, 17, 2), "PCKh": (2, 17, 2),
-             "OKS": (2, 17, 2)}.get(name, (2, 17, 3))  # fmt: skip
+    shape = {
+        "MPJVE": (2, 5, 17, 3),
+        "AccelError": (2, 5, 17, 3),
+        "EPE": (2, 17, 2),
+        "PCK": (2, 17, 2),
+        "PCKh": (2, 17, 2),
+        "OKS": (2, 17, 2),
+    }.get(name, (2, 17, 3))
     poses = _poses(*shape)
     if name in ("MinMPJPE", "CPS"):
         poses["pred"] = torch.stack([poses["pred"], poses["target"]])
-    norms = {"PCK": {"norm": torch.ones(2)}, "PCKh": {"norm": torch.ones(2)}, "OKS": {"area": torch.ones(2)}}.get(name, {})
+    norms = {"PCK": {"norm": torch.ones(2)}, "PCKh": {"norm": torch.ones(2)}, "OKS": {"area": torch.ones(2)}}.get(
+        name, {}
+    )
     return poses | norms | {"mask": torch.ones(shape[:-1], dtype=torch.bool), "group": ["a", "b"], "ids": [0, 1]}
 
 
@@ -543,9 +744,15 @@ def _metric(name: str) -> dict[str, Subject]:
 
 def _report() -> dict[str, Subject]:
     options = {
-        "actions": ["a", "b"], "subjects": ["s"], "joint_names": [str(j) for j in range(17)],
-        "parents": list(human36m.PARENTS), "root": 0, "unit": "mm", "unit_scale": 1.0, "examples": 4,
-    }  # fmt: skip
+        "actions": ["a", "b"],
+        "subjects": ["s"],
+        "joint_names": [str(j) for j in range(17)],
+        "parents": list(human36m.PARENTS),
+        "root": 0,
+        "unit": "mm",
+        "unit_scale": 1.0,
+        "examples": 4,
+    }
     batch = _poses(2, 17, 3) | {"action": ["a", "b"], "subject": ["s", "s"], "mask": _MASK["mask"], "ids": [0, 1]}
 
     def used(**given: Any) -> Any:
@@ -593,18 +800,30 @@ SUBJECTS = {"losses": _losses(), "metrics": _metrics(), "linalg": _linalg(), "di
 
 # Public, and not tried; with the reason.
 LEFT_OUT = {
-    "TermDiagnostics": "made by a loss", "Alignment": "made by procrustes_align", "Summary": "made by a metric",
-    "PoseResult": "made by a report", "PoseMetric": "a base class: its options are tried in each metric",
-    "Similarity": "a protocol", "CosineSimilarity.of_present": "called by the losses", "CosineSimilarity.with_gradient": "called by the losses",
-    "CosineSimilarity.with_pullback": "called by the losses", "CosineSimilarity.without_gradient": "called by the losses",
-    "compiled": "tried by the losses' own tests: each call compiles", "resolve_similarity": "called by the losses",
-    "draw_cyclic": "called by sample_tuples", "draw_permutations": "called by sample_tuples",
-    "draw_shared": "called by sample_tuples", "Accumulator.forward": "the arguments of update",
-    "Accumulator.merge_state": "torchmetrics' name of merge", "Accumulator.set_dtype": "torchmetrics' name, which does nothing",
-    "PoseMetric.update": "tried in each metric", "MPJPE.update": "tried in each metric",
-    "Temperature.check_optimizer": "takes optimizers, which torch made", "PoseReport.plot": "needs matplotlib",
+    "TermDiagnostics": "made by a loss",
+    "Alignment": "made by procrustes_align",
+    "Summary": "made by a metric",
+    "PoseResult": "made by a report",
+    "PoseMetric": "a base class: its options are tried in each metric",
+    "Similarity": "a protocol",
+    "CosineSimilarity.of_present": "called by the losses",
+    "CosineSimilarity.with_gradient": "called by the losses",
+    "CosineSimilarity.with_pullback": "called by the losses",
+    "CosineSimilarity.without_gradient": "called by the losses",
+    "compiled": "tried by the losses' own tests: each call compiles",
+    "resolve_similarity": "called by the losses",
+    "draw_cyclic": "called by sample_tuples",
+    "draw_permutations": "called by sample_tuples",
+    "draw_shared": "called by sample_tuples",
+    "Accumulator.forward": "the arguments of update",
+    "Accumulator.merge_state": "torchmetrics' name of merge",
+    "Accumulator.set_dtype": "torchmetrics' name, which does nothing",
+    "PoseMetric.update": "tried in each metric",
+    "MPJPE.update": "tried in each metric",
+    "Temperature.check_optimizer": "takes optimizers, which torch made",
+    "PoseReport.plot": "needs matplotlib",
     "PoseResult.plot": "needs matplotlib",
-}  # fmt: skip
+}
 
 
 def public() -> set[str]:
@@ -666,24 +885,53 @@ def test_any_argument(area: str, name: str) -> None:
     assert not found, "\n".join(f"{fall.kind}: {name}({fall.argument}={fall.value}) {fall.what}" for fall in found)
 
 
-def _checked(flag: bool, count: int, number: float, choice: str, listed: list[float], x: Tensor) -> Tensor:
+def _checked(
+    flag: bool,
+    count: int,
+    number: float,
+    choice: str,
+    listed: list[float],
+    counts: list[int],
+    names: list[str],
+    x: Tensor,
+) -> Tensor:
     """Checks its arguments as the library does."""
     flag = _checks.check_flag("f", "flag", flag)
     count = _checks.check_count("f", "count", count, 1, 10**6)
     number = _checks.check_number("f", "number", number)
     _checks.check_choice("f", "choice", choice, ("mean", "sum"))
     numbers = _checks.check_numbers("f", "listed", listed)
+    counts = _checks.check_counts("f", "counts", counts)
+    names = _checks.check_texts("f", "names", names)
     _checks.check_floating("f", "x", x)
-    return x.float().sum() + flag + count + torch.tensor(number) + sum(numbers)
+    return x.float().sum() + flag + count + torch.tensor(number) + sum(numbers) + sum(counts) + len(names)
 
 
-def _careless(flag: bool, count: int, number: float, choice: str, listed: list[float], x: Tensor) -> Tensor:
+def _careless(
+    flag: bool,
+    count: int,
+    number: float,
+    choice: str,
+    listed: list[float],
+    counts: list[int],
+    names: list[str],
+    x: Tensor,
+) -> Tensor:
     """Checks nothing."""
-    return x.sum() * number + count + (1 if flag else 0) + len(choice) + sum(listed)
+    return x.sum() * number + count + (1 if flag else 0) + len(choice) + sum(listed) + sum(counts) + len("".join(names))
 
 
 def _valid() -> dict[str, Any]:
-    return {"flag": True, "count": 2, "number": 0.5, "choice": "mean", "listed": [0.5, 1.0], "x": _random(2, 3)}
+    return {
+        "flag": True,
+        "count": 2,
+        "number": 0.5,
+        "choice": "mean",
+        "listed": [0.5, 1.0],
+        "counts": [1, 2],
+        "names": ["a", "b"],
+        "x": _random(2, 3),
+    }
 
 
 def test_the_shared_checks_withstand_all_of_it() -> None:
@@ -706,7 +954,10 @@ if __name__ == "__main__":
             kinds.update(fall.kind for fall in found)
             grouped: dict[tuple[str, str, str], list[str]] = {}
             for fall in found:
-                grouped.setdefault((fall.kind, fall.argument, re.sub(r"[\d.]+", "#", fall.what)[:70]), []).append(fall.value)
+                grouped.setdefault((fall.kind, fall.argument, re.sub(r"[\d.]+", "#", fall.what)[:70]), []).append(
+                    fall.value
+                )
             for (kind, argument, what), values in grouped.items():
-                print(f"{area}.{name}({argument}) {kind} x{len(values)}: {'; '.join(v[:28] for v in values[:6])} -> {what}")
+                shown = "; ".join(value[:28] for value in values[:6])
+                print(f"{area}.{name}({argument}) {kind} x{len(values)}: {shown} -> {what}")
         print(f"{area}: {tries} tries, {sum(kinds.values())} fell: {dict(kinds)}")
