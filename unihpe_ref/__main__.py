@@ -42,9 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get("UNIHPE_TRACEBACK") == "1":
             raise
-        print(f"unihpe: {error}", file=sys.stderr)
+        print(f"unihpe: {_worded(error)}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
     return 0
+
+
+def _worded(error: Exception) -> str:
+    """An error of the file system in three beats, as the others are, without control characters of a file's name."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        place = "a file" if error.filename is None else f"`{error.filename}`"
+        text = (
+            f"reading or writing {place} failed; got {error.strerror}. Look at the path, its permissions and the disk."
+        )
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from multicontrast.metrics import epe, mpjpe
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import SKELETON, PoseBatch, Source, apply_affine, denormalise_image, denormalise_joints
+from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
 
 _TRUTH = "0.75"

@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from multicontrast._checks import describe, three_beats
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import SKELETON
+from unihpe_ref.files import write_whole
 
 _GIF_FRAMES, _GIF_SECONDS, _GIF_SIZE = 48, 0.08, 360
 _OVERSAMPLE = 3  # drawn larger and reduced: Pillow's lines have no smooth edges
