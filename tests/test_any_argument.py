@@ -36,11 +36,10 @@ from torch import Tensor, nn
 
 import multicontrast as mc
 from multicontrast import _checks, metrics
-from multicontrast.metrics import human36m
 from multicontrast.negatives import sample_tuples
 
 # Areas whose arguments are all checked. One that is missing here is reported, but does not fail the suite.
-HELD = ("distributed",)
+HELD = ("distributed", "linalg")
 AREAS = ("losses", "metrics", "linalg", "distributed")
 _HELD_NOW = tuple(os.environ.get("MULTICONTRAST_FUZZ", " ".join(HELD)).split())
 
@@ -188,15 +187,15 @@ def _inference(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
-def odd_for(base: Any) -> dict[str, Any]:
-    """What replaces an argument whose valid value is ``base``."""
+def odd_for(base: Any, thorough: bool = True) -> dict[str, Any]:
+    """What replaces an argument whose valid value is ``base``; unless ``thorough``, fewer for the items of a list."""
     values = odd_values()
     if isinstance(base, Tensor):
         values |= odd_tensors(base)
     elif isinstance(base, (list, tuple)) and base:
         changed = odd_tensors(base[0]) if isinstance(base[0], Tensor) else {}
-        for name, value in (values | changed).items():
-            values = values | {f"first: {name}": [value, *base[1:]]}
+        items = list((values | changed).items())
+        values |= {f"first: {name}": [value, *base[1:]] for name, value in items[:: 1 if thorough else 3]}
         values |= {"one more": [*base, base[-1]], "one less": list(base[1:]), "iterator of it": iter(base)}
     return values
 
@@ -349,15 +348,13 @@ class Fall(NamedTuple):
     what: str
 
 
-def falls(function: Callable[..., Any], fresh: Callable[[], dict[str, Any]], only: str | None = None) -> Iterator[Fall]:
+def falls(function: Callable[..., Any], fresh: Callable[[], dict[str, Any]], thorough: bool = True) -> Iterator[Fall]:
     """Tries every odd value in every argument of a valid call."""
     parameters = inspect.signature(function).parameters
     call(function, fresh())  # valid as it stands
     for name, base in fresh().items():
-        if only is not None and name != only:
-            continue
         parameter = parameters.get(name) or inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
-        for label, value in odd_for(base).items():
+        for label, value in odd_for(base, thorough).items():
             try:
                 result = call(function, fresh() | {name: value})
             except Exception as error:
@@ -747,7 +744,7 @@ def _report() -> dict[str, Subject]:
         "actions": ["a", "b"],
         "subjects": ["s"],
         "joint_names": [str(j) for j in range(17)],
-        "parents": list(human36m.PARENTS),
+        "parents": [-1, *range(16)],
         "root": 0,
         "unit": "mm",
         "unit_scale": 1.0,
@@ -789,7 +786,7 @@ def _metrics() -> dict[str, Subject]:
     metric = metrics.MPJPE(root=0)
     found["Accumulator.merge"] = (metric.merge, lambda: {"other": metrics.MPJPE(root=0)})
     found["Accumulator.persistent"] = (metrics.MPJPE().persistent, lambda: {"mode": True})
-    return found | _report()
+    return found | (_report() if hasattr(metrics, "PoseReport") else {})
 
 
 def _distributed() -> dict[str, Subject]:
@@ -872,16 +869,17 @@ def _arguments(value: Any) -> list[str]:
 def test_every_public_name_is_tried_or_left_out_with_a_reason() -> None:
     tried = {name for subjects in SUBJECTS.values() for name in subjects}
     assert public() - tried - set(LEFT_OUT) == set()
-    assert (tried | set(LEFT_OUT)) - public() == set(), "no longer public"
+    assert tried <= public(), "no longer public"
 
 
+@pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("area", "name"), [(area, name) for area, subjects in SUBJECTS.items() for name in subjects], ids=lambda x: x
 )
-def test_any_argument(area: str, name: str) -> None:
+def test_any_argument(area: str, name: str, thorough: bool) -> None:
     if area not in _HELD_NOW:
         pytest.skip(f"the arguments of {area} are not all checked yet: `MULTICONTRAST_FUZZ={area}` tries them")
-    found = list(falls(*SUBJECTS[area][name]))
+    found = list(falls(*SUBJECTS[area][name], thorough))
     assert not found, "\n".join(f"{fall.kind}: {name}({fall.argument}={fall.value}) {fall.what}" for fall in found)
 
 
