@@ -27,8 +27,9 @@ import unihpe_ref
 from benchmarks.environment import ROOT
 from multicontrast._checks import three_beats
 from multicontrast.metrics import mpjpe, pa_mpjpe
-from unihpe_ref.checkpoint import load_model, save_model, write_whole
+from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.data import Motion, read_mocap
+from unihpe_ref.files import write_whole
 from unihpe_ref.lifter import SHIPPED, Lifter, load_lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.runs import CONFIG, ENVIRONMENT, EVALUATION, LOG, MODEL, evaluate_model, open_source

@@ -12,11 +12,11 @@ import tyro
 from rich.console import Console
 
 from multicontrast._checks import three_beats
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.commands import choose_device, set_threads
 from unihpe_ref.config import RunConfig
+from unihpe_ref.files import LOCK, write_whole
 from unihpe_ref.presets import PRESETS, preset
-from unihpe_ref.runs import EVALUATION, prepare_folder, run
+from unihpe_ref.runs import CHECKPOINTS, EVALUATION, run, run_folder
 
 SUMMARY = "ablation.md"
 _PATHS = ("2D to 3D", "image to 3D")
@@ -65,8 +65,8 @@ class Ablate:
             console.print(f"{name}, seed {seed}: {'done' if done else 'to be run'}", highlight=False)
             if done or self.dry_run:
                 continue
-            prepare_folder(folder, overwrite=False, resume=True)
-            run(config, folder, console, device, resume=True)
+            with run_folder(folder, resume=True):
+                run(config, folder, console, device, resume=True)
             write_whole(self.out / SUMMARY, summary(self.out, cells).encode())
         if not self.dry_run:
             text = summary(self.out, cells)
@@ -101,7 +101,7 @@ def finished(folder: Path, config: RunConfig) -> bool:
 
     Raises: ValueError where it was made with other settings, which would spoil the comparison.
     """
-    if not (folder / EVALUATION).is_file():
+    if not (folder / EVALUATION).is_file() or (folder / CHECKPOINTS).exists() or (folder / LOCK).exists():
         return False
     held = json.loads((folder / "config.json").read_text())
     if RunConfig.from_dict(held) != config:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from multicontrast._checks import three_beats
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import SKELETON
 from unihpe_ref.data.boxes import ASPECT, INFORMATION_MEAN, INFORMATION_STD, PADDING
+from unihpe_ref.files import write_whole
 from unihpe_ref.lifter import BOX_LIMIT, Lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.models.decoders import MLPDecoder

@@ -45,20 +45,20 @@ class ModelConfig(Settings):
     """Sizes and parts of the network."""
 
     joints: int = option(17, at_least=2)  # the Human3.6M skeleton
-    embedding_dim: int = option(1024, at_least=1)  # D; supplement B.2
+    embedding_dim: int = option(1024, at_least=1, at_most=2**16)  # D; supplement B.2
     image_encoder: str = "hrnet_w32"  # a HRNet of timm, vit_s or vit_b, or "none" for a model of poses alone
     lifting_only: bool = False  # 2D encoder and 3D decoder, and no other part: a lifter to be shipped
     pose_encoder: Literal["transformer", "mlp"] = "transformer"  # section 3.1, or the ablation of Table 4
-    encoder_width: int = option(256, at_least=1)  # MPM (same authors); the paper gives none
-    encoder_layers: int = option(3, at_least=1)  # supplement B.2
-    encoder_heads: int = option(8, at_least=1)  # MPM
-    encoder_feedforward: int = option(512, at_least=1)  # MPM
+    encoder_width: int = option(256, at_least=1, at_most=2**16)  # MPM (same authors); the paper gives none
+    encoder_layers: int = option(3, at_least=1, at_most=1000)  # supplement B.2
+    encoder_heads: int = option(8, at_least=1, at_most=2**16)  # MPM
+    encoder_feedforward: int = option(512, at_least=1, at_most=2**16)  # MPM
     encoder_dropout: float = option(0.1, at_least=0, below=1)  # MPM
     encoder_box_token: bool = True  # 2D encoder only; supplement B.0
     decoder: Literal["diffusion", "mlp"] = "diffusion"  # section 3.1, or the ablation of Table 4
-    decoder_width: int = option(1024, at_least=32)  # GFPose; multiple of 32
-    decoder_time_width: int = option(512, at_least=4)  # GFPose
-    decoder_blocks: int = option(2, at_least=0)  # section 3.1
+    decoder_width: int = option(1024, at_least=32, at_most=2**16)  # GFPose; multiple of 32
+    decoder_time_width: int = option(512, at_least=4, at_most=2**16)  # GFPose
+    decoder_blocks: int = option(2, at_least=0, at_most=1000)  # section 3.1
     decoder_dropout: float = option(0.25, at_least=0, below=1)  # GFPose
     decoder_box_token: bool = True  # supplement B.0 (2D), B.3 (both)
     modality_token: bool = True  # section 3.1; Table 6 has a row without
@@ -70,8 +70,8 @@ class ModelConfig(Settings):
     noise_draws: int = option(
         1, at_least=1
     )  # noised copies of each pose per step: a decoder is cheap, an encoder is not
-    mlp_width: int = option(1024, at_least=1)  # residual-MLP pose encoders
-    mlp_blocks: int = option(3, at_least=1)  # encoders and decoders; supplement B.1
+    mlp_width: int = option(1024, at_least=1, at_most=2**16)  # residual-MLP pose encoders
+    mlp_blocks: int = option(3, at_least=1, at_most=1000)  # encoders and decoders; supplement B.1
     mlp_dropout: float = option(0.1, at_least=0, below=1)
     scale_2d: float = option(0.36, above=0)  # standard deviation of box-normalised joints: decoders see unit variance
     scale_3d: float = option(0.3, above=0)  # the same for pelvis-relative metres, for the 3D encoder too

@@ -21,9 +21,9 @@ from benchmarks.studies.photographs import judge_photographs
 from benchmarks.studies.plan import EQUAL_TIME, MAX_STRETCH, Cell
 from multicontrast._checks import three_beats
 from multicontrast.metrics import cosine_alignment, median_rank, retrieval_recall
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Motion
+from unihpe_ref.files import write_whole
 from unihpe_ref.logs import RunLog
 from unihpe_ref.models import UniHPE
 from unihpe_ref.runs import evaluate_model, open_source, train_model

@@ -12,7 +12,7 @@ from benchmarks.environment import ROOT
 from benchmarks.studies import tables
 from benchmarks.studies.cells import RESULTS, read_result
 from benchmarks.studies.plan import CELLS, SEEDS, Cell, rows
-from unihpe_ref.checkpoint import write_whole
+from unihpe_ref.files import write_whole
 
 PAGE = ROOT / "docs" / "unihpe" / "studies.md"
 CURVES = ROOT / "docs" / "_static" / "studies-cosines.svg"

@@ -12,12 +12,13 @@ from small import POSES_ONLY, SMALL, quiet_log, small_motion, small_source, weig
 
 from multicontrast import metrics
 from unihpe_ref import training
-from unihpe_ref.checkpoint import load_model, save_model, write_whole
+from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.config import EvaluationConfig, Stage1, Stage3
 from unihpe_ref.evaluation import MeanPose, evaluate
+from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
-from unihpe_ref.runs import open_source, prepare_folder, train_model
+from unihpe_ref.runs import open_source, run_folder, train_model
 from unihpe_ref.stages import ImageAlignment, MultiTask, PoseAlignment, make_stages
 from unihpe_ref.training import fit, learning_rate_factor, make_optimizer
 
@@ -185,11 +186,20 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path, monkeypat
 
 def test_a_folder_with_a_model_is_not_overwritten_unasked(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(FileExistsError, match="a folder without a trained model"):
-        prepare_folder(tmp_path, overwrite=False)
-    prepare_folder(tmp_path, overwrite=True)
-    with pytest.raises(NotADirectoryError, match="needs a folder; got the file"):
-        prepare_folder(tmp_path / "model.safetensors", overwrite=True)
+    with pytest.raises(FileExistsError, match="a folder without a trained model"), run_folder(tmp_path):
+        pass
+    with run_folder(tmp_path, overwrite=True):
+        assert (tmp_path / "model.safetensors").exists()  # until there is another
+    with (
+        pytest.raises(NotADirectoryError, match="needs a folder; got the file"),
+        run_folder(tmp_path / "model.safetensors", overwrite=True),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="needs one of them; got both"),
+        run_folder(tmp_path, overwrite=True, resume=True),
+    ):
+        pass
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
