@@ -159,7 +159,7 @@ def evaluate(
 def _embed(model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
     """Modality -> embeddings."""
     batch = batch.to(model.device)
-    rows = {"2d": model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info()).cpu()}
+    rows = {"2d": model.encode(**batch.inputs_2d()).cpu()}
     if model.config.lifting_only:
         return rows
     rows["3d"] = model.encode(kp3d=batch.joints_3d).cpu()
@@ -189,18 +189,17 @@ def _errors(
 ) -> dict[str, dict[str, Tensor]]:
     """Path -> metric -> one number per sample."""
     batch = batch.to(model.device)
-    box_info = batch.box_info()
-    kp2d = batch.joints_2d_normalised()
-    lifted = model.lift(kp2d, box_info, generator=generator)
+    inputs = batch.inputs_2d()
+    lifted = model.lift(**inputs, generator=generator)
     found = {}
     if mean_pose is not None:
         guess = mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d)
         found["mean pose, 3D"] = _errors_3d(guess, batch, source)
     found["2D to 3D"] = _errors_3d(lifted, batch, source)
     if isinstance(model.decoder_3d, MLPDecoder):  # where a second look is cheap
-        found["2D to 3D, flip"] = _errors_3d(lift_flipped(model, kp2d, box_info), batch, source)
+        found["2D to 3D, flip"] = _errors_3d(lift_flipped(model, **inputs), batch, source)
     if model.image_encoder is not None and batch.image is not None:
-        estimate = model.estimate(batch.image, box_info, generator=generator)
+        estimate = model.estimate(batch.image, batch.box_info(), generator=generator)
         found["image to 3D"] = _errors_3d(estimate.joints_3d, batch, source)
         if mean_pose is not None:
             guess = mean_pose.joints_2d.to(model.device).expand_as(batch.joints_2d)

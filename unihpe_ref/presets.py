@@ -28,10 +28,16 @@ _RESIDUAL_MLP = {
     "evaluation.stride": 24,
 }
 _LIFTER = _RESIDUAL_MLP | {
+    "data.cameras": "varied",
+    "data.bodies": 0.65,
+    "data.joint_noise": 0.025,
     "data.min_gap_seconds": 0.1,
     "data.view": "box",
+    "model.embedding_dim": 480,
+    "model.modality_token": False,
+    "model.encoder_noise_token": True,
     "precision": "bfloat16",
-    "lifting.steps": 5000,
+    "lifting.steps": 12000,
     "lifting.batch_size": 1024,
     "lifting.learning_rate": 2e-3,
     "lifting.final_learning_rate": 0.0,

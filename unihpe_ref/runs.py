@@ -66,9 +66,13 @@ def open_source(
     """
     data = config.data
     augmentation = Augmentation(
-        flip=data.flip, scale=data.scale, rotation_degrees=data.rotation_degrees, joint_noise=data.joint_noise
+        flip=data.flip,
+        scale=data.scale,
+        rotation_degrees=data.rotation_degrees,
+        joint_noise=data.joint_noise,
+        bodies=data.bodies,
     )
-    varied = bool(data.flip or data.scale or data.rotation_degrees or data.joint_noise)
+    varied = augmentation != Augmentation(flip=0.0, scale=0.0, rotation_degrees=0.0)
     options: dict[str, Any] = {
         "image_size": data.image_size if images else None,
         "augment": augmentation if varied else False,

@@ -140,7 +140,7 @@ def _embeddings(model: UniHPE, config: RunConfig, motion: Motion) -> tuple[dict[
     for indices in source.evaluation_indices(config.evaluation.stride).split(config.evaluation.batch_size):
         batch = source.evaluation_batch(indices)
         rows = {
-            "2d": model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info()),
+            "2d": model.encode(**batch.inputs_2d()),
             "3d": model.encode(kp3d=batch.joints_3d),
         }
         if batch.image is not None:

@@ -61,7 +61,7 @@ figure.supxlabel("depth: away from the camera to the right", fontsize=9)
 config = preset("lifting").override(
     **{
         "model.decoder": "diffusion",
-        "model.gaussian_skip": True,
+        "model.parameterisation": "preconditioned",
         "model.embedding_dim": 128,
         "model.mlp_width": 128,
         "model.decoder_width": 192,

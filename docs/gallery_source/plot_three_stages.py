@@ -29,7 +29,7 @@ config = preset("demo").override(
         "model.embedding_dim": 64,
         "model.encoder_width": 32,
         "model.decoder_width": 128,
-        "model.gaussian_skip": True,  # steady from the first step on
+        "model.parameterisation": "preconditioned",
         "sampler.steps": 20,
         "stage1.steps": 60,
         "stage2.steps": 25,
