@@ -29,22 +29,22 @@ _RESIDUAL_MLP = {
 }
 _LIFTER = _RESIDUAL_MLP | {
     "data.cameras": "varied",
-    "data.bodies": 0.65,
-    "data.joint_noise": 0.025,
+    "data.bodies": 0.6,
+    "data.joint_noise": 0.02,
     "data.min_gap_seconds": 0.1,
     "data.view": "box",
     "model.embedding_dim": 480,
     "model.modality_token": False,
     "model.encoder_noise_token": True,
     "precision": "bfloat16",
-    "lifting.steps": 12000,
+    "lifting.steps": 6000,
     "lifting.batch_size": 1024,
     "lifting.learning_rate": 2e-3,
     "lifting.final_learning_rate": 0.0,
     "lifting.warmup_steps": 100,
     "stage1.steps": 0,
     "stage3.steps": 0,
-    "companions.steps": 600,
+    "companions.steps": 400,
     "companions.batch_size": 512,
     "companions.learning_rate": 1e-3,
     "companions.final_learning_rate": 0.0,
@@ -119,10 +119,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "stage3.warmup_steps": 50,
         "stage3.ema_decay": 0.999,
     },
-    # The lifters that are shipped: 2D to 3D alone, on the reported error; then 3D encoder and 2D decoder around it. The
-    # second learns from joints that err as a detector's do; of its parts only the pair that lifts is shipped.
+    # The lifter that is shipped: 2D to 3D alone, on the reported error, for any body, camera and level of noise in the
+    # 2D joints; then the 3D encoder and the 2D decoder around it.
     "lifter": _LIFTER,
-    "lifter-detected": _LIFTER | {"data.joint_noise": 0.02},
 }
 
 PRESETS = tuple(_PRESETS)

@@ -33,7 +33,7 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 class Lift:
     """Lift 2D poses of a keypoint file (COCO, BODY-25 or Human3.6M's 17 joints) to 3D.
 
-    The lifters that come with the package need no training and no download. Say how the camera sees: its intrinsics
+    The lifter that comes with the package needs no training and no download. Say how the camera sees: its intrinsics
     where they are known, else the size of the image.
     """
 
@@ -50,7 +50,7 @@ class Lift:
     min_confidence: float = 0.0
     """joints at or below it are missing; poses with missing joints are left out"""
     joints_2d: Literal["detected", "annotated"] = "detected"
-    """a detector's, off by a percent of the person's size or more; or exact ones, for which another lifter is better"""
+    """a detector's, off by a percent of the person's size or more; or exact ones: what the lifter is told"""
     flip: bool = True
     """average with the mirrored pose"""
     checkpoint: Path | None = None
@@ -160,7 +160,7 @@ class Retrieve:
     """a model.safetensors of `unihpe train`; the lifter of the package unless given, which knows 2D and 3D"""
 
     def execute(self, console: Console) -> None:
-        lifter = load_lifter(self.checkpoint)
+        lifter = load_lifter(self.checkpoint, whole=True)
         kinds, names, embeddings = zip(*(self._embed(lifter, path) for path in (self.query, self.gallery)))
         found = retrieve(embeddings[0], embeddings[1], min(self.top, len(names[1])))
         table = Table(title=f"{kinds[0]} to {kinds[1]}: cosine", title_justify="left", title_style="")
@@ -208,7 +208,7 @@ class Export:
     """a model.safetensors of `unihpe train`; the lifter of the package unless given"""
 
     def execute(self, console: Console) -> None:
-        lifter = load_lifter(self.checkpoint)
+        lifter = load_lifter(self.checkpoint, whole=self.part != "lifter")
         report = export_model(lifter, self.part, self.out)
         console.print(f"{self.out}: {report.format}, {self.part}, {report.bytes / 1e6:.1f} MB", highlight=False)
         for name, shape in (*report.inputs.items(), *report.outputs.items()):
