@@ -74,6 +74,8 @@ class RecordingSource:
         self.recording = recording
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.augment = Augmentation() if augment is True else None if augment is False else augment
+        if self.augment is not None:
+            self.augment.check_pictures(image_size is not None)
         self.joints_2d = joints_2d
         self.convention = convention
         self.view = view

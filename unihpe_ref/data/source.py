@@ -50,6 +50,12 @@ class Augmentation:
                 needed = f"`Augmentation` needs 0 <= `{name}` <= {high:g}"
                 raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
 
+    def check_pictures(self, pictures: bool) -> None:
+        """Raises ``ValueError`` where pictures would show another body than the joints."""
+        if self.bodies and pictures:
+            needed = "`bodies` needs poses alone"
+            raise ValueError(three_beats(needed, "pictures, which show the recorded body", "Set `data.bodies` to 0."))
+
     def joint_errors(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
         """What a batch's 2D joints are displaced by, ``(count, 17, 2)``, and each sample's deviation ``(count,)``.
 
@@ -144,6 +150,8 @@ class PoseSource:
         self.cameras = cameras
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.augment = Augmentation() if augment is True else None if augment is False else augment
+        if self.augment is not None:
+            self.augment.check_pictures(image_size is not None)
         self.seed = seed
         self.view = view
         self.joint_noise = joint_noise
