@@ -42,7 +42,7 @@ class Judged:
     joints_3d: Tensor
 
     def with_noise(self, deviation: float) -> Judged:
-        """Gaussian noise on every 2D joint, the same at every call; ``deviation`` in shares of the box's longer side."""
+        """Gaussian noise on every 2D joint, the same at every call; in shares of the box's longer side."""
         errors = hashed_normal(torch.arange(len(self.joints_px)), 2 * 17, 3).view(-1, 17, 2)
         return replace(self, joints_px=displace_joints(self.joints_px, deviation * errors))
 

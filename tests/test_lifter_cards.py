@@ -71,7 +71,10 @@ def test_what_is_shipped_is_the_run_it_came_from(tmp_path, monkeypatch):
     pair, whole, card = lifters.ship(run)
     assert [path.name for path in (pair, whole, card)] == [LIFTER, WHOLE, CARD]
     told = json.loads(card.read_text())
-    for path, parts in ((pair, {"encoder_2d", "decoder_3d"}), (whole, {name.split(".")[0] for name in model.state_dict()})):
+    for path, parts in (
+        (pair, {"encoder_2d", "decoder_3d"}),
+        (whole, {name.split(".")[0] for name in model.state_dict()}),
+    ):
         held = load_model(path)[0].state_dict()
         assert {name.split(".")[0] for name in held} == parts
         for name, value in held.items():

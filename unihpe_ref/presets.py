@@ -142,6 +142,7 @@ _NO_SETTING = {
     "seed",
     "motion",
     "also",
+    "start",
     "workers",
     "log_every",
     "checkpoint_every",

@@ -14,7 +14,7 @@ from torch import nn
 
 from multicontrast._checks import three_beats
 from unihpe_ref import processes
-from unihpe_ref.checkpoint import save_model, write_whole
+from unihpe_ref.checkpoint import load_model, save_model, write_whole
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import (
     Augmentation,
@@ -108,12 +108,21 @@ def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
     """A model with the weights that a run begins with.
 
     Args:
-        config: its seed draws them; ``image_weights`` then fills the image encoder.
+        config: its seed draws them; ``image_weights`` then fills the image encoder, or ``start`` everything.
         to_be_restored: a checkpoint comes anyway; the file of the image weights need no longer be there.
-    Raises: as :func:`unihpe_ref.models.load_pose_weights`.
+    Raises: as :func:`unihpe_ref.models.load_pose_weights` and :func:`unihpe_ref.checkpoint.load_model`; ValueError
+        where ``start`` holds another model.
     """
     torch.manual_seed(config.seed)
     model = UniHPE(config.model, config.sampler)
+    if config.start is not None and not to_be_restored:
+        started, held = load_model(config.start)
+        other = held.model.differences(config.model)
+        if other:
+            name, (theirs, ours) = next(iter(other.items()))
+            needed = f"`start` needs a model with `model.{name}` = {ours}"
+            raise ValueError(three_beats(needed, f"{theirs} in {config.start}", "Set it as that model has it."))
+        model.load_state_dict(started.state_dict())
     if config.image_weights is not None and not to_be_restored:
         if model.image_encoder is None:
             needed = "`image_weights` needs a model with an image encoder"

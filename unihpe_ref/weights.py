@@ -33,8 +33,8 @@ def whole_path() -> Path:
     named = os.environ.get(FOLDER)
     needed = f"retrieval and the export of encoders need `{WHOLE}`, which pip does not install"
     remedy = (
-        f"Take `unihpe_ref/assets/{WHOLE}` from the repository at this version, put it into a folder and name the folder "
-        f"in the variable {FOLDER}; or give a checkpoint of your own. Lifting works without it."
+        f"Take `unihpe_ref/assets/{WHOLE}` from the repository at this version, put it into a folder and name that in "
+        f"the variable {FOLDER}; or give a checkpoint of your own. Lifting works without it."
     )
     found = [folder / WHOLE for folder in (ASSETS, *([Path(named)] if named else []))]
     found = [path for path in found if path.is_file()]

@@ -130,16 +130,14 @@ def test_evaluation_on_a_data_set_follows_its_protocol(capsys, tmp_path, monkeyp
     for name in ("h36m_lifting", "h36m_p1_image"):
         assert main([*asked, name, "--out", str(tmp_path / name)]) == 0
         results[name] = json.loads((tmp_path / name / "evaluation.json").read_text())
-    out = capsys.readouterr().out
-    assert "2D to 3D, flip" in out
-    assert "3d to 2d: recall@1" in out
+    assert "2D to 3D, flip" in capsys.readouterr().out
     lifting, image = (results[name]["paths"]["2D to 3D"]["frame_mean"] for name in results)
     assert set(lifting) == {"MPJPE", "PA-MPJPE", "PA-MPJPE-14"}
     assert set(image) == {"MPJPE", "PA-MPJPE"}  # of its 14 joints
-    assert set(results["h36m_lifting"]["retrieval"]) == {"2d to 3d", "3d to 2d"}
+    assert not results["h36m_lifting"]["retrieval"]  # the shipped lifter has no 3D encoder
 
 
-def test_evaluation_with_noise_in_the_joints_is_worse_for_a_lifter_of_exact_ones(tmp_path):
+def test_noise_in_the_joints_costs_the_more_the_larger_it_is(tmp_path):
     from formats import write_videopose3d
 
     import unihpe_ref

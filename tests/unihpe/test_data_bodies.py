@@ -98,7 +98,9 @@ def test_pixels_are_those_of_the_other_body(motion):
     batch = source.batch(torch.arange(0, len(motion), 3), generator())
     assert_close(batch.joints_2d, projected(batch), atol=2e-2, rtol=1e-4)
     rows = slice(5, 40)
-    assert torch.equal(batch.joints_2d[rows], source.batch(torch.arange(0, len(motion), 3), generator(), rows).joints_2d)
+    assert torch.equal(
+        batch.joints_2d[rows], source.batch(torch.arange(0, len(motion), 3), generator(), rows).joints_2d
+    )
 
 
 def test_pixels_of_a_recording_move_by_as_much_as_the_joints_do(recording):

@@ -262,9 +262,7 @@ def test_the_level_of_the_joints_noise_is_told_exactly_where_it_is_asked_for(
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "transformer"])
-def test_a_model_told_its_noise_once_and_for_all_gives_the_same_numbers(
-    encoder: str, poses: dict[str, Tensor]
-) -> None:
+def test_a_model_told_its_noise_once_and_for_all_gives_the_same_numbers(encoder: str, poses: dict[str, Tensor]) -> None:
     model = UniHPE(POSES_ONLY.model.override(pose_encoder=encoder, decoder="mlp", encoder_noise_token=True)).eval()
     told = model.told(0.012)
     assert not told.config.encoder_noise_token

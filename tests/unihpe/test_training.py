@@ -17,7 +17,7 @@ from unihpe_ref.config import EvaluationConfig, Stage1, Stage3
 from unihpe_ref.evaluation import MeanPose, evaluate
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
-from unihpe_ref.runs import open_source, prepare_folder, train_model
+from unihpe_ref.runs import new_model, open_source, prepare_folder, train_model
 from unihpe_ref.stages import ImageAlignment, MultiTask, PoseAlignment, make_stages
 from unihpe_ref.training import fit, learning_rate_factor, make_optimizer
 
@@ -147,6 +147,17 @@ def test_a_checkpoint_comes_back_whole(tmp_path):
     assert config == SMALL
     assert not changed(weights(model), weights(loaded))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_run_can_start_from_another_model_of_the_same_parts(tmp_path):
+    other = new_model(SMALL.override(seed=5))
+    save_model(other, SMALL, tmp_path / "other.safetensors")
+    config = SMALL.override(start=tmp_path / "other.safetensors")
+    started = new_model(config)
+    assert not changed(weights(other), weights(started))
+    assert changed(weights(model_of(SMALL)), weights(started))
+    with pytest.raises(ValueError, match=r"`start` needs a model with `model\.mlp_width` = 8; got 16 in "):
+        new_model(config.override(**{"model.mlp_width": 8}))
 
 
 def test_a_damaged_checkpoint_is_refused_in_words(tmp_path):

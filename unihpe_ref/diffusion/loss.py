@@ -5,8 +5,8 @@ noise :math:`z` states the score:
 
 .. math:: \mathcal L = \mathbb E_{t, z} \; \tfrac12\, w(t)\, \lVert z - \hat z(m x_0 + \sigma z, t) \rVert^2 .
 
-With w = 1 every noise level counts alike in :math:`z`, and one of high noise next to nothing in :math:`x_0`, whose error
-is :math:`\sigma / m` times that of :math:`z`.
+With w = 1 every noise level counts alike in :math:`z`, and a high one next to nothing in :math:`x_0`, whose error is
+:math:`\sigma / m` times that of :math:`z`.
 """
 
 from __future__ import annotations
