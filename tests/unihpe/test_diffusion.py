@@ -233,9 +233,7 @@ def test_the_loss_takes_a_weight_of_the_time() -> None:
 
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
 def test_network_sees_time_and_condition(parameterisation: str) -> None:
-    network = ScoreNetwork(
-        3, 4, width=64, time_width=8, dropout=0.0, parameterisation=parameterisation
-    )  # not one to a group
+    network = ScoreNetwork(3, 4, width=64, time_width=8, dropout=0.0, parameterisation=parameterisation)
     x, t, condition = torch.randn(6, 3), torch.rand(6), torch.randn(6, 4)
     noise = network(x, t, network.project(condition))
     assert not torch.allclose(network(x, 1 - t, network.project(condition)), noise)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .skeleton import SKELETON
 
-# Mean length in metres, between Human3.6M's published means and CMU's, and the deviation of its logarithm beside that of
-# the whole body: wide where data sets put a joint in different places. The trunk, pelvis to thorax, is parted below.
+# Mean length in metres, between Human3.6M's published means and CMU's, and the deviation of its logarithm beside that
+# of the whole body: wide where data sets put a joint in different places. The trunk, pelvis to thorax, is parted below.
 _SEGMENTS = {
     "hip": (0.110, 0.22),  # half the distance between the hips
     "thigh": (0.435, 0.06),
