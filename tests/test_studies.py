@@ -45,7 +45,7 @@ def test_every_row_of_a_study_has_the_same_budget():
 
 
 def test_the_fair_table_has_equal_parts_and_equal_losses():
-    """Parameters of encoders and of decoders within 12 %, and decoding losses that start at about 1 beside one L_cl."""
+    """Parameters of encoders and of decoders within 12 %, decoding losses that start within a factor of two beside one L_cl."""
     counts, starts = {"encoder": [], "decoder": []}, []
     motion = generate_motion(0, num_subjects=3, num_test_subjects=1, seconds=2.0)
     for pair in PAIRS:
@@ -61,7 +61,7 @@ def test_the_fair_table_has_equal_parts_and_equal_losses():
         assert config.stage3.contrastive_weight == 0.04
     for found in counts.values():
         assert max(found) < 1.12 * min(found)
-    assert 0.6 < min(starts) < max(starts) < 1.7
+    assert max(starts) < 2 * min(starts)
 
 
 def test_the_rates_of_the_fair_table_are_those_that_the_first_seed_chose():

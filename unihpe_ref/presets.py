@@ -87,6 +87,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "model.decoder_width": 256,
         "model.decoder_time_width": 64,
         "model.decoder_dropout": 0.0,
+        "model.parameterisation": "preconditioned",
         "model.noise_draws": 4,
         "sampler.steps": 50,
         "stage1.steps": 100,
