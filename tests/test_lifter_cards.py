@@ -13,8 +13,8 @@ from benchmarks.judged import on_motion
 from multicontrast.metrics import pa_mpjpe
 from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.config import RunConfig
-from unihpe_ref.data import generate_motion
-from unihpe_ref.lifter import JOINT_NOISE, load_lifter
+from unihpe_ref.data import JOINT_NOISE, generate_motion
+from unihpe_ref.lifter import load_lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.weights import ASSETS, CARD, LIFTER, WHOLE, lifter_path
 

@@ -45,7 +45,7 @@ def test_every_row_of_a_study_has_the_same_budget():
 
 
 def test_the_fair_table_has_equal_parts_and_equal_losses():
-    """Parameters of encoders and of decoders within 12 %, decoding losses that start within a factor of two beside one L_cl."""
+    """Parameters within 12 %, and decoding losses that start within a factor of two beside one weight of L_cl."""
     counts, starts = {"encoder": [], "decoder": []}, []
     motion = generate_motion(0, num_subjects=3, num_test_subjects=1, seconds=2.0)
     for pair in PAIRS:

@@ -14,7 +14,8 @@ import torch
 
 import multicontrast
 from multicontrast._checks import three_beats
-from unihpe_ref.lifter import JOINT_NOISE, load_lifter
+from unihpe_ref.data import JOINT_NOISE
+from unihpe_ref.lifter import load_lifter
 
 
 @dataclass(frozen=True)

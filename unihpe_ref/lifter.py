@@ -18,6 +18,7 @@ from multicontrast._checks import check_choice, check_floating, describe, three_
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import (
+    JOINT_NOISE,
     SKELETON,
     box_information,
     denormalise_joints,
@@ -29,8 +30,6 @@ from unihpe_ref.flipping import lift_flipped
 from unihpe_ref.models import UniHPE
 from unihpe_ref.weights import lifter_path, whole_path
 
-JOINT_NOISE = {"annotated": 0.0, "detected": 0.015}
-"""How much 2D joints err by where they come from: the deviation that a lifter is told, in shares of the box's side."""
 BOX_LIMIT = {"fixed": 3.0, "random": 3.0, "varied": 8.0}
 """Standard deviations of the box information that training has seen, by its cameras."""
 _CHUNK = 4096  # poses at a time
@@ -233,7 +232,7 @@ def load_lifter(
         path: a ``model.safetensors`` of ``unihpe train``; the shipped one unless given.
         device: where it runs.
         joints_2d: what a model with ``encoder_noise_token``, as the shipped one, is told of its 2D joints: "detected"
-            for a detector's, "annotated" where they are exact to the pixel. :data:`JOINT_NOISE` holds the levels.
+            for a detector's, "annotated" where they are exact to the pixel.
         whole: with the shipped lifter's 3D encoder and 2D decoder, for :meth:`Lifter.embed_3d`; they are not in the
             wheel (see ``weights.py``).
     Raises: FileNotFoundError or ValueError as :func:`unihpe_ref.checkpoint.load_model`; ValueError for a model whose

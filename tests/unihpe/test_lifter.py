@@ -15,9 +15,9 @@ from multicontrast.metrics import mpjpe, pa_mpjpe
 from unihpe_ref import weights
 from unihpe_ref.__main__ import main
 from unihpe_ref.checkpoint import save_model
-from unihpe_ref.data import PoseSource, project, read_mocap
+from unihpe_ref.data import JOINT_NOISE, PoseSource, project, read_mocap
 from unihpe_ref.flipping import lift_flipped
-from unihpe_ref.lifter import JOINT_NOISE, load_lifter, place
+from unihpe_ref.lifter import load_lifter, place
 from unihpe_ref.models import UniHPE
 from unihpe_ref.poses import read_poses
 from unihpe_ref.runs import evaluate_model

@@ -30,7 +30,7 @@ class PoseBatch:
         action, subject, sequence: ``(B,)`` int64 numbers; their names are the source's.
         index: ``(B,)`` int64, the frame within the source.
         joint_noise: ``(B,)`` float32, standard deviation of the error of ``joints_2d``, in shares of the box's longer
-            side, where that is known; None where it is not, as for a detector's joints.
+            side; for a detector's joints a guess.
     """
 
     joints_3d: Tensor
@@ -46,7 +46,7 @@ class PoseBatch:
     subject: Tensor
     sequence: Tensor
     index: Tensor
-    joint_noise: Tensor | None = None
+    joint_noise: Tensor
 
     def __len__(self) -> int:
         """B."""
@@ -76,7 +76,7 @@ class PoseBatch:
         """The box in numbers of order 1, ``(B, 3)``; see :func:`~unihpe_ref.data.boxes.box_information`."""
         return box_information(self.box, self.focal, self.principal)
 
-    def inputs_2d(self) -> dict[str, Tensor | None]:
+    def inputs_2d(self) -> dict[str, Tensor]:
         """What a model is told of the 2D pose: the arguments of :meth:`unihpe_ref.models.UniHPE.lift` by name."""
         return {
             "kp2d": self.joints_2d_normalised(),

@@ -121,6 +121,4 @@ def _sequences(source: PoseSource | RecordingSource) -> int:
 
 def _joined(parts: list[PoseBatch]) -> PoseBatch:
     held = {field.name: [getattr(part, field.name) for part in parts] for field in fields(PoseBatch)}
-    return PoseBatch(
-        **{name: None if any(value is None for value in values) else torch.cat(values) for name, values in held.items()}
-    )
+    return PoseBatch(**{name: None if values[0] is None else torch.cat(values) for name, values in held.items()})
