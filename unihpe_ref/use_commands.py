@@ -160,7 +160,7 @@ class Retrieve:
     """a model.safetensors of `unihpe train`; the lifter of the package unless given, which knows 2D and 3D"""
 
     def execute(self, console: Console) -> None:
-        lifter = load_lifter(self.checkpoint, whole=True)
+        lifter = load_lifter(self.checkpoint)
         kinds, names, embeddings = zip(*(self._embed(lifter, path) for path in (self.query, self.gallery)))
         found = retrieve(embeddings[0], embeddings[1], min(self.top, len(names[1])))
         table = Table(title=f"{kinds[0]} to {kinds[1]}: cosine", title_justify="left", title_style="")
@@ -185,6 +185,8 @@ class Retrieve:
         poses = read_poses(path)
         if poses is not None:
             names, joints_3d, root = poses
+            if lifter.model.config.lifting_only:  # the shipped one's 3D encoder is a file of its own
+                lifter = load_lifter(self.checkpoint, whole=True)
             return "3D", names, lifter.embed_3d(joints_3d, root)
         found = read_keypoints(path, layout=self.layout)
         rows = torch.nonzero(found.complete)[:, 0]
@@ -208,7 +210,7 @@ class Export:
     """a model.safetensors of `unihpe train`; the lifter of the package unless given"""
 
     def execute(self, console: Console) -> None:
-        lifter = load_lifter(self.checkpoint, whole=self.part != "lifter")
+        lifter = load_lifter(self.checkpoint, whole=self.part == "encoder-3d")
         report = export_model(lifter, self.part, self.out)
         console.print(f"{self.out}: {report.format}, {self.part}, {report.bytes / 1e6:.1f} MB", highlight=False)
         for name, shape in (*report.inputs.items(), *report.outputs.items()):

@@ -23,6 +23,12 @@ class Absent(nn.Module):
     def forward(self, *arguments: Any) -> NoReturn:
         """Raises: ValueError, always."""
         needed = f"this needs a model with a {self.part}"
-        raise ValueError(three_beats(needed, "one that only lifts (`lifting_only`)", "Choose another checkpoint."))
+        raise ValueError(
+            three_beats(
+                needed,
+                "one that only lifts (`lifting_only`)",
+                "Choose another checkpoint, or `load_lifter(whole=True)`.",
+            )
+        )
 
     decode = loss = forward
