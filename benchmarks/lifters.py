@@ -5,7 +5,7 @@
     python -m benchmarks.lifters page
 
 RUN is the folder that `unihpe train --preset lifter` left; its model goes into the package, with a card. `judge` adds
-a row for everything that the lifter is judged on (`judged.py`) to `results/lifters.csv`; `page` writes the tables from
+a row for everything that the lifter is judged on (`judged.py`) to `results/lifters/judged.csv`; `page` writes the tables from
 the rows. `judge --weights FILE --name NAME` judges another one beside it.
 """
 
@@ -34,7 +34,7 @@ from unihpe_ref.models import UniHPE
 from unihpe_ref.runs import CONFIG, ENVIRONMENT, EVALUATION, LOG, MODEL
 from unihpe_ref.weights import ASSETS, CARD, LIFTER, WHOLE, lifter_path
 
-RESULTS = ROOT / "benchmarks" / "results" / "lifters.csv"
+RESULTS = ROOT / "benchmarks" / "results" / "lifters" / "judged.csv"
 PAGES = (ROOT / "docs" / "unihpe" / "lift.md", ASSETS / "LIFTER.md")
 NOISE = (0.0, 0.004, 0.01, 0.02)
 """Standard deviations in shares of the box, of which a person fills 0.8."""
