@@ -5,8 +5,8 @@
     python -m benchmarks.lifters page
 
 RUN is the folder that `unihpe train --preset lifter` left; its model goes into the package, with a card. `judge` adds
-a row for everything that the lifter is judged on (`judged.py`) to `results/lifters/judged.csv`; `page` writes the tables from
-the rows. `judge --weights FILE --name NAME` judges another one beside it.
+a row for everything that the lifter is judged on (`judged.py`) to `results/lifters/judged.csv`; `page` writes the
+tables from the rows. `judge --weights FILE --name NAME` judges another one beside it.
 """
 
 from __future__ import annotations
