@@ -22,9 +22,7 @@ Negatives = Literal["permutation", "shared", "cyclic", "tied", "all"]
 class DataConfig(Settings):
     """How poses are seen: cameras, crops, augmentation; and how much motion is generated where none is given."""
 
-    cameras: Literal["random", "varied", "fixed"] = (
-        "random"  # of training: Human3.6M-like, anywhere, or the four of tests
-    )
+    cameras: Literal["random", "varied", "fixed"] = "random"  # of training: like Human3.6M's, any, or those of tests
     view: Literal["camera", "box"] = "camera"  # "box": as if the camera faced the person; for poses alone
     image_size: tuple[int, int] = option((256, 192), at_least=32)  # height, width; multiples of 32; section 4.2
     crop: Literal["aligned", "classic", "udp"] = "aligned"  # of recorded pictures; "classic" and "udp" as mmpose's
@@ -32,9 +30,7 @@ class DataConfig(Settings):
     flip: float = option(0.5, at_least=0)  # probability; augmentation as mmpose's for Human3.6M
     scale: float = option(0.25, at_least=0)  # of the box, up to this share
     rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
-    joint_noise: float = option(
-        0.0, at_least=0
-    )  # of 2D joints: deviation up to this share of the box; not in the paper
+    joint_noise: float = option(0.0, at_least=0)  # of 2D joints, up to this share of the box; not in the paper
     bodies: float = option(0.0, at_least=0)  # probability that a sample gets other limb lengths; not in the paper
     min_gap_seconds: float = option(1.0, at_least=0)  # between two frames of one sequence in one batch
     min_distance: float = option(0.0, at_least=0)  # metres between any two poses of one batch of a recording; 0: any
@@ -58,9 +54,7 @@ class ModelConfig(Settings):
     encoder_feedforward: int = option(512, at_least=1)  # MPM
     encoder_dropout: float = option(0.1, at_least=0, below=1)  # MPM
     encoder_box_token: bool = True  # 2D encoder only; supplement B.0
-    encoder_noise_token: bool = (
-        False  # tells the 2D encoder how much its joints err; part of the box token, not in the paper
-    )
+    encoder_noise_token: bool = False  # tells the 2D encoder how much its joints err; not in the paper
     decoder: Literal["diffusion", "mlp"] = "diffusion"  # section 3.1, or the ablation of Table 4
     decoder_width: int = option(1024, at_least=32)  # GFPose; multiple of 32
     decoder_time_width: int = option(512, at_least=4)  # GFPose
