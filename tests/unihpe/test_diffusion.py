@@ -214,6 +214,16 @@ def test_preconditioned_target_has_unit_variance_and_its_error_the_same_weight_a
         assert_close(network.loss_weight(t)[:, None] * error.square(), wrong.square(), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("time", [1e-3, 0.3, 1.0])
+def test_layers_of_the_preconditioned_network_see_unit_variance(time: float) -> None:
+    network, given = preconditioned(VE()), []
+    network.stem.linear.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    t = torch.full((4000,), time, dtype=torch.float64)
+    x_t = VE().mean(t)[:, None] * torch.randn(4000, 3).double() + VE().std(t)[:, None] * torch.randn(4000, 3).double()
+    network(x_t, t, network.project(torch.zeros(4000, 4).double()))
+    assert given[0].var().item() == pytest.approx(1, rel=0.1)
+
+
 def test_the_network_of_gfpose_states_the_noise_and_weighs_it_alike() -> None:
     network = stating(ScoreNetwork(3, 4, width=32, time_width=8), torch.full((2, 3), 7.0))
     t = torch.tensor([1e-3, 1.0])

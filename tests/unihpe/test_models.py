@@ -17,6 +17,7 @@ from unihpe_ref.models import UniHPE, best_hypothesis, costs, mean_hypothesis, p
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
+from unihpe_ref.parts import Part
 from unihpe_ref.stages import make_stages
 
 
@@ -217,6 +218,19 @@ def test_hypotheses_are_drawn_for_one_embedding_each_with_noise_of_its_own(
     assert_close(several.flatten(0, 1), again)
     assert lifted().shape == (5, 17, 3)
     assert lifted(hypotheses=1).shape == (1, 5, 17, 3)
+
+
+@pytest.mark.parametrize("parameterisation", ["noise", "preconditioned"])
+def test_a_score_decoder_that_states_nothing_loses_one_for_each_coordinate(parameterisation: str) -> None:
+    """The variance of what it should state, weighed alike at every time."""
+    torch.manual_seed(0)
+    config = POSES_ONLY.model.override(parameterisation=parameterisation, denoising_reduction="mean")
+    decoder = UniHPE(config).eval().decoder_3d
+    nn.init.zeros_(decoder.network.out.weight)
+    nn.init.zeros_(decoder.network.out.bias)
+    target, rows = torch.randn(2000, 51), torch.zeros(2000, 32)
+    token, box_info = torch.zeros(2000, dtype=torch.int64), torch.zeros(2000, 3)
+    assert decoder.loss(target, rows, token, box_info, None, Part.whole(2000)).item() == pytest.approx(1, rel=0.03)
 
 
 @pytest.mark.parametrize("sampler", ["gfpose", "ode", "sde"])

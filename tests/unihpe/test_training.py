@@ -14,7 +14,7 @@ from multicontrast import metrics
 from unihpe_ref import training
 from unihpe_ref.checkpoint import load_model, save_model, write_whole
 from unihpe_ref.config import EvaluationConfig, Stage1, Stage3
-from unihpe_ref.evaluation import MeanPose, evaluate
+from unihpe_ref.evaluation import MeanPose, _errors_2d, evaluate
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
 from unihpe_ref.runs import new_model, open_source, prepare_folder, train_model
@@ -222,6 +222,16 @@ def test_evaluation_averages_over_frames_and_over_actions():
     per_action = [errors[batch.action == k].mean().item() for k in batch.action.unique()]
     assert math.isclose(path.action_mean["MPJPE"], sum(per_action) / len(per_action), rel_tol=1e-6)
     assert set(path.per_action) == {test.action_names[k] for k in batch.action.unique()}
+
+
+def test_pck_measures_by_mmpose_s_box():
+    """0.05 of 1.2 times the larger side of the tight box: 0.06 of that side."""
+    batch = small_source().evaluation_batch(torch.arange(6))
+    side = (batch.joints_2d.amax(1) - batch.joints_2d.amin(1)).amax(-1)
+    for share, expected in ((0.058, 100.0), (0.062, 0.0)):
+        moved = replace(batch, joints_2d=batch.joints_2d + share * side[:, None, None] * torch.tensor([0.6, 0.8]))
+        found = _errors_2d(moved.joints_2d_normalised(), batch)
+        assert torch.equal(found["PCK@0.05"], torch.full((6,), expected))
 
 
 def test_the_mean_pose_is_the_mean_of_the_training_poses():
