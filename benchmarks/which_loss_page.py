@@ -17,7 +17,7 @@ from benchmarks.environment import ROOT
 from benchmarks.table import markdown
 from benchmarks.which_loss import CONTENDERS, EXACT, EXACT_IN, SAMPLED, SEEDS, TEMPERATURES
 from benchmarks.which_loss_data import WORLDS, Description
-from unihpe_ref.checkpoint import write_whole
+from unihpe_ref.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

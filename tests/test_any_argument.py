@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from multicontrast.negatives import sample_tuples
 from torch import Tensor, nn
 
 import multicontrast as mc
 from multicontrast import _checks, metrics
-from multicontrast.negatives import sample_tuples
 
 # Areas whose arguments are all checked. One that is missing here is reported, but does not fail the suite.
 HELD = ("distributed", "linalg")

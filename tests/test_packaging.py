@@ -66,17 +66,18 @@ def test_the_wheel_holds_every_source_file(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_holds_the_lifter_with_its_card_and_stays_small(wheel: zipfile.ZipFile) -> None:
     packed = {info.filename: info.file_size for info in wheel.infolist()}
-    assets = (
-        "LIFTER.md",
-        "turntable.html",
-        *(f"lifter{of}.{kind}" for of in ("", "-detected") for kind in ("json", "safetensors")),
-    )
-    assert all(packed.get(f"unihpe_ref/assets/{name}") for name in assets)
+    assets = {name.rpartition("/")[2] for name in packed if name.startswith("unihpe_ref/assets/")}
+    assert assets == {"LIFTER.md", "turntable.html", "lifter.json", "lifter.safetensors"}
     assert b"mocap.cs.cmu.edu" in wheel.read("unihpe_ref/assets/LIFTER.md")
-    assert sum(info.compress_size for info in wheel.infolist()) < 16e6
+    assert sum(info.compress_size for info in wheel.infolist()) < 6e6
 
 
-LEFT_OUT = (".ci/", ".github/", ".pre-commit-config.yaml", ".readthedocs.yaml")  # the sdist is for building and testing, not for developing
+LEFT_OUT = (
+    ".ci/",
+    ".github/",
+    ".pre-commit-config.yaml",
+    ".readthedocs.yaml",
+)  # the sdist is for building and testing, not for developing
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the sdist is compared with what git has")

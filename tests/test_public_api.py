@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-
 import multicontrast
 import multicontrast.distributed
 import multicontrast.similarity

@@ -63,7 +63,7 @@ def export_browser(lifter: Lifter, path: Path, *, poses: dict[str, Tensor], came
             "aspect": ASPECT,
             "mean": INFORMATION_MEAN,
             "std": INFORMATION_STD,
-            "limit": BOX_LIMIT,
+            "limit": BOX_LIMIT[lifter.config.data.cameras],
         },
         "facing": lifter.config.data.view == "box",
         "camera": asdict(camera),

@@ -69,9 +69,13 @@ def open_source(
     """
     data = config.data
     augmentation = Augmentation(
-        flip=data.flip, scale=data.scale, rotation_degrees=data.rotation_degrees, joint_noise=data.joint_noise
+        flip=data.flip,
+        scale=data.scale,
+        rotation_degrees=data.rotation_degrees,
+        joint_noise=data.joint_noise,
+        bodies=data.bodies,
     )
-    varied = bool(data.flip or data.scale or data.rotation_degrees or data.joint_noise)
+    varied = augmentation != Augmentation(flip=0.0, scale=0.0, rotation_degrees=0.0)
     options: dict[str, Any] = {
         "image_size": data.image_size if images else None,
         "augment": augmentation if varied else False,
@@ -107,12 +111,21 @@ def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
     """A model with the weights that a run begins with.
 
     Args:
-        config: its seed draws them; ``image_weights`` then fills the image encoder.
+        config: its seed draws them; ``image_weights`` then fills the image encoder, or ``start`` everything.
         to_be_restored: a checkpoint comes anyway; the file of the image weights need no longer be there.
-    Raises: as :func:`unihpe_ref.models.load_pose_weights`.
+    Raises: as :func:`unihpe_ref.models.load_pose_weights` and :func:`unihpe_ref.checkpoint.load_model`; ValueError
+        where ``start`` holds another model.
     """
     torch.manual_seed(config.seed)
     model = UniHPE(config.model, config.sampler)
+    if config.start is not None and not to_be_restored:
+        started, held = load_model(config.start)
+        other = held.model.differences(config.model)
+        if other:
+            name, (theirs, ours) = next(iter(other.items()))
+            needed = f"`start` needs a model with `model.{name}` = {ours}"
+            raise ValueError(three_beats(needed, f"{theirs} in {config.start}", "Set it as that model has it."))
+        model.load_state_dict(started.state_dict())
     if config.image_weights is not None and not to_be_restored:
         if model.image_encoder is None:
             needed = "`image_weights` needs a model with an image encoder"

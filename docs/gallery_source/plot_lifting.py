@@ -25,7 +25,11 @@ seen = PoseSource(walk).evaluation_batch(frames, camera=0)
 intrinsics = torch.zeros(len(frames), 3, 3)
 intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 2, 2] = *seen.focal.T, 1
 intrinsics[:, :2, 2] = seen.principal
-lifted = load_lifter().lift(seen.joints_2d, intrinsics=intrinsics).joints_3d
+lifted = (
+    load_lifter(joints_2d="annotated")
+    .lift(seen.joints_2d, intrinsics=intrinsics)
+    .joints_3d
+)
 error = 1000 * mc.metrics.mpjpe(lifted, seen.joints_3d, root=0, reduction="none")
 
 # %%
