@@ -124,7 +124,7 @@ def denominators(batch: int, count: int, draws: int, seed: int, tau: float = 0.2
     exact, direction = step(negatives="all")
     found = {("exact", "loss"): exact}
     for name, weight in (("sampled", 1.0), ("scaled", (batch**2 - 1) / count)):
-        steps = [step(weight, num_negatives=count, generator=generator) for _ in range(draws)]
+        steps = [step(weight, negatives="permutation", num_negatives=count, generator=generator) for _ in range(draws)]
         values = torch.tensor([value for value, _ in steps], dtype=torch.float64)
         agreements = [torch.cosine_similarity(gradient, direction, dim=0).item() for _, gradient in steps]
         found[name, "loss"] = values.mean().item()
