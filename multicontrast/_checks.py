@@ -7,6 +7,7 @@ returns it as plain Python: the scalars of NumPy are taken for the numbers that 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import numbers
@@ -226,6 +227,7 @@ def values_are_free(tensor: Tensor) -> bool:
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # under `is_grads_batched`
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and forward_ad.unpack_dual(tensor).tangent is None
     )
@@ -241,6 +243,13 @@ def check_generator(operation: str, generator: object) -> None:
                 "Make one with `torch.Generator().manual_seed(seed)`.",
             )
         )
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Computes in the types of the tensors, whatever autocast says; meta tensors have none."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def as_float(value: Any) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_list, compute_dtype, three_beats
+from multicontrast._checks import check_list, compute_dtype, three_beats, without_autocast
 from multicontrast.distributed import Handshake, Ranks
 from multicontrast.losses import options as option_classes
 from multicontrast.losses.candidates import SCHEMES, Pair
@@ -242,7 +242,7 @@ def _loss(
         handshake.close()
     if plan.diagnostics is not None:
         plan.diagnostics.pairs, plan.diagnostics.tuples = {}, None
-    with torch.autocast(like.device.type, enabled=False):
+    with without_autocast(like.device):
         xs = [x.to(dtype) for x in batch.embeddings]
         if ranks is None:
             return run(operation, plan, xs, impl)

@@ -326,6 +326,20 @@ def options_of(kind: type) -> dict[str, tuple[Any, Option]]:
     return found
 
 
+# Read once, at import: compilers do not trace annotations.
+_TABLES = {
+    kind: {name: option for name, (_, option) in options_of(kind).items()}
+    for kind in (
+        PairOptions,
+        StoredPairOptions,
+        TupleOptions,
+        StoredSymmetricTupleOptions,
+        TrimodalOptions,
+        StoredTrimodalOptions,
+    )
+}
+
+
 def with_options(kind: type) -> Callable[[Function], Function]:
     """Give a function with ``**options: Unpack[kind]`` the signature and the docstring of its options.
 
@@ -373,7 +387,7 @@ def _with_lines(doc: str | None, kind: type) -> str | None:
 
 def check_options(operation: str, kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a kind, those given over the defaults. Raises for unknown names and values that do not fit."""
-    table = _table(kind)
+    table = _TABLES[kind]
     settled = {name: option.default for name, option in table.items()}
     for name, value in given.items():
         if name not in table:
@@ -383,15 +397,6 @@ def check_options(operation: str, kind: type, given: Mapping[str, Any]) -> dict[
         check = table[name].check
         settled[name] = value if check is None else check(operation, name, value)
     return settled
-
-
-_tables: dict[type, dict[str, Option]] = {}
-
-
-def _table(kind: type) -> dict[str, Option]:
-    if kind not in _tables:
-        _tables[kind] = {name: option for name, (_, option) in options_of(kind).items()}
-    return _tables[kind]
 
 
 # --- Arguments that are looked at together -----------------------------------------------------------------------

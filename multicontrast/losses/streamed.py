@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from multicontrast._checks import without_autocast
 from multicontrast.distributed import Ranks
 from multicontrast.losses import reference
 from multicontrast.losses.candidates import Blocks, Tied, pairs_of
@@ -154,7 +155,7 @@ class _LogSum(torch.autograd.Function):
     def backward(ctx: Any, by_rows: Tensor, by_columns: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             return None, None, None, *_second_order(ctx, by_rows, by_columns)
-        with torch.autocast(by_rows.device.type, enabled=False):
+        with without_autocast(by_rows.device):
             return None, None, None, *_LogSum._backward(ctx, by_rows, by_columns)
 
     @staticmethod
