@@ -4,8 +4,8 @@
     python -m benchmarks.negatives_noise --draw     # draws what is on file
 
 A fixed batch of three noisy views of the same samples, the triplet loss with the largest eigenvalue, many draws.
-``noise`` is the root mean square distance of a draw's gradient (by all embeddings) from the mean of its scheme, over the
-length of the mean of ``permutation``. ``bias`` is the distance of the two means over the same length, less what
+``noise`` is the root mean square distance of a draw's gradient (by all embeddings) from the mean of its scheme, over
+the length of the mean of ``permutation``. ``bias`` is the distance of the two means over the same length, less what
 that many draws leave of it by chance, which is ``chance``. ``weights`` is the noise of the gradient by the weights of
 linear encoders, in which anchors average, and the scheme ``batch`` is the yardstick for it: the noise that comes from
 another batch of the same size, each with one draw of ``cyclic``.
@@ -169,9 +169,9 @@ def cyclic_law(batch: int) -> dict[tuple[int, int], Fraction]:
     for image in itertools.permutations(range(batch)):
         pairs = list(enumerate(image))
         if image[0] == 0:
-            counted.update({pair: batch for pair in pairs[1:]})  # each with probability 1 / (B - 1)
+            counted.update(dict.fromkeys(pairs[1:], batch))  # each with probability 1 / (B - 1)
         else:
-            counted.update({pair: batch - 1 for pair in pairs})  # each with probability 1 / B
+            counted.update(dict.fromkeys(pairs, batch - 1))  # each with probability 1 / B
     total = sum(counted.values())
     return {pair: Fraction(count, total) for pair, count in counted.items()}
 
