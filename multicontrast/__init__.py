@@ -21,10 +21,10 @@ from multicontrast.losses import (
     TripletInfoNCE,
     multimodal_infonce,
     pairwise_infonce,
+    sample_tuples,
     trimodal_infonce,
     triplet_infonce,
 )
-from multicontrast.negatives import sample_tuples
 from multicontrast.temperature import Temperature, param_groups
 
 __all__ = [

@@ -62,7 +62,8 @@ def check_flag(operation: str, name: str, value: object) -> bool:
     """``value`` as a bool; raises for all that is not one, such as 1 or ``"false"``."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    raise TypeError(three_beats(f"`{operation}` needs `{name}` to be True or False", describe(value), "Pass one."))
+    remedy = f"Pass `{name}=True` or `{name}=False`."
+    raise TypeError(three_beats(f"`{operation}` needs `{name}` to be True or False", describe(value), remedy))
 
 
 def check_count(
@@ -210,20 +211,12 @@ def values_are_free(tensor: Tensor) -> bool:
 
 
 def check_generator(operation: str, generator: object) -> None:
-    """Raise unless ``generator`` is None or a generator on the CPU."""
+    """Raise unless ``generator`` is None or a generator, on any device."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             three_beats(
                 f"`{operation}` needs `generator` to be a torch.Generator or None",
                 describe(generator),
-                "Make one with `torch.Generator().manual_seed(seed)`.",
-            )
-        )
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(
-            three_beats(
-                f"`{operation}` draws on the CPU, for the same tuples on every device, and needs a CPU generator",
-                f"one on {generator.device}",
                 "Make one with `torch.Generator().manual_seed(seed)`.",
             )
         )

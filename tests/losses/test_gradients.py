@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 
 import multicontrast as mc
-from tests.losses.test_values import SCHEMES, SIMILARITIES, embeddings
+from tests.losses.inputs import SCHEMES, SIMILARITIES, embeddings
 
 
 def index(size: int, count: int = 3) -> torch.Tensor:
