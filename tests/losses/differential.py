@@ -263,7 +263,7 @@ class Case:
                     )
                     directions.append(rows)
                 loss = loss + alpha * average(sum(directions) / len(directions), here)
-        leaves = {name: doubles[id(x)] for name, x in self.leaves().items() if id(x) in doubles}
+        leaves = {name: double(x) for name, x in self.leaves().items()}
         return Definition(loss, leaves, min(margins))
 
     def _tuples(self, reverse: bool) -> list:
