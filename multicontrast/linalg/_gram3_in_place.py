@@ -135,7 +135,7 @@ def _differentiate(results: Triple, ratios: _Ratios, share: Tensor) -> None:
 
 
 def _number(value: float, like: Tensor) -> Tensor:
-    return torch.full((), value, dtype=like.dtype)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def _odd_cells(x: Tensor, length: Tensor | None) -> tuple[Tensor, ...] | None:

@@ -105,7 +105,7 @@ def evaluate_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         return _gram3_operator.eigmax_excess(a, b, c)
     if not is_eager_cpu(a):
         return _gram3_torch.eigmax_excess(a, b, c)
-    x = torch.empty(a.shape, dtype=a.dtype)
+    x = torch.empty(a.shape, dtype=a.dtype, device=a.device)
     flat, cosines = x.view(-1), _flat(a, b, c)
     scratch = _scratch(flat)
     for block in blocks(len(flat), _BLOCK, x.device):
@@ -120,7 +120,7 @@ def evaluate_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Ten
         return _gram3_operator.eigmax_with_gradient(a, b, c)
     if not is_eager_cpu(a):
         return _gram3_torch.eigmax_with_gradient(a, b, c)
-    x, ga, gb, gc = (torch.empty(a.shape, dtype=a.dtype) for _ in range(4))
+    x, ga, gb, gc = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for _ in range(4))
     flat, cosines, gradient = x.view(-1), _flat(a, b, c), _flat(ga, gb, gc)
     scratch = _scratch(flat)
     for block in blocks(len(flat), _BLOCK, x.device):

@@ -80,7 +80,7 @@ def evaluate_values(matrix: Tensor) -> Tensor:
         return _symmetric_operator.symmetric3_eigenvalues(matrix)
     if not is_eager_cpu(matrix):
         return _symmetric3_torch.eigenvalues(matrix)
-    flat, values = matrix.reshape(-1, 3, 3), torch.empty(matrix.shape[:-1], dtype=matrix.dtype)
+    flat, values = matrix.reshape(-1, 3, 3), torch.empty(matrix.shape[:-1], dtype=matrix.dtype, device=matrix.device)
     scratch = matrix.new_empty(_symmetric3_in_place.VALUE_ROWS, min(_BLOCK, len(flat)))
     for block in blocks(len(flat), _BLOCK, matrix.device):
         rows = scratch[:, : block.stop - block.start]
