@@ -4,8 +4,8 @@
     python -m benchmarks.negatives_noise --draw     # draws what is on file
 
 A fixed batch of three noisy views of the same samples, the triplet loss with the largest eigenvalue, many draws.
-``noise`` is the root mean square distance of a draw's gradient (by all embeddings) from the mean of its scheme, over the
-length of the mean of ``permutation``. ``bias`` is the distance of the two means over the same length, less what
+``noise`` is the root mean square distance of a draw's gradient (by all embeddings) from the mean of its scheme, over
+the length of the mean of ``permutation``. ``bias`` is the distance of the two means over the same length, less what
 that many draws leave of it by chance, which is ``chance``. ``weights`` is the noise of the gradient by the weights of
 linear encoders, in which anchors average, and the scheme ``batch`` is the yardstick for it: the noise that comes from
 another batch of the same size, each with one draw of ``cyclic``.
@@ -80,19 +80,6 @@ def views(setting: Setting, generator: torch.Generator) -> Tensor:
     return shared + setting.spread * torch.randn(3, setting.batch, setting.dim, generator=generator)
 
 
-def draw(scheme: str, setting: Setting, generator: torch.Generator) -> Tensor:
-    """``(B, 1 + K, 3)``: the tuples of a scheme."""
-    batch, count = setting.batch, setting.negatives or setting.batch - 1
-    if scheme != "cyclic":
-        return mc.sample_tuples(batch, scheme=scheme, num_negatives=count, generator=generator)
-    shifts = torch.stack([torch.randperm(batch, generator=generator) for _ in range(2)])
-    left_out = (shifts == 0).all(0)
-    left_out[-1] |= ~left_out.any()
-    shifts = torch.cat((torch.zeros(2, 1, dtype=torch.int64), shifts[:, ~left_out][:, :count]), 1)
-    own = torch.arange(batch)[:, None]
-    return torch.stack([own.expand(-1, 1 + count), *((own + shift) % batch for shift in shifts)], -1)
-
-
 def gradient(rows: Tensor, index: Tensor) -> Tensor:
     """``(3, B, D)``: by the embeddings."""
     leaf = rows.clone().requires_grad_()
@@ -132,14 +119,15 @@ def measure_setting(setting: Setting, draws: int, seed: int) -> Iterator[dict[st
     rows = views(setting, generator)
     unit = torch.nn.functional.normalize(rows, dim=-1)
     cosine = sum(float((unit[m] * unit[n]).sum(-1).mean()) for m, n in ((0, 1), (0, 2), (1, 2))) / 3
+    options = {"num_negatives": setting.negatives, "generator": generator}
     moments = {scheme: (Moments(), Moments()) for scheme in (*SCHEMES, "batch")}
     for _ in range(draws):
         for scheme in SCHEMES:
-            found = gradient(rows, draw(scheme, setting, generator))
+            found = gradient(rows, mc.sample_tuples(setting.batch, scheme=scheme, **options))  # type: ignore[arg-type]
             moments[scheme][0].add(found)
             moments[scheme][1].add(by_weights(found, rows))
         other = views(setting, generator)
-        found = gradient(other, draw("cyclic", setting, generator))
+        found = gradient(other, mc.sample_tuples(setting.batch, scheme="cyclic", **options))  # type: ignore[arg-type]
         moments["batch"][1].add(by_weights(found, other))
     first = moments["permutation"]
     length, length_by_weights = (float(first[k].mean.norm()) for k in (0, 1))

@@ -222,6 +222,10 @@ def noise(rows: Sequence[NoiseRow]) -> Figure:
                 label="another batch" if name == "batch" else name,
             )  # fmt: skip
         axes.set(xscale="log", yscale="log")
+        at = sorted({getattr(row, along) for row in rows if row.along == along})
+        axes.set_xticks(at, map(str, at))
+        axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2], ["0.05", "0.1", "0.2", "0.5", "1", "2"])
+        axes.minorticks_off()
         _ink(axes, title, x, "")
     _legend(figure, sheet[2].get_lines(), 4)
     return figure

@@ -28,7 +28,11 @@ def test_the_pictures_show_the_latest_rows():
 def test_every_picture_is_on_a_page_of_the_maths():
     pages = "".join(page.read_text() for page in accuracy.PAGE.parent.glob("*.md"))
     drawn = {path.name for path in pictures.FOLDER.glob("*")}
-    assert drawn == set(pictures.CURVES) | {pictures.FAMILIES} == set(re.findall(r"_static/math/([\w-]+\.svg)", pages))
+    assert (
+        drawn
+        == set(pictures.CURVES) | {pictures.FAMILIES, pictures.NOISE}
+        == set(re.findall(r"_static/math/([\w-]+\.svg)", pages))
+    )
 
 
 def points():

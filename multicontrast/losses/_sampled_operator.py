@@ -80,9 +80,9 @@ def sampled_loss_backward(
     weight = p.clone()
     weight[:, 0] -= 1
     weight *= grad[:, None] / tau
-    da = torch.zeros(a.shape, dtype=a.dtype).index_put_((i, j), weight * ga, accumulate=True)
-    db = torch.zeros(b.shape, dtype=a.dtype).index_put_((i, k), weight * gb, accumulate=True)
-    dc = torch.zeros(c.shape, dtype=a.dtype).index_put_((j, k), weight * gc, accumulate=True)
+    da = torch.zeros_like(a).index_put_((i, j), weight * ga, accumulate=True)
+    db = torch.zeros_like(b).index_put_((i, k), weight * gb, accumulate=True)
+    dc = torch.zeros_like(c).index_put_((j, k), weight * gc, accumulate=True)
     return da, db, dc, -(grad[:, None] * p * z).sum() / tau
 
 

@@ -13,13 +13,14 @@ import argparse
 import collections
 import contextlib
 import functools
+import importlib
 import inspect
 import itertools
 import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,33 @@ try:
     NAMES: list[str | None] = [None, *(implementation.name for implementation in IMPLEMENTATIONS)]
 except ImportError:
     NAMES = [None]
+
+PIECES: dict[str, int] = {}
+if len(NAMES) > 1:  # sizes at which implementations divide their work, as small as a few anchors
+    PIECES = {
+        "reference._CANDIDATES": 5,
+        "reference._GATHERED": 20,
+        "streamed.TILE": 2,
+        "cpu.BLOCK_CELLS": 7,
+        "rows._CHUNK": 8,
+    }
+
+
+@contextlib.contextmanager
+def small_pieces() -> Iterator[None]:
+    """So that these few anchors are several pieces of work. A name that is gone raises."""
+    before = {}
+    for path, size in PIECES.items():
+        module, name = path.split(".")
+        home = importlib.import_module(f"multicontrast.losses.{module}")
+        before[home, name] = getattr(home, name)
+        setattr(home, name, size)
+    try:
+        yield
+    finally:
+        for (home, name), size in before.items():
+            setattr(home, name, size)
+
 
 SIMILARITIES = ("eigenvalue", "singular_value", "mean_cosine", "volume", "area", "multilinear")
 SCHEMES = ("cyclic", "permutation", "shared", "tied")
@@ -98,8 +126,7 @@ class Case:
     embeddings: list[Tensor]
     tau: Any
     options: dict[str, Any]
-    surroundings: tuple[str, ...] = ()  # "autocast", "default device"
-    traits: dict[str, str] = field(default_factory=dict)  # what was drawn, for the statistics
+    surroundings: tuple[str, ...] = ()  # "autocast", "default device", "small pieces"
     own: dict[str, Tensor] = field(default_factory=dict)  # tensors inside a similarity of the user's own
     without: tuple[str, ...] = ()
 
@@ -148,7 +175,11 @@ class Case:
                 stack.enter_context(torch.autocast("cpu", torch.bfloat16))
             if "default device" in self.surroundings:
                 stack.enter_context(torch.device("meta"))
+            stack.enter_context(self.pieces())
             return function(*embeddings, self.tau, **options)
+
+    def pieces(self) -> contextlib.AbstractContextManager[None]:
+        return small_pieces() if "small pieces" in self.surroundings else contextlib.nullcontext()
 
     def code(self, impl: str | None = None) -> str:
         """Python that makes the call again, and the call in words below it."""
@@ -232,7 +263,7 @@ class Case:
                     )
                     directions.append(rows)
                 loss = loss + alpha * average(sum(directions) / len(directions), here)
-        leaves = {name: doubles[id(x)] for name, x in self.leaves().items() if id(x) in doubles}
+        leaves = {name: double(x) for name, x in self.leaves().items()}
         return Definition(loss, leaves, min(margins))
 
     def _tuples(self, reverse: bool) -> list:
@@ -328,8 +359,8 @@ _INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
 class _Draw:
     def __init__(self, seed: int) -> None:
         self.seed, self.random = seed, random.Random(seed)
+        self.extreme = False
         self.generator = torch.Generator().manual_seed(seed)
-        self.traits: dict[str, str] = {}
 
     def chance(self, probability: float) -> bool:
         return self.random.random() < probability
@@ -357,7 +388,7 @@ class _Draw:
         self.draw_masks()
         embeddings = self.draw_embeddings()
         tau = self.draw_tau()
-        if self.chance(0.6) and self.traits.get("weight") != "extreme":
+        if self.chance(0.6) and not self.extreme:
             self.options["reduction"] = pick(("mean", "sum", "none"))
         if self.operation == "pairwise" or (
             TUPLES_IN_BOTH_DIRECTIONS
@@ -366,17 +397,18 @@ class _Draw:
         ):
             self.options["symmetric"] = self.chance(0.5)
         if self.chance(0.3) and self.options.get("negatives") != "all":
-            self.options["tiled"] = self.chance(0.5)
+            self.options["tiled"] = self.chance(0.6)
         if self.chance(0.04):
             self.options["gather"] = True
         if self.chance(0.04):
             self.options["diagnostics"] = True
         surroundings = tuple(word for word in ("autocast", "default device") if self.chance(0.04))
+        if PIECES and self.chance(0.5):
+            surroundings += ("small pieces",)
         if self.options["normalize"]:
             del self.options["normalize"]
-        self.traits |= {"loss": self.operation, "N": str(self.count), "dtype": self.kind}
         return Case(
-            self.seed, self.operation, embeddings, tau, self.options, surroundings, self.traits, self.own
+            self.seed, self.operation, embeddings, tau, self.options, surroundings, self.own
         )  # fmt: skip
 
     def draw_tuples(self) -> None:
@@ -397,7 +429,6 @@ class _Draw:
         scheme = pick(("default", *SCHEMES, "all", "all", "drawn index", "index"))
         if scheme == "all" and not (self.count <= 3 or similarity == "mean_cosine"):
             scheme = "default"
-        self.traits |= {"similarity": similarity, "scheme": scheme}
         if scheme == "all":
             self.size = min(self.size, {2: 7, 3: 4, 4: 3}.get(self.count, 2))
             self.options["negatives"] = scheme
@@ -445,13 +476,15 @@ class _Draw:
 
     def draw_masks(self) -> None:
         options, size = self.options, self.size
+        if self.chance(0.25):
+            self.draw_weight()
+        if self.chance(0.4):  # most implementations mask nothing
+            return
         if self.chance(0.2):
             options["present"] = torch.rand(size, self.count, generator=self.generator) < 0.75
         if self.chance(0.2):
             ids = self.integers(max(2, size - 1), size) * 1000
             options["ids"] = ids.int() if self.chance(0.3) else ids
-        if self.chance(0.25):
-            self.draw_weight()
         if self.chance(0.2):
             options["label_smoothing"] = self.random.choice((0.1, 0.5))
         if self.chance(0.2):
@@ -465,7 +498,6 @@ class _Draw:
             ]
             if any(x is not None for x in extra):
                 options["extra_negatives"] = extra
-                self.traits["extra"] = "apiece" if apiece else "shared"
 
     def draw_weight(self) -> None:
         weight = 0.2 + torch.rand(self.size, dtype=torch.float64, generator=self.generator)
@@ -475,12 +507,12 @@ class _Draw:
             weight[self.integers(2, self.size) == 0] = 0
         elif kind == "integer":
             weight = self.integers(4, self.size)
-        elif kind == "extreme":
+        elif kind == "extreme":  # a sum would overflow
+            self.extreme = True
             weight = weight * self.random.choice(
                 (1e-30, 3e-37, 1e30, 2e37) if weight.dtype == torch.float32 else (1e-60, 1e-290, 1e60, 1e290)
             )
         self.options["weight"] = weight.requires_grad_(kind == "leaf")
-        self.traits["weight"] = kind
 
     def rows(self, *shape: int) -> Tensor:
         """Rows, of length one where that is promised; in the type of the embeddings."""
@@ -488,47 +520,38 @@ class _Draw:
         return (x if self.options["normalize"] else definitions.unit(x)).to(self.dtype)
 
     def draw_embeddings(self) -> list[Tensor]:
-        size, pick = self.size, self.random.choice
+        size, pick, present = self.size, self.random.choice, self.options.get("present")
         xs = [self.rows(size, self.dim) for _ in range(self.count)]
-        degenerate = "none"
         if self.chance(0.25):
-            degenerate = pick(("zero", "equal", "matched", "opposite", "all equal"))
+            kind = pick(("zero", "equal", "matched", "opposite", "all equal"))
             i, j, m = self.random.randrange(size), self.random.randrange(size), self.random.randrange(self.count)
-            if degenerate == "zero" and self.options["normalize"]:
+            if kind == "zero" and self.options["normalize"]:
                 xs[m][i] = 0
-            elif degenerate == "equal":
+            elif kind == "equal":
                 xs[m][j] = xs[m][i]
-            elif degenerate == "matched":
+            elif kind == "matched":
                 for x in xs:
                     x[i] = xs[0][i]
-            elif degenerate == "opposite":
+            elif kind == "opposite":
                 xs[m][i] = -xs[0][j]
-            elif degenerate == "all equal":
+            elif kind == "all equal":
                 xs[m][:] = xs[m][i].clone()
-        scales = "one"
         if self.options["normalize"] and self.chance(0.2):
-            scales = pick(("various", "extreme"))
-            span = 3.0 if scales == "various" else {torch.float16: 3.0, torch.float64: 100.0}.get(self.dtype, 30.0)
-            exponents = span * (2 * torch.rand(self.count, size, 1, generator=self.generator, dtype=torch.float64) - 1)
-            xs = [(x.double() * 10**exponent).to(self.dtype) for x, exponent in zip(xs, exponents)]
+            most = {torch.float16: 3.0, torch.float64: 100.0}.get(self.dtype, 30.0)
+            span = pick((3.0, most)) * (2 * torch.rand(self.count, size, 1, generator=self.generator).double() - 1)
+            xs = [(x.double() * 10**exponent).to(self.dtype) for x, exponent in zip(xs, span)]
         if self.kind == "mixed":
             xs[0] = xs[0].double()
-        strides = "contiguous"
+        if present is not None and self.chance(0.6):
+            fill = pick((math.nan, math.inf, 0.0))
+            xs = [torch.where(present[:, m, None], x, fill) for m, x in enumerate(xs)]
         if self.chance(0.25):
             strides = pick(("columns first", "every second", "expanded"))
             xs = [_restride(x, strides) for x in xs]
-        if "present" in self.options and self.chance(0.6):
-            fill = pick((math.nan, math.inf, 0.0))
-            xs = [
-                _restride(torch.where(self.options["present"][:, m, None], x, fill), strides)
-                for m, x in enumerate(xs)
-            ]  # fmt: skip
         everything = self.chance(0.6)
         xs = [x.detach().requires_grad_(everything or self.chance(0.5)) for x in xs]
-        if "present" not in self.options and self.chance(0.03):
+        if present is None and self.chance(0.03):
             xs[-1] = xs[0]
-            degenerate = "one tensor twice"
-        self.traits |= {"rows": degenerate, "scales": scales, "strides": strides}
         return xs
 
     def draw_tau(self) -> Any:
@@ -536,7 +559,6 @@ class _Draw:
             keys = list(self.options.get("pairs", itertools.combinations(range(3), 2)))
             if self.options.get("alpha", 1.0) > 0:
                 keys.append("triplet")
-            self.traits["tau"] = "one for each term"
             return {key: self.one_tau() for key in keys}
         return self.one_tau()
 
@@ -662,7 +684,7 @@ def disagreements(case: Case, impl: str | None = None, expected: Expected | None
     forced = {} if impl is None else {"impl": impl}
     before = {name: x.detach().clone() for name, x in case.tensors().items()}
     leaves = case.leaves()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), case.pieces():  # also while a backward pass computes parts again
         warnings.simplefilter("ignore")
         try:
             loss = case.call(**forced)

@@ -30,14 +30,14 @@ def test_every_implementation_does_some_of_the_calls(impl):
     if impl == "triton":
         pytest.skip("its kernels are compared in tests/triton")
     applied = collections.Counter()
-    for seed in range(200):
+    for seed in range(400):
         case = draw_case(seed)
         try:
             case.call(impl=impl)
         except ValueError:
             continue
         applied[case.operation] += 1
-    assert sum(applied.values()) > 10, applied
+    assert sum(applied.values()) >= 10, applied
 
 
 def test_a_seed_is_a_case():
