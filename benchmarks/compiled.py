@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import driver, records
+from benchmarks import cli, driver, records
 from benchmarks.environment import describe_environment
 from benchmarks.table import markdown
 from tests.ptx import compilation, recording
@@ -379,18 +379,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Compile, count, file, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", default="", help="kernels whose name holds this; nothing is filed")
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--csv", type=Path, default=ROWS)
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--csv", type=Path)
+    cli.add_record(parser)
     options = parser.parse_args(arguments)
+    csv_path, page_path = (
+        options.csv or cli.place(ROWS, options.record),
+        options.page or cli.place(PAGE, options.record),
+    )
     rows = measure(options.only, lambda text: print(text, file=sys.stderr))
     if options.only:
         for row in rows:
             print(row)
         return 0
-    records.append(options.csv, rows)
-    options.page.parent.mkdir(parents=True, exist_ok=True)
-    options.page.write_text(page(read(options.csv)))
-    print(f"{len(rows)} rows added to {options.csv}; page written to {options.page}")
+    records.append(csv_path, rows)
+    page_path.parent.mkdir(parents=True, exist_ok=True)
+    page_path.write_text(page(read(csv_path)))
+    print(f"{len(rows)} rows added to {csv_path}; page written to {page_path}")
     return 0
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import multicontrast as mc
-from benchmarks import accuracy, driver, pictures, records
+from benchmarks import accuracy, cli, driver, pictures, records
 from benchmarks.environment import describe_environment
 from benchmarks.errors import Point
 from tests import families
@@ -241,16 +241,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=60, help="cases at each place")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of each sampled denominator")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--csv", type=Path, default=ROWS)
-    parser.add_argument("--folder", type=Path, default=pictures.FOLDER, help="of the pictures")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--folder", type=Path, help="of the pictures")
     parser.add_argument("--draw", action="store_true", help="measure nothing; draw what is on file")
+    cli.add_record(parser)
     options = parser.parse_args(arguments)
+    csv_path = options.csv or cli.place(ROWS, options.record or options.draw)
+    folder = options.folder or cli.place(pictures.FOLDER, options.record)
     torch.set_num_threads(1)
     if not options.draw:
         records.append(
-            options.csv, measure(options.count, options.draws, options.seed, lambda text: print(text, flush=True))
+            csv_path, measure(options.count, options.draws, options.seed, lambda text: print(text, flush=True))
         )
-    for path in pictures.draw_all(read(options.csv), accuracy.read(accuracy.ROWS), options.folder):
+    for path in pictures.draw_all(read(csv_path), accuracy.read(accuracy.ROWS), folder):
         print(f"{path} drawn")
     return 0
 

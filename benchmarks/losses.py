@@ -21,13 +21,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from multicontrast.losses._road import choose_tuples
 from torch import Tensor
 
 import multicontrast as mc
 from benchmarks import cases, cli, driver
 from benchmarks.environment import describe_environment
 from multicontrast import similarity
-from multicontrast.losses._road import choose_tuples
 from multicontrast.similarity import CosineSimilarity
 
 THREE_PAIRS, THREE_CLIP = "three pairs", "three CLIP losses, two matmuls each"

@@ -14,7 +14,6 @@ from types import ModuleType
 
 import multicontrast
 import multicontrast.distributed
-import multicontrast.negatives
 import multicontrast.similarity
 
 RECORD = Path(__file__).parent / "public_api.txt"
@@ -23,7 +22,6 @@ ROOMS = {
     "multicontrast.distributed": multicontrast.distributed,
     "multicontrast.linalg": multicontrast.linalg,
     "multicontrast.metrics": multicontrast.metrics,
-    "multicontrast.negatives": multicontrast.negatives,
     "multicontrast.similarity": multicontrast.similarity,
 }
 
