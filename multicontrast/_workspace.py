@@ -1,4 +1,4 @@
-"""Buffers that a walk reuses from block to block."""
+"""Buffers that are used again for one block after another."""
 
 from __future__ import annotations
 

@@ -17,6 +17,9 @@ def is_differentiated(*tensors: Tensor) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
+    transform = torch._C._functorch.peek_interpreter_stack()
+    if transform is not None and transform.key() == torch._C._functorch.TransformType.Vmap:
+        return False  # it hides the tangents; a rule for `vmap` asks again below it
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
