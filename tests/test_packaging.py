@@ -76,7 +76,12 @@ def test_the_wheel_holds_the_lifter_with_its_card_and_stays_small(wheel: zipfile
     assert sum(info.compress_size for info in wheel.infolist()) < 16e6
 
 
-LEFT_OUT = (".ci/", ".github/", ".pre-commit-config.yaml", ".readthedocs.yaml")  # the sdist is for building and testing, not for developing
+LEFT_OUT = (
+    ".ci/",
+    ".github/",
+    ".pre-commit-config.yaml",
+    ".readthedocs.yaml",
+)  # the sdist is for building and testing, not for developing
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the sdist is compared with what git has")
