@@ -23,9 +23,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleList(encoder() for _ in range(3))
         # All ranks draw the same negatives: their generators begin alike.
-        self.loss = mc.TrimodalInfoNCE(
-            0.07, negatives="cyclic", gather=True, generator=torch.Generator().manual_seed(0)
-        )
+        self.loss = mc.TrimodalInfoNCE(0.07, gather=True, generator=torch.Generator().manual_seed(0))
 
     def forward(self, *views: Tensor) -> Tensor:
         return self.loss(*(encode(view) for encode, view in zip(self.encoders, views)))
