@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import pictures, which_loss, which_loss_data, which_loss_page
+from benchmarks.environment import ROOT
 from benchmarks.which_loss_data import WORLDS
 
 UNIT = F.normalize(torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
@@ -105,3 +106,11 @@ def test_a_mean_needs_every_seed() -> None:
     assert which_loss_page.figure_of([row], "w", "l") == "(not run)"
     tuning = row | {"temperature": "tuning", "two_recall_1": "0.7"}
     assert which_loss_page.figure_of([row, tuning], "w", "l") == "70 % (validation, one seed)"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing-a-loss.md", "docs/index.md"])
+def test_figures_in_prose_are_those_of_the_rows(page: str) -> None:
+    text = (ROOT / page).read_text()
+    rows = list(which_loss.read(which_loss.ROWS).values())
+    for loss in (which_loss_page.PAIRS, which_loss_page.VOLUME):
+        assert which_loss_page.figure_of(rows, "body halves", loss) in text
