@@ -132,7 +132,8 @@ def _table4(folder: Path) -> str:
         f"transformer with the diffusion decoder far ahead.\n\n{_markdown(head, lines)}\n\nThe order of these rows is "
         "no property of the parts. The MLP decoder's loss, a mean square, begins at about 1, the score decoder's, half "
         "a sum, at about 25, beside the same contrastive loss; the transformer encoder has 0.085 million parameters "
-        "and the MLP encoder 0.473; GFPose's parameterisation learns slowly. The next table takes these out."
+        "and the MLP encoder 0.473; and GFPose's parameterisation does not see errors at high noise "
+        "([the model](model.md)). The next table takes these out."
     )
 
 
