@@ -316,7 +316,7 @@ def _with_all(operation: str, collective: Any, *arguments: Any) -> Tensor:
         first_line = str(error).strip().splitlines()[0]
         raise RuntimeError(
             three_beats(
-                f"`{operation}` needs every rank of the group to call it, and to stay until its gradients are summed",
+                f"`{operation}` needs every rank of the group to call it",
                 f"no answer from one of them on rank {dist.get_rank()} of {dist.get_world_size()} ({first_line})",
                 "That rank has raised, died, or skipped this loss: see its log. "
                 "How long to wait is the `timeout` of the process group.",

@@ -6,6 +6,7 @@ What must not happen, by kind:
 ``foreign``   an exception of another type, which somebody else raised
 ``unworded``  a TypeError or ValueError that does not say what was needed, what came and what to do
 ``accepted``  an answer for a value that is not of the argument's kind: text for a flag, a bool for a number
+``nan``       NaN for a finite number, where the valid call gives none
 ``differs``   another answer than for the same value in its plain form: a NumPy scalar, a strided view, a subclass
 
 ``python tests/test_any_argument.py metrics linalg`` prints what falls, by function.
@@ -331,6 +332,11 @@ def agree(one: Any, other: Any) -> bool:
     )
 
 
+def has_nan(result: Any) -> bool:
+    """Whether anything that was computed is NaN."""
+    return any(bool(x.isnan().any()) for x in numbers_in(result) if x.is_floating_point() and not x.is_meta)
+
+
 _BEATS = re.compile(r".+; got .+\. \S.*", re.DOTALL)
 
 
@@ -351,7 +357,7 @@ class Fall(NamedTuple):
 def falls(function: Callable[..., Any], fresh: Callable[[], dict[str, Any]], thorough: bool = True) -> Iterator[Fall]:
     """Tries every odd value in every argument of a valid call."""
     parameters = inspect.signature(function).parameters
-    call(function, fresh())  # valid as it stands
+    valid = call(function, fresh())
     for name, base in fresh().items():
         parameter = parameters.get(name) or inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
         for label, value in odd_for(base, thorough).items():
@@ -366,6 +372,8 @@ def falls(function: Callable[..., Any], fresh: Callable[[], dict[str, Any]], tho
                 yield Fall("accepted", name, label, "")
             elif not may_be(parameter, base, value):
                 yield Fall("accepted", name, label, _checks.describe(result))
+            elif kind_of(value) in ("count", "number") and has_nan(result) and not has_nan(valid):
+                yield Fall("nan", name, label, "")
             elif not isinstance(value, torch.Generator):  # the call has moved it on
                 try:
                     same = agree(result, call(function, fresh() | {name: plain(value)}))

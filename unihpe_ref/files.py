@@ -7,6 +7,7 @@ left is told by its name and goes with the next :func:`locked`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -46,7 +47,7 @@ def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> N
                 if fcntl is not None:
                     partial.replace(path)  # while it is locked
             except BaseException:
-                partial.unlink(missing_ok=True)
+                _unlink(partial)
                 raise
         if fcntl is None:
             partial.replace(path)  # Windows renames no open file
@@ -110,7 +111,12 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(place.parent)
-            place.unlink(missing_ok=True)  # while it is held
+            _unlink(place)  # while it is held
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, *([PermissionError] if fcntl is None else [])):  # open, on Windows
+        path.unlink()
 
 
 def clear_partial(folder: Path) -> None:

@@ -86,7 +86,8 @@ def contents(folder: Path) -> dict[str, Any]:
             length = 8 + int.from_bytes(content[:8], "little")
             found[name] = sorted(json.loads(content[8:length]).items()), content[length:]
         elif path.name == "environment.json" and content:
-            found[name] = {key: value for key, value in json.loads(content).items() if key != "date"}
+            of_now = ("date", "commit", "changed")  # a commit may be made meanwhile
+            found[name] = {key: value for key, value in json.loads(content).items() if key not in of_now}
     return found
 
 
