@@ -7,16 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from multicontrast._checks import (
-    check_choice,
-    check_floating,
-    check_same_device,
-    compute_dtype,
-    describe,
-    three_beats,
-)
+from multicontrast._checks import check_floating, check_list, check_same_device, compute_dtype, describe, three_beats
 from multicontrast.linalg.symmetric import symmetric_eigmax
-from multicontrast.metrics._inputs import REDUCTIONS, length, reduce_values, state_device
+from multicontrast.metrics._inputs import check_options, length, reduce_values, state_device
 
 _CELLS = 1 << 22  # similarities held at a time, where all pairs are needed
 
@@ -39,7 +32,7 @@ def cosine_alignment(x: Tensor, y: Tensor, *, normalize: bool = True, reduction:
         >>> cosine_alignment(torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), reduction="none")
         tensor([ 1., -1.])
     """
-    check_choice("cosine_alignment", "reduction", reduction, REDUCTIONS)
+    check_options("cosine_alignment", reduction=reduction)
     x, y = read_embeddings("cosine_alignment", (x, y), normalize, names=("x", "y"))
     return reduce_values((x * y).sum(-1), None, reduction)
 
@@ -85,10 +78,7 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
         >>> alignment(torch.eye(2), -torch.eye(2))
         tensor(4.)
     """
-    check_choice("alignment", "reduction", reduction, REDUCTIONS)
-    if not alpha > 0:
-        remedy = "The paper's is 2."
-        raise ValueError(three_beats("`alignment` needs a positive `alpha`", repr(alpha), remedy))
+    check_options("alignment", alpha=alpha, reduction=reduction)
     x, y = read_embeddings("alignment", (x, y), normalize, names=("x", "y"))
     distance = length(x - y)
     together = distance == 0  # where a power below 1 has no derivative
@@ -119,6 +109,7 @@ def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
         >>> uniformity(torch.eye(2))  # one pair, at squared distance 2
         tensor(-4.)
     """
+    check_options("uniformity", t=t)
     (x,) = read_embeddings("uniformity", (x,), normalize, names=("x",))
     rows = len(x)
     if rows < 2:
@@ -247,10 +238,11 @@ def read_embeddings(
     least: int = 1,
 ) -> list[Tensor]:
     """Checks, promotes, and brings rows to length one; a zero row stays zero."""
-    if isinstance(embeddings, Tensor) or len(embeddings) < least:
-        remedy = "Pass a list with one (B, D) tensor per modality."
-        came = describe(embeddings) if isinstance(embeddings, Tensor) else f"{len(embeddings)} of them"
-        raise ValueError(three_beats(f"`{operation}` needs a list of {least} or more embeddings", came, remedy))
+    check_options(operation, normalize=normalize)
+    remedy = "Pass a list with one (B, D) tensor per modality."
+    if len(check_list(operation, "embeddings", embeddings, remedy=remedy)) < least:
+        needed = f"`{operation}` needs a list of {least} or more embeddings"
+        raise ValueError(three_beats(needed, f"{len(embeddings)} of them", remedy))
     names = names or [f"embeddings[{index}]" for index in range(len(embeddings))]
     for name, tensor in zip(names, embeddings):
         check_floating(operation, name, tensor)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multicontrast._checks import check_choice
-from multicontrast.metrics._report_numbers import ReportNumbers
-from multicontrast.metrics._report_states import Examples
+from unihpe_ref.report.numbers import Examples, ReportNumbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ import csv as csv_module
 import io
 import math
 
-from multicontrast.metrics._report_numbers import MetricResult, ReportNumbers
-from multicontrast.metrics.human36m import SHORT_ACTIONS
+from unihpe_ref.report.human36m import SHORT_ACTIONS
+from unihpe_ref.report.numbers import MetricResult, ReportNumbers
 
 
 def markdown(result: ReportNumbers, digits: int) -> str:
