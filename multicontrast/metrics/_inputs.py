@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -91,7 +92,7 @@ def check_options(operation: str, **options: object) -> None:
                 check_count(operation, name, limit, 1, remedy=remedy)
         elif name == "dim":
             check_count(operation, name, value, -(2**63), remedy="Name the axis of the hypotheses.")
-        elif not isinstance(value, Tensor):  # sigmas
+        else:  # sigmas
             check_numbers(operation, name, value, above=0, remedy="Pass one deviation per joint.")
 
 
@@ -229,7 +230,9 @@ def read_lengths(operation: str, name: str, value: object, items: Sequence[int],
     """A number, or one per item, as a tensor in the type of the poses. Signs are for the caller to check."""
     if not isinstance(value, Tensor):
         remedy = "Pass a number, or a tensor with one per item."
-        return torch.full((), check_number(operation, name, value, remedy=remedy), dtype=like.dtype, device=like.device)
+        number = check_number(operation, name, value, remedy=remedy)
+        number = number if abs(number) <= torch.finfo(like.dtype).max else math.copysign(math.inf, number)
+        return torch.full((), number, dtype=like.dtype, device=like.device)
     if value.dtype is torch.bool or value.is_floating_point():
         check_floating(operation, name, value)
     else:

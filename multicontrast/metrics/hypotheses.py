@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from multicontrast._checks import check_floating, describe, three_beats
+from multicontrast._checks import check_count, check_floating, describe, three_beats
 from multicontrast.metrics._inputs import Root, average_joints, check_options, read_mask, reduce_items
 from multicontrast.metrics.joint_errors import distances
 from multicontrast.metrics.procrustes import aligned_distances
@@ -59,6 +59,7 @@ def hypotheses_first(
     operation: str, pred: Tensor, target: Tensor, dim: int, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Moves the hypotheses to axis 0 and expands target and mask to them."""
+    check_count(operation, "dim", dim, -(2**63), remedy="Name the axis of the hypotheses.")
     check_floating(operation, "pred", pred)
     check_floating(operation, "target", target)
     if pred.dim() != target.dim() + 1 or not -pred.dim() <= dim < pred.dim() or dim % pred.dim() >= pred.dim() - 2:

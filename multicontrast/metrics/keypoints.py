@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_floating, describe, three_beats
+from multicontrast._checks import check_count, check_floating, describe, three_beats
 from multicontrast.metrics._inputs import (
     PER_JOINT,
     Root,
@@ -236,7 +236,7 @@ def cps(
     share = torch.nn.functional.pad(halves, (1, 0)) + torch.nn.functional.pad(halves, (0, 1))  # trapezoid weights
     remaining = torch.nn.functional.pad(share.flip(0).cumsum(0).flip(0), (0, 1))  # area from a threshold onwards
     edges, remaining = (table.to(worst.device, non_blocking=True) for table in (edges, remaining))
-    area = remaining[torch.searchsorted(edges, worst.detach(), right=strict)]
+    area = remaining[torch.searchsorted(edges, worst.detach(), right=bool(strict))]
     area = torch.where(worst.isnan() if seen is None else ~seen | worst.isnan(), torch.nan, area)
     if reduction is PER_JOINT:  # one "joint": the pose
         return reduce_joints(area[..., None], None if seen is None else seen[..., None].to(area.dtype), reduction)
@@ -325,8 +325,8 @@ def torso_norm(target: Tensor, first: int, second: int) -> Tensor:
     """
     _, target, _ = read_poses("torso_norm", target, target)
     a, b = (
-        list_joints("torso_norm", name, joint, target.shape[-2])[0]
-        for name, joint in zip(("first", "second"), (first, second))
+        list_joints("torso_norm", name, check_count("torso_norm", name, joint, -(2**63)), target.shape[-2])[0]
+        for name, joint in (("first", first), ("second", second))
     )
     return torch.linalg.vector_norm(target[..., a, :] - target[..., b, :], dim=-1)
 

@@ -16,6 +16,7 @@ from multicontrast._checks import (
     compute_dtype,
     describe,
     three_beats,
+    values_are_free,
 )
 from multicontrast.metrics._inputs import (
     average_joints,
@@ -74,7 +75,7 @@ def oks(
         >>> oks(target, target, 100.0)
         tensor(1.)
     """
-    check_options("oks", sigmas=sigmas, reduction=reduction)
+    check_options("oks", reduction=reduction)
     pred, target, weight = read_poses("oks", pred, target, mask, flags=True)
     return reduce_items(_similarity("oks", pred, target, area, sigmas), weight, reduction)
 
@@ -95,11 +96,10 @@ def _similarity(
 def _read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, target: Tensor) -> Tensor:
     joints = target.shape[-2]
     remedy = "Pass one deviation per joint; the default is for COCO's 17."
-    if isinstance(sigmas, Tensor):
+    if isinstance(sigmas, Tensor) and not values_are_free(sigmas):  # on a GPU, where a look costs, and in a graph
         check_floating(operation, "sigmas", sigmas)
-        values = sigmas.to(target.device, target.dtype, non_blocking=True)
-        check_values(operation, "sigmas", values, ~(values > 0), "positive deviations", remedy)
-        values = torch.where(values > 0, values, torch.nan)
+        check_same_device(operation, ("target", "sigmas"), (target, sigmas))
+        values = torch.where(sigmas > 0, sigmas, torch.nan).to(target.dtype)
     else:
         values = torch.tensor(check_numbers(operation, "sigmas", sigmas, above=0, remedy=remedy), dtype=target.dtype)
         values = values.to(target.device, non_blocking=True)
@@ -225,7 +225,6 @@ def _check_detections(
             raise ValueError(three_beats(needed, describe(entries), "Give one entry per pose."))
     given = [tensor for tensor in (pred, target, scores, area, pred_image, target_image) if tensor is not None]
     check_same_device("keypoint_ap", [describe(tensor) for tensor in given], given)
-    check_options("keypoint_ap", sigmas=sigmas)
     _read_sigmas("keypoint_ap", sigmas, target)
     check_values("keypoint_ap", "area", area, area < 0, "areas of at least 0", "Pass the object's area.")
     if mask is None:

@@ -11,8 +11,8 @@ The steps, per pose, with visible joints only (hidden ones have weight 0):
 
 Nothing is clamped by an absolute epsilon and nothing depends on a branch over the data.
 
-`pa_mpjpe` for values alone, on a CPU, takes these steps in place (``_procrustes_in_place``), 1.6 times faster: 4.6 times
-a batched SVD in float32, where the bar is 3.5 and this form reaches 2.9. Both are compared with the definition.
+`pa_mpjpe` for values alone, on a CPU, takes these steps in place (``_procrustes_in_place``), 1.6 times faster: 4.6
+times a batched SVD in float32, where the bar is 3.5 and this form reaches 2.9. Both are compared with the definition.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -108,8 +110,8 @@ def retrieval_recall(
 
 
 def recall_of_ranks(ranks: Tensor, k: int | Sequence[int], reduction: str = "mean") -> Tensor:
-    single = not isinstance(k, Sequence)
-    limits = [k] if isinstance(k, int) else list(k)
+    single = isinstance(k, numbers.Integral)
+    limits = list(cast("Sequence[int]", [k] if single else k))
     found = torch.stack([(ranks <= limit).to(ranks.dtype) for limit in limits], -1)
     found = torch.where(ranks.isnan().unsqueeze(-1), torch.nan, found)
     if single:
