@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,9 +13,9 @@ from torch import Tensor
 from multicontrast._checks import (
     check_choice,
     check_count,
+    check_counts,
     check_flag,
     check_floating,
-    check_list,
     check_number,
     check_numbers,
     check_same_device,
@@ -88,8 +87,7 @@ def check_options(operation: str, **options: object) -> None:
             list_joints(operation, name, value)
         elif name == "k":
             remedy = "Ranks count from 1: pass k=1, or several such as (1, 5, 10)."
-            for limit in _several(operation, name, value, remedy):
-                check_count(operation, name, limit, 1, remedy=remedy)
+            check_counts(operation, name, value, 1, remedy=remedy)
         elif name == "dim":
             check_count(operation, name, value, -(2**63), remedy="Name the axis of the hypotheses.")
         else:  # sigmas
@@ -99,36 +97,16 @@ def check_options(operation: str, **options: object) -> None:
 def list_joints(operation: str, name: str, value: object, joints: int | None = None) -> list[int]:
     """The joints of ``value``, one or several, as non-negative indices where their number is known."""
     remedy = "Name one joint, several whose mean is the root, or None for no alignment."
-    listed = [
-        check_count(operation, name, joint, -(2**63), remedy=remedy)
-        for joint in _several(operation, name, value, remedy)
-    ]
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    listed = check_counts(operation, name, value, -(2**63), remedy=remedy)
     if joints is None:
         return listed
-    if any(not -joints <= joint < joints for joint in listed):
-        raise ValueError(
-            three_beats(f"`{operation}` needs `{name}` within {joints} joints", describe_all(listed), remedy)
-        )
+    for joint in listed:
+        if not -joints <= joint < joints:
+            needed = f"`{operation}` needs `{name}` within {joints} joints"
+            raise ValueError(three_beats(needed, describe(joint), remedy))
     return [joint % joints for joint in listed]
-
-
-def _several(operation: str, name: str, value: object, remedy: str) -> Sequence[Any]:
-    """One integer or a sequence of them, as a sequence that is not empty."""
-    if isinstance(value, numbers.Integral):
-        return [value]
-    if isinstance(value, np.ndarray):
-        value = value.tolist() if value.ndim == 1 else value
-    elif isinstance(value, Tensor):
-        check_whole(operation, name, value)
-        value = value.tolist() if value.dim() == 1 and value.device.type != "meta" else value
-    listed = check_list(operation, name, value, remedy=remedy)
-    if not listed:
-        raise ValueError(three_beats(f"`{operation}` needs `{name}` to name at least one", "none", remedy))
-    return listed
-
-
-def describe_all(listed: Sequence[int]) -> str:
-    return describe(listed[0]) if len(listed) == 1 else ", ".join(describe(one) for one in listed[:5])
 
 
 # --- poses ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, check_floating, check_list, check_whole, describe, three_beats
+from multicontrast._checks import (
+    check_choice,
+    check_floating,
+    check_list,
+    check_texts,
+    check_whole,
+    describe,
+    three_beats,
+)
 from multicontrast.metrics._accumulate import Accumulator, check_names, first_of_each, read_ids, refuse_mixture
 from multicontrast.metrics._inputs import (
     PER_JOINT,
@@ -143,12 +151,8 @@ class PoseMetric(Accumulator):
         self._options = {one: _plain(value) for one, value in chosen.items()}
         self.groups: tuple[str, ...] | None = None
         if groups is not None:
-            self.groups = cast("tuple[str, ...]", tuple(check_list(name, "groups", groups)))
-        if self.groups is not None:
-            if not self.groups or not all(isinstance(group, str) for group in self.groups):
-                remedy = "Name each group once, or leave `groups` out."
-                raise ValueError(three_beats(f"`{name}` needs names in `groups`", repr(self.groups)[:80], remedy))
-            if len(set(self.groups)) < len(self.groups):
+            self.groups = tuple(check_texts(name, "groups", groups, remedy="Name each group once."))
+            if not 0 < len(self.groups) == len(set(self.groups)):
                 needed = f"`{name}` needs different names in `groups`"
                 raise ValueError(three_beats(needed, repr(self.groups)[:80], "Name each group once."))
         super().__init__(sync_on_compute=sync_on_compute, process_group=process_group, **options)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_flag, check_floating, check_list, three_beats
+from multicontrast._checks import check_counts, check_flag, check_floating, check_list, three_beats
 from multicontrast.metrics._accumulate import Accumulator, check_names, first_of_each, read_ids, refuse_mixture
 from multicontrast.metrics._inputs import check_options, length, state_device
 from multicontrast.metrics.embeddings import pairwise, read_embeddings
@@ -145,7 +145,7 @@ class RetrievalRecall(Accumulator):
     ) -> None:
         check_names("RetrievalRecall", ("k", "ties", "normalize", *_ACCUMULATION), accumulation)
         check_options("RetrievalRecall", k=k, ties=ties, normalize=normalize)
-        self._k = tuple(int(limit) for limit in (k if isinstance(k, Sequence) else torch.as_tensor(k).reshape(-1)))
+        self._k = tuple(check_counts("RetrievalRecall", "k", k, 1))
         self._ties, self._normalize = ties, bool(normalize)
         super().__init__(**accumulation)
         self.add_rows("query", "gallery", "ids")

@@ -369,6 +369,7 @@ def test_mistakes_get_worded_errors(classes):
     for make, words in (
         (lambda: classes.MPJPE(groups=["a", "a"]), "different names"),
         (lambda: classes.MPJPE(groups="ab"), "`groups` to be a list"),
+        (lambda: classes.MPJPE(groups=["a", 1]), r"`groups\[1\]` to be text"),
         (lambda: classes.MPJPE(roots=0), "Did you mean `root`"),
         (lambda: classes.PCK(), r"needs `threshold`; got no value\. Make it with `PCK\(threshold=...\)`"),
         (lambda: classes.PAMPJPE(scale="false"), "True or False; got 'false'"),
