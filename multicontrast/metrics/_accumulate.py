@@ -62,17 +62,17 @@ class Accumulator(Metric):
         """What must be equal for two states to merge."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
-    def add_sums(self, *names: str, dtype: torch.dtype = torch.float64) -> None:
+    def _add_sums(self, *names: str, dtype: torch.dtype = torch.float64) -> None:
         """Declares states that add."""
         for name in names:
             self.add_state(name, torch.zeros((), dtype=dtype), "sum", True)
 
-    def add_rows(self, *names: str) -> None:
+    def _add_rows(self, *names: str) -> None:
         """Declares states that grow along their first axis."""
         for name in names:
             self.add_state(name, [], "cat", True)
 
-    def joined(self, name: str) -> Tensor | None:
+    def _joined(self, name: str) -> Tensor | None:
         """All rows of a state; None where there are none."""
         held = getattr(self, name)
         held = torch.cat(held) if isinstance(held, list) and held else held

@@ -16,6 +16,7 @@ from multicontrast._checks import (
     check_counts,
     check_flag,
     check_floating,
+    check_list,
     check_number,
     check_numbers,
     check_same_device,
@@ -83,7 +84,10 @@ def check_options(operation: str, **options: object) -> None:
             check_number(operation, name, value, **_NUMBERS[name])
         elif name == "thresholds":
             check_numbers(operation, name, value, least=0, remedy=f"{_UNIT[:-1]}, several of them.")
-        elif name in ("root", "joints"):
+        elif name == "joints":
+            check_list(operation, name, value, remedy="List the joints that are checked, or pass None for all.")
+            list_joints(operation, name, value)
+        elif name == "root":
             list_joints(operation, name, value)
         elif name == "k":
             remedy = "Ranks count from 1: pass k=1, or several such as (1, 5, 10)."

@@ -156,8 +156,8 @@ class PoseMetric(Accumulator):
                 needed = f"`{name}` needs different names in `groups`"
                 raise ValueError(three_beats(needed, repr(self.groups)[:80], "Name each group once."))
         super().__init__(sync_on_compute=sync_on_compute, process_group=process_group, **options)
-        self.add_sums("sums")
-        self.add_rows("ids", "rows")
+        self._add_sums("sums")
+        self._add_rows("ids", "rows")
 
     def extra_repr(self) -> str:
         """The options that are not the default."""
@@ -264,7 +264,7 @@ class PoseMetric(Accumulator):
 
     def _totals(self, groups: int) -> Tensor:
         """``(G, 6 + 3 J)``: what was added, or the sums of the rows whose ids differ."""
-        ids, rows = self.joined("ids"), self.joined("rows")
+        ids, rows = self._joined("ids"), self._joined("rows")
         if ids is None or rows is None:
             return (
                 self.sums if self.sums.dim() else torch.zeros(groups, 6, dtype=torch.float64, device=self.sums.device)

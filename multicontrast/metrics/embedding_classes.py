@@ -46,9 +46,9 @@ class ModalityAlignment(Accumulator):
         check_names("ModalityAlignment", ("normalize", *_ACCUMULATION), accumulation)
         self._normalize = check_flag("ModalityAlignment", "normalize", normalize)
         super().__init__(**accumulation)
-        self.add_sums(*_SUMS)
-        self.add_sums("count", dtype=torch.int64)
-        self.add_rows("ids", "embeddings")
+        self._add_sums(*_SUMS)
+        self._add_sums("count", dtype=torch.int64)
+        self._add_rows("ids", "embeddings")
 
     def extra_repr(self) -> str:
         """The options."""
@@ -85,7 +85,7 @@ class ModalityAlignment(Accumulator):
     def compute(self) -> dict[str, Tensor]:
         """The three matrices over everything taken in, on all ranks; of no size where that is nothing."""
         sums = {state: getattr(self, state) for state in (*_SUMS, "count")}
-        ids, embeddings = self.joined("ids"), self.joined("embeddings")
+        ids, embeddings = self._joined("ids"), self._joined("embeddings")
         if ids is not None and embeddings is not None:
             if sums["count"].dim():
                 refuse_mixture(type(self).__name__)
@@ -148,7 +148,7 @@ class RetrievalRecall(Accumulator):
         self._k = tuple(check_counts("RetrievalRecall", "k", k, 1))
         self._ties, self._normalize = ties, bool(normalize)
         super().__init__(**accumulation)
-        self.add_rows("query", "gallery", "ids")
+        self._add_rows("query", "gallery", "ids")
 
     def extra_repr(self) -> str:
         """The options."""
@@ -177,7 +177,7 @@ class RetrievalRecall(Accumulator):
     def compute(self) -> dict[str, Tensor]:
         """Recalls and ranks over everything taken in, on all ranks; NaN where that is nothing."""
         names = [f"recall@{limit}" for limit in self._k]
-        query, gallery, ids = (self.joined(name) for name in ("query", "gallery", "ids"))
+        query, gallery, ids = (self._joined(name) for name in ("query", "gallery", "ids"))
         if query is None or gallery is None:
             return {name: torch.tensor(torch.nan) for name in (*names, "median_rank", "mean_reciprocal_rank")}
         if ids is not None:

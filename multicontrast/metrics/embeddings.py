@@ -82,7 +82,7 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
     x, y = read_embeddings("alignment", (x, y), normalize, names=("x", "y"))
     distance = length(x - y)
     together = distance == 0  # where a power below 1 has no derivative
-    powers = torch.where(together, 0.0, torch.where(together, 1.0, distance) ** alpha)
+    powers = torch.where(together, 0.0, torch.where(together, 1.0, distance) ** float(alpha))
     return reduce_values(powers, None, reduction)
 
 
@@ -121,7 +121,7 @@ def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
         # |x - y|^2 = 2 - 2 cosine for unit rows; a zero row is at distance 1 from the others, and so is not exact there
         squared = left.square().sum(-1, keepdim=True) + right.square().sum(-1) - 2 * products(left, right)
         earlier = torch.ones_like(squared, dtype=torch.bool).tril(-1)  # pairs (i, j) with j <= i, already counted
-        parts.append(torch.logsumexp((-t * squared.clamp_min(0)).masked_fill(earlier, -torch.inf).flatten(), 0))
+        parts.append(torch.logsumexp((-float(t) * squared.clamp_min(0)).masked_fill(earlier, -torch.inf).flatten(), 0))
     pairs = rows * (rows - 1) / 2
     return torch.logsumexp(torch.stack(parts), 0) - torch.log(torch.full_like(parts[0], pairs))
 
@@ -273,5 +273,7 @@ def pairwise(parts: Sequence[Tensor], function: Callable[[Tensor, Tensor], Tenso
 
 def products(x: Tensor, y: Tensor) -> Tensor:
     """All inner products, in the type of the rows whatever autocast says."""
+    if not torch.amp.is_autocast_available(x.device.type):  # meta tensors
+        return x @ y.mT
     with torch.autocast(device_type=x.device.type, enabled=False):
         return x @ y.mT

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_count, check_floating, describe, three_beats
+from multicontrast._checks import check_count, check_floating, check_number, describe, three_beats
 from multicontrast.metrics._inputs import (
     PER_JOINT,
     Root,
@@ -106,6 +106,8 @@ def pckh(
         tensor(0.5000)
     """
     check_options("pckh", threshold=threshold)
+    if norm is None:
+        check_number("pckh", "norm", norm, remedy="Pass the size of each item's head, or one for all.")
     return _shares("pckh", pred, target, norm, (threshold,), strict, average, mask, root, reduction)
 
 

@@ -280,7 +280,7 @@ def test_a_mistaken_unit_is_noticed():
         report.compute()
 
 
-def test_mistakes_are_answered_in_words():
+def test_mistakes_get_worded_errors():
     pose = 300 * torch.rand(2, 17, 3)
     with pytest.raises(ValueError, match="needs the action of each pose; got None"):
         PoseReport().update(pose, pose)
@@ -292,7 +292,7 @@ def test_mistakes_are_answered_in_words():
         PoseReport(actions=["jump", "run"]).update(pose, pose, action="jum")
     with pytest.raises(ValueError, match=r"shape \(N, J, 3\) or \(N, J, 2\)"):
         PoseReport(actions=None).update(pose[None], pose[None])
-    with pytest.raises(ValueError, match="positive `unit_scale`"):
+    with pytest.raises(ValueError, match=r"`unit_scale`.* > 0; got 0"):
         PoseReport(unit_scale=0)
     report = PoseReport(actions=None, joint_names=["a"])
     report.update(pose, pose)
@@ -313,3 +313,31 @@ def test_real_motion():
     result = report.compute()
     assert 25 < result["PA-MPJPE"].frame_mean < 35  # 0.02 m in each of three axes is 32 mm, less what alignment takes
     assert result["MPJPE"].frame_mean > 100
+
+
+def test_names_never_become_markup():
+    names = ["=1+1", "<script>", "a|b", r"\input{x}", "50%_^~", "line\nbreak", "*bold*", "_it_"]
+    pose = 300 * torch.rand(len(names), 17, 3)
+    report = PoseReport(actions=names, joint_names=[names[i % 8] for i in range(17)], examples=0)
+    report.update(pose + 30, pose, action=names)
+    result = report.compute()
+    text = result.to_markdown()
+    assert (
+        "<script>" not in text
+        and "&lt;script>" in text
+        and r"a\|b" in text
+        and r"\*bold\*" in text
+        and r"\_it\_" in text
+    )
+    widths = {line.replace(r"\|", "").count("|") for line in text.split("\n\n")[0].splitlines()}
+    assert widths == {len(names) + 4}  # every row has every column
+    latex = result.to_latex()
+    assert (
+        r"\input" not in latex
+        and r"\textbackslash{}" in latex
+        and r"50\%\_\textasciicircum{}\textasciitilde{}" in latex
+    )
+    rows = list(csv.reader(io.StringIO(result.to_csv())))
+    assert all(len(row) == 6 for row in rows)
+    assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row)
+    assert ["MPJPE", "mm", "action", "'=1+1"] in [row[:4] for row in rows]

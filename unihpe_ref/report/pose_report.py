@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast._checks import (
+    check_choice,
+    check_count,
+    check_counts,
+    check_floating,
+    check_number,
+    check_texts,
+    describe,
+    three_beats,
+)
 from multicontrast.metrics import AUC3D, MPJPE, NMPJPE, PAMPJPE, PCK3D, PoseMetric, Summary
 from multicontrast.metrics.keypoints import AUC3D_THRESHOLDS
 from unihpe_ref.report import human36m, tables
@@ -33,11 +42,11 @@ class PoseResult(ReportNumbers):
 
     def to_markdown(self, digits: int = 1) -> str:
         """The metrics by action, by subject and by joint, as Markdown tables."""
-        return tables.markdown(self, digits)
+        return tables.markdown(self, check_count("to_markdown", "digits", digits, most=15))
 
     def to_latex(self, digits: int = 1) -> str:
         r"""The metrics by action as a ``tabular`` for the ``booktabs`` package, columns as papers order them."""
-        return tables.latex(self, digits)
+        return tables.latex(self, check_count("to_latex", "digits", digits, most=15))
 
     def to_csv(self) -> str:
         """Every number on a line of its own: ``metric,unit,section,name,value,items``, with all its digits."""
@@ -100,15 +109,22 @@ class PoseReport(nn.Module):
         **accumulation: Any,
     ) -> None:
         super().__init__()
-        if not unit_scale > 0:
-            remedy = "Pass 1000 for poses in metres and a report in millimetres."
-            raise ValueError(three_beats("`PoseReport` needs a positive `unit_scale`", repr(unit_scale), remedy))
-        self.actions = None if actions is None else tuple(actions)
-        self.subjects = None if subjects is None else tuple(subjects)
-        self.joint_names = None if joint_names is None else tuple(joint_names)
-        self.parents = None if parents is None else tuple(parents)
+        remedy = "Pass 1000 for poses in metres and a report in millimetres."
+        unit_scale = check_number("PoseReport", "unit_scale", unit_scale, above=0, remedy=remedy)
+        check_texts("PoseReport", "unit", [unit])
+        check_count("PoseReport", "examples", examples, most=10**6)
+        self.actions, self.subjects, self.joint_names = (
+            None if names is None else tuple(check_texts("PoseReport", what, names))
+            for what, names in (("actions", actions), ("subjects", subjects), ("joint_names", joint_names))
+        )
+        self.parents = None if parents is None else tuple(check_counts("PoseReport", "parents", parents, -1))
         self.root, self.unit, self.unit_scale = root, unit, unit_scale
         self.thresholds = tuple(limit / unit_scale for limit in AUC3D_THRESHOLDS)
+        if metrics is not None and not (
+            isinstance(metrics, Mapping) and metrics and all(map(callable, metrics.values()))
+        ):
+            remedy = 'Pass a dict such as {"PA-MPJPE": PAMPJPE}.'
+            raise TypeError(three_beats("`PoseReport` needs `metrics` by name", describe(metrics), remedy))
         makers = metrics or {
             "MPJPE": partial(MPJPE, root=root),
             "PA-MPJPE": PAMPJPE,
@@ -141,6 +157,7 @@ class PoseReport(nn.Module):
             mask: ``(N, J)`` or ``(J,)``, bool or weights.
             ids: ``(N,)`` integers or names: a pose whose id was seen before, on any rank, does not count again.
         """
+        check_floating("PoseReport", "target", target)
         if target.dim() != 3:
             remedy = "Flatten clips: every pose is an item of its own."
             raise ValueError(
@@ -192,6 +209,9 @@ class PoseReport(nn.Module):
 
     def merge(self, other: Self) -> None:
         """Takes in everything that another report, made with the same options, has taken in."""
+        if not isinstance(other, PoseReport) or len(self._parts()) != len(other._parts()):
+            remedy = "Merge reports that were made with the same options."
+            raise TypeError(three_beats("`PoseReport.merge` needs a report like this one", describe(other), remedy))
         for mine, theirs in zip(self._parts(), other._parts()):
             mine.merge(theirs)
 
@@ -263,7 +283,7 @@ def _places(what: str, given: str | Sequence[str] | None, names: tuple[str, ...]
     if given is None:
         remedy = f"Pass `{what}=` with each update, or make the report with {what}s=None."
         raise ValueError(three_beats(f"`PoseReport` needs the {what} of each pose", "None", remedy))
-    listed = [given] * rows if isinstance(given, str) else list(given)
+    listed = [given] * rows if isinstance(given, str) else check_texts("PoseReport", what, given)
     if len(listed) != rows:
         remedy = "Pass one for all poses, or one for each."
         raise ValueError(three_beats(f"`PoseReport` needs {rows} {what}s", f"{len(listed)}", remedy))

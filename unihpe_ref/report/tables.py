@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import math
+import re
 
 from unihpe_ref.report.human36m import SHORT_ACTIONS
 from unihpe_ref.report.numbers import MetricResult, ReportNumbers
@@ -70,7 +71,8 @@ def csv(result: ReportNumbers) -> str:
     for name, metric in result.metrics.items():
 
         def write(section: str, what: str, value: float, items: int | str = "") -> None:
-            writer.writerow([name, metric.unit, section, what, repr(value), items])  # noqa: B023
+            cells = map(_cell, (name, metric.unit, section, what))  # noqa: B023
+            writer.writerow([*cells, repr(value), items])
 
         write("mean", "frame_mean", metric.frame_mean, result.items)
         write("mean", "action_mean", metric.action_mean, result.items)
@@ -102,15 +104,34 @@ def _numbers(values: list[float], digits: int, missing: str = "–") -> list[str
 
 
 def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    head, *rows = ([_plain(cell) for cell in row] for row in (head, *rows))
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
 
     def line(cells: list[str]) -> str:
-        first, *rest = (cell.replace("|", r"\|") for cell in cells)
+        first, *rest = cells
         return "| " + " | ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:]))]) + " |"
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([line(head), rule, *(line(row) for row in rows)])
 
 
+_LATEX = {
+    **{character: f"\\{character}" for character in "%&_#${}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+}  # fmt: skip
+
+
 def _escape(text: str) -> str:
-    return "".join(f"\\{character}" if character in "%&_#$" else character for character in text)
+    """A name in LaTeX: no character of it is a command, and it stays on its line."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _plain(text: str) -> str:
+    """A name in a cell of Markdown: neither HTML nor markup, and on one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # an underscore inside a word is none
+
+
+def _cell(text: str) -> str:
+    """A name in a cell of CSV: a spreadsheet takes none for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
