@@ -256,13 +256,13 @@ def average_joints(errors: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return errors.mean(-1)
     weight = relative_weights(weight, -1)
-    seen = (weight != 0).any(-1)  # a NaN weight is not "hidden": it spoils the item
-    total = torch.where(seen, weight.sum(-1), 1.0)
-    return torch.where(seen, weighted(errors, weight).sum(-1) / total, torch.nan)
+    counted = (weight != 0).any(-1)  # a NaN weight is not "hidden": it spoils the item
+    total = torch.where(counted, weight.sum(-1), 1.0)
+    return torch.where(counted, weighted(errors, weight).sum(-1) / total, torch.nan)
 
 
 def relative_weights(weight: Tensor, axes: int | tuple[int, ...]) -> Tensor:
-    """Weights over a power of two near their largest: a mean knows their ratios alone, and sums of these are finite."""
+    """Weights over a power of two near their largest: a mean needs their ratios alone, and sums of these are finite."""
     return weight / power_of_two(weight.amax(axes, keepdim=True))
 
 
@@ -278,14 +278,14 @@ def reduce_items(errors: Tensor, weight: Tensor | None, reduction: str) -> Tenso
     return reduce_values(average_joints(errors, weight), None if weight is None else (weight != 0).any(-1), reduction)
 
 
-def reduce_values(values: Tensor, seen: Tensor | None, reduction: str) -> Tensor:
-    """One value per item to the value asked for; only items that are ``seen`` enter."""
+def reduce_values(values: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
+    """One value per item to the value asked for; only items that are ``counted`` enter."""
     if reduction == "none":
         return values
-    if seen is None:
+    if counted is None:
         return values.mean() if reduction == "mean" else values.sum()
-    total = torch.where(seen, values, 0.0).sum()
-    return total / seen.sum() if reduction == "mean" else total
+    total = torch.where(counted, values, 0.0).sum()
+    return total / counted.sum() if reduction == "mean" else total
 
 
 def reduce_joints(errors: Tensor, weight: Tensor | None, reduction: str) -> Tensor:

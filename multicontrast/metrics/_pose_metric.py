@@ -182,7 +182,7 @@ class PoseMetric(Accumulator):
             pred, target, mask: as for the function.
             group: for a metric with ``groups``: the name of all rows' group, or one name (or index) for each entry of
                 the target's first axis.
-            ids: one for each entry of the target's first axis. A sample whose id was seen before, here or on another
+            ids: one for each entry of the target's first axis. A sample whose id was taken in, here or on another
                 rank, is not counted again (``DistributedSampler`` repeats samples to fill the last batch). Keeps a row
                 of three numbers per joint for each sample. All updates give ids, or none does.
         """
@@ -235,8 +235,8 @@ class PoseMetric(Accumulator):
         joint_sum, joint_weight, joint_count = (part[rows].sum(0) for part in tally[6:])
         average = self._options.get("average")
         if average == "macro":
-            seen = joint_count > 0
-            return torch.where(seen, joint_sum / joint_weight, 0.0).sum() / seen.sum()
+            counted = joint_count > 0
+            return torch.where(counted, joint_sum / joint_weight, 0.0).sum() / counted.sum()
         if self.pooled:
             return joint_sum.sum() / joint_weight.sum()
         return tally.item_sum[rows].sum() / tally.items[rows].sum()
@@ -296,11 +296,11 @@ def _pack(measured: JointErrors, rows: int, pred_size: Tensor, target_size: Tens
     if measured.weight is not None:
         weight = measured.weight.to(device).double().reshape(errors.shape)
     visible = weight != 0
-    seen = visible.any(-1)
+    counted = visible.any(-1)
     values = average_joints(errors, weight)
     sizes = [size.to(device).double().reshape(rows, -1).nansum(-1) for size in (pred_size, target_size)]
-    counts = [part.sum(-1).double() for part in (seen, ~seen, seen & values.isnan())]
-    head = torch.stack((torch.where(seen, values, 0.0).sum(-1), *sizes, *counts), -1)
+    counts = [part.sum(-1).double() for part in (counted, ~counted, counted & values.isnan())]
+    head = torch.stack((torch.where(counted, values, 0.0).sum(-1), *sizes, *counts), -1)
     return torch.cat((head, weighted(errors, weight).sum(1), weight.sum(1), visible.sum(1).double()), -1)
 
 

@@ -57,7 +57,7 @@ class ModalityAlignment(Accumulator):
     def update(self, embeddings: Sequence[Tensor], *, ids: Sequence[int | str] | Tensor | None = None) -> None:
         """Takes in one batch: N >= 2 tensors ``(B, D)``, row ``i`` of each from sample ``i``. An empty one is fine.
 
-        ``ids``: ``(B,)`` integers or names; a sample whose id was seen before, here or on another rank, is not counted
+        ``ids``: ``(B,)`` integers or names; a sample whose id was taken in, here or on another rank, is not counted
         again. Keeps the embeddings of every sample. All updates give ids, or none does.
         """
         name = type(self).__name__
@@ -157,7 +157,7 @@ class RetrievalRecall(Accumulator):
     def update(self, query: Tensor, gallery: Tensor, *, ids: Sequence[int | str] | Tensor | None = None) -> None:
         """Takes in one batch: row ``i`` of ``query`` should find row ``i`` of ``gallery``. An empty one is fine.
 
-        ``ids``: ``(B,)`` integers or names; a pair whose id was seen before, here or on another rank, is not counted
+        ``ids``: ``(B,)`` integers or names; a pair whose id was taken in, here or on another rank, is not counted
         again.
         """
         name = type(self).__name__

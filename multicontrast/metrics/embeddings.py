@@ -11,7 +11,7 @@ from multicontrast._checks import check_floating, check_list, check_same_device,
 from multicontrast.linalg.symmetric import symmetric_eigmax
 from multicontrast.metrics._inputs import check_options, length, reduce_values, state_device
 
-_CELLS = 1 << 22  # similarities held at a time, where all pairs are needed
+_HELD_AT_ONCE = 1 << 22  # similarities held at a time, where all pairs are needed
 
 
 def cosine_alignment(x: Tensor, y: Tensor, *, normalize: bool = True, reduction: str = "mean") -> Tensor:
@@ -115,7 +115,7 @@ def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
     if rows < 2:
         raise ValueError(three_beats("`uniformity` needs at least two rows", f"{rows}", "Pass a larger batch."))
     parts = []
-    block = max(_CELLS // rows, 1)
+    block = max(_HELD_AT_ONCE // rows, 1)
     for start in range(0, rows - 1, block):
         left, right = x[start : start + block], x[start + 1 :]
         # |x - y|^2 = 2 - 2 cosine for unit rows; a zero row is at distance 1 from the others, and so is not exact there
@@ -174,12 +174,12 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
     """
     rows = read_embeddings("sign_flipped_share", embeddings, normalize, least=2)
     gram = pairwise([part.detach() for part in rows], lambda x, y: (x * y).sum(-1)).movedim(-1, 0)  # (B, N, N)
-    spoilt = gram.isnan().any(-1).any(-1)
+    invalid = gram.isnan().any(-1).any(-1)
     modalities = gram.shape[-1]
-    gram = torch.where(spoilt[:, None, None], 0.0, gram)
+    gram = torch.where(invalid[:, None, None], 0.0, gram)
     least = _leading_projector(gram).flatten(1).amin(-1)
     flipped = least < -modalities * torch.finfo(gram.dtype).eps  # a modality at right angles has no side
-    return torch.where(spoilt, torch.nan, flipped.to(gram.dtype)).mean()
+    return torch.where(invalid, torch.nan, flipped.to(gram.dtype)).mean()
 
 
 def _leading_projector(gram: Tensor) -> Tensor:
@@ -219,13 +219,13 @@ def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     wide = x.to(state_device(x.device)).double()
     wide = wide / wide.detach().abs().amax().clamp_min(torch.finfo(wide.dtype).tiny)  # squares stay in range
     small = wide.mT @ wide if len(wide) > wide.shape[1] else wide @ wide.mT
-    spoilt = small.isnan().any()
-    eigenvalues = torch.linalg.eigvalsh(torch.where(spoilt, 0.0, small)).clamp_min(0)
+    invalid = small.isnan().any()
+    eigenvalues = torch.linalg.eigvalsh(torch.where(invalid, 0.0, small)).clamp_min(0)
     floor = len(small) * torch.finfo(small.dtype).eps * eigenvalues.amax()
     singular = torch.where(eigenvalues > floor, eigenvalues, 0.0).sqrt()  # below the floor they are rounding
     shares = singular / singular.sum()
     rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
-    return torch.where(spoilt, torch.nan, rank).to(x.device, dtype)
+    return torch.where(invalid, torch.nan, rank).to(x.device, dtype)
 
 
 def read_embeddings(

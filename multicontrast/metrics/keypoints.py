@@ -56,7 +56,7 @@ def pck(
         threshold: share of the norm, or a length where ``norm`` is None.
         strict: whether a joint exactly at the threshold is wrong.
         average: under ``reduction="mean"`` or ``"sum"``: ``"micro"`` pools the visible joints, ``"macro"`` averages the
-            shares of the joints that are visible anywhere, ``"none"`` gives them apart, ``(J,)``, NaN where never seen.
+            shares of the joints that are visible anywhere, ``"none"`` gives them apart, ``(J,)``, NaN where hidden.
         mask: ``(..., J)`` or ``(J,)``: bool, COCO's visibility flags or weights, as for `mpjpe`.
         root: as for `mpjpe`.
         reduction: ``"mean"`` for the share, ``"sum"`` for how many are correct, ``"none"`` for each item's share.
@@ -226,23 +226,23 @@ def cps(
         chosen = list_joints("cps", "joints", joints, target.shape[-2])
         errors = take_joints(errors, chosen, -1)
         weight = None if weight is None else take_joints(weight, chosen, -1)
-    seen = None
+    counted = None
     if weight is not None:
         errors = errors.masked_fill(weight == 0, 0.0)
-        seen = (weight != 0).any(-1)
+        counted = (weight != 0).any(-1)
     worst = errors.amax(-1)  # NaN wins
     if dim is not None:
-        worst, seen = worst.amin(0), None if seen is None else seen[0]
+        worst, counted = worst.amin(0), None if counted is None else counted[0]
     edges = torch.tensor(limits, dtype=worst.dtype)
     halves = torch.diff(edges) / 2
     share = torch.nn.functional.pad(halves, (1, 0)) + torch.nn.functional.pad(halves, (0, 1))  # trapezoid weights
     remaining = torch.nn.functional.pad(share.flip(0).cumsum(0).flip(0), (0, 1))  # area from a threshold onwards
     edges, remaining = (table.to(worst.device, non_blocking=True) for table in (edges, remaining))
     area = remaining[torch.searchsorted(edges, worst.detach(), right=bool(strict))]
-    area = torch.where(worst.isnan() if seen is None else ~seen | worst.isnan(), torch.nan, area)
+    area = torch.where(worst.isnan() if counted is None else ~counted | worst.isnan(), torch.nan, area)
     if reduction is PER_JOINT:  # one "joint": the pose
-        return reduce_joints(area[..., None], None if seen is None else seen[..., None].to(area.dtype), reduction)
-    return reduce_values(area, seen, reduction)
+        return reduce_joints(area[..., None], None if counted is None else counted[..., None].to(area.dtype), reduction)
+    return reduce_values(area, counted, reduction)
 
 
 def _shares(

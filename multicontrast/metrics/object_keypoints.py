@@ -186,8 +186,8 @@ def keypoint_ap(
     order = torch.argsort(scores, descending=True, stable=True)
     values = _average_precision(hit[:, order], int(shown.sum()))
     visible = target[(weight != 0)]
-    spoilt = bool(scores.isnan().any() | pred.isnan().any() | visible.isnan().any())
-    values = torch.full_like(values, torch.nan) if spoilt else values
+    invalid = bool(scores.isnan().any() | pred.isnan().any() | visible.isnan().any())
+    values = torch.full_like(values, torch.nan) if invalid else values
     return values.to(dtype) if reduction == "none" else values.mean().to(dtype)
 
 

@@ -13,7 +13,7 @@ from multicontrast._checks import check_same_device, check_whole, describe, thre
 from multicontrast.metrics._inputs import check_options, check_values, length, reduce_values
 from multicontrast.metrics.embeddings import products, read_embeddings
 
-_CELLS = 1 << 22  # similarities held at a time: 16 MiB in float32, whatever the number of queries
+_HELD_AT_ONCE = 1 << 22  # similarities held at a time: 16 MiB in float32, whatever the number of queries
 
 
 def retrieval_ranks(
@@ -62,7 +62,7 @@ def retrieval_ranks(
         lengths = None if normalize else (length(query).unsqueeze(-1), length(gallery))
         # One tensor for all results: small ones, kept between blocks, would split the heap that the blocks come from.
         ranks = torch.empty_like(query[:, 0], dtype=torch.float32)
-        block = max(_CELLS // len(gallery), 1)
+        block = max(_HELD_AT_ONCE // len(gallery), 1)
         for start in range(0, len(query), block):
             rows = slice(start, start + block)
             similarity = products(query[rows], gallery)

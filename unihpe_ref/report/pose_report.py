@@ -58,7 +58,7 @@ class PoseResult(ReportNumbers):
         Args:
             metric: whose errors per joint; by default the first.
             up: which axis of the data points up: ``"-y"`` (cameras, images), ``"y"`` or ``"z"`` (worlds). Poses are
-                seen from where they are widest.
+                drawn from where they are widest.
 
         Returns: a matplotlib figure; ``figure.savefig("report.png")``. Needs ``multicontrast[plot]``.
         """
@@ -132,8 +132,8 @@ class PoseReport(nn.Module):
             "3DPCK": partial(PCK3D, threshold=150.0 / unit_scale, root=root),
             "AUC": partial(AUC3D, thresholds=self.thresholds, root=root),
         }
-        self._cells = [(action, subject) for action in self.actions or (None,) for subject in self.subjects or (None,)]
-        groups = [" / ".join(filter(None, cell)) or "all" for cell in self._cells]
+        self._groups = [(action, subject) for action in self.actions or (None,) for subject in self.subjects or (None,)]
+        groups = [" / ".join(filter(None, cell)) or "all" for cell in self._groups]
         self.metrics = nn.ModuleDict({name: make(groups=groups, **accumulation) for name, make in makers.items()})
         self.curve = Curve(thresholds=self.thresholds, root=root, **accumulation)
         self.sync_on_compute = accumulation.get("sync_on_compute", True)
@@ -155,7 +155,7 @@ class PoseReport(nn.Module):
             pred, target: ``(N, J, 3)`` or ``(N, J, 2)``.
             action, subject: one for all, or one per pose; needed where the report has them.
             mask: ``(N, J)`` or ``(J,)``, bool or weights.
-            ids: ``(N,)`` integers or names: a pose whose id was seen before, on any rank, does not count again.
+            ids: ``(N,)`` integers or names: a pose whose id was taken in before, on any rank, does not count again.
         """
         check_floating("PoseReport", "target", target)
         if target.dim() != 3:
@@ -241,7 +241,7 @@ class PoseReport(nn.Module):
         factor, unit = {"length": (self.unit_scale, self.unit), "share": (100.0, "%")}.get(metric.unit, (1.0, ""))
 
         def mean(side: int, name: str) -> tuple[float, int]:
-            rows = [index for index, cell in enumerate(self._cells) if cell[side] == name]
+            rows = [index for index, cell in enumerate(self._groups) if cell[side] == name]
             value = metric.mean_of(summary.tally, [metric.groups[row] for row in rows])
             return factor * float(value), int(summary.tally.items[rows].sum())
 
