@@ -11,7 +11,7 @@ import copy
 import difflib
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -80,12 +80,15 @@ class Accumulator(Metric):
 
     def _add(self, name: str, value: Tensor) -> None:
         held, value = getattr(self, name), value.detach()
+        self._check_shapes(held, value)
+        home = held.device if held.dim() else state_device(value.device)
+        setattr(self, name, held.to(home) + value.to(home))
+
+    def _check_shapes(self, held: Tensor, value: Tensor) -> None:
         if held.dim() and value.dim() and held.shape != value.shape:
             came = f"{tuple(value.shape)} after {tuple(held.shape)}"
             remedy = "Keep one number of joints per metric, or call `reset()` in between."
             raise ValueError(three_beats(f"`{type(self).__name__}` needs states of one shape", came, remedy))
-        home = held.device if held.dim() else state_device(value.device)
-        setattr(self, name, held.to(home) + value.to(home))
 
     def _append(self, name: str, rows: Tensor) -> None:
         held = getattr(self, name)
@@ -98,7 +101,11 @@ class Accumulator(Metric):
         try:
             return super().forward(*args, **kwargs)
         except BaseException:
+            after = self.metric_state
             vars(self).update(before)
+            for name, value in after.items():  # the sums of the batch did not add to those before
+                if isinstance(value, Tensor):
+                    self._check_shapes(cast(Tensor, before[name]), value)
             raise
         finally:
             self._one_batch = False

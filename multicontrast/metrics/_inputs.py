@@ -72,7 +72,7 @@ _OPTIONAL = ("root", "joints", "fps", "dim")
 
 
 def check_options(operation: str, **options: object) -> None:
-    """Raises unless every option is of its kind; that of all metrics' options is said here, and only here."""
+    """Raises unless every option is of its kind: the one table of what the options of our metrics may be."""
     for name, value in options.items():
         if (value is None and name in _OPTIONAL) or value is PER_JOINT:
             continue
@@ -94,7 +94,7 @@ def check_options(operation: str, **options: object) -> None:
             check_counts(operation, name, value, 1, remedy=remedy)
         elif name == "dim":
             check_count(operation, name, value, -(2**63), remedy="Name the axis of the hypotheses.")
-        else:  # sigmas
+        elif name == "sigmas":
             check_numbers(operation, name, value, above=0, remedy="Pass one deviation per joint.")
 
 

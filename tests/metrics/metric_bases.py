@@ -7,8 +7,6 @@ import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 
-import pytest
-
 from multicontrast import metrics
 
 _FILES = ("_accumulate", "_pose_metric", "pose_classes", "embedding_classes")
@@ -21,15 +19,16 @@ CLASSES = (
 
 def modules(base: str) -> dict[str, ModuleType]:
     """The files of the classes, imported with torchmetrics or as if it were not installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in _NAMES:
-            patch.delitem(sys.modules, name, raising=False)
+    names = [*_NAMES, "torchmetrics"] if base == "standalone" else _NAMES
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    try:
         if base == "standalone":
-            patch.setitem(sys.modules, "torchmetrics", None)
-        found = {name: importlib.import_module(name) for name in _NAMES}
-        for name in _NAMES:  # so that leaving puts back what was there
-            patch.delitem(sys.modules, name)
-    return found
+            sys.modules["torchmetrics"] = None  # type: ignore[assignment]
+        return {name: importlib.import_module(name) for name in _NAMES}
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 _KEPT: dict[str, dict[str, ModuleType]] = {}

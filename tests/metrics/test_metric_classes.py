@@ -317,6 +317,8 @@ def test_a_batch_that_raises_changes_nothing(classes):
     for call in (metric, metric.update):
         with pytest.raises(ValueError, match="nothing is broadcast"):
             call(pred, target[:3])
+        with pytest.raises(ValueError, match="states of one shape"):
+            call(pred[:, :16], target[:, :16])
     torch.testing.assert_close(metric.compute(), kept)
     metric(pred[:3], target[:3], mask=mask[:3])
     both = torch.cat((pred, pred[:3])), torch.cat((target, target[:3]))
