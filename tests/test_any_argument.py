@@ -761,23 +761,23 @@ def _report() -> dict[str, Subject]:
     batch = _poses(2, 17, 3) | {"action": ["a", "b"], "subject": ["s", "s"], "mask": _MASK["mask"], "ids": [0, 1]}
 
     def used(**given: Any) -> Any:
-        report = metrics.PoseReport(**given)
+        report = PoseReport(**given)
         report.update(**batch)
         return report.compute()
 
     def updated(**given: Any) -> Any:
-        report = metrics.PoseReport(**options)
+        report = PoseReport(**options)
         report.update(**given)
         return report.compute()
 
-    used.__signature__ = inspect.signature(metrics.PoseReport)  # type: ignore[attr-defined]
-    updated.__signature__ = inspect.signature(metrics.PoseReport.update)  # type: ignore[attr-defined]
-    report = metrics.PoseReport(**options)
+    used.__signature__ = inspect.signature(PoseReport)  # type: ignore[attr-defined]
+    updated.__signature__ = inspect.signature(PoseReport.update)  # type: ignore[attr-defined]
+    report = PoseReport(**options)
     report.update(**batch)
     found: dict[str, Subject] = {
         "PoseReport": (used, lambda: dict(options)),
         "PoseReport.update": (updated, lambda: dict(batch)),
-        "PoseReport.merge": (metrics.PoseReport(**options).merge, lambda: {"other": metrics.PoseReport(**options)}),
+        "PoseReport.merge": (PoseReport(**options).merge, lambda: {"other": metrics.PoseReport(**options)}),
     }
     for owner in (report, report.compute()):
         for method in ("to_markdown", "to_latex"):

@@ -32,6 +32,7 @@ LIBRARY_ARROWS: dict[str, set[str]] = {
     "metrics": _GROUND | {"linalg"},
 }
 REFERENCE_ARROWS: dict[str, set[str]] = {
+    "report": set(),
     "data": set(),
     "models": {"diffusion"},
     "diffusion": set(),

@@ -66,6 +66,8 @@ def described(name: str, value: object) -> list[str]:
         owner = next((kind for kind in value.__mro__ if method in vars(kind)), value)
         if method.startswith("_") or not owner.__module__.startswith(("multicontrast", "unihpe_ref")):
             continue
+        if owner.__module__ == "multicontrast.metrics._standalone":  # torchmetrics' methods, where that is missing
+            continue
         if isinstance(attribute, property):
             lines.append(f"    {method}")
         elif callable(getattr(value, method)):

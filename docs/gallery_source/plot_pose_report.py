@@ -11,8 +11,8 @@ by subject, the curve of correct joints, and the poses at which to look.
 
 import torch
 
-from multicontrast import metrics
 from unihpe_ref.data import generate_motion
+from unihpe_ref.report import PoseReport
 
 actions = ("walk", "wave", "sit", "bend", "jump")
 motion = generate_motion(
@@ -50,7 +50,7 @@ pred = target + 0.03 * (sitting[:, None] * extremity)[..., None] * noise
 # %%
 # Poses are in metres, and the report is in millimetres.
 
-report = metrics.PoseReport(actions=actions, unit_scale=1000.0)
+report = PoseReport(actions=actions, unit_scale=1000.0)
 for rows in torch.arange(len(target)).split(
     64
 ):  # as a loader hands them over; the last batch is short

@@ -1,7 +1,11 @@
-"""Pose and alignment metrics: pure functions, classes that accumulate, and a report."""
+"""Pose and alignment metrics: pure functions, and classes that accumulate them over batches.
 
-from multicontrast.metrics._pose_metric import PoseMetric, Summary
-from multicontrast.metrics.embedding_classes import ModalityAlignment, RetrievalRecall
+The classes are loaded when the first of them is named, and are ``torchmetrics.Metric`` where torchmetrics is installed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from multicontrast.metrics.embeddings import (
     alignment,
     cosine_alignment,
@@ -15,74 +19,47 @@ from multicontrast.metrics.hypotheses import min_mpjpe
 from multicontrast.metrics.joint_errors import accel_error, epe, mpjpe, mpjve, n_mpjpe
 from multicontrast.metrics.keypoints import auc3d, bbox_norm, cps, head_norm, pck, pck3d, pckh, torso_norm
 from multicontrast.metrics.object_keypoints import COCO_SIGMAS, keypoint_ap, oks
-from multicontrast.metrics.pose_classes import (
-    AUC3D,
-    CPS,
-    EPE,
-    MPJPE,
-    MPJVE,
-    NMPJPE,
-    OKS,
-    PAMPJPE,
-    PCK,
-    PCK3D,
-    AccelError,
-    MinMPJPE,
-    PCKh,
-)
 from multicontrast.metrics.procrustes import Alignment, pa_mpjpe, procrustes_align
-from multicontrast.metrics.report import PoseReport, PoseResult
 from multicontrast.metrics.retrieval import mean_reciprocal_rank, median_rank, retrieval_ranks, retrieval_recall
 
+if TYPE_CHECKING:
+    from multicontrast.metrics._pose_metric import PoseMetric, Summary
+    from multicontrast.metrics.embedding_classes import ModalityAlignment, RetrievalRecall
+    from multicontrast.metrics.pose_classes import (
+        AUC3D,
+        CPS,
+        EPE,
+        MPJPE,
+        MPJVE,
+        NMPJPE,
+        OKS,
+        PAMPJPE,
+        PCK,
+        PCK3D,
+        AccelError,
+        MinMPJPE,
+        PCKh,
+    )  # fmt: skip
+
 __all__ = [
-    "AUC3D",
-    "COCO_SIGMAS",
-    "CPS",
-    "EPE",
-    "MPJPE",
-    "MPJVE",
-    "NMPJPE",
-    "OKS",
-    "PAMPJPE",
-    "PCK",
-    "PCK3D",
-    "AccelError",
-    "Alignment",
-    "MinMPJPE",
-    "ModalityAlignment",
-    "PCKh",
-    "PoseMetric",
-    "PoseReport",
-    "PoseResult",
-    "RetrievalRecall",
-    "Summary",
-    "accel_error",
-    "alignment",
-    "auc3d",
-    "bbox_norm",
-    "cosine_alignment",
-    "cosine_matrix",
-    "cps",
-    "effective_rank",
-    "epe",
-    "head_norm",
-    "keypoint_ap",
-    "mean_reciprocal_rank",
-    "median_rank",
-    "min_mpjpe",
-    "modality_gap",
-    "mpjpe",
-    "mpjve",
-    "n_mpjpe",
-    "oks",
-    "pa_mpjpe",
-    "pck",
-    "pck3d",
-    "pckh",
-    "procrustes_align",
-    "retrieval_ranks",
-    "retrieval_recall",
-    "sign_flipped_share",
-    "torso_norm",
-    "uniformity",
-]
+    "AUC3D", "COCO_SIGMAS", "CPS", "EPE", "MPJPE", "MPJVE", "NMPJPE", "OKS", "PAMPJPE", "PCK", "PCK3D",
+    "AccelError", "Alignment", "MinMPJPE", "ModalityAlignment", "PCKh", "PoseMetric", "RetrievalRecall",
+    "Summary", "accel_error", "alignment", "auc3d", "bbox_norm", "cosine_alignment", "cosine_matrix", "cps",
+    "effective_rank", "epe", "head_norm", "keypoint_ap", "mean_reciprocal_rank", "median_rank", "min_mpjpe",
+    "modality_gap", "mpjpe", "mpjve", "n_mpjpe", "oks", "pa_mpjpe", "pck", "pck3d", "pckh", "procrustes_align",
+    "retrieval_ranks", "retrieval_recall", "sign_flipped_share", "torso_norm", "uniformity",
+]  # fmt: skip
+
+_CLASSES = ("pose_classes", "embedding_classes", "_pose_metric")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in (import_module(f"{__name__}.{file}") for file in _CLASSES):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,282 +1,219 @@
-"""The base of the accumulating metrics: states that add or append, merging, ranks, checkpoints, devices.
+"""The base of the accumulating metrics: states that add or grow, merging, ranks, checkpoints, devices.
 
-The interface is that of ``torchmetrics.Metric``, without the package: where it has been imported, the base class is
-registered as a virtual subclass of ``Metric``, so that a ``MetricCollection`` takes these classes like its own.
+Where torchmetrics is installed they are its ``Metric`` and use its machinery; elsewhere that of ``_standalone``. Either
+way a *sum* is a tensor that adds, a scalar 0 until its shape is known, and *rows* are a list of tensors that are joined
+along their first axis. Both merge exactly, whatever the sizes of the batches and however they are spread over ranks.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
-import inspect
-import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from multicontrast._checks import describe, three_beats
+from multicontrast._checks import check_count, check_flag, check_list, check_whole, describe, three_beats
 from multicontrast.metrics._inputs import state_device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from multicontrast.metrics._standalone import Metric
+else:
+    try:
+        from torchmetrics import Metric
+    except ImportError:
+        from multicontrast.metrics._standalone import Metric
 
-class Accumulator(nn.Module):
-    """Sums and rows gathered over many batches, from which `compute` makes one result.
+_OPTIONS_OF_TORCHMETRICS = (
+    "compute_on_cpu", "compute_with_cache", "dist_sync_fn", "dist_sync_on_step", "distributed_available_fn",
+)  # fmt: skip
 
-    A *sum* is a tensor that adds; a *row state* a tensor that grows along its first axis. Both merge exactly, whatever
-    the sizes of the batches and however they are spread over ranks. Subclasses implement ``update`` (which calls
-    `_add` and `_append`) and ``_result``.
+
+class Accumulator(Metric):
+    """Sums and rows gathered over many batches, from which ``compute`` makes one result.
 
     Args:
-        sync_on_compute: gather from all ranks in `compute`, where ``torch.distributed`` is initialised. Every rank must
-            then call it, also one without data.
+        sync_on_compute: gather from all ranks in ``compute``, where ``torch.distributed`` is initialised. Every rank
+            must then call it, also one without data.
         process_group: the ranks to gather from; None: all.
+        torchmetrics_options: the other options of ``torchmetrics.Metric``, where that is installed.
     """
 
-    higher_is_better: ClassVar[bool | None] = None
-    is_differentiable: ClassVar[bool] = False
-    full_state_update: ClassVar[bool] = False
+    is_differentiable = False
+    full_state_update = False
+    _one_batch = False  # whether `compute` is asked for a batch of `forward`, rather than for everything
 
-    _sums: dict[str, Tensor]
-    _rows: dict[str, list[Tensor]]
-    _computed: Any
-    _forward_cache: Any
-
-    def __init__(self, *, sync_on_compute: bool = True, process_group: Any = None) -> None:
-        super().__init__()
-        self.sync_on_compute = sync_on_compute
-        self.process_group = process_group
-        self.reset()
-        meet_torchmetrics()
-
-    # --- for subclasses ---------------------------------------------------------------------------------------
-
-    def _result(self, sums: dict[str, Tensor], rows: dict[str, Tensor]) -> Any:
-        """The result of these states; a state that nothing was added to is absent."""
-        raise NotImplementedError
+    def __init__(self, *, sync_on_compute: bool = True, process_group: Any = None, **torchmetrics_options: Any) -> None:
+        check_flag(type(self).__name__, "sync_on_compute", sync_on_compute)
+        torchmetrics_options.setdefault("dist_sync_fn", self._gather)
+        super().__init__(sync_on_compute=bool(sync_on_compute), process_group=process_group, **torchmetrics_options)
+        # MetricCollection lets metrics whose states are equal after one batch share them: two thresholds that agree on
+        # it are not one metric, and this state tells them apart.
+        digest = hashlib.blake2b(self._signature().encode(), digest_size=8).digest()
+        self.add_state("fingerprint", torch.tensor(int.from_bytes(digest, "little", signed=True)), "max", True)
 
     def _signature(self) -> str:
         """What must be equal for two states to merge."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
+    def _add_sums(self, *names: str, dtype: torch.dtype = torch.float64) -> None:
+        """Declares states that add."""
+        for name in names:
+            self.add_state(name, torch.zeros((), dtype=dtype), "sum", True)
+
+    def _add_rows(self, *names: str) -> None:
+        """Declares states that grow along their first axis."""
+        for name in names:
+            self.add_state(name, [], "cat", True)
+
+    def _joined(self, name: str) -> Tensor | None:
+        """All rows of a state; None where there are none."""
+        held = getattr(self, name)
+        held = torch.cat(held) if isinstance(held, list) and held else held
+        return held if len(held) else None
+
     def _add(self, name: str, value: Tensor) -> None:
-        value = value.detach()
-        if name in self._sums:
-            held = self._sums[name]
-            if held.shape != value.shape:
-                came = f"{tuple(value.shape)} after {tuple(held.shape)}"
-                remedy = "Keep one number of joints per metric, or call `reset()` in between."
-                needed = f"`{type(self).__name__}` needs states of one shape"
-                raise ValueError(three_beats(needed, came, remedy))
-            self._sums[name] = held + value.to(held.device)
-        else:
-            self._sums[name] = value.to(state_device(value.device))
+        held, value = getattr(self, name), value.detach()
+        self._check_shapes(held, value)
+        home = held.device if held.dim() else state_device(value.device)
+        setattr(self, name, held.to(home) + value.to(home))
+
+    def _check_shapes(self, held: Tensor, value: Tensor) -> None:
+        if held.dim() and value.dim() and held.shape != value.shape:
+            came = f"{tuple(value.shape)} after {tuple(held.shape)}"
+            remedy = "Keep one number of joints per metric, or call `reset()` in between."
+            raise ValueError(three_beats(f"`{type(self).__name__}` needs states of one shape", came, remedy))
 
     def _append(self, name: str, rows: Tensor) -> None:
-        held = self._rows.setdefault(name, [])
+        held = getattr(self, name)
         held.append(rows.detach().to(held[0].device if held else state_device(rows.device)))
 
-    # --- the protocol -----------------------------------------------------------------------------------------
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Takes in one batch."""
-        raise NotImplementedError
-
-    def compute(self) -> Any:
-        """The result over everything taken in, on all ranks; NaN where that is nothing."""
-        return self._result(*self._synced())
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes in one batch, and returns the result for that batch alone."""
-        alone = copy.copy(self)
-        alone.reset()
-        alone.update(*args, **kwargs)
-        self.merge(alone)
-        self._forward_cache = alone._result(alone._sums, alone._joined_rows())
-        return self._forward_cache
+        """Takes in one batch, and returns the result for that batch alone. A batch that raises changes nothing."""
+        before = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        self._one_batch = True
+        try:
+            return super().forward(*args, **kwargs)
+        except BaseException:
+            after = self.metric_state
+            vars(self).update(before)
+            for name, value in after.items():  # the sums of the batch did not add to those before
+                if isinstance(value, Tensor):
+                    self._check_shapes(cast(Tensor, before[name]), value)
+            raise
+        finally:
+            self._one_batch = False
 
     def merge(self, other: Self) -> None:
         """Takes in everything that ``other``, a metric of the same class and options, has taken in."""
         if not isinstance(other, Accumulator) or other._signature() != self._signature():
-            came = other._signature() if isinstance(other, Accumulator) else type(other).__name__
+            came = other._signature() if isinstance(other, Accumulator) else f"a {type(other).__name__}"
             remedy = "Merge metrics of one class that were made with the same options."
             raise ValueError(three_beats(f"`merge` needs another {self._signature()}", came, remedy))
-        for name, value in other._sums.items():
-            self._add(name, value)
-        for name, parts in other._rows.items():
-            for part in parts:
-                self._append(name, part)
+        for name, value in other.metric_state.items():
+            if isinstance(value, list):
+                for part in list(value):
+                    self._append(name, part)
+            elif name != "fingerprint":
+                self._add(name, value)
         self._update_count += other._update_count
+        self._computed = None
 
     merge_state = merge  # torchmetrics' name
 
-    def reset(self) -> None:
-        """Forgets everything taken in."""
-        self._sums, self._rows = {}, {}
-        self._update_count = 0
-        self._computed = None
-        self._forward_cache = None
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """A figure of ``val``, one result or several in turn, by default of ``compute()``.
 
-    def clone(self) -> Self:
-        """A copy with a state of its own."""
-        return copy.deepcopy(self)
+        Returns the matplotlib figure and axes. Needs torchmetrics and matplotlib.
+        """
+        plot = getattr(self, "_plot", None)
+        if plot is None:
+            needed = "`plot` needs torchmetrics and matplotlib"
+            raise ModuleNotFoundError(three_beats(needed, "neither", "Run `pip install torchmetrics matplotlib`."))
+        return plot(val, ax)
 
-    @property
-    def update_called(self) -> bool:
-        return self._update_count > 0
+    # --- devices, copies and checkpoints ----------------------------------------------------------------------
 
-    _update_called = update_called
-
-    @property
-    def update_count(self) -> int:
-        return self._update_count
-
-    @property
-    def metric_state(self) -> dict[str, Tensor]:
-        """The states of this rank, by name."""
-        return {**self._sums, **self._joined_rows()}
-
-    @property
-    def _defaults(self) -> dict[str, Tensor]:
-        """None: a MetricCollection lets metrics whose states look alike share one, and alike is not the same."""
-        return {}
-
-    def _filter_kwargs(self, **kwargs: Any) -> dict[str, Any]:
-        taken = inspect.signature(self.update).parameters
-        return {name: value for name, value in kwargs.items() if name in taken}
-
-    def persistent(self, mode: bool = True) -> None:
-        """Does nothing: states are always part of the ``state_dict``."""
-
-    def set_dtype(self, dst_type: torch.dtype) -> Self:
-        """Does nothing: sums stay float64 and counts int64."""
-        return self
-
-    # --- devices and checkpoints ------------------------------------------------------------------------------
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follows moves between devices, and no change of type."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        """Follows moves between devices, and no change of type: sums stay float64."""
 
         def moved(state: Tensor) -> Tensor:
             probe = fn(torch.empty(0, dtype=torch.uint8, device=state.device))
             return state.to(state_device(probe.device))
 
-        self._sums = {name: moved(value) for name, value in self._sums.items()}
-        self._rows = {name: [moved(part) for part in parts] for name, parts in self._rows.items()}
-        return self
+        return super()._apply(moved, *args, **kwargs)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}signature"] = torch.tensor(list(self._signature().encode()), dtype=torch.uint8)
-        destination[f"{prefix}update_count"] = torch.tensor(self._update_count)
-        for name, value in self._sums.items():
-            destination[f"{prefix}sum_{name}"] = value.clone()
-        for name, rows in self._joined_rows().items():
-            destination[f"{prefix}rows_{name}"] = rows.clone()
+    def get_extra_state(self) -> Tensor:
+        """What a checkpoint says of the metric beside its states."""
+        return torch.tensor(list(f"{self._update_count} {self._signature()}".encode()), dtype=torch.uint8)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        if f"{prefix}signature" not in state_dict:
-            missing_keys.append(f"{prefix}signature")
-            return
-        signature = bytes(state_dict[f"{prefix}signature"].tolist()).decode()
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises unless the checkpoint is that of a metric with the same options."""
+        count, _, signature = bytes(state.tolist()).decode().partition(" ")
         if signature != self._signature():
-            remedy = "Make the metric with the options it was saved with."
-            error_msgs.append(three_beats(f"the state needs to be that of {self._signature()}", signature, remedy))
-            return
-        self.reset()
-        self._update_count = int(state_dict[f"{prefix}update_count"])
-        for key, value in state_dict.items():
-            kind, _, name = key.removeprefix(prefix).partition("_")
-            if not key.startswith(prefix) or "." in name:
-                continue
-            if kind == "sum":
-                self._sums[name] = value.clone()
-            elif kind == "rows":
-                self._rows[name] = [value.clone()]
+            needed = f"the checkpoint needs to be that of {self._signature()}"
+            raise ValueError(three_beats(needed, signature, "Make the metric with the options it was saved with."))
+        self._update_count = int(count)
+        self._computed = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "process_group": None}  # a group belongs to its process
+        return {**super().__getstate__(), "process_group": None}  # a group belongs to its process
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(
-            {
-                name: value if name == "process_group" else copy.deepcopy(value, memo)
-                for name, value in self.__dict__.items()
-            }
-        )
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        copied.process_group = self.process_group
         return copied
 
     # --- ranks ------------------------------------------------------------------------------------------------
 
-    def _joined_rows(self) -> dict[str, Tensor]:
-        return {name: torch.cat(parts) for name, parts in self._rows.items()}
+    def _gather(self, local: Tensor, group: Any = None) -> list[Tensor]:
+        """One state of every rank, in their order, so that every rank has the same bits.
 
-    def _synced(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The states of all ranks, added and joined in the order of the ranks, so that every rank has the same bits."""
-        rows = self._joined_rows()
-        if not (self.sync_on_compute and dist.is_available() and dist.is_initialized()):
-            return dict(self._sums), rows
-        group = self.process_group
-        world = dist.get_world_size(group)
-        if world == 1:
-            return dict(self._sums), rows
-        offers: list[Any] = [None] * world
-        shapes = {name: (tuple(value.shape), value.dtype) for name, value in {**self._sums, **rows}.items()}
-        dist.all_gather_object(offers, (self._signature(), shapes, list(self._sums)), group=group)
+        Rows may differ in number. A rank that took nothing in gives zeros, or no rows, in the shape of the others.
+        """
+        offers: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(offers, (self._signature(), tuple(local.shape), local.dtype), group=group)
         if len({signature for signature, _, _ in offers}) > 1:
             came = "; ".join(sorted({signature for signature, _, _ in offers}))
             remedy = "Make the metrics with the same options on every rank."
             raise ValueError(three_beats("`compute` needs one metric on all ranks", came, remedy))
+        shapes = [shape for _, shape, _ in offers]
+        filled = [(shape, dtype) for _, shape, dtype in offers if shape not in ((), (0,))]
+        if len({shape[1:] for shape, _ in filled}) > 1:  # the same on every rank, so that all raise
+            came = ", ".join(map(str, shapes))
+            remedy = "Use one number of joints, or one width of embeddings, on every rank."
+            raise ValueError(three_beats(f"`{type(self).__name__}` needs states of one shape", came, remedy))
+        largest, dtype = max(filled, key=lambda entry: entry[0]) if filled else (local.shape, local.dtype)
         where = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else "cpu"
-        added = {name for _, _, sums in offers for name in sums}
-        everything: dict[str, Tensor] = {}
-        for name in sorted({name for _, shapes, _ in offers for name in shapes}):
-            known = [shapes.get(name) for _, shapes, _ in offers]
-            home = self._sums.get(name, rows.get(name))
-            sizes = [entry[0] if name in added else entry[0][1:] for entry in known if entry is not None]
-            if len(set(sizes)) > 1:  # the same on every rank, so that all raise
-                came = ", ".join(map(str, sizes))
-                remedy = "Use one number of joints, or one width of embeddings, on every rank."
-                raise ValueError(three_beats(f"`{type(self).__name__}` needs states of one shape", came, remedy))
-            parts = _gather(home, known, where, group)
-            joined = torch.stack(parts).sum(0) if name in added else torch.cat(parts)
-            everything[name] = joined.to(home.device) if home is not None else joined
-        sums = {name: value for name, value in everything.items() if name in added}
-        return sums, {name: value for name, value in everything.items() if name not in added}
+        mine = torch.zeros(largest, dtype=dtype, device=where)
+        if local.shape == mine.shape:
+            mine.copy_(local)
+        elif local.dim() and len(local):
+            mine[: len(local)] = local.to(where)
+        parts = [torch.empty_like(mine) for _ in offers]
+        dist.all_gather(parts, mine, group=group)
+        return [
+            part.to(local.device)[: shape[0]] if shape else part.to(local.device) for part, shape in zip(parts, shapes)
+        ]
 
 
-def _gather(local: Tensor | None, known: list[Any], where: Any, group: Any) -> list[Tensor]:
-    """One state from every rank that has it. All ranks send tensors of one shape: rows are padded, absent ones zero."""
-    shape, dtype = max((entry for entry in known if entry is not None), key=lambda entry: entry[0])
-    full = torch.zeros(shape, dtype=dtype, device=where)
-    if local is not None:
-        full[: len(local)] = local.to(where)
-    received = [torch.empty_like(full) for _ in known]
-    dist.all_gather(received, full, group=group)
-    return [tensor[: entry[0][0]] for tensor, entry in zip(received, known) if entry is not None]
-
-
-def meet_torchmetrics() -> None:
-    """Makes `Accumulator` a virtual subclass of ``torchmetrics.Metric``, if that has been imported."""
-    torchmetrics = sys.modules.get("torchmetrics")
-    if torchmetrics is not None and hasattr(torchmetrics, "Metric"):
-        torchmetrics.Metric.register(Accumulator)
+def check_names(name: str, known: Sequence[str], given: dict[str, Any], missing: Sequence[str] = ()) -> None:
+    """Raises for an option that the class does not have, and for one that it needs."""
+    choices = [*known, *_OPTIONS_OF_TORCHMETRICS]
+    for one in given:
+        if one not in choices:
+            near = difflib.get_close_matches(one, choices, 1)
+            remedy = f"Did you mean `{near[0]}`?" if near else "Leave it out."
+            raise TypeError(three_beats(f"`{name}` takes the options {', '.join(known)}", f"`{one}`", remedy))
+    for one in missing:
+        raise TypeError(three_beats(f"`{name}` needs `{one}`", "no value", f"Make it with `{name}({one}=...)`."))
 
 
 def first_of_each(ids: Tensor) -> Tensor:
@@ -289,19 +226,22 @@ def first_of_each(ids: Tensor) -> Tensor:
 
 def read_ids(name: str, ids: Sequence[int | str] | Tensor, rows: int, device: torch.device) -> Tensor:
     """One int64 for each row; names are hashed to 64 bits."""
-    if not isinstance(ids, Tensor):
-        ids = torch.tensor([_number(one) for one in ids], dtype=torch.int64)
-    if ids.is_floating_point() or ids.shape != (rows,):
-        remedy = "Pass one integer or name for each sample of the batch."
+    remedy = "Pass one integer or name for each sample of the batch."
+    if isinstance(ids, Tensor):
+        check_whole(name, "ids", ids)
+    else:
+        listed = check_list(name, "ids", ids.tolist() if hasattr(ids, "tolist") else ids, remedy=remedy)
+        ids = torch.tensor([_number(name, one, remedy) for one in listed], dtype=torch.int64)
+    if ids.shape != (rows,):
         raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))
     return ids.to(state_device(device), torch.int64)
 
 
-def _number(identity: int | str) -> int:
+def _number(name: str, identity: Any, remedy: str) -> int:
     if isinstance(identity, str):
-        digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)
-    return int(identity)
+    return check_count(name, "ids", identity, -(2**63), remedy=remedy)
 
 
 def refuse_mixture(name: str) -> NoReturn:

@@ -1,18 +1,27 @@
-"""What the pose metrics share: checks, the origin, distances that cannot overflow, and averages over visible joints."""
+"""What the metrics share: checks, the origin, distances that cannot overflow, and averages over visible joints."""
 
 from __future__ import annotations
 
-import operator
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from multicontrast._checks import (
     check_choice,
+    check_count,
+    check_counts,
+    check_flag,
     check_floating,
+    check_list,
+    check_number,
+    check_numbers,
     check_same_device,
+    check_weights,
+    check_whole,
     compute_dtype,
     describe,
     three_beats,
@@ -21,6 +30,17 @@ from multicontrast._checks import (
 
 Root = int | Sequence[int] | None
 REDUCTIONS = ("none", "mean", "sum")
+AVERAGES = ("micro", "macro", "none")
+TIES = ("pessimistic", "optimistic", "mean")
+PER_JOINT = "per joint"
+"""In place of a ``reduction``, for the accumulating classes and for other metrics: the errors before any average."""
+
+
+class JointErrors(NamedTuple):
+    """What a metric measures, before any average: ``(..., J)`` errors, and weights where not every joint counts 1."""
+
+    errors: Tensor
+    weight: Tensor | None
 
 
 class Poses(NamedTuple):
@@ -31,6 +51,71 @@ class Poses(NamedTuple):
     weight: Tensor | None  # (..., J) in the type of the poses; None: every joint counts 1
 
 
+# --- options --------------------------------------------------------------------------------------------------
+
+_CHOICES = {
+    "reduction": REDUCTIONS,
+    "average": AVERAGES,
+    "ties": TIES,
+    "mode": ("pose", "joint"),
+    "kind": ("max", "diagonal"),
+}
+_FLAGS = ("scale", "allow_reflection", "strict", "procrustes", "normalize")
+_UNIT = "Pass a share of the norm, or a length in the unit of the poses."
+_NUMBERS: dict[str, dict[str, Any]] = {
+    "fps": {"above": 0, "remedy": "Pass frames per second, or None for differences per frame."},
+    "threshold": {"least": 0, "remedy": _UNIT},
+    "alpha": {"above": 0, "remedy": "The paper's is 2."},
+    "t": {"above": 0, "remedy": "The paper's is 2."},
+}
+_OPTIONAL = ("root", "joints", "fps", "dim")
+
+
+def check_options(operation: str, **options: object) -> None:
+    """Raises unless every option is of its kind: the one table of what the options of our metrics may be."""
+    for name, value in options.items():
+        if (value is None and name in _OPTIONAL) or value is PER_JOINT:
+            continue
+        if name in _CHOICES:
+            check_choice(operation, name, value, _CHOICES[name])
+        elif name in _FLAGS:
+            check_flag(operation, name, value)
+        elif name in _NUMBERS:
+            check_number(operation, name, value, **_NUMBERS[name])
+        elif name == "thresholds":
+            check_numbers(operation, name, value, least=0, remedy=f"{_UNIT[:-1]}, several of them.")
+        elif name == "joints":
+            check_list(operation, name, value, remedy="List the joints that are checked, or pass None for all.")
+            list_joints(operation, name, value)
+        elif name == "root":
+            list_joints(operation, name, value)
+        elif name == "k":
+            remedy = "Ranks count from 1: pass k=1, or several such as (1, 5, 10)."
+            check_counts(operation, name, value, 1, remedy=remedy)
+        elif name == "dim":
+            check_count(operation, name, value, -(2**63), remedy="Name the axis of the hypotheses.")
+        elif name == "sigmas":
+            check_numbers(operation, name, value, above=0, remedy="Pass one deviation per joint.")
+
+
+def list_joints(operation: str, name: str, value: object, joints: int | None = None) -> list[int]:
+    """The joints of ``value``, one or several, as non-negative indices where their number is known."""
+    remedy = "Name one joint, several whose mean is the root, or None for no alignment."
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    listed = check_counts(operation, name, value, -(2**63), remedy=remedy)
+    if joints is None:
+        return listed
+    for joint in listed:
+        if not -joints <= joint < joints:
+            needed = f"`{operation}` needs `{name}` within {joints} joints"
+            raise ValueError(three_beats(needed, describe(joint), remedy))
+    return [joint % joints for joint in listed]
+
+
+# --- poses ----------------------------------------------------------------------------------------------------
+
+
 def read_poses(
     operation: str,
     pred: Tensor,
@@ -38,22 +123,18 @@ def read_poses(
     mask: Tensor | None = None,
     root: Root = None,
     *,
-    sizes: Sequence[int] = (2, 3),
-    shape: Sequence[int] | None = None,
+    flags: bool = False,
     blank: bool = True,
 ) -> Poses:
-    """Checks, promotes, moves the root to the origin, and blanks the hidden joints, or leaves that to the caller.
-
-    ``shape`` is what `pred` must have for this target, where it is not the target's own.
-    """
-    check_poses(operation, pred, target, sizes=sizes, shape=shape)
-    check_same_device(operation, ("pred", "target"), (pred, target))
+    """Checks, promotes, moves the root to the origin, and blanks the hidden joints, or leaves that to the caller."""
+    check_poses(operation, pred, target)
     dtype = compute_dtype(pred, target)
     pred, target = pred.to(dtype), target.to(dtype)
     if root is not None:
-        joints = root_joints(operation, root, target.shape[-2])
+        joints = list_joints(operation, "root", root, target.shape[-2])
         pred, target = pred - mean_position(pred, joints), target - mean_position(target, joints)
-    poses = Poses(pred, target, None if mask is None else read_mask(operation, mask, target.shape[:-1], target))
+    weight = None if mask is None else read_mask(operation, mask, target.shape[:-1], target, flags=flags)
+    poses = Poses(pred, target, weight)
     return blank_hidden(poses) if blank else poses
 
 
@@ -65,62 +146,56 @@ def blank_hidden(poses: Poses) -> Poses:
     return Poses(poses.pred.masked_fill(hidden, 0.0), poses.target.masked_fill(hidden, 0.0), poses.weight)
 
 
-def check_poses(
-    operation: str,
-    pred: Tensor,
-    target: Tensor,
-    *,
-    sizes: Sequence[int] = (2, 3),
-    shape: Sequence[int] | None = None,
-) -> None:
+def check_poses(operation: str, pred: Tensor, target: Tensor) -> None:
     """Raises unless both are floating-point tensors ``(..., J, D)`` of one shape, with at least one joint in them."""
     check_floating(operation, "pred", pred)
     check_floating(operation, "target", target)
-    if target.dim() < 2 or target.shape[-1] not in sizes:
-        allowed = " or ".join(f"(..., J, {size})" for size in sizes)
+    if target.dim() < 2 or target.shape[-1] not in (2, 3):
         remedy = "Put the coordinates last and the joints before them."
-        raise ValueError(three_beats(f"`{operation}` needs `target` of shape {allowed}", describe(target), remedy))
-    expected = tuple(target.shape if shape is None else shape)
-    if tuple(pred.shape) != expected:
+        needed = f"`{operation}` needs `target` of shape (..., J, 2) or (..., J, 3)"
+        raise ValueError(three_beats(needed, describe(target), remedy))
+    if pred.shape != target.shape:
         remedy = "Bring both to one shape (`expand`, `unsqueeze`); nothing is broadcast, as that pairs the wrong poses."
         came = f"`pred` {tuple(pred.shape)} and `target` {tuple(target.shape)}"
-        raise ValueError(three_beats(f"`{operation}` needs `pred` of shape {expected} for this target", came, remedy))
+        needed = f"`{operation}` needs `pred` of shape {tuple(target.shape)} for this target"
+        raise ValueError(three_beats(needed, came, remedy))
     if target.numel() == 0:
         remedy = "Skip empty batches; the accumulating classes do."
         raise ValueError(three_beats(f"`{operation}` needs at least one pose with one joint", describe(target), remedy))
+    check_same_device(operation, ("pred", "target"), (pred, target))
 
 
-def read_mask(operation: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
-    """The mask as weights of that shape: bool gives 0 and 1. A negative weight raises, or is NaN where a look costs."""
-    if not isinstance(mask, Tensor) or mask.is_complex():
-        remedy = "Pass a bool tensor (True where the joint is visible) or non-negative weights."
-        raise TypeError(
-            three_beats(f"`{operation}` needs `mask` to be a tensor of bools or weights", describe(mask), remedy)
-        )
+def read_mask(operation: str, mask: Tensor, shape: Sequence[int], like: Tensor, *, flags: bool = False) -> Tensor:
+    """The mask as weights of that shape.
+
+    Bools and COCO's visibility flags (integers 0, 1, 2; above 0 is visible) give 0 and 1. Any other integer, a negative
+    weight and, where ``flags`` are to be expected, a weight above 1 raise, or are NaN where a look costs.
+    """
+    check_weights(operation, "mask", mask, "Pass bools (True where the joint is visible) or non-negative weights.")
     check_same_device(operation, ("target", "mask"), (like, mask))
     try:
-        weight = mask.to(like.dtype).expand(tuple(shape))
+        mask = mask.expand(tuple(shape))
     except RuntimeError:
         remedy = "Give one entry per joint: the shape of the poses without the coordinates, or just (J,)."
         raise ValueError(
             three_beats(f"`{operation}` needs `mask` to expand to {tuple(shape)}", describe(mask), remedy)
         ) from None
     if mask.dtype is torch.bool:
-        return weight
-    check_values(operation, "mask", weight, weight < 0, "weights of at least 0", "Hidden joints have weight 0.")
-    return torch.where(weight < 0, torch.nan, weight)
-
-
-def root_joints(operation: str, root: int | Sequence[int], joints: int, name: str = "root") -> list[int]:
-    """The joints whose mean is the origin, as non-negative indices."""
-    try:
-        listed = [operator.index(joint) for joint in ([root] if isinstance(root, int) else root)]
-    except TypeError:
-        listed = []
-    if not listed or any(not -joints <= joint < joints for joint in listed):
-        remedy = "Name one joint, several whose mean is the root, or None for no alignment."
-        raise ValueError(three_beats(f"`{operation}` needs `{name}` within {joints} joints", repr(root), remedy))
-    return [joint % joints for joint in listed]
+        return mask.to(like.dtype)
+    if not mask.is_floating_point():
+        needed, remedy = "flags 0, 1 or 2 where it is integers", "Weights are floating-point numbers: `mask.float()`."
+        wrong, weight = (mask < 0) | (mask > 2), (mask > 0).to(like.dtype)
+    elif flags:
+        needed = "weights from 0 to 1"
+        remedy = "Pass COCO's flags as integers, or `mask > 0`; divide weights by the largest."
+        weight = mask.to(like.dtype)
+        wrong = (weight < 0) | (weight > 1)
+    else:
+        needed, remedy = "weights of at least 0", "Hidden joints have weight 0."
+        weight = mask.to(like.dtype)
+        wrong = weight < 0
+    check_values(operation, "mask", mask, wrong, needed, remedy)
+    return torch.where(wrong, torch.nan, weight)
 
 
 def mean_position(pose: Tensor, joints: Sequence[int]) -> Tensor:
@@ -131,6 +206,24 @@ def mean_position(pose: Tensor, joints: Sequence[int]) -> Tensor:
 def take_joints(tensor: Tensor, joints: Sequence[int], axis: int) -> Tensor:
     """Some joints along ``axis``. In slices: a list as index would be copied to a GPU, which makes the host wait."""
     return torch.cat([tensor.narrow(axis, joint, 1) for joint in joints], axis)
+
+
+def read_lengths(operation: str, name: str, value: object, items: Sequence[int], like: Tensor) -> Tensor:
+    """A number, or one per item, as a tensor in the type of the poses. Signs are for the caller to check."""
+    if not isinstance(value, Tensor):
+        remedy = "Pass a number, or a tensor with one per item."
+        number = check_number(operation, name, value, remedy=remedy)
+        number = number if abs(number) <= torch.finfo(like.dtype).max else math.copysign(math.inf, number)
+        return torch.full((), number, dtype=like.dtype, device=like.device)
+    if value.dtype is torch.bool or value.is_floating_point():
+        check_floating(operation, name, value)
+    else:
+        check_whole(operation, name, value)
+    check_same_device(operation, ("target", name), (like, value))
+    if tuple(value.shape) not in ((), tuple(items)):
+        remedy = "Give one per item: the shape of the poses without joints and coordinates."
+        raise ValueError(three_beats(f"`{operation}` needs `{name}` of shape {tuple(items)}", describe(value), remedy))
+    return value.to(like.dtype)
 
 
 def check_values(operation: str, name: str, tensor: Tensor, wrong: Tensor, needed: str, remedy: str) -> None:
@@ -163,13 +256,13 @@ def average_joints(errors: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return errors.mean(-1)
     weight = relative_weights(weight, -1)
-    seen = (weight != 0).any(-1)  # a NaN weight is not "hidden": it spoils the item
-    total = torch.where(seen, weight.sum(-1), 1.0)
-    return torch.where(seen, weighted(errors, weight).sum(-1) / total, torch.nan)
+    counted = (weight != 0).any(-1)  # a NaN weight is not "hidden": it spoils the item
+    total = torch.where(counted, weight.sum(-1), 1.0)
+    return torch.where(counted, weighted(errors, weight).sum(-1) / total, torch.nan)
 
 
 def relative_weights(weight: Tensor, axes: int | tuple[int, ...]) -> Tensor:
-    """Weights over a power of two near their largest: a mean knows their ratios alone, and sums of these are finite."""
+    """Weights over a power of two near their largest: a mean needs their ratios alone, and sums of these are finite."""
     return weight / power_of_two(weight.amax(axes, keepdim=True))
 
 
@@ -178,25 +271,27 @@ def weighted(errors: Tensor, weight: Tensor) -> Tensor:
     return (errors * weight).masked_fill(weight == 0, 0.0)
 
 
-def reduce_items(operation: str, errors: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+def reduce_items(errors: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """Averages joints, then items. Items without a visible joint are left out of the sum and of the mean."""
-    check_choice(operation, "reduction", reduction, REDUCTIONS)
+    if reduction is PER_JOINT:
+        return cast(Tensor, JointErrors(errors, weight))
     return reduce_values(average_joints(errors, weight), None if weight is None else (weight != 0).any(-1), reduction)
 
 
-def reduce_values(values: Tensor, seen: Tensor | None, reduction: str) -> Tensor:
-    """One value per item to the value asked for; only items that are ``seen`` enter."""
+def reduce_values(values: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
+    """One value per item to the value asked for; only items that are ``counted`` enter."""
     if reduction == "none":
         return values
-    if seen is None:
+    if counted is None:
         return values.mean() if reduction == "mean" else values.sum()
-    total = torch.where(seen, values, 0.0).sum()
-    return total / seen.sum() if reduction == "mean" else total
+    total = torch.where(counted, values, 0.0).sum()
+    return total / counted.sum() if reduction == "mean" else total
 
 
-def reduce_joints(operation: str, errors: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+def reduce_joints(errors: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """Pools the visible joints of all items: sum of weighted errors, over the sum of weights for the mean."""
-    check_choice(operation, "reduction", reduction, REDUCTIONS)
+    if reduction is PER_JOINT:
+        return cast(Tensor, JointErrors(errors, weight))
     if reduction == "none":
         return average_joints(errors, weight)
     if weight is None:

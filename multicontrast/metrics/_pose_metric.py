@@ -1,39 +1,61 @@
 """The base of the accumulating pose metrics: what is counted, by group and by joint, and what comes out.
 
-What is kept does not grow with the data: float64 sums and int64 counts per group and joint. With sample ids a row of
-them per sample is kept instead, so that no sample counts twice.
+A metric is described by its function. What is kept does not grow with the data: float64 sums per group and joint. With
+sample ids a row of them per sample is kept instead, so that no sample counts twice.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, three_beats
-from multicontrast.metrics._accumulate import Accumulator, first_of_each, read_ids, refuse_mixture
-from multicontrast.metrics._inputs import average_joints, state_device, weighted
-from multicontrast.metrics.joint_errors import JointErrors
+from multicontrast._checks import (
+    check_choice,
+    check_floating,
+    check_list,
+    check_texts,
+    check_whole,
+    describe,
+    three_beats,
+)
+from multicontrast.metrics._accumulate import Accumulator, check_names, first_of_each, read_ids, refuse_mixture
+from multicontrast.metrics._inputs import (
+    PER_JOINT,
+    JointErrors,
+    average_joints,
+    check_options,
+    check_values,
+    state_device,
+    weighted,
+)
 
 EVERYTHING = "all"  # the one group where no groups are named
+_ACCUMULATION = ("groups", "sync_on_compute", "process_group")
 
 
 class Tally(NamedTuple):
-    """What is kept: one row per group. Sums are float64, counts int64."""
+    """What is kept: one row per group, all of it float64, which counts exactly to 9e15."""
 
     item_sum: Tensor  # (G,) of the items' values
     pred_size: Tensor  # (G,) of the poses' sizes, for the warning about units
     target_size: Tensor  # (G,)
-    joint_sum: Tensor  # (G, J) of weighted errors
-    joint_weight: Tensor  # (G, J)
     items: Tensor  # (G,) with a visible joint
     hidden: Tensor  # (G,) without
     invalid: Tensor  # (G,) with a visible joint, and NaN
+    joint_sum: Tensor  # (G, J) of weighted errors
+    joint_weight: Tensor  # (G, J)
     joint_count: Tensor  # (G, J) of items in which the joint is visible
+
+    @staticmethod
+    def of(packed: Tensor) -> Tally:
+        """From ``(G, 6 + 3 J)``."""
+        return Tally(*packed[:, :6].unbind(1), *packed[:, 6:].unflatten(1, (3, -1)).unbind(1))
 
 
 class Summary(NamedTuple):
@@ -51,35 +73,96 @@ class Summary(NamedTuple):
 
 
 class PoseMetric(Accumulator):
-    """The base of the pose metrics.
+    """The base of the pose metrics. A subclass names its ``function``, whose options become its own:
+    ``class MPJPE(PoseMetric, function=mpjpe)``.
 
     Args:
+        options: those of the function.
         groups: names, such as actions, by which results are kept apart; the same list on every rank.
-        sync_on_compute, process_group: as for every accumulating metric.
+        sync_on_compute: gather from all ranks in `compute`, where ``torch.distributed`` is initialised. Every rank must
+            then call it, also one without data.
+        process_group: the ranks to gather from; None: all.
+
+    Where torchmetrics is installed this is a ``torchmetrics.Metric`` and takes its other options too.
     """
 
-    pooled: ClassVar[bool] = False  # whether the mean is over visible joints, rather than over items
-    scales_with: ClassVar[str] = "length"  # or "share", in [0, 1], or "nothing": how a report prints the value
-    whole_pose: ClassVar[bool] = False  # whether there is nothing to say of single joints
-    item_axes: ClassVar[int] = 2  # axes of one item: joints and coordinates, and time for motion
-    longest: float | None = None  # the largest threshold of those that are lengths, for the warning about units
+    function: ClassVar[Callable[..., Any]]
+    pooled: ClassVar[bool]
+    unit: ClassVar[str]
+    thresholds_are_lengths: ClassVar[bool]
+    whole_pose: ClassVar[bool]
+    item_axes: ClassVar[int]
+    __signature__: ClassVar[inspect.Signature]
+    _option_defaults: ClassVar[dict[str, Any]]
+    sums: Tensor
+    ids: list[Tensor]
+    rows: list[Tensor]
+
+    def __init_subclass__(
+        cls,
+        *,
+        function: Callable[..., Any] | None = None,
+        pooled: bool = False,
+        unit: str = "length",
+        thresholds_are_lengths: bool = False,
+        whole_pose: bool = False,
+        item_axes: int = 2,
+        higher_is_better: bool | None = None,
+    ) -> None:
+        """What describes a metric.
+
+        Args:
+            function: of ``(pred, target, ..., mask=, reduction=)``; its other options become the class's.
+            pooled: whether the mean is over visible joints, rather than over items.
+            unit: how a report prints the value: ``"length"``, ``"share"``, in [0, 1], or ``"number"``.
+            thresholds_are_lengths: for the warning about units.
+            whole_pose: whether there is nothing to say of single joints.
+            item_axes: axes of one item: joints and coordinates, and time for motion.
+            higher_is_better: by default all but lengths are.
+        """
+        super().__init_subclass__()
+        if function is None:  # a subclass of a metric
+            return
+        cls.function, cls.pooled, cls.unit, cls.item_axes = staticmethod(function), pooled, unit, item_axes
+        cls.thresholds_are_lengths, cls.whole_pose = thresholds_are_lengths, whole_pose
+        cls.higher_is_better = unit != "length" if higher_is_better is None else higher_is_better
+        parameters = [
+            parameter.replace(annotation=parameter.empty)
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("mask", "reduction")
+        ]
+        cls._option_defaults = {parameter.name: parameter.default for parameter in parameters}
+        base = inspect.signature(PoseMetric.__init__).parameters
+        cls.__signature__ = inspect.Signature([*parameters, *(base[name] for name in _ACCUMULATION)])
 
     def __init__(
-        self, *, groups: Sequence[str] | None = None, sync_on_compute: bool = True, process_group: Any = None
+        self,
+        *,
+        groups: Sequence[str] | None = None,
+        sync_on_compute: bool = True,
+        process_group: Any = None,
+        **options: Any,
     ) -> None:
-        self.groups = None if groups is None else tuple(groups)
-        if self.groups is not None and (not self.groups or len(set(self.groups)) < len(self.groups)):
-            remedy = "Name each group once."
-            raise ValueError(
-                three_beats(f"`{type(self).__name__}` needs different names in `groups`", repr(self.groups), remedy)
-            )
-        super().__init__(sync_on_compute=sync_on_compute, process_group=process_group)
-
-    def _options(self) -> dict[str, Any]:
-        return {}
+        name, defaults = type(self).__name__, self._option_defaults
+        chosen = {one: options.pop(one, default) for one, default in defaults.items()}
+        missing = [one for one, value in chosen.items() if value is inspect.Parameter.empty]
+        check_names(name, [*defaults, *_ACCUMULATION], options, missing)
+        check_options(name, **chosen)
+        self._options = {one: _plain(value) for one, value in chosen.items()}
+        self.groups: tuple[str, ...] | None = None
+        if groups is not None:
+            self.groups = tuple(check_texts(name, "groups", groups, remedy="Name each group once."))
+            if not 0 < len(self.groups) == len(set(self.groups)):
+                needed = f"`{name}` needs different names in `groups`"
+                raise ValueError(three_beats(needed, repr(self.groups)[:80], "Name each group once."))
+        super().__init__(sync_on_compute=sync_on_compute, process_group=process_group, **options)
+        self._add_sums("sums")
+        self._add_rows("ids", "rows")
 
     def extra_repr(self) -> str:
-        options = {**self._options(), **({} if self.groups is None else {"groups": self.groups})}
+        """The options that are not the default."""
+        options = {name: value for name, value in self._options.items() if value != self._option_defaults[name]}
+        options |= {} if self.groups is None else {"groups": self.groups}
         return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
     # --- taking in --------------------------------------------------------------------------------------------
@@ -99,152 +182,126 @@ class PoseMetric(Accumulator):
             pred, target, mask: as for the function.
             group: for a metric with ``groups``: the name of all rows' group, or one name (or index) for each entry of
                 the target's first axis.
-            ids: one for each entry of the target's first axis. A sample whose id was seen before, here or on another
+            ids: one for each entry of the target's first axis. A sample whose id was taken in, here or on another
                 rank, is not counted again (``DistributedSampler`` repeats samples to fill the last batch). Keeps a row
-                of two numbers per joint for each sample. All updates give ids, or none does.
+                of three numbers per joint for each sample. All updates give ids, or none does.
         """
-        self._take(target, group, ids, self._measure, pred, target, mask)
-
-    def _measure(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> JointErrors:
-        raise NotImplementedError
-
-    def _poses(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The poses whose sizes tell a mistaken unit."""
-        return pred, target, mask
+        self._take(pred, target, {"mask": mask}, group, ids)
 
     def _take(
         self,
+        pred: Tensor,
         target: Tensor,
+        data: dict[str, Any],
         group: str | Sequence[str] | Tensor | None,
         ids: Sequence[int | str] | Tensor | None,
-        measure: Callable[..., JointErrors],
-        *data: Any,
     ) -> None:
-        """Adds ``measure(*data)``, where ``data`` begins with the prediction and ends with the mask."""
+        """Adds what the function measures; ``data`` is what it reads beside the poses."""
         name = type(self).__name__
-        self._update_count += 1
+        check_floating(name, "pred", pred)
+        check_floating(name, "target", target)
         rows = len(target) if target.dim() > self.item_axes else 1
         label = _read_groups(name, group, self.groups, rows, target.device)
         keys = None if ids is None else read_ids(name, ids, rows, target.device)
+        if (keys is None and self.ids) or (keys is not None and self.sums.dim()):
+            refuse_mixture(name)
         if target.numel() == 0:
             return
         with torch.no_grad():
-            pred, truth, mask = self._poses(data[0], target, data[-1])
-            sums, counts = _pack(measure(*data), rows, _size(pred, mask), _size(truth, mask))
+            measured = JointErrors(*type(self).function(pred, target, **data, **self._options, reduction=PER_JOINT))
+            single = pred if self._options.get("dim") is None else pred.select(self._options["dim"], 0)
+            packed = _pack(measured, rows, *(_size(pose, data["mask"]) for pose in (single, target)))
         if keys is None:
-            if "ids" in self._rows:
-                refuse_mixture(name)
-            groups = len(self.groups or (EVERYTHING,))
-            self._add("sums", sums.new_zeros(groups, sums.shape[1]).index_add_(0, label, sums))
-            self._add("counts", counts.new_zeros(groups, counts.shape[1]).index_add_(0, label, counts))
+            self._add("sums", packed.new_zeros(len(self.groups or "1"), packed.shape[1]).index_add_(0, label, packed))
         else:
-            if "sums" in self._sums:
-                refuse_mixture(name)
-            for state, value in (("ids", keys), ("label", label), ("row_sums", sums), ("row_counts", counts)):
-                self._append(state, value)
+            self._append("ids", keys)
+            self._append("rows", torch.cat((label.to(packed.dtype).unsqueeze(-1), packed), -1))
 
     # --- giving out -------------------------------------------------------------------------------------------
 
     def compute(self) -> Tensor:
         """The mean over everything taken in, on all ranks; NaN where that is nothing. Warns of mistaken units."""
-        return self.report().value
+        return self._summary().value
 
     def report(self) -> Summary:
         """Everything that was measured: per group, per joint, both means, and what was left out. Gathers all ranks."""
-        summary = self._summary(*self._synced())
-        warn_of_units(type(self).__name__, summary.tally, self.longest)
-        return summary
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute):
+            return self._summary()
 
-    def _result(self, sums: dict[str, Tensor], rows: dict[str, Tensor]) -> Tensor:
-        return self._summary(sums, rows).value
-
-    def _summary(self, sums: dict[str, Tensor], rows: dict[str, Tensor]) -> Summary:
-        values, counts = self._totals(sums, rows)
-        names = self.groups or (EVERYTHING,)
-        table = _unpack(values, counts)
-        each = self._values(table)
-        filled = table.items > 0
-        actions = torch.where(filled, each, 0.0).sum() / filled.sum()
-        everything = Tally(*(part.sum(0, keepdim=True) for part in table))
-        frame_mean = self._values(everything)[0]
-        joints = everything.joint_sum[0] / everything.joint_weight[0]
-        joints = joints[:0] if self.whole_pose else joints
-        return Summary(
-            value=self._value(everything, frame_mean),
-            frame_mean=frame_mean,
-            action_mean=actions,
-            per_group=dict(zip(names, each.unbind())),
-            per_joint=joints,
-            items=dict(zip(names, table.items.tolist())),
-            hidden=int(everything.hidden),
-            invalid=int(everything.invalid),
-            tally=table,
-        )
-
-    def _values(self, table: Tally) -> Tensor:
-        """The mean of each group, ``(G,)``."""
+    def mean_of(self, tally: Tally, names: Iterable[str] | None = None) -> Tensor:
+        """The metric over some groups of a tally together, all of them by default: NaN without an item."""
+        groups = list(self.groups or (EVERYTHING,))
+        rows = slice(None) if names is None else [groups.index(name) for name in names]
+        joint_sum, joint_weight, joint_count = (part[rows].sum(0) for part in tally[6:])
+        average = self._options.get("average")
+        if average == "macro":
+            counted = joint_count > 0
+            return torch.where(counted, joint_sum / joint_weight, 0.0).sum() / counted.sum()
         if self.pooled:
-            return table.joint_sum.sum(-1) / table.joint_weight.sum(-1)
-        return table.item_sum / table.items
+            return joint_sum.sum() / joint_weight.sum()
+        return tally.item_sum[rows].sum() / tally.items[rows].sum()
 
-    def _value(self, everything: Tally, frame_mean: Tensor) -> Tensor:
-        return frame_mean
-
-    def _totals(self, sums: dict[str, Tensor], rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        groups = len(self.groups or (EVERYTHING,))
-        if "ids" in rows:
-            if "sums" in sums:  # some ranks gave ids and others none
-                refuse_mixture(type(self).__name__)
-            kept = first_of_each(rows["ids"])
-            label = rows["label"][kept]
-            values, counts = rows["row_sums"][kept], rows["row_counts"][kept]
-            return (
-                values.new_zeros(groups, values.shape[1]).index_add_(0, label, values),
-                counts.new_zeros(groups, counts.shape[1]).index_add_(0, label, counts),
-            )
-        if "sums" in sums:
-            return sums["sums"], sums["counts"]
-        return torch.zeros(groups, _HEAD_SUMS, dtype=torch.float64), torch.zeros(
-            groups, _HEAD_COUNTS, dtype=torch.int64
+    def _summary(self) -> Summary:
+        names = self.groups or (EVERYTHING,)
+        tally = Tally.of(self._totals(len(names)))
+        if not self._one_batch:
+            _warn_of_units(type(self).__name__, tally, self._longest())
+        per_group = {name: self.mean_of(tally, [name]) for name in names}
+        filled = [value for value, items in zip(per_group.values(), tally.items) if items]
+        frame_mean = self.mean_of(tally)
+        joints = tally.joint_sum.sum(0) / tally.joint_weight.sum(0)
+        return Summary(
+            value=joints if self._options.get("average") == "none" else frame_mean,
+            frame_mean=frame_mean,
+            action_mean=torch.stack(filled).mean() if filled else frame_mean,
+            per_group=per_group,
+            per_joint=joints[:0] if self.whole_pose else joints,
+            items=dict(zip(names, tally.items.long().tolist())),
+            hidden=int(tally.hidden.sum()),
+            invalid=int(tally.invalid.sum()),
+            tally=tally,
         )
 
+    def _totals(self, groups: int) -> Tensor:
+        """``(G, 6 + 3 J)``: what was added, or the sums of the rows whose ids differ."""
+        ids, rows = self._joined("ids"), self._joined("rows")
+        if ids is None or rows is None:
+            return (
+                self.sums if self.sums.dim() else torch.zeros(groups, 6, dtype=torch.float64, device=self.sums.device)
+            )
+        if self.sums.dim():  # merged, or gathered, from some that had ids and others that had none
+            refuse_mixture(type(self).__name__)
+        kept = rows[first_of_each(ids)]
+        return kept.new_zeros(groups, kept.shape[1] - 1).index_add_(0, kept[:, 0].long(), kept[:, 1:])
 
-_HEAD_SUMS = 3
-_HEAD_COUNTS = 3
+    def _longest(self) -> float | None:
+        """The largest threshold, where thresholds are lengths."""
+        if not self.thresholds_are_lengths:
+            return None
+        return float(max(self._options.get("thresholds") or (self._options["threshold"],)))
 
 
-def _pack(measured: JointErrors, rows: int, pred_size: Tensor, target_size: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums ``(rows, 3 + 2 J)`` and counts ``(rows, 3 + J)`` of the rows of a batch."""
-    joints = measured.errors.shape[-1]
+def _plain(value: Any) -> Any:
+    """An option as it is stored and shown: sequences as tuples, NumPy's numbers as Python's."""
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _pack(measured: JointErrors, rows: int, pred_size: Tensor, target_size: Tensor) -> Tensor:
+    """What a `Tally` holds, for each row of a batch, ``(rows, 6 + 3 J)`` in float64."""
     device = state_device(measured.errors.device)
-    errors = measured.errors.to(device).double().reshape(rows, -1, joints)
+    errors = measured.errors.to(device).double().reshape(rows, -1, measured.errors.shape[-1])
     weight = torch.ones_like(errors)
     if measured.weight is not None:
-        weight = measured.weight.to(device).double().reshape(rows, -1, joints)
+        weight = measured.weight.to(device).double().reshape(errors.shape)
     visible = weight != 0
-    seen = visible.any(-1)
+    counted = visible.any(-1)
     values = average_joints(errors, weight)
-    invalid = seen & values.isnan()
-    item_sum = torch.where(seen, values, 0.0).sum(-1)
     sizes = [size.to(device).double().reshape(rows, -1).nansum(-1) for size in (pred_size, target_size)]
-    sums = torch.cat((torch.stack((item_sum, *sizes), -1), weighted(errors, weight).sum(1), weight.sum(1)), -1)
-    heads = torch.stack((seen.sum(-1), (~seen).sum(-1), invalid.sum(-1)), -1)
-    return sums, torch.cat((heads, visible.sum(1)), -1)
-
-
-def _unpack(sums: Tensor, counts: Tensor) -> Tally:
-    joints = counts.shape[1] - _HEAD_COUNTS
-    return Tally(
-        item_sum=sums[:, 0],
-        pred_size=sums[:, 1],
-        target_size=sums[:, 2],
-        joint_sum=sums[:, _HEAD_SUMS : _HEAD_SUMS + joints],
-        joint_weight=sums[:, _HEAD_SUMS + joints :],
-        items=counts[:, 0],
-        hidden=counts[:, 1],
-        invalid=counts[:, 2],
-        joint_count=counts[:, _HEAD_COUNTS:],
-    )
+    counts = [part.sum(-1).double() for part in (counted, ~counted, counted & values.isnan())]
+    head = torch.stack((torch.where(counted, values, 0.0).sum(-1), *sizes, *counts), -1)
+    return torch.cat((head, weighted(errors, weight).sum(1), weight.sum(1), visible.sum(1).double()), -1)
 
 
 def _size(pose: Tensor, mask: Tensor | None) -> Tensor:
@@ -256,31 +313,28 @@ def _size(pose: Tensor, mask: Tensor | None) -> Tensor:
     return (centred.square().sum((-2, -1)) / count.flatten(-2).squeeze(-1)).sqrt()
 
 
-def warn_of_units(name: str, tally: Tally, longest: float | None) -> None:
-    """Warns where prediction, target or thresholds are about a thousand times too large for one another."""
+def _warn_of_units(name: str, tally: Tally, longest: float | None) -> None:
+    """Warns where predictions and targets differ by about a thousand, and where no joint, or each, is close enough."""
     pred, target = float(tally.pred_size.sum()), float(tally.target_size.sum())
-    if _a_thousand(pred, target):
+    if min(pred, target) > 0 and 10**2.5 < max(pred, target) / min(pred, target) < 10**3.5:
         larger, smaller = ("predictions", "targets") if pred > target else ("targets", "predictions")
         ratio = max(pred, target) / min(pred, target)
         needed = f"`{name}` compares predictions and targets in one unit"
         remedy = "Is one in metres and the other in millimetres? Multiply or divide by 1000."
         _warn(three_beats(needed, f"{larger} {ratio:.0f} times as large as {smaller}", remedy))
-    # A body's size, as measured here, is 0.4 m, and thresholds that are in use go to a third or two of that.
+    # A body's size, as measured here, is 0.4 m; thresholds in use are between a hundredth and four times their pose's.
     size = target / max(int(tally.items.sum()), 1)
-    if longest is not None and _a_thousand(2 * longest, size):
+    if longest and size > 0 and not 1 / 500 < longest / size < 10:
         needed = f"`{name}` needs its thresholds in the unit of the poses"
-        remedy = "Poses in metres want thresholds in metres, 0.15 for 150 mm; a `PoseReport` takes `unit_scale=1000`."
+        remedy = "Poses in metres want thresholds in metres, 0.15 for 150 mm; poses in [-1, 1] need their true scale."
         _warn(three_beats(needed, f"thresholds up to {longest:g} for poses of size {size:.3g}", remedy))
 
 
-def _a_thousand(first: float, second: float) -> bool:
-    return min(first, second) > 0 and 10**2.5 < max(first, second) / min(first, second) < 10**3.5
-
-
 def _warn(text: str) -> None:
-    """Warns at the first line outside this package."""
+    """Warns at the first line that is neither ours nor torchmetrics'."""
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("multicontrast."):
+    inside = ("multicontrast.", "torchmetrics.", "torch.", "contextlib")
+    while frame is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(inside):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)
 
@@ -294,26 +348,26 @@ def _read_groups(
 ) -> Tensor:
     """The index of each row's group, ``(rows,)`` on the device of the states."""
     device = state_device(device)
+    remedy = "Pass `group=` with each update: one name, or one for each entry of the target's first axis."
     if groups is None:
         if group is not None:
             remedy = f"Name them when the metric is made: {name}(groups=[...])."
-            raise ValueError(three_beats(f"`{name}` has no `groups`", f"group={group!r}", remedy))
+            raise ValueError(three_beats(f"`{name}` has no `groups`", f"group={describe(group)}", remedy))
         return torch.zeros(rows, dtype=torch.int64, device=device)
     if group is None:
-        remedy = "Pass `group=` with each update: one name, or one for each row."
         raise ValueError(three_beats(f"`{name}` needs the group of each row", "None", remedy))
     if isinstance(group, Tensor):
+        check_whole(name, "group", group)
         labels = group.to(device, torch.int64)
-        if labels.shape == (rows,) and rows and not bool(((labels >= 0) & (labels < len(groups))).all()):
-            remedy = "Number the groups in the order they were named."
-            raise ValueError(three_beats(f"`{name}` needs indices under {len(groups)}", str(labels.tolist()), remedy))
+        wrong = (labels < 0) | (labels >= len(groups))
+        check_values(
+            name, "group", labels, wrong, f"indices under {len(groups)}", "Number the groups as they were named."
+        )
     else:
-        listed = [group] * rows if isinstance(group, str) else list(group)
-        for one in dict.fromkeys(listed):
+        listed = [group] * rows if isinstance(group, str) else check_list(name, "group", group, remedy=remedy)
+        for one in listed:
             check_choice(name, "group", one, groups)
-        place = {one: index for index, one in enumerate(groups)}
-        labels = torch.tensor([place[one] for one in listed], dtype=torch.int64, device=device)
+        labels = torch.tensor([groups.index(cast(str, one)) for one in listed], dtype=torch.int64, device=device)
     if labels.shape != (rows,):
-        remedy = "Pass one for each entry of the target's first axis."
         raise ValueError(three_beats(f"`{name}` needs {rows} groups", f"{labels.numel()}", remedy))
     return labels

@@ -136,7 +136,7 @@ def _standardise(x: Tensor, w: _Weights | None, size: Tensor, vectors: Tensor) -
 
 
 def _blank(x: Tensor, w: _Weights) -> None:
-    """Hidden joints become 0, whatever they hold: bits know no NaN."""
+    """Hidden joints become 0, whatever they hold: in bits, as a product would keep NaN."""
     x.view(w.visible.dtype).bitwise_and_(w.visible)
 
 

@@ -7,18 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from multicontrast._checks import (
-    check_choice,
-    check_floating,
-    check_same_device,
-    compute_dtype,
-    describe,
-    three_beats,
-)
+from multicontrast._checks import check_floating, check_list, check_same_device, compute_dtype, describe, three_beats
 from multicontrast.linalg.symmetric import symmetric_eigmax
-from multicontrast.metrics._inputs import REDUCTIONS, length, reduce_values, state_device
+from multicontrast.metrics._inputs import check_options, length, reduce_values, state_device
 
-_CELLS = 1 << 22  # similarities held at a time, where all pairs are needed
+_HELD_AT_ONCE = 1 << 22  # similarities held at a time, where all pairs are needed
 
 
 def cosine_alignment(x: Tensor, y: Tensor, *, normalize: bool = True, reduction: str = "mean") -> Tensor:
@@ -39,7 +32,7 @@ def cosine_alignment(x: Tensor, y: Tensor, *, normalize: bool = True, reduction:
         >>> cosine_alignment(torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), reduction="none")
         tensor([ 1., -1.])
     """
-    check_choice("cosine_alignment", "reduction", reduction, REDUCTIONS)
+    check_options("cosine_alignment", reduction=reduction)
     x, y = read_embeddings("cosine_alignment", (x, y), normalize, names=("x", "y"))
     return reduce_values((x * y).sum(-1), None, reduction)
 
@@ -85,14 +78,11 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
         >>> alignment(torch.eye(2), -torch.eye(2))
         tensor(4.)
     """
-    check_choice("alignment", "reduction", reduction, REDUCTIONS)
-    if not alpha > 0:
-        remedy = "The paper's is 2."
-        raise ValueError(three_beats("`alignment` needs a positive `alpha`", repr(alpha), remedy))
+    check_options("alignment", alpha=alpha, reduction=reduction)
     x, y = read_embeddings("alignment", (x, y), normalize, names=("x", "y"))
     distance = length(x - y)
     together = distance == 0  # where a power below 1 has no derivative
-    powers = torch.where(together, 0.0, torch.where(together, 1.0, distance) ** alpha)
+    powers = torch.where(together, 0.0, torch.where(together, 1.0, distance) ** float(alpha))
     return reduce_values(powers, None, reduction)
 
 
@@ -119,18 +109,19 @@ def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
         >>> uniformity(torch.eye(2))  # one pair, at squared distance 2
         tensor(-4.)
     """
+    check_options("uniformity", t=t)
     (x,) = read_embeddings("uniformity", (x,), normalize, names=("x",))
     rows = len(x)
     if rows < 2:
         raise ValueError(three_beats("`uniformity` needs at least two rows", f"{rows}", "Pass a larger batch."))
     parts = []
-    block = max(_CELLS // rows, 1)
+    block = max(_HELD_AT_ONCE // rows, 1)
     for start in range(0, rows - 1, block):
         left, right = x[start : start + block], x[start + 1 :]
         # |x - y|^2 = 2 - 2 cosine for unit rows; a zero row is at distance 1 from the others, and so is not exact there
         squared = left.square().sum(-1, keepdim=True) + right.square().sum(-1) - 2 * products(left, right)
         earlier = torch.ones_like(squared, dtype=torch.bool).tril(-1)  # pairs (i, j) with j <= i, already counted
-        parts.append(torch.logsumexp((-t * squared.clamp_min(0)).masked_fill(earlier, -torch.inf).flatten(), 0))
+        parts.append(torch.logsumexp((-float(t) * squared.clamp_min(0)).masked_fill(earlier, -torch.inf).flatten(), 0))
     pairs = rows * (rows - 1) / 2
     return torch.logsumexp(torch.stack(parts), 0) - torch.log(torch.full_like(parts[0], pairs))
 
@@ -183,12 +174,12 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
     """
     rows = read_embeddings("sign_flipped_share", embeddings, normalize, least=2)
     gram = pairwise([part.detach() for part in rows], lambda x, y: (x * y).sum(-1)).movedim(-1, 0)  # (B, N, N)
-    spoilt = gram.isnan().any(-1).any(-1)
+    invalid = gram.isnan().any(-1).any(-1)
     modalities = gram.shape[-1]
-    gram = torch.where(spoilt[:, None, None], 0.0, gram)
+    gram = torch.where(invalid[:, None, None], 0.0, gram)
     least = _leading_projector(gram).flatten(1).amin(-1)
     flipped = least < -modalities * torch.finfo(gram.dtype).eps  # a modality at right angles has no side
-    return torch.where(spoilt, torch.nan, flipped.to(gram.dtype)).mean()
+    return torch.where(invalid, torch.nan, flipped.to(gram.dtype)).mean()
 
 
 def _leading_projector(gram: Tensor) -> Tensor:
@@ -228,13 +219,13 @@ def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     wide = x.to(state_device(x.device)).double()
     wide = wide / wide.detach().abs().amax().clamp_min(torch.finfo(wide.dtype).tiny)  # squares stay in range
     small = wide.mT @ wide if len(wide) > wide.shape[1] else wide @ wide.mT
-    spoilt = small.isnan().any()
-    eigenvalues = torch.linalg.eigvalsh(torch.where(spoilt, 0.0, small)).clamp_min(0)
+    invalid = small.isnan().any()
+    eigenvalues = torch.linalg.eigvalsh(torch.where(invalid, 0.0, small)).clamp_min(0)
     floor = len(small) * torch.finfo(small.dtype).eps * eigenvalues.amax()
     singular = torch.where(eigenvalues > floor, eigenvalues, 0.0).sqrt()  # below the floor they are rounding
     shares = singular / singular.sum()
     rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
-    return torch.where(spoilt, torch.nan, rank).to(x.device, dtype)
+    return torch.where(invalid, torch.nan, rank).to(x.device, dtype)
 
 
 def read_embeddings(
@@ -247,10 +238,11 @@ def read_embeddings(
     least: int = 1,
 ) -> list[Tensor]:
     """Checks, promotes, and brings rows to length one; a zero row stays zero."""
-    if isinstance(embeddings, Tensor) or len(embeddings) < least:
-        remedy = "Pass a list with one (B, D) tensor per modality."
-        came = describe(embeddings) if isinstance(embeddings, Tensor) else f"{len(embeddings)} of them"
-        raise ValueError(three_beats(f"`{operation}` needs a list of {least} or more embeddings", came, remedy))
+    check_options(operation, normalize=normalize)
+    remedy = "Pass a list with one (B, D) tensor per modality."
+    if len(check_list(operation, "embeddings", embeddings, remedy=remedy)) < least:
+        needed = f"`{operation}` needs a list of {least} or more embeddings"
+        raise ValueError(three_beats(needed, f"{len(embeddings)} of them", remedy))
     names = names or [f"embeddings[{index}]" for index in range(len(embeddings))]
     for name, tensor in zip(names, embeddings):
         check_floating(operation, name, tensor)
@@ -281,5 +273,7 @@ def pairwise(parts: Sequence[Tensor], function: Callable[[Tensor, Tensor], Tenso
 
 def products(x: Tensor, y: Tensor) -> Tensor:
     """All inner products, in the type of the rows whatever autocast says."""
+    if not torch.amp.is_autocast_available(x.device.type):  # meta tensors
+        return x @ y.mT
     with torch.autocast(device_type=x.device.type, enabled=False):
         return x @ y.mT

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats
-from multicontrast.metrics._inputs import Root, average_joints, read_mask, reduce_items
-from multicontrast.metrics.joint_errors import JointErrors, mpjpe_joints
-from multicontrast.metrics.procrustes import pa_mpjpe_joints
+from multicontrast._checks import check_count, check_floating, describe, three_beats
+from multicontrast.metrics._inputs import Root, average_joints, check_options, read_mask, reduce_items
+from multicontrast.metrics.joint_errors import distances
+from multicontrast.metrics.procrustes import aligned_distances
 
 
 def min_mpjpe(
@@ -43,38 +43,25 @@ def min_mpjpe(
         >>> min_mpjpe(hypotheses, target)
         tensor(1.7321)
     """
-    measured = min_mpjpe_joints("min_mpjpe", pred, target, dim, mode, procrustes, mask, root)
-    return reduce_items("min_mpjpe", *measured, reduction)
-
-
-def min_mpjpe_joints(
-    operation: str,
-    pred: Tensor,
-    target: Tensor,
-    dim: int,
-    mode: str,
-    procrustes: bool,
-    mask: Tensor | None,
-    root: Root,
-) -> JointErrors:
-    check_choice(operation, "mode", mode, ("pose", "joint"))
-    pred, target, mask = hypotheses_first(operation, pred, target, dim, mask)
-    if procrustes:
-        errors, weight = pa_mpjpe_joints(operation, pred, target, mask, root)
-    else:
-        errors, weight = mpjpe_joints(operation, pred, target, mask, root)
+    check_options("min_mpjpe", dim=dim, mode=mode, procrustes=procrustes, root=root, reduction=reduction)
+    pred, target, mask = hypotheses_first("min_mpjpe", pred, target, dim, mask)
+    measure = aligned_distances if procrustes else distances
+    errors, weight = measure("min_mpjpe", pred, target, mask, root)
     if mode == "joint":
         best = errors.min(0).values
     else:
         chosen = average_joints(errors, weight).argmin(0, keepdim=True)  # NaN counts as the smallest, and so is kept
         best = errors.gather(0, chosen.unsqueeze(-1).expand(1, *errors.shape[1:])).squeeze(0)
-    return JointErrors(best, None if weight is None else weight[0])
+    return reduce_items(best, None if weight is None else weight[0], reduction)
 
 
 def hypotheses_first(
     operation: str, pred: Tensor, target: Tensor, dim: int, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Moves the hypotheses to axis 0 and expands target and mask to them."""
+    check_count(operation, "dim", dim, -(2**63), remedy="Name the axis of the hypotheses.")
+    check_floating(operation, "pred", pred)
+    check_floating(operation, "target", target)
     if pred.dim() != target.dim() + 1 or not -pred.dim() <= dim < pred.dim() or dim % pred.dim() >= pred.dim() - 2:
         needed = f"`{operation}` needs `pred` with one axis more than `target`, hypotheses along axis {dim}"
         came = f"`pred` {tuple(pred.shape)} and `target` {tuple(target.shape)}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from multicontrast._checks import describe, three_beats
 from multicontrast.metrics._inputs import (
+    JointErrors,
     Root,
+    check_options,
     length,
     power_of_two,
     read_poses,
@@ -17,13 +17,6 @@ from multicontrast.metrics._inputs import (
     reduce_joints,
     relative_weights,
 )
-
-
-class JointErrors(NamedTuple):
-    """What a metric measured, before any average: ``(..., J)`` errors, and weights where not every joint counts 1."""
-
-    errors: Tensor
-    weight: Tensor | None
 
 
 def mpjpe(
@@ -39,7 +32,8 @@ def mpjpe(
 
     Args:
         pred, target: ``(..., J, 3)`` or ``(..., J, 2)``, any unit, one shape. Half precision is computed in float32.
-        mask: ``(..., J)`` or ``(J,)``, bool or non-negative weights; a hidden joint may hold anything, even NaN.
+        mask: ``(..., J)`` or ``(J,)``: bool, COCO's visibility flags (integers; above 0 is visible) or non-negative
+            weights (floating point). A hidden joint may hold anything, even NaN.
         root: joint subtracted from both poses, several for their mean, or None. It is read even where ``mask``
             leaves it out of the average; where its position is unknown let it be NaN.
         reduction: ``"none"`` for one value per item, ``"mean"`` or ``"sum"`` over the items.
@@ -57,10 +51,12 @@ def mpjpe(
         >>> mpjpe(target + torch.tensor([3.0, 4.0, 0.0]), target)
         tensor(5.)
     """
-    return reduce_items("mpjpe", *mpjpe_joints("mpjpe", pred, target, mask, root), reduction)
+    check_options("mpjpe", root=root, reduction=reduction)
+    return reduce_items(*distances("mpjpe", pred, target, mask, root), reduction)
 
 
-def mpjpe_joints(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, root: Root) -> JointErrors:
+def distances(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, root: Root) -> JointErrors:
+    """The distance of every joint."""
     poses = read_poses(operation, pred, target, mask, root)
     return JointErrors(length(poses.pred - poses.target), poses.weight)
 
@@ -93,7 +89,8 @@ def epe(
         >>> epe(pred, target, mask=visible), mpjpe(pred, target, mask=visible)
         (tensor(3.), tensor(3.7500))
     """
-    return reduce_joints("epe", *mpjpe_joints("epe", pred, target, mask, root), reduction)
+    check_options("epe", root=root, reduction=reduction)
+    return reduce_joints(*distances("epe", pred, target, mask, root), reduction)
 
 
 def n_mpjpe(
@@ -115,11 +112,8 @@ def n_mpjpe(
         >>> bool(n_mpjpe(3.0 * target, target) < 1e-6)
         True
     """
-    return reduce_items("n_mpjpe", *n_mpjpe_joints("n_mpjpe", pred, target, mask, root), reduction)
-
-
-def n_mpjpe_joints(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, root: Root) -> JointErrors:
-    pred, target, weight = read_poses(operation, pred, target, mask, root)
+    check_options("n_mpjpe", root=root, reduction=reduction)
+    pred, target, weight = read_poses("n_mpjpe", pred, target, mask, root)
     unit = power_of_two(pred.detach().abs().amax((-2, -1), keepdim=True))
     size = power_of_two(target.detach().abs().amax((-2, -1), keepdim=True))
     pred, target = pred / unit, target / size  # exact; keeps the products from overflow and underflow
@@ -130,7 +124,7 @@ def n_mpjpe_joints(operation: str, pred: Tensor, target: Tensor, mask: Tensor | 
     inner, norm = inner.sum(-1), norm.sum(-1)
     scale = inner / torch.where(norm == 0, 1.0, norm)
     errors = length(scale[..., None, None] * pred - target) * size.squeeze(-1)
-    return JointErrors(errors, weight)
+    return reduce_items(errors, weight, reduction)
 
 
 def mpjve(
@@ -166,7 +160,7 @@ def mpjve(
         >>> mpjve(moving, still), mpjve(moving, still, fps=50.0)
         (tensor(2.), tensor(100.))
     """
-    return reduce_items("mpjve", *motion_joints("mpjve", 1, pred, target, fps, mask, root), reduction)
+    return _motion("mpjve", 1, pred, target, fps, mask, root, reduction)
 
 
 def accel_error(
@@ -200,23 +194,30 @@ def accel_error(
         >>> accel_error(falling, still)
         tensor(1.)
     """
-    return reduce_items("accel_error", *motion_joints("accel_error", 2, pred, target, fps, mask, root), reduction)
+    return _motion("accel_error", 2, pred, target, fps, mask, root, reduction)
 
 
-def motion_joints(
-    operation: str, order: int, pred: Tensor, target: Tensor, fps: float | None, mask: Tensor | None, root: Root
-) -> JointErrors:
-    """Errors of the ``order``-th difference over time, ``(..., T - order, J)``."""
+def _motion(
+    operation: str,
+    order: int,
+    pred: Tensor,
+    target: Tensor,
+    fps: float | None,
+    mask: Tensor | None,
+    root: Root,
+    reduction: str,
+) -> Tensor:
+    """The error of the ``order``-th difference over time; an item is one difference, ``(..., T - order)`` of them."""
+    check_options(operation, fps=fps, root=root, reduction=reduction)
     poses = read_poses(operation, pred, target, mask, root)
     if poses.target.dim() < 3 or poses.target.shape[-3] <= order:
         needed = f"`{operation}` needs (..., T, J, 3) with at least {order + 1} frames T"
         raise ValueError(three_beats(needed, describe(target), "Put time on axis -3, and leave out shorter clips."))
-    rate = 1.0 if fps is None else float(fps) ** order
-    if not rate > 0:
-        remedy = "Pass frames per second, or None for differences per frame."
-        raise ValueError(three_beats(f"`{operation}` needs a positive `fps`", repr(fps), remedy))
-    errors = length(torch.diff(poses.pred - poses.target, n=order, dim=-3)) * rate
-    if poses.weight is None:
-        return JointErrors(errors, None)
-    windows = poses.weight.unfold(-2, order + 1, 1)  # (..., T - order, J, order + 1)
-    return JointErrors(errors, windows.amin(-1))
+    errors = length(torch.diff(poses.pred - poses.target, n=order, dim=-3))
+    if fps is not None:
+        for _ in range(order):
+            errors = errors * float(fps)
+    weight = poses.weight
+    if weight is not None:
+        weight = weight.unfold(-2, order + 1, 1).amin(-1)  # of the frames of each difference
+    return reduce_items(errors, weight, reduction)

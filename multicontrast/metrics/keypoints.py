@@ -8,24 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, check_same_device, describe, three_beats
+from multicontrast._checks import check_count, check_floating, check_number, describe, three_beats
 from multicontrast.metrics._inputs import (
-    REDUCTIONS,
+    PER_JOINT,
     Root,
     average_joints,
+    check_options,
     check_values,
+    list_joints,
+    read_lengths,
     read_poses,
     reduce_joints,
     reduce_values,
-    root_joints,
     take_joints,
     weighted,
 )
 from multicontrast.metrics.hypotheses import hypotheses_first
-from multicontrast.metrics.joint_errors import JointErrors, mpjpe_joints
-from multicontrast.metrics.procrustes import pa_mpjpe_joints
+from multicontrast.metrics.joint_errors import distances
+from multicontrast.metrics.procrustes import aligned_distances
 
-AVERAGES = ("micro", "macro", "none")
 AUC3D_THRESHOLDS = tuple(5.0 * step for step in range(31))  # 0, 5, ..., 150 mm
 CPS_THRESHOLDS = tuple(float(step) for step in range(1, 301))  # 1, 2, ..., 300 mm
 
@@ -55,8 +56,8 @@ def pck(
         threshold: share of the norm, or a length where ``norm`` is None.
         strict: whether a joint exactly at the threshold is wrong.
         average: under ``reduction="mean"`` or ``"sum"``: ``"micro"`` pools the visible joints, ``"macro"`` averages the
-            shares of the joints that are visible anywhere, ``"none"`` gives them apart, ``(J,)``, NaN where never seen.
-        mask: ``(..., J)`` or ``(J,)``, bool or non-negative weights.
+            shares of the joints that are visible anywhere, ``"none"`` gives them apart, ``(J,)``, NaN where hidden.
+        mask: ``(..., J)`` or ``(J,)``: bool, COCO's visibility flags or weights, as for `mpjpe`.
         root: as for `mpjpe`.
         reduction: ``"mean"`` for the share, ``"sum"`` for how many are correct, ``"none"`` for each item's share.
 
@@ -73,8 +74,8 @@ def pck(
         >>> pck(pred, target, 100.0, threshold=0.05), pck(pred, target, 100.0, threshold=0.05, strict=False)
         (tensor(0.5000), tensor(0.7500))
     """
-    measured = pck_joints("pck", pred, target, norm, (threshold,), strict, mask, root)
-    return reduce_shares("pck", *measured, average, reduction)
+    check_options("pck", threshold=threshold)
+    return _shares("pck", pred, target, norm, (threshold,), strict, average, mask, root, reduction)
 
 
 def pckh(
@@ -104,8 +105,10 @@ def pckh(
         >>> pckh(torch.tensor([[[9.0, 0.0], [11.0, 0.0]]]), target, torch.tensor([20.0]))
         tensor(0.5000)
     """
-    measured = pck_joints("pckh", pred, target, norm, (threshold,), strict, mask, root)
-    return reduce_shares("pckh", *measured, average, reduction)
+    check_options("pckh", threshold=threshold)
+    if norm is None:
+        check_number("pckh", "norm", norm, remedy="Pass the size of each item's head, or one for all.")
+    return _shares("pckh", pred, target, norm, (threshold,), strict, average, mask, root, reduction)
 
 
 def pck3d(
@@ -135,8 +138,8 @@ def pck3d(
         >>> pck3d(torch.tensor([[[0.0, 0, 0], [149.0, 0, 0], [150.0, 0, 0]]]), target)
         tensor(0.6667)
     """
-    measured = pck_joints("pck3d", pred, target, None, (threshold,), strict, mask, root)
-    return reduce_shares("pck3d", *measured, average, reduction)
+    check_options("pck3d", threshold=threshold)
+    return _shares("pck3d", pred, target, None, (threshold,), strict, average, mask, root, reduction)
 
 
 def auc3d(
@@ -162,8 +165,8 @@ def auc3d(
         >>> auc3d(target, target)  # 30 of 31: no distance is under 0
         tensor(0.9677)
     """
-    measured = pck_joints("auc3d", pred, target, None, thresholds, strict, mask, root)
-    return reduce_shares("auc3d", *measured, average, reduction)
+    check_options("auc3d", thresholds=thresholds)
+    return _shares("auc3d", pred, target, None, thresholds, strict, average, mask, root, reduction)
 
 
 def cps(
@@ -210,95 +213,78 @@ def cps(
         >>> cps(target, target)
         tensor(299.)
     """
-    check_choice("cps", "reduction", reduction, REDUCTIONS)
-    values, seen = cps_items("cps", pred, target, joints, thresholds, strict, dim, mask, root)
-    return reduce_values(values, seen, reduction)
+    options = {"joints": joints, "thresholds": thresholds, "strict": strict, "dim": dim}
+    check_options("cps", root=root, reduction=reduction, **options)
+    limits = [float(limit) for limit in thresholds]
+    if len(limits) < 2 or any(after <= before for before, after in itertools.pairwise(limits)):
+        remedy = "Pass two or more, such as range(1, 301) for millimetres."
+        raise ValueError(three_beats("`cps` needs ascending `thresholds`", f"{len(limits)} of them", remedy))
+    if dim is not None:
+        pred, target, mask = hypotheses_first("cps", pred, target, dim, mask)
+    errors, weight = aligned_distances("cps", pred, target, mask, root)
+    if joints is not None:
+        chosen = list_joints("cps", "joints", joints, target.shape[-2])
+        errors = take_joints(errors, chosen, -1)
+        weight = None if weight is None else take_joints(weight, chosen, -1)
+    counted = None
+    if weight is not None:
+        errors = errors.masked_fill(weight == 0, 0.0)
+        counted = (weight != 0).any(-1)
+    worst = errors.amax(-1)  # NaN wins
+    if dim is not None:
+        worst, counted = worst.amin(0), None if counted is None else counted[0]
+    edges = torch.tensor(limits, dtype=worst.dtype)
+    halves = torch.diff(edges) / 2
+    share = torch.nn.functional.pad(halves, (1, 0)) + torch.nn.functional.pad(halves, (0, 1))  # trapezoid weights
+    remaining = torch.nn.functional.pad(share.flip(0).cumsum(0).flip(0), (0, 1))  # area from a threshold onwards
+    edges, remaining = (table.to(worst.device, non_blocking=True) for table in (edges, remaining))
+    area = remaining[torch.searchsorted(edges, worst.detach(), right=bool(strict))]
+    area = torch.where(worst.isnan() if counted is None else ~counted | worst.isnan(), torch.nan, area)
+    if reduction is PER_JOINT:  # one "joint": the pose
+        return reduce_joints(area[..., None], None if counted is None else counted[..., None].to(area.dtype), reduction)
+    return reduce_values(area, counted, reduction)
 
 
-def pck_joints(
+def _shares(
     operation: str,
     pred: Tensor,
     target: Tensor,
     norm: Tensor | float | None,
     thresholds: Sequence[float],
     strict: bool,
+    average: str,
     mask: Tensor | None,
     root: Root,
-) -> JointErrors:
-    """1 for a correct joint, 0 for a wrong one, NaN for NaN: averaged over the thresholds, ``(..., J)``."""
-    limits = read_thresholds(operation, thresholds)
-    distances, weight = mpjpe_joints(operation, pred, target, mask, root)
-    if norm is not None:
-        distances = distances / _read_norm(operation, norm, distances, weight)
-    correct = sum((distances < limit if strict else distances <= limit).to(distances.dtype) for limit in limits)
-    return JointErrors(torch.where(distances.isnan(), torch.nan, correct / len(limits)), weight)
-
-
-def reduce_shares(operation: str, correct: Tensor, weight: Tensor | None, average: str, reduction: str) -> Tensor:
-    """The shares that ``average`` and ``reduction`` ask for."""
-    check_choice(operation, "average", average, AVERAGES)
-    if average == "micro" or reduction == "none":
-        return reduce_joints(operation, correct, weight, reduction)
-    check_choice(operation, "reduction", reduction, REDUCTIONS)
+    reduction: str,
+) -> Tensor:
+    """The shares that ``average`` and ``reduction`` ask for; a joint's is that of the thresholds it is closer than."""
+    check_options(operation, strict=strict, average=average, root=root, reduction=reduction)
     if average == "macro" and reduction == "sum":
         remedy = 'Take average="micro" for the number of correct joints, or "none" for that of each joint.'
         raise ValueError(three_beats(f"`{operation}` can average joints only in a mean", 'reduction="sum"', remedy))
-    joints = correct.shape[-1]
-    correct = correct.reshape(-1, joints)
-    each = None if weight is None else weight.reshape(-1, joints)
+    errors, weight = distances(operation, pred, target, mask, root)
+    if norm is not None:
+        errors = errors / _read_norm(operation, norm, errors, weight)
+    limits = [float(limit) for limit in thresholds]
+    correct = sum((errors < limit if strict else errors <= limit).to(errors.dtype) for limit in limits)
+    correct = torch.where(errors.isnan(), torch.nan, correct / len(limits))
+    if average == "micro" or reduction in ("none", PER_JOINT):
+        return reduce_joints(correct, weight, reduction)
+    correct = correct.flatten(0, -2)
+    each = None if weight is None else weight.flatten(0, -2)
     if reduction == "sum":
         return correct.sum(0) if each is None else weighted(correct, each).sum(0)
     shares = average_joints(correct.mT, None if each is None else each.mT)
-    if average == "none":
-        return shares
-    return reduce_values(shares, None if each is None else (each != 0).any(0), "mean")
+    return shares if average == "none" else reduce_values(shares, None if each is None else (each != 0).any(0), "mean")
 
 
-def cps_items(
-    operation: str,
-    pred: Tensor,
-    target: Tensor,
-    joints: Sequence[int] | None,
-    thresholds: Sequence[float],
-    strict: bool,
-    dim: int | None,
-    mask: Tensor | None,
-    root: Root,
-) -> tuple[Tensor, Tensor]:
-    """Each pose's area ``(...)``, and whether it has a joint to check."""
-    limits = read_thresholds(operation, thresholds)
-    if len(limits) < 2 or any(after <= before for before, after in itertools.pairwise(limits)):
-        remedy = "Pass two or more, such as range(1, 301) for millimetres."
-        raise ValueError(three_beats(f"`{operation}` needs ascending `thresholds`", f"{len(limits)} of them", remedy))
-    if dim is not None:
-        pred, target, mask = hypotheses_first(operation, pred, target, dim, mask)
-    distances, weight = pa_mpjpe_joints(operation, pred, target, mask, root)
-    if joints is not None:
-        chosen = root_joints(operation, joints, target.shape[-2], name="joints")
-        distances = take_joints(distances, chosen, -1)
-        weight = None if weight is None else take_joints(weight, chosen, -1)
-    seen = torch.ones_like(distances[..., 0], dtype=torch.bool)
+def _read_norm(operation: str, norm: Tensor | float, errors: Tensor, weight: Tensor | None) -> Tensor:
+    """The norm as ``(..., 1)``; 1 for items without a visible joint, NaN where it is not positive."""
+    lengths = read_lengths(operation, "norm", norm, errors.shape[:-1], errors).expand(errors.shape[:-1])
     if weight is not None:
-        distances = distances.masked_fill(weight == 0, 0.0)
-        seen = (weight != 0).any(-1)
-    worst = distances.amax(-1)  # NaN wins
-    if dim is not None:
-        worst, seen = worst.amin(0), seen[0]
-    edges = torch.tensor(limits, dtype=worst.dtype)
-    halves = torch.diff(edges) / 2
-    share = torch.nn.functional.pad(halves, (1, 0)) + torch.nn.functional.pad(halves, (0, 1))  # trapezoid weights
-    remaining = torch.nn.functional.pad(share.flip(0).cumsum(0).flip(0), (0, 1))  # area from a threshold onwards
-    edges, remaining = (table.to(worst.device, non_blocking=True) for table in (edges, remaining))
-    area = remaining[torch.searchsorted(edges, worst.detach(), right=strict)]
-    return torch.where(seen & ~worst.isnan(), area, torch.nan), seen
-
-
-def read_thresholds(operation: str, thresholds: Sequence[float]) -> list[float]:
-    limits = [float(limit) for limit in thresholds]
-    if not limits or any(not limit >= 0 for limit in limits):
-        remedy = "Pass a share of the norm, or a length in the unit of the poses."
-        raise ValueError(three_beats(f"`{operation}` needs thresholds of at least 0", repr(limits), remedy))
-    return limits
+        lengths = torch.where((weight != 0).any(-1), lengths, 1.0)
+    check_values(operation, "norm", lengths, ~(lengths > 0), "positive lengths", "Hide those items with `mask`.")
+    return torch.where(lengths > 0, lengths, torch.nan).unsqueeze(-1)
 
 
 def bbox_norm(target: Tensor, *, mask: Tensor | None = None, kind: str = "max") -> Tensor:
@@ -318,7 +304,7 @@ def bbox_norm(target: Tensor, *, mask: Tensor | None = None, kind: str = "max") 
         >>> bbox_norm(corners), bbox_norm(corners, kind="diagonal")
         (tensor([4.]), tensor([5.]))
     """
-    check_choice("bbox_norm", "kind", kind, ("max", "diagonal"))
+    check_options("bbox_norm", kind=kind)
     _, target, weight = read_poses("bbox_norm", target, target, mask)
     low = high = target
     if weight is not None:
@@ -340,7 +326,10 @@ def torso_norm(target: Tensor, first: int, second: int) -> Tensor:
         tensor([5.])
     """
     _, target, _ = read_poses("torso_norm", target, target)
-    a, b = root_joints("torso_norm", (first, second), target.shape[-2])
+    a, b = (
+        list_joints("torso_norm", name, check_count("torso_norm", name, joint, -(2**63)), target.shape[-2])[0]
+        for name, joint in (("first", first), ("second", second))
+    )
     return torch.linalg.vector_norm(target[..., a, :] - target[..., b, :], dim=-1)
 
 
@@ -351,22 +340,9 @@ def head_norm(box: Tensor) -> Tensor:
         >>> head_norm(torch.tensor([0.0, 0.0, 6.0, 8.0]))
         tensor(6.)
     """
+    check_floating("head_norm", "box", box)
+    if box.dim() == 0 or box.shape[-1] != 4:
+        remedy = "Give the corners x1, y1, x2, y2 of each box."
+        raise ValueError(three_beats("`head_norm` needs `box` of shape (..., 4)", describe(box), remedy))
     corners = box.unflatten(-1, (2, 2))
     return 0.6 * torch.linalg.vector_norm(corners[..., 1, :] - corners[..., 0, :], dim=-1)
-
-
-def _read_norm(operation: str, norm: Tensor | float, distances: Tensor, weight: Tensor | None) -> Tensor:
-    """The norm as ``(..., 1)``; 1 for items without a visible joint, NaN where it is not positive."""
-    items = distances.shape[:-1]
-    if not isinstance(norm, Tensor):
-        norm = torch.full((), float(norm), dtype=distances.dtype, device=distances.device)
-    check_same_device(operation, ("target", "norm"), (distances, norm))
-    if norm.dim() > len(items) or tuple(norm.shape) not in ((), tuple(items)):
-        remedy = "Give one length per item: the shape of the poses without joints and coordinates."
-        raise ValueError(three_beats(f"`{operation}` needs `norm` of shape {tuple(items)}", describe(norm), remedy))
-    norm = norm.to(distances.dtype).expand(items)
-    if weight is not None:
-        norm = torch.where((weight != 0).any(-1), norm, 1.0)
-    remedy = "Hide those items with `mask`."
-    check_values(operation, "norm", norm, ~(norm > 0), "positive lengths", remedy)
-    return torch.where(norm > 0, norm, torch.nan).unsqueeze(-1)

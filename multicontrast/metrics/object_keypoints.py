@@ -7,16 +7,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, check_floating, check_same_device, compute_dtype, describe, three_beats
+from multicontrast._checks import (
+    check_count,
+    check_floating,
+    check_numbers,
+    check_same_device,
+    check_whole,
+    compute_dtype,
+    describe,
+    three_beats,
+    values_are_free,
+)
 from multicontrast.metrics._inputs import (
-    REDUCTIONS,
     average_joints,
+    check_options,
     check_values,
+    read_lengths,
     read_mask,
     read_poses,
     reduce_items,
 )
-from multicontrast.metrics.joint_errors import JointErrors
 
 # Nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; left before right.
 COCO_SIGMAS = (
@@ -47,7 +57,8 @@ def oks(
         pred, target: ``(..., J, 2)`` or ``(..., J, 3)``, one shape.
         area: ``(...)``, or a number: the object's area, in squared units of the poses.
         sigmas: one per joint; COCO's 17 by default.
-        mask: ``(..., J)`` or ``(J,)``, bool or non-negative weights.
+        mask: ``(..., J)`` or ``(J,)``: bool, COCO's visibility flags (integers 0, 1, 2) or weights from 0 to 1. Flags
+            that came as floating-point numbers are refused rather than counted double.
         reduction: ``"none"`` for one value per item, ``"mean"`` or ``"sum"`` over the items.
 
     Returns:
@@ -64,50 +75,37 @@ def oks(
         >>> oks(target, target, 100.0)
         tensor(1.)
     """
-    return reduce_items("oks", *oks_joints("oks", pred, target, area, sigmas, mask), reduction)
+    check_options("oks", reduction=reduction)
+    pred, target, weight = read_poses("oks", pred, target, mask, flags=True)
+    return reduce_items(_similarity("oks", pred, target, area, sigmas), weight, reduction)
 
 
-def oks_joints(
-    operation: str,
-    pred: Tensor,
-    target: Tensor,
-    area: Tensor | float,
-    sigmas: Sequence[float] | Tensor,
-    mask: Tensor | None,
-) -> JointErrors:
+def _similarity(
+    operation: str, pred: Tensor, target: Tensor, area: Tensor | float, sigmas: Sequence[float] | Tensor
+) -> Tensor:
     """The similarity of each joint, ``(..., J)``."""
-    pred, target, weight = read_poses(operation, pred, target, mask)
-    joints = target.shape[-2]
-    area = _read_area(operation, area, target)
-    deviations = 2 * read_sigmas(operation, sigmas, joints, target)
+    areas = read_lengths(operation, "area", area, target.shape[:-2], target)
+    check_values(operation, "area", areas, areas < 0, "areas of at least 0", "Pass the object's area.")
+    areas = torch.where(areas < 0, torch.nan, areas)
+    deviations = 2 * _read_sigmas(operation, sigmas, target)
     spacing = torch.finfo(torch.float64).eps  # pycocotools' guard: an area of 0 tolerates no distance
     squared = (pred - target).square().sum(-1)
-    scaled = squared / deviations.square() / (area + spacing).unsqueeze(-1) / 2
-    return JointErrors(torch.exp(-scaled), weight)
+    return torch.exp(-squared / deviations.square() / (areas + spacing).unsqueeze(-1) / 2)
 
 
-def _read_area(operation: str, area: Tensor | float, target: Tensor) -> Tensor:
-    items = target.shape[:-2]
-    if not isinstance(area, Tensor):
-        if not area >= 0:
-            remedy = "Pass the object's area."
-            raise ValueError(three_beats(f"`{operation}` needs an `area` of at least 0", repr(area), remedy))
-        return torch.full((), float(area), dtype=target.dtype, device=target.device)
-    if tuple(area.shape) not in ((), tuple(items)):
-        remedy = "Give one area per item: the shape of the poses without joints and coordinates."
-        raise ValueError(three_beats(f"`{operation}` needs `area` of shape {tuple(items)}", describe(area), remedy))
-    check_same_device(operation, ("target", "area"), (target, area))
-    area = area.to(target.dtype)
-    check_values(operation, "area", area, area < 0, "areas of at least 0", "Pass the object's area.")
-    return torch.where(area < 0, torch.nan, area)
-
-
-def read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, joints: int, like: Tensor) -> Tensor:
-    values = torch.as_tensor(sigmas, dtype=like.dtype)
+def _read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, target: Tensor) -> Tensor:
+    joints = target.shape[-2]
+    remedy = "Pass one deviation per joint; the default is for COCO's 17."
+    if isinstance(sigmas, Tensor) and not values_are_free(sigmas):  # on a GPU, where a look costs, and in a graph
+        check_floating(operation, "sigmas", sigmas)
+        check_same_device(operation, ("target", "sigmas"), (target, sigmas))
+        values = torch.where(sigmas > 0, sigmas, torch.nan).to(target.dtype)
+    else:
+        values = torch.tensor(check_numbers(operation, "sigmas", sigmas, above=0, remedy=remedy), dtype=target.dtype)
+        values = values.to(target.device, non_blocking=True)
     if values.shape != (joints,):
-        remedy = "Pass one deviation per joint; the default is for COCO's 17."
         raise ValueError(three_beats(f"`{operation}` needs {joints} `sigmas`", describe(values), remedy))
-    return values.to(like.device, non_blocking=True)
+    return values
 
 
 def keypoint_ap(
@@ -140,7 +138,7 @@ def keypoint_ap(
         area: ``(G,)`` annotated areas.
         pred_image, target_image: ``(P,)`` and ``(G,)`` integers that say which image; both None: one image.
         sigmas: one per joint.
-        mask: ``(G, J)``, the visible joints of the annotation.
+        mask: ``(G, J)``, the visible joints of the annotation, as for `oks`.
         thresholds: of similarity; the mean over all of them is COCO's AP. ``(0.5,)`` gives AP50.
         max_detections: per image.
         reduction: ``"mean"`` over the thresholds or ``"none"`` for each apart, ``(T,)``.
@@ -156,8 +154,12 @@ def keypoint_ap(
         >>> keypoint_ap(target, target, torch.tensor([0.9, 0.8]), torch.tensor([1e4, 1e4]))
         tensor(1.)
     """
-    check_choice("keypoint_ap", "reduction", reduction, REDUCTIONS[:2])
-    weight = _check_detections(pred, target, scores, area, pred_image, target_image, mask)
+    weight = _check_detections(pred, target, scores, area, pred_image, target_image, mask, sigmas)
+    check_options("keypoint_ap", thresholds=thresholds, reduction=reduction)
+    if reduction == "sum":
+        needed = "`keypoint_ap` averages over thresholds, or gives each"
+        raise ValueError(three_beats(needed, 'reduction="sum"', 'Pass reduction="none" and add them up.'))
+    check_count("keypoint_ap", "max_detections", max_detections, 1)
     dtype = compute_dtype(pred, target)
     pred, target, area, weight = (tensor.detach().cpu().to(dtype) for tensor in (pred, target, area, weight))
     scores = scores.detach().cpu().double()
@@ -184,8 +186,8 @@ def keypoint_ap(
     order = torch.argsort(scores, descending=True, stable=True)
     values = _average_precision(hit[:, order], int(shown.sum()))
     visible = target[(weight != 0)]
-    spoilt = bool(scores.isnan().any() | pred.isnan().any() | visible.isnan().any())
-    values = torch.full_like(values, torch.nan) if spoilt else values
+    invalid = bool(scores.isnan().any() | pred.isnan().any() | visible.isnan().any())
+    values = torch.full_like(values, torch.nan) if invalid else values
     return values.to(dtype) if reduction == "none" else values.mean().to(dtype)
 
 
@@ -197,10 +199,12 @@ def _check_detections(
     pred_image: Tensor | None,
     target_image: Tensor | None,
     mask: Tensor | None,
+    sigmas: Sequence[float] | Tensor,
 ) -> Tensor:
+    """Raises on what does not fit; the mask as weights."""
     for name, tensor in (("pred", pred), ("target", target), ("scores", scores), ("area", area)):
         check_floating("keypoint_ap", name, tensor)
-    if pred.dim() != 3 or target.dim() != 3 or pred.shape[1:] != target.shape[1:]:
+    if pred.dim() != 3 or target.dim() != 3 or pred.shape[1:] != target.shape[1:] or pred.shape[-1] not in (2, 3):
         came = f"`pred` {tuple(pred.shape)} and `target` {tuple(target.shape)}"
         remedy = "Flatten images and people into one axis, and say which image each is in with the image indices."
         raise ValueError(three_beats("`keypoint_ap` needs `pred` (P, J, 2) and `target` (G, J, 2)", came, remedy))
@@ -214,12 +218,18 @@ def _check_detections(
         ("target_image", target_image, len(target)),
     )
     for name, entries, count in lengths:
+        if name.endswith("image") and entries is not None:
+            check_whole("keypoint_ap", name, entries)
         if entries is not None and tuple(entries.shape) != (count,):
             needed = f"`keypoint_ap` needs `{name}` of shape ({count},)"
             raise ValueError(three_beats(needed, describe(entries), "Give one entry per pose."))
+    given = [tensor for tensor in (pred, target, scores, area, pred_image, target_image) if tensor is not None]
+    check_same_device("keypoint_ap", [describe(tensor) for tensor in given], given)
+    _read_sigmas("keypoint_ap", sigmas, target)
+    check_values("keypoint_ap", "area", area, area < 0, "areas of at least 0", "Pass the object's area.")
     if mask is None:
         return torch.ones_like(target[..., 0])
-    return read_mask("keypoint_ap", mask, target.shape[:-1], target)
+    return read_mask("keypoint_ap", mask, target.shape[:-1], target, flags=True)
 
 
 def _similarities(
@@ -229,10 +239,12 @@ def _similarities(
     shape = (len(pred), *target.shape)
     if 0 in shape:
         return torch.zeros(shape[:2], dtype=torch.float64)
-    pairs = pred[:, None].expand(shape).double(), target.expand(shape).double()
-    areas, weights = area.double().expand(shape[:2]), weight.double().expand(shape[:3])
-    measured = oks_joints("keypoint_ap", *pairs, areas, sigmas, weights)
-    return average_joints(measured.errors, measured.weight)
+    weight = weight.double().expand(shape[:3])
+    hidden = (weight == 0).unsqueeze(-1)
+    pairs = [pose.expand(shape).double().masked_fill(hidden, 0.0) for pose in (pred[:, None], target)]
+    return average_joints(
+        _similarity("keypoint_ap", pairs[0], pairs[1], area.double().expand(shape[:2]), sigmas), weight
+    )
 
 
 def _match(similarities: Tensor, limits: Tensor) -> Tensor:

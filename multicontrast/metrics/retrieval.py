@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, check_same_device, describe, three_beats
-from multicontrast.metrics._inputs import REDUCTIONS, check_values, length, reduce_values
+from multicontrast._checks import check_same_device, check_whole, describe, three_beats
+from multicontrast.metrics._inputs import check_options, check_values, length, reduce_values
 from multicontrast.metrics.embeddings import products, read_embeddings
 
-TIES = ("pessimistic", "optimistic", "mean")
-_CELLS = 1 << 22  # similarities held at a time: 16 MiB in float32, whatever the number of queries
+_HELD_AT_ONCE = 1 << 22  # similarities held at a time: 16 MiB in float32, whatever the number of queries
 
 
 def retrieval_ranks(
@@ -50,7 +51,7 @@ def retrieval_ranks(
         >>> retrieval_ranks(torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]), gallery)
         tensor([1., 2., 3.])
     """
-    check_choice("retrieval_ranks", "ties", ties, TIES)
+    check_options("retrieval_ranks", ties=ties)
     names = ("query", "gallery")
     query, gallery = read_embeddings("retrieval_ranks", (query, gallery), normalize, names=names, matching=False)
     match = _read_match(match, query, gallery)
@@ -61,7 +62,7 @@ def retrieval_ranks(
         lengths = None if normalize else (length(query).unsqueeze(-1), length(gallery))
         # One tensor for all results: small ones, kept between blocks, would split the heap that the blocks come from.
         ranks = torch.empty_like(query[:, 0], dtype=torch.float32)
-        block = max(_CELLS // len(gallery), 1)
+        block = max(_HELD_AT_ONCE // len(gallery), 1)
         for start in range(0, len(query), block):
             rows = slice(start, start + block)
             similarity = products(query[rows], gallery)
@@ -104,19 +105,16 @@ def retrieval_recall(
         >>> retrieval_recall(query, torch.eye(3)[:2], k=(1, 2))
         tensor([0.5000, 1.0000])
     """
-    check_choice("retrieval_recall", "reduction", reduction, REDUCTIONS)
-    ranks = retrieval_ranks(query, gallery, match=match, ties=ties, normalize=normalize)
-    return recall_of_ranks("retrieval_recall", ranks, k, reduction)
+    check_options("retrieval_recall", k=k, reduction=reduction)
+    return recall_of_ranks(retrieval_ranks(query, gallery, match=match, ties=ties, normalize=normalize), k, reduction)
 
 
-def recall_of_ranks(operation: str, ranks: Tensor, k: int | Sequence[int], reduction: str = "mean") -> Tensor:
-    limits = [k] if isinstance(k, int) else list(k)
-    if not limits or any(limit < 1 for limit in limits):
-        remedy = "Ranks count from 1: pass k=1, or several such as (1, 5, 10)."
-        raise ValueError(three_beats(f"`{operation}` needs `k` of at least 1", repr(k), remedy))
+def recall_of_ranks(ranks: Tensor, k: int | Sequence[int], reduction: str = "mean") -> Tensor:
+    single = isinstance(k, numbers.Integral)
+    limits = list(cast("Sequence[int]", [k] if single else k))
     found = torch.stack([(ranks <= limit).to(ranks.dtype) for limit in limits], -1)
     found = torch.where(ranks.isnan().unsqueeze(-1), torch.nan, found)
-    if isinstance(k, int):
+    if single:
         found = found.squeeze(-1)
     if reduction == "none":
         return found
@@ -170,7 +168,7 @@ def mean_reciprocal_rank(
         >>> mean_reciprocal_rank(query, torch.eye(3)[:2])
         tensor(0.7500)
     """
-    check_choice("mean_reciprocal_rank", "reduction", reduction, REDUCTIONS)
+    check_options("mean_reciprocal_rank", reduction=reduction)
     ranks = retrieval_ranks(query, gallery, match=match, ties=ties, normalize=normalize)
     return reduce_values(1 / ranks, None, reduction)
 
@@ -182,7 +180,8 @@ def _read_match(match: Tensor | None, query: Tensor, gallery: Tensor) -> Tensor:
             remedy = "Say with `match` which gallery row each query should find."
             raise ValueError(three_beats("`retrieval_ranks` needs one gallery row per query", came, remedy))
         return torch.arange(len(query), device=query.device)
-    if not isinstance(match, Tensor) or match.dtype != torch.int64 or match.shape != query.shape[:1]:
+    check_whole("retrieval_ranks", "match", match)
+    if match.dtype != torch.int64 or match.shape != query.shape[:1]:
         remedy = "Pass row numbers of the gallery."
         raise ValueError(three_beats(f"`retrieval_ranks` needs `match` int64 ({len(query)},)", describe(match), remedy))
     check_same_device("retrieval_ranks", ("query", "match"), (query, match))

@@ -1,19 +1,26 @@
-"""Two ranks, uneven, one of them empty at times, equal one process."""
+"""Two ranks, uneven, one of them empty at times, equal one process; with torchmetrics' machinery and with ours."""
 
 from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from metric_bases import available, on
 
 from multicontrast import metrics
 
 ITEMS = 11
+# The rows of each rank, and those that a sampler repeats to fill the last batch, which have ids.
+SPLITS = {
+    "uneven": ([list(range(8)), [8, 9, 10]], [[], [0, 1, 2]]),
+    "one empty": ([list(range(11)), []], [[], []]),
+}
 
 
 def batches():
@@ -22,85 +29,83 @@ def batches():
     pred = target + 60 * torch.randn(ITEMS, 17, 3, generator=generator, dtype=torch.float64)
     mask = torch.rand(ITEMS, 17, generator=generator) > 0.2
     mask[4] = False
-    action = [("Walking", "Eating", "Posing")[i % 3] for i in range(ITEMS)]
-    return pred, target, mask, action
+    return pred, target, mask
 
 
-def make():
-    return {
-        "MPJPE": metrics.MPJPE(root=0),
-        "PAMPJPE": metrics.PAMPJPE(),
-        "PCK3D": metrics.PCK3D(average="macro"),
-        "CPS": metrics.CPS(),
-        "ids": metrics.EPE(),
-        "retrieval": metrics.RetrievalRecall(k=(1, 3)),
-        "alignment": metrics.ModalityAlignment(),
-        "report": metrics.PoseReport(examples=4),
+def results(classes, rows, repeated=()):
+    """What the classes give for these rows, over all ranks."""
+    pred, target, mask = batches()
+    made = {
+        "MPJPE": classes.MPJPE(root=0),
+        "PAMPJPE": classes.PAMPJPE(),
+        "PCK3D": classes.PCK3D(average="macro"),
+        "CPS": classes.CPS(),
     }
-
-
-def take(made, rows, repeated=()):
-    """The rows of this rank; those with ids also get repeats, as a sampler pads them."""
-    pred, target, mask, action = batches()
-    for name in ("MPJPE", "PAMPJPE", "PCK3D", "CPS"):
-        made[name].update(pred[rows], target[rows], mask=mask[rows])
+    for metric in made.values():
+        if rows:
+            metric.update(pred[rows], target[rows], mask=mask[rows])
+    once = made["ids"] = classes.EPE()
     padded = [*rows, *repeated]
-    made["ids"].update(pred[padded], target[padded], mask=mask[padded], ids=padded)
+    once.update(pred[padded], target[padded], mask=mask[padded], ids=padded)
+    grouped = made["groups"] = classes.MPJPE(groups=["a", "b", "c"])
+    grouped.update(pred[rows], target[rows], mask=mask[rows], group=["abc"[i % 3] for i in rows])
+    search, agreement = classes.RetrievalRecall(k=(1, 3)), classes.ModalityAlignment()
     flat = pred.flatten(1)[rows], target.flatten(1)[rows]
-    made["retrieval"].update(*flat)
-    made["alignment"].update(list(flat))
-    made["report"].update(pred[rows], target[rows], mask=mask[rows], action=[action[i] for i in rows])
-
-
-def results(made):
-    found = {name: made[name].compute() for name in ("MPJPE", "PAMPJPE", "PCK3D", "CPS", "ids")}
-    found |= {f"retrieval {name}": value for name, value in made["retrieval"].compute().items()}
-    found |= {f"alignment {name}": value for name, value in made["alignment"].compute().items()}
-    report = made["report"].compute()
-    found["report"] = torch.tensor([report["MPJPE"].frame_mean, report["PA-MPJPE"].action_mean, *report.curve])
-    found["best"] = torch.tensor(report.examples.errors[0])
-    found["counts"] = torch.tensor([report.items, report.hidden])
+    search.update(*flat)
+    agreement.update(list(flat))
+    found = {name: metric.compute() for name, metric in made.items()}
+    found |= {f"retrieval {name}": value for name, value in search.compute().items()}
+    found |= {f"alignment {name}": value for name, value in agreement.compute().items()}
+    report = grouped.report()
+    found |= {"action mean": report.action_mean, "counts": torch.tensor([*report.items.values(), report.hidden])}
+    local = grouped.clone()
+    local.merge(grouped)  # what was gathered is not kept: each rank still holds its own
+    torch.testing.assert_close(local.compute(), found["groups"])
     return found
 
 
-def rank_main(rank: int, folder: str, split: list[list[int]], repeated: list[list[int]]) -> None:
+def rank_main(rank: int, folder: str) -> None:
+    warnings.filterwarnings("ignore", message=".*before the ``update``")
     try:
         store = dist.FileStore(str(Path(folder) / "store"), 2)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
         torch.set_num_threads(1)
-        made = make()
-        take(made, split[rank], repeated[rank])
-        torch.save(results(made), Path(folder) / f"{rank}.pt")
-        # one metric that no rank has fed, and one that differs
-        assert metrics.MPJPE().compute().isnan()
-        with pytest.raises(ValueError, match="one metric on all ranks"):
-            metrics.MPJPE(root=rank).compute()
-        local = metrics.MPJPE(sync_on_compute=False)
-        if split[rank]:
-            pred, target, _, _ = batches()
-            local.update(pred[split[rank]], target[split[rank]])
-            expected = metrics.mpjpe(pred[split[rank]], target[split[rank]])
-            torch.testing.assert_close(local.compute(), expected)
+        found = {}
+        pred, target, _ = batches()
+        for base in available():
+            classes = on(base)
+            for name, (split, repeated) in SPLITS.items():
+                found[base, name] = results(classes, split[rank], repeated[rank])
+            assert classes.MPJPE().compute().isnan()  # one that no rank has fed
+            with pytest.raises(ValueError, match="one metric on all ranks"):
+                classes.MPJPE(root=rank).compute()
+            shorter = classes.MPJPE()
+            shorter.update(pred[:, rank:], target[:, rank:])
+            with pytest.raises(ValueError, match="one number of joints"):
+                shorter.compute()
+            local = classes.MPJPE(sync_on_compute=False)
+            local.update(pred[rank:], target[rank:])
+            torch.testing.assert_close(local.compute(), metrics.mpjpe(pred[rank:], target[rank:]))
+            grouped = classes.MPJPE(process_group=dist.new_group([0, 1])).clone()
+            grouped.update(pred[rank::2], target[rank::2])
+            torch.testing.assert_close(grouped.compute(), metrics.mpjpe(pred, target))
+        torch.save(found, Path(folder) / f"{rank}.pt")
         dist.destroy_process_group()
     except BaseException:
         (Path(folder) / f"error{rank}.txt").write_text(traceback.format_exc())
         os._exit(1)
 
 
-@pytest.mark.parametrize(
-    ("split", "repeated"),
-    [([list(range(8)), [8, 9, 10]], [[], [0, 1, 2]]), ([list(range(11)), []], [[], []])],
-    ids=["uneven", "one empty"],
-)
-def test_two_ranks_equal_one_process(split, repeated, tmp_path):
+def test_two_ranks_equal_one_process(tmp_path):
     try:
-        mp.spawn(rank_main, args=(str(tmp_path), split, repeated), nprocs=2)
+        mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
     except mp.ProcessExitedException:
         pytest.fail("\n".join(report.read_text() for report in sorted(tmp_path.glob("error*.txt"))))
-    single = make()
-    take(single, list(range(ITEMS)))
-    expected = results(single)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    for name, value in expected.items():
-        assert torch.equal(first[name], second[name]), name  # the same bits on both ranks
-        torch.testing.assert_close(first[name], value, rtol=1e-13, atol=1e-12, msg=name)
+    for base in available():
+        expected = results(on(base), list(range(ITEMS)))
+        for split in SPLITS:
+            for name, value in expected.items():
+                ours, theirs = first[base, split][name], second[base, split][name]
+                assert torch.equal(ours, theirs), name  # the same bits on both ranks
+                torch.testing.assert_close(ours, value, rtol=1e-13, atol=1e-12, msg=f"{base}, {split}: {name}")

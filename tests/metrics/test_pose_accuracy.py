@@ -26,7 +26,7 @@ def test_pa_mpjpe_is_exact_to_rounding(family, dtype, options):
         size = definitions.extent(arrays[1], arrays[2])
         if options.get("scale") is False:
             size = max(size, definitions.extent(arrays[0], arrays[2]))
-        for leaf in (pred, pred.clone().requires_grad_()):  # values alone go another road than values with a gradient
+        for leaf in (pred, pred.clone().requires_grad_()):  # values alone are computed in place
             ours = pa_mpjpe(leaf, target, mask=weight, **options)
             assert ours.dtype == dtype
             error, unit = abs(ours.item() - truth), BAR * eps * size

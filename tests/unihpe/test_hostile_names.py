@@ -22,7 +22,7 @@ from unihpe_ref.turntable import save_pose_view
 try:
     from unihpe_ref.report import PoseReport
 except ModuleNotFoundError:
-    from multicontrast.metrics import PoseReport
+    from unihpe_ref.report import PoseReport
 
 HOSTILE = [
     "x[/red]y",

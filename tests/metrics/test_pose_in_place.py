@@ -1,4 +1,4 @@
-"""PA-MPJPE goes one road for values alone and another for gradients: they agree, and leave what they read alone."""
+"""PA-MPJPE in place, for values alone, equals the differentiable form, and leaves what it reads alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weights(count: int, joints: int = 17) -> Tensor:
 
 
 @pytest.fixture
-def walked(monkeypatch):
+def in_place(monkeypatch):
     """How many chunks went in place."""
     chunks = []
 
@@ -46,29 +46,29 @@ def walked(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_both_roads_give_one_value(options, dtype, walked):
+def test_both_forms_give_one_value(options, dtype, in_place):
     eps = torch.finfo(dtype).eps
     for size in (2, 3):
         pred, target = poses(200, size=size, dtype=dtype)
         for mask in (None, weights(200) > 0, weights(200)):
-            walked.clear()
+            in_place.clear()
             short = metrics.pa_mpjpe(pred, target, mask=mask, reduction="none", **options)
-            assert len(walked) == 1
+            assert len(in_place) == 1
             tracked = pred.clone().requires_grad_()
             long = metrics.pa_mpjpe(tracked, target, mask=mask, reduction="none", **options)
-            assert len(walked) == 1 and long.requires_grad
+            assert len(in_place) == 1 and long.requires_grad
             torch.testing.assert_close(short, long.detach(), rtol=64 * eps, atol=16 * eps, equal_nan=True)
             assert short.isnan().sum() == (0 if mask is None else 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_distances_of_every_joint_by_both_roads(dtype):
-    """What the accumulating classes and best-of-N read; hidden joints have the distance 0 on both."""
+def test_distances_of_every_joint_by_both_forms(dtype):
+    """What accumulating classes and the best of several hypotheses read; hidden joints have the distance 0 in both."""
     eps = torch.finfo(dtype).eps
     pred, target = poses(50, dtype=dtype)
     for mask in (None, weights(50)):
-        short = procrustes.pa_mpjpe_joints("test", pred, target, mask, None)
-        long = procrustes.pa_mpjpe_joints("test", pred.clone().requires_grad_(), target, mask, None)
+        short = procrustes.aligned_distances("test", pred, target, mask, None)
+        long = procrustes.aligned_distances("test", pred.clone().requires_grad_(), target, mask, None)
         torch.testing.assert_close(short.errors, long.errors.detach(), rtol=64 * eps, atol=16 * eps)
         if mask is not None:
             assert (short.errors[mask == 0] == 0).all()
@@ -76,7 +76,7 @@ def test_distances_of_every_joint_by_both_roads(dtype):
 
 @pytest.mark.parametrize("joints", [1, 2, 17])
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_chunk_knows_nothing_of_its_neighbours(joints, masked, monkeypatch, walked):
+def test_a_chunk_knows_nothing_of_its_neighbours(joints, masked, monkeypatch, in_place):
     """Chunks of three poses, the last of one; NaN, huge and collapsed poses beside others."""
     pred, target = poses(10, joints)
     mask = weights(10, joints) if masked else None
@@ -84,12 +84,12 @@ def test_a_chunk_knows_nothing_of_its_neighbours(joints, masked, monkeypatch, wa
     pred[3], target[4] = pred[3] * 1e30, target[4] * 1e-30
     pred[5] = 7.0
     whole = metrics.pa_mpjpe(pred, target, mask=mask, reduction="none")
-    walked.clear()
+    in_place.clear()
     monkeypatch.setattr(
         _procrustes_in_place, "_BYTES", 3 * (7 * joints + _procrustes_in_place._ROTATION) * target.element_size()
     )
     parts = metrics.pa_mpjpe(pred, target, mask=mask, reduction="none")
-    assert walked == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+    assert in_place == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
     alone = torch.stack(
         [
             metrics.pa_mpjpe(p, t, mask=None if mask is None else mask[i], reduction="none")
@@ -118,7 +118,7 @@ def test_what_is_read_is_left_alone_and_what_is_returned_is_kept(dtype):
     for mask in (None, weights(30).to(dtype)):
         before = [tensor.clone() for tensor in (pred, target, mask) if tensor is not None]
         first = metrics.pa_mpjpe(pred, target, mask=mask, reduction="none")
-        joints = procrustes.pa_mpjpe_joints("test", pred, target, mask, None).errors
+        joints = procrustes.aligned_distances("test", pred, target, mask, None).errors
         kept = first.clone(), joints.clone()
         metrics.pa_mpjpe(target, 2 * pred.flip(0), mask=mask)
         assert all(torch.equal(a, b) for a, b in zip(before, (pred, target, mask)))
@@ -145,17 +145,17 @@ def test_any_layout_of_the_input():
     assert metrics.pa_mpjpe(pred[0], target[0], mask=mask[0]).shape == ()
 
 
-def test_a_gradient_for_the_weights_and_one_forward_go_the_long_road(walked):
+def test_a_gradient_for_the_weights_and_one_forward_are_differentiable(in_place):
     pred, target = poses(4, dtype=torch.float64)
     mask = torch.ones(4, 17, dtype=torch.float64, requires_grad=True)
     assert metrics.pa_mpjpe(pred, target, mask=mask).requires_grad
     with torch.no_grad():
         metrics.pa_mpjpe(pred, target, mask=mask)
-    assert len(walked) == 1
+    assert len(in_place) == 1
 
 
 @pytest.mark.parametrize("family", pose_families.FAMILIES)
-def test_both_roads_on_hard_poses(family):
+def test_both_forms_on_hard_poses(family):
     """Each is held to its condition against the definition in `test_pose_accuracy`; here, both finite or neither."""
     for pred, target, mask in pose_families.items(family, torch.float32, count=2):
         short = metrics.pa_mpjpe(pred, target, mask=mask)

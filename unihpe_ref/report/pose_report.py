@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +12,21 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from multicontrast._checks import check_choice, describe, three_beats
-from multicontrast.metrics import _tables, human36m
-from multicontrast.metrics._inputs import Root
-from multicontrast.metrics._pose_metric import PoseMetric, Summary, Tally, warn_of_units
-from multicontrast.metrics._report_numbers import MetricResult, ReportNumbers
-from multicontrast.metrics._report_states import Curve, ExampleStore
+from multicontrast._checks import (
+    check_choice,
+    check_count,
+    check_counts,
+    check_floating,
+    check_number,
+    check_texts,
+    describe,
+    three_beats,
+)
+from multicontrast.metrics import AUC3D, MPJPE, NMPJPE, PAMPJPE, PCK3D, PoseMetric, Summary
 from multicontrast.metrics.keypoints import AUC3D_THRESHOLDS
-from multicontrast.metrics.pose_classes import AUC3D, MPJPE, NMPJPE, PAMPJPE, PCK3D
+from unihpe_ref.report import human36m, tables
+from unihpe_ref.report.numbers import MetricResult, ReportNumbers
+from unihpe_ref.report.states import Curve, ExampleStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,15 +42,15 @@ class PoseResult(ReportNumbers):
 
     def to_markdown(self, digits: int = 1) -> str:
         """The metrics by action, by subject and by joint, as Markdown tables."""
-        return _tables.markdown(self, digits)
+        return tables.markdown(self, check_count("to_markdown", "digits", digits, most=15))
 
     def to_latex(self, digits: int = 1) -> str:
         r"""The metrics by action as a ``tabular`` for the ``booktabs`` package, columns as papers order them."""
-        return _tables.latex(self, digits)
+        return tables.latex(self, check_count("to_latex", "digits", digits, most=15))
 
     def to_csv(self) -> str:
         """Every number on a line of its own: ``metric,unit,section,name,value,items``, with all its digits."""
-        return _tables.csv(self)
+        return tables.csv(self)
 
     def plot(self, metric: str | None = None, *, up: str = "-y") -> Figure:
         """Bars of the error per joint, the PCK curve with its area, and the best, median and worst pose.
@@ -49,11 +58,11 @@ class PoseResult(ReportNumbers):
         Args:
             metric: whose errors per joint; by default the first.
             up: which axis of the data points up: ``"-y"`` (cameras, images), ``"y"`` or ``"z"`` (worlds). Poses are
-                seen from where they are widest.
+                drawn from where they are widest.
 
         Returns: a matplotlib figure; ``figure.savefig("report.png")``. Needs ``multicontrast[plot]``.
         """
-        from multicontrast.metrics._figures import report_figure
+        from unihpe_ref.report.figures import report_figure
 
         return report_figure(self, metric, up)
 
@@ -63,7 +72,7 @@ class PoseReport(nn.Module):
 
     Args:
         actions: names in the order of the columns, Human3.6M's by default; None for no actions. Recordings' own names
-            are understood through `multicontrast.metrics.human36m.action_name`.
+            are understood through `unihpe_ref.report.human36m.action_name`.
         subjects: names, or None for no subjects.
         joint_names: one per joint; Human3.6M's where there are 17, otherwise numbers.
         parents: each joint's parent (-1: none), for the drawings; Human3.6M's where there are 17 joints.
@@ -92,7 +101,7 @@ class PoseReport(nn.Module):
         subjects: Sequence[str] | None = None,
         joint_names: Sequence[str] | None = None,
         parents: Sequence[int] | None = None,
-        root: Root = 0,
+        root: int | Sequence[int] | None = 0,
         unit: str = "mm",
         unit_scale: float = 1.0,
         metrics: Mapping[str, Callable[..., PoseMetric]] | None = None,
@@ -100,27 +109,35 @@ class PoseReport(nn.Module):
         **accumulation: Any,
     ) -> None:
         super().__init__()
-        if not unit_scale > 0:
-            remedy = "Pass 1000 for poses in metres and a report in millimetres."
-            raise ValueError(three_beats("`PoseReport` needs a positive `unit_scale`", repr(unit_scale), remedy))
-        self.actions = None if actions is None else tuple(actions)
-        self.subjects = None if subjects is None else tuple(subjects)
-        self.joint_names = None if joint_names is None else tuple(joint_names)
-        self.parents = None if parents is None else tuple(parents)
+        remedy = "Pass 1000 for poses in metres and a report in millimetres."
+        unit_scale = check_number("PoseReport", "unit_scale", unit_scale, above=0, remedy=remedy)
+        check_texts("PoseReport", "unit", [unit])
+        check_count("PoseReport", "examples", examples, most=10**6)
+        self.actions, self.subjects, self.joint_names = (
+            None if names is None else tuple(check_texts("PoseReport", what, names))
+            for what, names in (("actions", actions), ("subjects", subjects), ("joint_names", joint_names))
+        )
+        self.parents = None if parents is None else tuple(check_counts("PoseReport", "parents", parents, -1))
         self.root, self.unit, self.unit_scale = root, unit, unit_scale
-        thresholds = tuple(limit / unit_scale for limit in AUC3D_THRESHOLDS)
+        self.thresholds = tuple(limit / unit_scale for limit in AUC3D_THRESHOLDS)
+        if metrics is not None and not (
+            isinstance(metrics, Mapping) and metrics and all(map(callable, metrics.values()))
+        ):
+            remedy = 'Pass a dict such as {"PA-MPJPE": PAMPJPE}.'
+            raise TypeError(three_beats("`PoseReport` needs `metrics` by name", describe(metrics), remedy))
         makers = metrics or {
             "MPJPE": partial(MPJPE, root=root),
             "PA-MPJPE": PAMPJPE,
             "N-MPJPE": partial(NMPJPE, root=root),
             "3DPCK": partial(PCK3D, threshold=150.0 / unit_scale, root=root),
-            "AUC": partial(AUC3D, thresholds=thresholds, root=root),
+            "AUC": partial(AUC3D, thresholds=self.thresholds, root=root),
         }
-        self._cells = [(action, subject) for action in self.actions or (None,) for subject in self.subjects or (None,)]
-        groups = [" / ".join(filter(None, cell)) or "all" for cell in self._cells]
+        self._groups = [(action, subject) for action in self.actions or (None,) for subject in self.subjects or (None,)]
+        groups = [" / ".join(filter(None, cell)) or "all" for cell in self._groups]
         self.metrics = nn.ModuleDict({name: make(groups=groups, **accumulation) for name, make in makers.items()})
-        self.curve = Curve(thresholds, root, **accumulation)
-        self.examples = ExampleStore(examples, root, **accumulation) if examples else None
+        self.curve = Curve(thresholds=self.thresholds, root=root, **accumulation)
+        self.sync_on_compute = accumulation.get("sync_on_compute", True)
+        self.examples = ExampleStore(examples, root, accumulation.get("process_group")) if examples else None
 
     def update(
         self,
@@ -138,8 +155,9 @@ class PoseReport(nn.Module):
             pred, target: ``(N, J, 3)`` or ``(N, J, 2)``.
             action, subject: one for all, or one per pose; needed where the report has them.
             mask: ``(N, J)`` or ``(J,)``, bool or weights.
-            ids: ``(N,)`` integers or names: a pose whose id was seen before, on any rank, does not count again.
+            ids: ``(N,)`` integers or names: a pose whose id was taken in before, on any rank, does not count again.
         """
+        check_floating("PoseReport", "target", target)
         if target.dim() != 3:
             remedy = "Flatten clips: every pose is an item of its own."
             raise ValueError(
@@ -157,11 +175,13 @@ class PoseReport(nn.Module):
 
     def compute(self) -> PoseResult:
         """The results over all batches and all ranks; every rank must call it."""
-        summaries = {name: metric._summary(*metric._synced()) for name, metric in self._pose_metrics().items()}
-        curve = self.curve._summary(*self.curve._synced())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            summaries = {name: metric.report() for name, metric in self._pose_metrics().items()}
+            curve = self.curve.report()
+        _repeat(caught)
         joints = max((len(summary.per_joint) for summary in summaries.values()), default=0)
         some = next(iter(summaries.values()))
-        warn_of_units("PoseReport", some.tally, max(self.curve.thresholds))  # once, not for every metric
         human = joints == len(human36m.JOINTS)
         names = self.joint_names or (human36m.JOINTS if human else tuple(str(joint) for joint in range(joints)))
         if joints and len(names) != joints:
@@ -175,9 +195,11 @@ class PoseReport(nn.Module):
             items=sum(some.items.values()),
             hidden=some.hidden,
             invalid=some.invalid,
-            curve_thresholds=tuple(limit * self.unit_scale for limit in self.curve.thresholds),
-            curve=tuple(curve.per_joint.tolist()) or (float("nan"),) * len(self.curve.thresholds),
-            examples=None if self.examples is None else self.examples.chosen(self.unit_scale),
+            curve_thresholds=tuple(limit * self.unit_scale for limit in self.thresholds),
+            curve=tuple(curve.per_joint.tolist()) or (float("nan"),) * len(self.thresholds),
+            examples=None
+            if self.examples is None
+            else self.examples.chosen(self.unit_scale, over_ranks=self.sync_on_compute),
         )
 
     def reset(self) -> None:
@@ -187,6 +209,9 @@ class PoseReport(nn.Module):
 
     def merge(self, other: Self) -> None:
         """Takes in everything that another report, made with the same options, has taken in."""
+        if not isinstance(other, PoseReport) or len(self._parts()) != len(other._parts()):
+            remedy = "Merge reports that were made with the same options."
+            raise TypeError(three_beats("`PoseReport.merge` needs a report like this one", describe(other), remedy))
         for mine, theirs in zip(self._parts(), other._parts()):
             mine.merge(theirs)
 
@@ -213,15 +238,12 @@ class PoseReport(nn.Module):
         return [*self.metrics.values(), self.curve, *([] if self.examples is None else [self.examples])]
 
     def _result(self, metric: Any, summary: Summary) -> MetricResult:
-        factor, unit = {"length": (self.unit_scale, self.unit), "share": (100.0, "%")}.get(
-            metric.scales_with, (1.0, "")
-        )
-        tally = summary.tally
+        factor, unit = {"length": (self.unit_scale, self.unit), "share": (100.0, "%")}.get(metric.unit, (1.0, ""))
 
         def mean(side: int, name: str) -> tuple[float, int]:
-            rows = [index for index, cell in enumerate(self._cells) if cell[side] == name]
-            part = Tally(*(states[rows].sum(0, keepdim=True) for states in tally))
-            return factor * float(metric._values(part)[0]), int(part.items)
+            rows = [index for index, cell in enumerate(self._groups) if cell[side] == name]
+            value = metric.mean_of(summary.tally, [metric.groups[row] for row in rows])
+            return factor * float(value), int(summary.tally.items[rows].sum())
 
         actions = {name: mean(0, name) for name in self.actions or ()}
         subjects = {name: mean(1, name) for name in self.subjects or ()}
@@ -238,6 +260,19 @@ class PoseReport(nn.Module):
         )
 
 
+def _repeat(caught: Sequence[warnings.WarningMessage]) -> None:
+    """Warns once of what several metrics have warned of, at the first line outside this package."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("unihpe_ref."):
+        level, frame = level + 1, frame.f_back
+    texts = {}
+    for warning in caught:
+        text = str(warning.message)
+        texts.setdefault(text.split("`")[-1].split(";")[0] if text.startswith("`") else text, warning)
+    for warning in texts.values():
+        warnings.warn(str(warning.message), warning.category, stacklevel=level)
+
+
 def _places(what: str, given: str | Sequence[str] | None, names: tuple[str, ...] | None, rows: int) -> list[int]:
     """The place of each row's action or subject among the report's."""
     if names is None:
@@ -248,7 +283,7 @@ def _places(what: str, given: str | Sequence[str] | None, names: tuple[str, ...]
     if given is None:
         remedy = f"Pass `{what}=` with each update, or make the report with {what}s=None."
         raise ValueError(three_beats(f"`PoseReport` needs the {what} of each pose", "None", remedy))
-    listed = [given] * rows if isinstance(given, str) else list(given)
+    listed = [given] * rows if isinstance(given, str) else check_texts("PoseReport", what, given)
     if len(listed) != rows:
         remedy = "Pass one for all poses, or one for each."
         raise ValueError(three_beats(f"`PoseReport` needs {rows} {what}s", f"{len(listed)}", remedy))

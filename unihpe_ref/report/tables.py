@@ -7,17 +7,16 @@ import io
 import math
 import re
 
-from multicontrast.metrics._report_numbers import MetricResult, ReportNumbers
-from multicontrast.metrics.human36m import SHORT_ACTIONS
+from unihpe_ref.report.human36m import SHORT_ACTIONS
+from unihpe_ref.report.numbers import MetricResult, ReportNumbers
 
 
 def markdown(result: ReportNumbers, digits: int) -> str:
     metrics = result.metrics
-    labels = [_plain(_label(name, metric)) for name, metric in metrics.items()]
+    labels = [_label(name, metric) for name, metric in metrics.items()]
     parts = []
     actions = list(next(iter(metrics.values())).per_action)
-    named = [_plain(SHORT_ACTIONS.get(action, action)) for action in actions]
-    head = ["metric", *named, "action_mean", "frame_mean"]
+    head = ["metric", *(SHORT_ACTIONS.get(action, action) for action in actions), "action_mean", "frame_mean"]
     rows = [
         [label, *_numbers([*metric.per_action.values(), metric.action_mean, metric.frame_mean], digits)]
         for label, metric in zip(labels, metrics.values())
@@ -29,14 +28,14 @@ def markdown(result: ReportNumbers, digits: int) -> str:
     subjects = list(next(iter(metrics.values())).per_subject)
     if subjects:
         body = [
-            [_plain(subject), *_numbers([metric.per_subject[subject] for metric in metrics.values()], digits)]
+            [subject, *_numbers([metric.per_subject[subject] for metric in metrics.values()], digits)]
             for subject in subjects
         ]
         parts.append(_markdown_table(["subject", *labels], body))
     jointed = [(label, metric) for label, metric in zip(labels, metrics.values()) if metric.per_joint]
     if jointed:
         body = [
-            [_plain(joint), *_numbers([metric.per_joint[index] for _, metric in jointed], digits)]
+            [joint, *_numbers([metric.per_joint[index] for _, metric in jointed], digits)]
             for index, joint in enumerate(result.joint_names)
         ]
         parts.append(_markdown_table(["joint", *(label for label, _ in jointed)], body))
@@ -72,7 +71,8 @@ def csv(result: ReportNumbers) -> str:
     for name, metric in result.metrics.items():
 
         def write(section: str, what: str, value: float, items: int | str = "") -> None:
-            writer.writerow([_cell(name), _cell(metric.unit), section, _cell(what), repr(value), items])  # noqa: B023
+            cells = map(_cell, (name, metric.unit, section, what))  # noqa: B023
+            writer.writerow([*cells, repr(value), items])
 
         write("mean", "frame_mean", metric.frame_mean, result.items)
         write("mean", "action_mean", metric.action_mean, result.items)
@@ -104,6 +104,7 @@ def _numbers(values: list[float], digits: int, missing: str = "–") -> list[str
 
 
 def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    head, *rows = ([_plain(cell) for cell in row] for row in (head, *rows))
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
 
     def line(cells: list[str]) -> str:
@@ -114,20 +115,23 @@ def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(head), rule, *(line(row) for row in rows)])
 
 
-_LATEX = {**{letter: f"\\{letter}" for letter in "%&_#${}"}, "\\": r"\textbackslash{}"}
-_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = {
+    **{character: f"\\{character}" for character in "%&_#${}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+}  # fmt: skip
 
 
 def _escape(text: str) -> str:
-    """Text of others in LaTeX, on one line."""
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    """A name in LaTeX: no character of it is a command, and it stays on its line."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def _plain(text: str) -> str:
-    """Text of others in Markdown, on one line: nothing of it is a link, a tag, or an end of the cell."""
-    return re.sub(r"[\\`*\[\]<>|~$&!]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
+    """A name in a cell of Markdown: neither HTML nor markup, and on one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # an underscore inside a word is none
 
 
 def _cell(text: str) -> str:
-    """Text of others in CSV: a spreadsheet takes what begins in these ways for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """A name in a cell of CSV: a spreadsheet takes none for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

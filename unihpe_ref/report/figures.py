@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multicontrast._checks import check_choice
-from multicontrast.metrics._report_numbers import ReportNumbers
-from multicontrast.metrics._report_states import Examples
+from unihpe_ref.report.numbers import Examples, ReportNumbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,8 +102,8 @@ def _project(target: np.ndarray, pred: np.ndarray, up: str) -> tuple[np.ndarray,
         flip = np.array([1.0, -1.0 if up == "-y" else 1.0])
         return target * flip, pred * flip
     level = [other for other in range(3) if other != axis]
-    seen = target[np.isfinite(target).all(-1)][:, level]
-    across = np.linalg.svd(seen - seen.mean(0), full_matrices=False)[2][0]
+    shown = target[np.isfinite(target).all(-1)][:, level]
+    across = np.linalg.svd(shown - shown.mean(0), full_matrices=False)[2][0]
     across = across if across[0] >= 0 else -across
     flat = [np.stack((pose[:, level] @ across, sign * pose[:, axis]), -1) for pose in (target, pred)]
     return flat[0], flat[1]

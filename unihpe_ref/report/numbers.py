@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from multicontrast.metrics._report_states import Examples
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Poses to look at, roots laid together: the best, the median and the worst of what was taken in."""
+
+    names: tuple[str, ...]
+    errors: tuple[float, ...]
+    pred: np.ndarray  # (3, J, 3)
+    target: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from multicontrast import metrics
-from multicontrast.metrics import human36m
+from unihpe_ref.report import PoseReport, human36m
 
 MOCAP = Path(__file__).resolve().parents[2] / "../shared/data/cmu17_60hz.npz"
 
 
-def filled(examples: int = 8, **options) -> tuple[metrics.PoseReport, dict]:
+def filled(examples: int = 8, **options) -> tuple[PoseReport, dict]:
     generator = torch.Generator().manual_seed(0)
     target = 0.3 * torch.randn(50, 17, 3, generator=generator, dtype=torch.float64)
     noise = 0.1 * torch.rand(50, 1, 1, generator=generator, dtype=torch.float64)
@@ -29,7 +29,7 @@ def filled(examples: int = 8, **options) -> tuple[metrics.PoseReport, dict]:
     mask[7] = False
     action = [("Walking", "Eating", "Eating", "Posing")[i % 4] for i in range(50)]
     subject = [("S9", "S11")[i % 2] for i in range(50)]
-    report = metrics.PoseReport(subjects=["S9", "S11"], unit_scale=1000.0, examples=examples, **options)
+    report = PoseReport(subjects=["S9", "S11"], unit_scale=1000.0, examples=examples, **options)
     for start in range(0, 50, 17):
         rows = slice(start, start + 17)
         report.update(pred[rows], target[rows], action=action[rows], subject=subject[rows], mask=mask[rows])
@@ -109,7 +109,7 @@ def test_examples_are_the_best_the_worst_and_one_between():
             assert chosen.errors[1] == pytest.approx(np.nanmedian(each), rel=0.1)
         error = np.nanmean(np.linalg.norm(chosen.pred - chosen.target, axis=-1), -1)
         np.testing.assert_allclose(error, chosen.errors)
-        assert len(report.examples.metric_state["key"]) <= examples + 2
+        assert len(report.examples) <= examples + 2
     assert filled(examples=0)[0].compute().examples is None
 
 
@@ -143,7 +143,7 @@ def test_the_figure_shows_the_numbers():
 
 def test_a_pose_is_drawn_from_where_it_is_widest_and_never_mirrored():
     pytest.importorskip("matplotlib")
-    from multicontrast.metrics._figures import _project
+    from unihpe_ref.report.figures import _project
 
     flat = np.array([[0.0, 0, 0], [3, 0, 4], [0, 2, 0], [-3, 0, -4]])  # y is up; widest along (3, 4)
     target, moved = _project(flat, flat + np.array([0, 1, 0]), "y")
@@ -158,19 +158,19 @@ def test_a_pose_is_drawn_from_where_it_is_widest_and_never_mirrored():
 def test_poses_in_a_plane():
     generator = torch.Generator().manual_seed(0)
     target = 100 * torch.randn(6, 17, 2, generator=generator)
-    report = metrics.PoseReport(actions=None, root=None, unit="px")
+    report = PoseReport(actions=None, root=None, unit="px")
     report.update(target + 3.0, target)
     assert report.compute()["MPJPE"].frame_mean == pytest.approx(3 * 2**0.5, rel=1e-5)
     pytest.importorskip("matplotlib")
     assert len(report.plot().axes) == 5
-    empty = metrics.PoseReport(actions=None)
+    empty = PoseReport(actions=None)
     assert "nothing to show" in empty.plot().axes[0].get_title("left")
 
 
 def test_without_matplotlib_the_figure_says_what_to_install():
     code = (
         "import sys; sys.modules['matplotlib'] = None; sys.modules['matplotlib.figure'] = None\n"
-        "import torch; from multicontrast.metrics import PoseReport\n"
+        "import torch; from unihpe_ref.report import PoseReport\n"
         "report = PoseReport(actions=None); report.update(torch.rand(2, 17, 3), torch.rand(2, 17, 3))\n"
         "report.to_markdown()\n"
         "try: report.plot()\n"
@@ -196,7 +196,7 @@ def test_reports_merge_are_saved_and_forget():
     expected, ours = whole.compute(), parts[1].compute()
     assert ours["MPJPE"].action_mean == pytest.approx(expected["MPJPE"].action_mean)
     assert ours["PA-MPJPE"].per_joint == pytest.approx(expected["PA-MPJPE"].per_joint)
-    again = metrics.PoseReport(subjects=["S9", "S11"], unit_scale=1000.0, examples=8)
+    again = PoseReport(subjects=["S9", "S11"], unit_scale=1000.0, examples=8)
     again.load_state_dict(whole.state_dict())
     assert again.compute()["MPJPE"] == expected["MPJPE"] or np.isnan(expected["MPJPE"].per_action["Smoking"])
     assert again.to_markdown() == whole.to_markdown()
@@ -224,7 +224,7 @@ def test_samples_count_once():
 
 def test_other_metrics_other_skeletons_no_actions():
     target = 300 * torch.rand(6, 5, 3)
-    report = metrics.PoseReport(
+    report = PoseReport(
         actions=None,
         joint_names=["a", "b", "c", "d", "e"],
         parents=[-1, 0, 1, 2, 3],
@@ -257,14 +257,14 @@ def test_recordings_are_known_by_any_of_their_names():
     assert [human36m.action_name(name) for name in names] == expected
     with pytest.raises(ValueError, match="Its actions are Directions"):
         human36m.action_name("Swimming")
-    report = metrics.PoseReport()
+    report = PoseReport()
     report.update(300 * torch.rand(1, 17, 3), 300 * torch.rand(1, 17, 3), action="WalkingDog 1")
     assert report.compute()["MPJPE"].items["WalkDog"] == 1
 
 
 def test_a_mistaken_unit_is_noticed():
     target = 1000 * torch.rand(5, 17, 3)
-    report = metrics.PoseReport(actions=None)
+    report = PoseReport(actions=None)
     report.update(target / 1000, target)
     with pytest.warns(UserWarning, match="metres") as caught:
         report.compute()
@@ -280,21 +280,21 @@ def test_a_mistaken_unit_is_noticed():
         report.compute()
 
 
-def test_mistakes_are_answered_in_words():
+def test_mistakes_get_worded_errors():
     pose = 300 * torch.rand(2, 17, 3)
     with pytest.raises(ValueError, match="needs the action of each pose; got None"):
-        metrics.PoseReport().update(pose, pose)
+        PoseReport().update(pose, pose)
     with pytest.raises(ValueError, match="has no subjects"):
-        metrics.PoseReport(actions=None).update(pose, pose, subject="S9")
+        PoseReport(actions=None).update(pose, pose, subject="S9")
     with pytest.raises(ValueError, match="needs 2 actions; got 3"):
-        metrics.PoseReport().update(pose, pose, action=["Eating"] * 3)
+        PoseReport().update(pose, pose, action=["Eating"] * 3)
     with pytest.raises(ValueError, match="Did you mean 'jump'"):
-        metrics.PoseReport(actions=["jump", "run"]).update(pose, pose, action="jum")
+        PoseReport(actions=["jump", "run"]).update(pose, pose, action="jum")
     with pytest.raises(ValueError, match=r"shape \(N, J, 3\) or \(N, J, 2\)"):
-        metrics.PoseReport(actions=None).update(pose[None], pose[None])
-    with pytest.raises(ValueError, match="positive `unit_scale`"):
-        metrics.PoseReport(unit_scale=0)
-    report = metrics.PoseReport(actions=None, joint_names=["a"])
+        PoseReport(actions=None).update(pose[None], pose[None])
+    with pytest.raises(ValueError, match=r"`unit_scale`.* > 0; got 0"):
+        PoseReport(unit_scale=0)
+    report = PoseReport(actions=None, joint_names=["a"])
     report.update(pose, pose)
     with pytest.raises(ValueError, match="17 `joint_names`; got 1"):
         report.compute()
@@ -308,8 +308,36 @@ def test_real_motion():
     generator = torch.Generator().manual_seed(0)
     noise = 0.02 * torch.randn(target.shape, generator=generator)
     turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    report = metrics.PoseReport(actions=None, unit_scale=1000.0)
+    report = PoseReport(actions=None, unit_scale=1000.0)
     report.update(1.1 * (target + noise) @ turn.mT + 2.0, target)
     result = report.compute()
     assert 25 < result["PA-MPJPE"].frame_mean < 35  # 0.02 m in each of three axes is 32 mm, less what alignment takes
     assert result["MPJPE"].frame_mean > 100
+
+
+def test_names_never_become_markup():
+    names = ["=1+1", "<script>", "a|b", r"\input{x}", "50%_^~", "line\nbreak", "*bold*", "_it_"]
+    pose = 300 * torch.rand(len(names), 17, 3)
+    report = PoseReport(actions=names, joint_names=[names[i % 8] for i in range(17)], examples=0)
+    report.update(pose + 30, pose, action=names)
+    result = report.compute()
+    text = result.to_markdown()
+    assert (
+        "<script>" not in text
+        and "&lt;script>" in text
+        and r"a\|b" in text
+        and r"\*bold\*" in text
+        and r"\_it\_" in text
+    )
+    widths = {line.replace(r"\|", "").count("|") for line in text.split("\n\n")[0].splitlines()}
+    assert widths == {len(names) + 4}  # every row has every column
+    latex = result.to_latex()
+    assert (
+        r"\input" not in latex
+        and r"\textbackslash{}" in latex
+        and r"50\%\_\textasciicircum{}\textasciitilde{}" in latex
+    )
+    rows = list(csv.reader(io.StringIO(result.to_csv())))
+    assert all(len(row) == 6 for row in rows)
+    assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row)
+    assert ["MPJPE", "mm", "action", "'=1+1"] in [row[:4] for row in rows]
