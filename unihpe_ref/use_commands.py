@@ -15,17 +15,19 @@ from torch import Tensor
 
 from multicontrast._checks import three_beats
 from unihpe_ref.data import joint_box, normalise_image
+from unihpe_ref.data.layouts import DETECTED
 from unihpe_ref.data.pictures import decode
 from unihpe_ref.doctor import examine
 from unihpe_ref.export import export_model
 from unihpe_ref.images import crop_image
-from unihpe_ref.keypoints import Keypoints, camera_matrix, read_keypoints
+from unihpe_ref.keypoints import MIN_CONFIDENCE, Keypoints, camera_matrix, read_keypoints
 from unihpe_ref.lifter import LiftedPoses, Lifter, camera_of, load_lifter, place
 from unihpe_ref.models import retrieve
 from unihpe_ref.poses import read_poses, save_poses
 from unihpe_ref.turntable import save_pose_view
 
 _VIEWS = (".gif", ".png", ".html")
+LayoutName = Literal[("auto", *DETECTED)]  # type: ignore[valid-type]
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -41,13 +43,13 @@ class Lift:
     """JSON of a detector, or a folder of OpenPose files"""
     out: tuple[Path, ...] = (Path("poses.json"), Path("poses.html"))
     """what to write: .json or .npz for the joints; .gif, .png or .html to look at"""
-    layout: Literal["auto", "coco17", "body25", "h36m17"] = "auto"
+    layout: LayoutName = "auto"
     """which joints the file holds; auto reads it from the file"""
     image_size: tuple[int, int] | None = None
     """width and height of the image, where the file does not say"""
     intrinsics: tuple[float, float, float, float] | None = None
     """fx fy cx cy in pixels, where the file does not say"""
-    min_confidence: float = 0.0
+    min_confidence: float = MIN_CONFIDENCE
     """joints at or below it are missing; poses with missing joints are left out"""
     joints_2d: Literal["detected", "annotated"] = "detected"
     """a detector's, off by a percent of the person's size or more; or exact ones, for which another lifter is better"""
@@ -150,7 +152,7 @@ class Retrieve:
     """where"""
     top: int = 5
     """how many for each query"""
-    layout: Literal["auto", "coco17", "body25", "h36m17"] = "auto"
+    layout: LayoutName = "auto"
     """which joints keypoint files hold; auto reads it from the file"""
     image_size: tuple[int, int] | None = None
     """width and height of the images, where keypoint files do not say"""

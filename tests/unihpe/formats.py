@@ -20,7 +20,7 @@ from unihpe_ref.data import Camera, Motion, fixed_cameras, generate_motion
 from unihpe_ref.data.layouts import LAYOUTS
 
 CAMERA_IDS = ("54138969", "55011271", "58860488", "60457274")
-H36M_32 = LAYOUTS["h36m_32"]
+H36M_32 = LAYOUTS["h36m32"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def spread(joints: np.ndarray, layout: str) -> np.ndarray:
     """The 17 joints in another order; joints that the 17 lack repeat the pelvis."""
     order = LAYOUTS[layout]
     result = np.repeat(joints[..., :1, :], order.num_joints, -2)
-    for target, source in sorted(enumerate(order.sources), key=lambda entry: -len(entry[1])):  # middles first
+    best = [alternatives[0][0] if alternatives else () for alternatives in order.sources]
+    for target, source in sorted(enumerate(best), key=lambda entry: -len(entry[1])):  # middles first
         for index in source:
             result[..., index, :] = joints[..., target, :]
     return result
@@ -95,7 +96,7 @@ def write_videopose3d(
     for subject, action, world in zip(motion.subject, motion.action, sequences(motion)):
         person = subjects[subject]
         stored, take = {"walk": ("WalkingDog 1", "WalkDog 1"), "sit": ("Sitting", "Sitting")}[action]
-        positions.setdefault(person, {})[stored] = spread(world, "h36m_32").astype(np.float32)
+        positions.setdefault(person, {})[stored] = spread(world, "h36m32").astype(np.float32)
         views = []
         for number, name in enumerate(CAMERA_IDS):
             joints, pixels = seen(world.astype(np.float32).astype(float), rig[number], distort=True)
@@ -231,10 +232,10 @@ def write_spin(path: Path, *, solid: bool = True) -> Truth:
         joints_of[key], pixels_of[key] = joints - joints[:, :1], pixels
         for frame in range(len(joints)):
             names.append(f"images/{person}_{take}.{CAMERA_IDS[3]}_{5 * frame + 1:06d}.jpg")
-        used = spread(np.ones((len(joints), 17, 1)), "spin_24")
+        used = spread(np.ones((len(joints), 17, 1)), "spin24")
         used[:, [13, 15, 19, 20, 21, 22, 23]] = 0  # joints of SPIN's 24 that Human3.6M lacks
-        parts.append(np.concatenate([spread(pixels, "spin_24"), used], -1))
-        solids.append(np.concatenate([spread(joints - joints[:, :1], "spin_24"), used], -1))
+        parts.append(np.concatenate([spread(pixels, "spin24"), used], -1))
+        solids.append(np.concatenate([spread(joints - joints[:, :1], "spin24"), used], -1))
     part = np.concatenate(parts)
     low, high = part[..., :2].min(1), part[..., :2].max(1)
     entries = {
@@ -272,8 +273,8 @@ def write_3dhp_train(folder: Path, *, calibration: bool = True) -> Truth:
         for video in range(14):
             camera = rig[video % 4]
             joints, pixels = seen(world, camera, distort=False)
-            cells_3d[video, 0] = spread(joints, "3dhp_28").reshape(len(world), 84) * 1000
-            cells_2d[video, 0] = spread(pixels, "3dhp_28").reshape(len(world), 56)
+            cells_3d[video, 0] = spread(joints, "3dhp28").reshape(len(world), 84) * 1000
+            cells_2d[video, 0] = spread(pixels, "3dhp28").reshape(len(world), 56)
             if video in (0, 1, 2, 4, 5, 6, 7, 8):
                 key = (f"S{number + 1} Seq1", str(video))
                 joints_of[key], pixels_of[key] = joints, pixels
@@ -304,9 +305,9 @@ def write_3dhp_test(folder: Path, universal: float = 0.92) -> Truth:
     valid = np.arange(len(world)) % 3 != 0
     activity = np.where(np.arange(len(world)) < len(world) // 2, 1, 5)
     with h5py.File(place / "annot_data.mat", "w") as file:
-        file["annot2"] = spread(pixels, "3dhp_17")[:, None]
-        file["annot3"] = spread(joints, "3dhp_17")[:, None] * 1000
-        file["univ_annot3"] = spread(joints, "3dhp_17")[:, None] * 1000 * universal
+        file["annot2"] = spread(pixels, "3dhp17")[:, None]
+        file["annot3"] = spread(joints, "3dhp17")[:, None] * 1000
+        file["univ_annot3"] = spread(joints, "3dhp17")[:, None] * 1000 * universal
         file["valid_frame"] = valid[:, None].astype(np.float64)
         file["activity_annotation"] = activity[:, None].astype(np.float64)
     joints_of, pixels_of = {}, {}
@@ -340,8 +341,8 @@ def write_3dpw(folder: Path, *, people: int = 1, protocol: int = 2) -> Truth:
         pixels = joints[..., :2] / joints[..., 2:] * [lens[0, 0], lens[1, 1]] + lens[:2, 2]
         name = "downtown_walk_00" + (f" person {person}" if people > 1 else "")
         joints_of[name, "moving"], pixels_of[name, "moving"] = joints[:-2], pixels[:-2]
-        positions.append(spread(points, "smpl_24").reshape(frames, 72))
-        marks = np.concatenate([spread(pixels, "openpose_18"), np.ones((frames, 18, 1))], -1)
+        positions.append(spread(points, "smpl24").reshape(frames, 72))
+        marks = np.concatenate([spread(pixels, "coco18"), np.ones((frames, 18, 1))], -1)
         marks[1] = 0  # nobody was detected there
         found.append(marks.transpose(0, 2, 1))
     held = {
@@ -542,7 +543,7 @@ def write_coco(folder: Path, *, pictures: bool = True) -> Truth:
     for number, marks in enumerate(pixels):
         name = f"{number + 1:012d}.jpg"
         images.append({"id": 10 + number, "file_name": name, "width": 500, "height": 500})
-        points = np.concatenate([spread(marks, "coco_17"), np.full((17, 1), 2)], 1)
+        points = np.concatenate([spread(marks, "coco17"), np.full((17, 1), 2)], 1)
         low, high = points[:, :2].min(0), points[:, :2].max(0)
         annotations.append(
             {

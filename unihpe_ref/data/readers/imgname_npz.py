@@ -107,10 +107,10 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
         needed = f"{file} needs 17 joints (mmpose) or 24 (SPIN)"
         raise ValueError(three_beats(needed, str(joints), "Convert the file."))
     absolute = joints == 17
-    order = LAYOUTS["h36m_17" if absolute else "spin_24"]
+    order = LAYOUTS["h36m17" if absolute else "spin24"]
     first = _3DHP_TRAIN.search(names[0]) or _3DHP_TEST.search(names[0]) if names else None
     if absolute and first is not None:  # mmpose's file of MPI-INF-3DHP is in that data set's order
-        order = LAYOUTS["3dhp_17"]
+        order = LAYOUTS["3dhp17"]
     if solid is None:
         builder.notes.append(f"{file.name} holds no 3D joints")
     found = h36m_cameras(file.parent)
@@ -131,11 +131,10 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
         frames, rows = np.array(members).T
         pixels = confidence = points = None
         if part is not None:
-            pixels = order.to_h36m(part[rows, :, :2].astype(np.float32))
-            confidence = order.confidence_to_h36m(part[rows, :, 2].astype(np.float32))
+            marks = part[rows].astype(np.float32)
+            pixels, confidence = order.to_h36m(marks[..., :2], marks[..., 2])
         if solid is not None:
-            points = order.to_h36m(solid[rows, :, :3].astype(np.float32))
-            points[order.confidence_to_h36m(solid[rows, :, 3]) <= 0] = np.nan
+            points, _ = order.to_h36m(solid[rows, :, :3].astype(np.float32), solid[rows, :, 3])
         lens = cameras.get((subject, camera))
         calibrated = lens is not None
         if lens is None and absolute and pixels is not None and points is not None:
