@@ -216,8 +216,8 @@ def _check_pixels(report: Report, sample: Recording) -> None:
         strange = strange[np.isfinite(strange)]
         if len(strange) >= 5 and np.median(strange) > STRANGE:
             report.problems.append(
-                "the 2D limbs do not have people's proportions: are the joints in the order that was read? Name them in "
-                "`categories`, or state the layout."
+                "the 2D limbs do not have people's proportions: are the joints in the order that was read? Name them "
+                "in `categories`, or state the layout."
             )
     if sample.detected_2d is not None and known.any():
         distance = np.linalg.norm(sample.detected_2d - pixels, axis=-1)

@@ -16,8 +16,11 @@ from multicontrast._checks import three_beats
 from .layouts import DETECTED, LAYOUTS, Array, Layout, layout_of_names, layouts_of
 
 _LIMBS = {
-    "thigh": ("hip", "knee"), "shin": ("knee", "ankle"), "upper arm": ("shoulder", "elbow"), "forearm": ("elbow", "wrist"),
-}  # fmt: skip
+    "thigh": ("hip", "knee"),
+    "shin": ("knee", "ankle"),
+    "upper arm": ("shoulder", "elbow"),
+    "forearm": ("elbow", "wrist"),
+}
 _MOST = 2.0  # of one ratio's logarithm: a limb that points at the camera has no length
 _MOST_POSES = 500
 _BETTER = 1.5  # so many times as plausible another order has to be,

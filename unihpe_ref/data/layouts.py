@@ -68,7 +68,7 @@ class Layout:
 
     @cached_property
     def sources(self) -> tuple[tuple[tuple[Array, Array], ...], ...]:
-        """For each of the 17 joints its alternatives that this layout has: indices and their weights, adding up to 1."""
+        """For each of the 17 joints its alternatives in this layout: indices and their weights, adding up to 1."""
         found = []
         for target in SKELETON.joint_names:
             rules = ({target: 1.0}, *_RULES.get(target, ()))
@@ -210,7 +210,7 @@ _SYNONYMS = {
 
 
 def joint_name(text: str) -> str:
-    """How this package spells a joint: "Left Shoulder", "left_shoulder", "LShoulder" and "shoulder_l" are "lshoulder"."""
+    """How this package spells a joint: "Left Shoulder", "left_shoulder" and "LShoulder" are "lshoulder"."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)]
     side = ""
     if words and words[0] in _SIDES:
