@@ -358,12 +358,57 @@ def write_3dpw(folder: Path, *, people: int = 1, protocol: int = 2) -> Truth:
     return Truth(joints_of, pixels_of)
 
 
+# The joints of a take in the names of exports that are about; the right side follows from the left.
+RIGS = {
+    rig: names.split()
+    for rig, names in {
+        "": "Hips LowerBack Spine1 Neck1 Head LeftUpLeg LeftLeg LeftFoot LeftShoulder LeftArm LeftForeArm LeftHand",
+        "mixamo": "mixamorig:Hips mixamorig:Spine mixamorig:Spine1 mixamorig:Neck mixamorig:Head mixamorig:LeftUpLeg "
+        "mixamorig:LeftLeg mixamorig:LeftFoot mixamorig:LeftShoulder mixamorig:LeftArm mixamorig:LeftForeArm "
+        "mixamorig:LeftHand",
+        "daz": "hip abdomen chest neck head lThigh lShin lFoot lCollar lShldr lForeArm lHand",
+        "daz, genesis": "hip abdomenLower chestLower neckUpper head lThighBend lShin lFoot lCollar lShldrBend "
+        "lForearmBend lHand",
+        "makehuman": "root spine05 spine03 neck01 head upperleg01.L lowerleg01.L foot.L clavicle.L upperarm01.L "
+        "lowerarm01.L wrist.L",
+        "deepmotion": "hips_JNT spine_JNT spine1_JNT neck_JNT head_JNT l_upleg_JNT l_leg_JNT l_foot_JNT l_shoulder_JNT "
+        "l_arm_JNT l_forearm_JNT l_hand_JNT",
+        "unreal": "pelvis spine_01 spine_02 neck_01 head thigh_l calf_l foot_l clavicle_l upperarm_l lowerarm_l hand_l",
+        "biped": "Bip01_Pelvis Bip01_Spine Bip01_Spine1 Bip01_Neck Bip01_Head Bip01_L_Thigh Bip01_L_Calf Bip01_L_Foot "
+        "Bip01_L_Clavicle Bip01_L_UpperArm Bip01_L_Forearm Bip01_L_Hand",
+        "small": "hips spine chest neck head lhip lknee lankle lcollar lshoulder lelbow lwrist",
+        "capitals": "HIPS SPINE SPINE1 NECK HEAD LEFTUPLEG LEFTLEG LEFTFOOT LEFTSHOULDER LEFTARM LEFTFOREARM LEFTHAND",
+    }.items()
+}
+
+
+def _other_side(name: str) -> str:
+    for left, right in (("Left", "Right"), ("LEFT", "RIGHT"), (".L", ".R"), ("_L_", "_R_")):
+        if left in name:
+            return name.replace(left, right)
+    if name.endswith("_l"):
+        return name[:-1] + "r"
+    return "r" + name.removeprefix("l")
+
+
 # --- motion capture -------------------------------------------------------------------------------------------
 
 
-def write_bvh(path: Path, *, unit: float = 0.01, prefix: str = "", frames: int = 12) -> np.ndarray:
+def write_bvh(
+    path: Path, *, unit: float = 0.01, prefix: str = "", frames: int = 12, rig: str = "", top: float = 12.0
+) -> np.ndarray:
     """A take in centimetres, y up, all rotations as angles; returns the 17 joints in metres, z up, as composed here
-    by products of homogeneous matrices."""
+    by products of homogeneous matrices.
+
+    ``rig`` names its joints as one of ``RIGS`` does; ``top`` is the length of the end site above the head.
+    """
+    names = dict(zip(RIGS[""], RIGS[rig]))
+
+    def spelt(name: str) -> str:
+        if name.startswith("Right"):
+            return _other_side(names[name.replace("Right", "Left")])
+        return names[name]
+
     tree = {  # name: parent, offset in metres
         "Hips": (None, (0, 0.95, 0)), "LowerBack": ("Hips", (0, 0.2, 0)), "Spine1": ("LowerBack", (0, 0.25, 0)),
         "Neck1": ("Spine1", (0, 0.12, 0.02)), "Head": ("Neck1", (0, 0.1, 0)),
@@ -386,14 +431,16 @@ def write_bvh(path: Path, *, unit: float = 0.01, prefix: str = "", frames: int =
     def emit(name: str, depth: int) -> None:
         pad = "\t" * depth
         offset = " ".join(f"{value / unit:.6f}" for value in tree[name][1])
-        lines.extend([f"{pad}{'JOINT' if depth else 'ROOT'} {prefix}{name}", pad + "{", f"{pad}\tOFFSET {offset}"])
+        lines.extend(
+            [f"{pad}{'JOINT' if depth else 'ROOT'} {prefix}{spelt(name)}", pad + "{", f"{pad}\tOFFSET {offset}"]
+        )
         places = "" if depth else "Xposition Yposition Zposition "
         lines.append(f"{pad}\tCHANNELS {3 if depth else 6} {places}Zrotation Xrotation Yrotation")
         order.append(name)
         for child in children[name]:
             emit(child, depth + 1)
         if not children[name]:
-            end = "0.0 12.0 0.0" if name == "Head" else "0.0 0.0 0.0"
+            end = f"0.0 {top} 0.0" if name == "Head" else "0.0 0.0 0.0"
             lines.extend([f"{pad}\tEnd Site", pad + "\t{", f"{pad}\t\tOFFSET {end}", pad + "\t}"])
         lines.append(pad + "}")
 
@@ -425,7 +472,7 @@ def write_bvh(path: Path, *, unit: float = 0.01, prefix: str = "", frames: int =
             move[:3, 3] = np.array(offset) + (shift[frame] if parent is None else 0)
             world[name] = (np.eye(4) if parent is None else world[parent]) @ move @ turn(2, z) @ turn(0, x) @ turn(1, y)
         at = {name: matrix[:3, 3] for name, matrix in world.items()}
-        at["end"] = (world["Head"] @ np.array([0, 0.12 if unit == 0.01 else 12 * unit, 0, 1]))[:3]
+        at["end"] = (world["Head"] @ np.array([0, top * unit, 0, 1]))[:3]
         picked = {
             0: (at["LeftUpLeg"] + at["RightUpLeg"]) / 2, 7: at["LowerBack"], 8: (at["LeftArm"] + at["RightArm"]) / 2,
             9: at["Neck1"], 10: at["end"],

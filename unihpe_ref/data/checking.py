@@ -92,7 +92,7 @@ def check(data: Recording | Motion) -> Report:
 
 def check_motion(motion: Motion) -> Report:
     """Counts, limbs, handedness, the vertical, jumps and frozen frames of motion capture."""
-    report = Report("motion capture", "motion")
+    report = Report("motion capture", "motion", notes=list(motion.notes))
     report.facts = {
         "frames": f"{len(motion)} at {motion.fps:g} a second, {motion.seconds / 60:.1f} min",
         "sequences": f"{motion.num_sequences} of {_of(motion)}",
