@@ -208,7 +208,13 @@ def save_json(values: object, path: Path) -> None:
 
 
 def run(
-    config: RunConfig, folder: Path, console: Console, device: torch.device, *, resume: bool = False
+    config: RunConfig,
+    folder: Path,
+    console: Console,
+    device: torch.device,
+    *,
+    motion: Motion | Recording | None = None,
+    resume: bool = False,
 ) -> tuple[UniHPE, Evaluation, Motion | Recording] | None:
     """Trains, saves and evaluates; leaves everything that happened in ``folder``.
 
@@ -217,10 +223,11 @@ def run(
         folder: from :func:`prepare_folder`.
         console: for a person.
         device: where to train.
+        motion: what the configuration names, where it is open already.
         resume: goes on from the newest checkpoint in the folder, where there is one.
     Returns: what is there at the end; None in the processes that helped the first one to train.
     """
-    motion = open_motion(config)
+    motion = open_motion(config) if motion is None else motion
     start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
     processes.wait()  # all have looked
     if processes.rank() > 0:

@@ -357,7 +357,7 @@ def test_an_unknown_skeleton_is_named(tmp_path):
     formats.write_bvh(tmp_path / "a.bvh")
     file = tmp_path / "a.bvh"
     file.write_text(file.read_text().replace("LeftLeg", "Gauche"))
-    with pytest.raises(ValueError, match=r"needs joints for lknee.*Rename them"):
+    with pytest.raises(ValueError, match=r"needs joints for lknee.*--joints lknee=NAME"):
         read_data(file)
 
 

@@ -90,7 +90,7 @@ class Motion:
         if not kept:
             needed = f"`Motion.select` needs sequences of the split {split!r}"
             came = f"{self.num_sequences} sequences, all {self.split[0]!r}"
-            raise ValueError(three_beats(needed, came, f"Mark some sequences {split!r}."))
+            raise ValueError(three_beats(needed, came, f"Mark some {split!r}; of takes, one in five is held out."))
         number = torch.full((self.num_sequences,), -1)
         number[kept] = torch.arange(len(kept))
         frames = number[self.sequence] >= 0

@@ -65,8 +65,9 @@ def read(path: Path) -> Recording:
         )
     folder = _pictures_of(files[0])
     builder = RecordingBuilder(NAME, folder)
+    held: set[str] = set()
     for file in files:
-        _read_file(file, builder)
+        held |= _read_file(file, builder, held)
     return builder.build()
 
 
@@ -87,7 +88,8 @@ def _pictures_of(file: Path) -> Path:
     return next(iter([*there, *(place for place in places[::2] if place.is_dir())]), file.parent)
 
 
-def _read_file(file: Path, builder: RecordingBuilder) -> None:
+def _read_file(file: Path, builder: RecordingBuilder, before: set[str]) -> set[str]:
+    """Adds the samples whose pictures no file ``before`` had, and returns the names of these pictures."""
     arrays = read_npz(file, _KEYS)
     builder.sources.append(file)
     missing = {"imgname", "center", "scale"} - set(arrays)
@@ -96,7 +98,13 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
         raise ValueError(
             three_beats(needed, f"no {', '.join(sorted(missing))}", "Write it with mmpose's or SPIN's tools.")
         )
+    new = np.array([str(name) not in before for name in arrays["imgname"]], bool)
+    if not new.all():  # the same set at 10 and at 50 frames a second, or in two places
+        builder.notes.append(f"{int((~new).sum())} samples of {file} are left out: another file has their pictures")
+        arrays = {key: array[new] if len(array) == len(new) else array for key, array in arrays.items()}
     names = [str(name) for name in arrays["imgname"]]
+    if not names:
+        return set()
     part, solid = arrays.get("part"), arrays.get("S")
     joints = next((array.shape[1] for array in (part, solid) if array is not None and array.ndim == 3), 24)
     for name, array, width in (("part", part, 3), ("S", solid, 4)):
@@ -168,6 +176,7 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
             box=own_box if pixels is None or not np.isfinite(pixels).all() else None,
             pictures=[names[row] for row in rows],
         )
+    return set(names)
 
 
 def _twice(principal: Array) -> tuple[int, int]:
