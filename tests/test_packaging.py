@@ -66,6 +66,7 @@ def test_the_wheel_holds_the_lifter_with_its_card_and_stays_small(wheel: zipfile
     packed = {info.filename: info.file_size for info in wheel.infolist()}
     assets = (
         "LIFTER.md",
+        "poses2d.npz",
         "turntable.html",
         *(f"lifter{of}.{kind}" for of in ("", "-detected") for kind in ("json", "safetensors")),
     )

@@ -36,9 +36,9 @@ _ASSET = "poses2d.npz"
 def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
     """Fills joints that are missing.
 
-    On held-out takes, measured from the thorax after lifting, a portrait (head, shoulders and arms alone) gives its joints
-    with an error of 44 mm where the whole body gives 33, a picture without legs the others with 32 instead of 28. What
-    is filled in is a guess: knees and ankles are then 154 mm off in 3D, instead of 42.
+    On held-out takes, measured from the thorax after lifting, a portrait (head, shoulders and arms alone) gives its
+    joints with an error of 44 mm where the whole body gives 33, a picture without legs the others with 32 instead of
+    28. What is filled in is a guess: knees and ankles are then 154 mm off in 3D, instead of 42.
 
     Args:
         joints_px: ``(N, 17, 2)`` pixels, NaN where missing.

@@ -78,7 +78,7 @@ class Detector:
             person, *square = self._joints(picture, centre, rim)
             if not whole:  # a part of the picture may have shown a part of the person
                 person, *_ = self._joints(picture, *square)
-            if person.score >= least and all(_apart(person.joints, other.joints) for other in found):
+            if person.score >= least and all(_apart(person.joints, other.joints, whole) for other in found):
                 found.append(person)
         return found
 
@@ -227,7 +227,15 @@ def _iou(a: Array, b: Array) -> float:
     return shared / max(float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared), 1e-12)
 
 
-def _apart(joints: Array, other: Array) -> bool:
-    """Whether two sets of joints are of two people: two boxes of one person lead to one set."""
-    size = np.ptp(other[:, :2], axis=0).max()
-    return float(np.median(np.linalg.norm(joints[:, :2] - other[:, :2], axis=-1))) > 0.15 * size
+def _apart(joints: Array, other: Array, whole: bool) -> bool:
+    """Whether two sets of joints are of two people.
+
+    Two boxes of one person lead to one set of joints; in a part of a picture a leg or an arm can look like a person,
+    who then lies within the other one.
+    """
+    points, others = joints[:, :2], other[:, :2]
+    if whole:
+        size = np.ptp(others, axis=0).max()
+        return float(np.median(np.linalg.norm(points - others, axis=-1))) > 0.15 * size
+    low, high = others.min(0), others.max(0)
+    return float(((points >= low) & (points <= high)).all(1).mean()) < 0.5

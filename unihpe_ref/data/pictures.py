@@ -19,13 +19,17 @@ Array = NDArray[Any]
 SHARD = 2048  # pictures in each file of a pack
 
 
-def decode(content: bytes, name: object) -> Image.Image:
-    """RGB pixels of an encoded picture. Raises ``ValueError`` where it is damaged or too large to be a photograph."""
-    from PIL import Image, UnidentifiedImageError
+def decode(content: bytes, name: object, *, upright: bool = False) -> Image.Image:
+    """RGB pixels of an encoded picture, turned as its EXIF orientation says if ``upright``.
+
+    Data sets annotate the pixels as they are stored; a photograph is meant as cameras and viewers show it.
+    Raises ``ValueError`` where it is damaged or too large to be a photograph.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return picture.convert("RGB")
+            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         needed = f"`decode` needs a picture that can be read at {name}"
         raise ValueError(three_beats(needed, f"a damaged one ({error})", "Copy or download it again.")) from None
