@@ -358,7 +358,9 @@ def _doubts(
         turn = _better_turned(poses.joints_2d[worst], focal, principal, float(error[worst].median()), lifter)
         cause = f"the picture looks turned by {turn} degrees" if turn else "turned picture, steep camera, wrong joints?"
         share = f"{100 * float(error[bad].median()):.0f} % of the person"
-        words.append(f"WARNING: {len(bad)} poses are doubtful, they project {share} away from their joints: {cause}")
+        words.append(
+            f"WARNING: {len(bad)} of {len(poses)} poses are doubtful, they project {share} away from their joints: {cause}"
+        )
     if poses.assumed_focal:
         words.append("focal length taken for the image's diagonal: distances are a guess; `--intrinsics` is better")
     return words

@@ -424,6 +424,15 @@ def test_damaged_files_are_refused_in_words(tmp_path, content):
         read_data(file.parent)
 
 
+def test_two_files_of_the_same_pictures_count_once(tmp_path):
+    formats.write_spin(tmp_path / "h36m_train.npz")
+    once = read_data(tmp_path)
+    (tmp_path / "h36m_train_again.npz").write_bytes((tmp_path / "h36m_train.npz").read_bytes())
+    twice = read_data(tmp_path)
+    assert len(twice) == len(once)
+    assert any("another file has their pictures" in note for note in twice.notes)
+
+
 # --- layouts --------------------------------------------------------------------------------------------------
 
 
