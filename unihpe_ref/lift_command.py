@@ -21,7 +21,7 @@ from torch import Tensor
 from multicontrast._checks import three_beats
 from unihpe_ref.completion import LEAST, complete
 from unihpe_ref.data import PoseSource, generate_motion, look_at
-from unihpe_ref.data.layouts import DETECTED, LAYOUTS
+from unihpe_ref.data.layouts import DETECTED, LAYOUTS, Array
 from unihpe_ref.detector import Detected, Detector
 from unihpe_ref.frames import PICTURES, VIDEOS, Frame, read_picture, read_video, thumbnail
 from unihpe_ref.keypoints import MIN_CONFIDENCE, Keypoints, camera_matrix, read_keypoints
@@ -48,12 +48,14 @@ class Found:
         keypoints: the poses.
         fps: of a video. time: seconds of its frames, by number.
         pictures: small encoded pictures by name, and the size of the picture they show.
+        prefix: what comes before the number of a frame in its name.
     """
 
     keypoints: Keypoints
     fps: float = 30.0
     time: dict[int, float] = field(default_factory=dict)
     pictures: dict[str, tuple[bytes, int, int]] = field(default_factory=dict)
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,13 @@ def _of_video(path: Path, options: Options2D, detector: Detector, console: Conso
     people: list[tuple[str, int, tuple[int, int], Detected]] = []
     pictures: dict[str, tuple[bytes, int, int]] = {}
     times: dict[int, float] = {}
-    thorough, every = True, 1
+    thorough, every, prefix = True, 1, f"{path.name} #"
 
     def progress() -> Iterable[Frame]:
         return track(read_video(path), f"finding people in {path.name}", console=console, transient=True, total=None)
 
     for frame in progress():
-        name = f"{path.name} #{frame.number}"
+        name = f"{prefix}{frame.number}"
         times[frame.number] = frame.time
         look = thorough or frame.number % _THOROUGH == 0
         found = detector.find(frame.picture, thorough=look)
@@ -130,7 +132,7 @@ def _of_video(path: Path, options: Options2D, detector: Detector, console: Conso
             every *= 2
     seconds = max(times.values()) - min(times.values())
     fps = (len(times) - 1) / seconds if seconds > 0 else options.fps
-    return Found(_keypoints(people, options, video=True), fps, times, pictures)
+    return Found(_keypoints(people, options, video=True), fps, times, pictures, prefix)
 
 
 def _keypoints(
@@ -197,47 +199,43 @@ def followed(found: Found, smoothed: bool = True) -> tuple[Found, Tensor, list[s
     names = dict(zip(points.frame, points.image))
     if not smoothed or len(set(points.frame)) < 5:
         return replace(found, keypoints=replace(points, person=tuple(person.tolist()))), nothing, []
-    parts: list[tuple[Tensor, Tensor, Tensor, list[int], int, Tensor | None, Tensor | None]] = []
+    columns: dict[str, list[Array]] = {}
     swaps = 0
+    frame_of = np.array(points.frame)
     for number in np.unique(person):
         rows = np.flatnonzero(person == number)
-        rows = rows[np.argsort(np.array(points.frame)[rows], kind="stable")]
-        frames = np.array(points.frame)[rows]
-        rows, frames = rows[np.r_[True, np.diff(frames) > 0]], np.unique(frames)
-        track_px, filled, swapped = smooth(points.joints_px[rows].double().numpy(), frames.tolist(), found.fps)
+        frames, first = np.unique(frame_of[rows], return_index=True)
+        rows = rows[first]
+        steady, filled, swapped = smooth(points.joints_px[rows].double().numpy(), frames.tolist(), found.fps)
         swaps += swapped
-        confidence = torch.zeros(len(track_px), points.confidence.shape[1])
-        confidence[frames - frames[0]] = points.confidence[rows]
-        nearest = torch.from_numpy(rows[np.searchsorted(frames, np.arange(frames[0], frames[-1] + 1), "right") - 1])
-        some = np.isfinite(track_px).all(-1).any(1)
-        numbers = (frames[0] + np.flatnonzero(some)).tolist()
-        parts.append(
-            (
-                torch.from_numpy(track_px[some]).float(),
-                confidence[some],
-                torch.from_numpy(filled[some]),
-                numbers,
-                int(number),
-                None if points.image_size is None else points.image_size[nearest][some],
-                None if points.intrinsics is None else points.intrinsics[nearest][some],
-            )
-        )
-    order = np.argsort([frame for part in parts for frame in part[3]], kind="stable")
-    joints, confidence, filled = (torch.cat([part[k] for part in parts])[order] for k in range(3))  # type: ignore[misc]
-    frames_of = [frame for part in parts for frame in part[3]]
-    stem = points.image[0].rpartition("#")[0]
+        span = np.arange(frames[0], frames[-1] + 1)
+        confidence = np.zeros(steady.shape[:2], np.float32)
+        confidence[frames - frames[0]] = points.confidence[rows].numpy()
+        track_of = {
+            "joints": steady,
+            "confidence": confidence,
+            "filled": filled,
+            "frame": span,
+            "row": rows[np.searchsorted(frames, span, "right") - 1],  # the frame itself, or the last one before it
+            "person": np.full(len(span), number),
+        }
+        some = np.isfinite(steady).all(-1).any(1)
+        for name, values in track_of.items():
+            columns.setdefault(name, []).append(values[some])
+    order = np.argsort(np.concatenate(columns["frame"]), kind="stable")
+    held = {name: np.concatenate(values)[order] for name, values in columns.items()}
     merged = replace(
         points,
-        joints_px=joints,
-        confidence=confidence,
-        image=tuple(names.get(frames_of[k], f"{stem}#{frames_of[k]}" if stem else str(frames_of[k])) for k in order),
-        image_size=None if points.image_size is None else torch.cat([part[5] for part in parts])[order],  # type: ignore[misc]
-        intrinsics=None if points.intrinsics is None else torch.cat([part[6] for part in parts])[order],  # type: ignore[misc]
-        frame=tuple(frames_of[k] for k in order),
-        person=tuple(np.concatenate([[part[4]] * len(part[3]) for part in parts]).astype(int)[order].tolist()),
+        joints_px=torch.from_numpy(held["joints"]).float(),
+        confidence=torch.from_numpy(held["confidence"]),
+        image=tuple(names.get(frame, f"{found.prefix}{frame}") for frame in held["frame"].tolist()),
+        image_size=None if points.image_size is None else points.image_size[held["row"]],
+        intrinsics=None if points.intrinsics is None else points.intrinsics[held["row"]],
+        frame=tuple(held["frame"].tolist()),
+        person=tuple(held["person"].tolist()),
     )
     words = [f"left and right were swapped back in {swaps} frames"] if swaps else []
-    return replace(found, keypoints=merged), filled, words
+    return replace(found, keypoints=merged), torch.from_numpy(held["filled"]), words
 
 
 def lift_found(
@@ -358,9 +356,8 @@ def _doubts(
         turn = _better_turned(poses.joints_2d[worst], focal, principal, float(error[worst].median()), lifter)
         cause = f"the picture looks turned by {turn} degrees" if turn else "turned picture, steep camera, wrong joints?"
         share = f"{100 * float(error[bad].median()):.0f} % of the person"
-        words.append(
-            f"WARNING: {len(bad)} of {len(poses)} poses are doubtful, they project {share} away from their joints: {cause}"
-        )
+        doubtful = f"WARNING: {len(bad)} of {len(poses)} poses are doubtful"
+        words.append(f"{doubtful}, they project {share} away from their joints: {cause}")
     if poses.assumed_focal:
         words.append("focal length taken for the image's diagonal: distances are a guess; `--intrinsics` is better")
     return words

@@ -51,7 +51,7 @@ _UNTOLD = re.compile(  # never one of the 17: not listed where a joint is not fo
     re.IGNORECASE,
 )
 # Human3.6M's proportions, in lengths of a leg: neck/nose and top of the head above the middle of the shoulders
-_NECK_HEIGHT, _TOP_HEIGHT, _LOW_TOP = 0.13, 0.26, 0.18
+_NECK_HEIGHT, _TOP_HEIGHT, _LOW_TOP = 0.13, 0.26, 0.22
 _SPINE_SHARE, _SPINE_OFF = 0.42, 0.2  # of the way from the hips to the shoulders, and how far off a joint may be
 _ALIEN = 5.0  # times the fastest other step: a first frame that belongs to another motion
 
