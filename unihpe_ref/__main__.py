@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_EXTRA.format(missing=error.name), file=sys.stderr)
         return 2
     try:
-        parse(arguments).execute(Console())
+        # Names of files and extras have brackets: they are no markup.
+        parse(arguments).execute(Console(markup=False, highlight=False))
     except SystemExit as stop:  # after a help text, or a message about options
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:

@@ -142,7 +142,7 @@ class Evaluate:
         evaluation = evaluate_model(model, config, motion, self.split)
         console.print(results_table(evaluation))
         for line in retrieval_lines(evaluation):
-            console.print(line, highlight=False)
+            console.print(line)
         if self.out is not None:
             source = open_source(motion, config, images=model.image_encoder is not None).split(self.split)
             save_json(evaluation.to_dict(), self.out / EVALUATION)
@@ -228,14 +228,14 @@ def _train(
     motion = None if config.motion is None else checked_data(config)
     if dry_run:
         console.print_json(data=config.to_dict())
-        console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
+        console.print(_describe_run(config, UniHPE(config.model, config.sampler), device))
         for line in (*_describe_deviations(config), "Memory, by stage:", *memory_lines(config)):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         return
     with joined(device) as own:
         if rank() == 0:
             prepare_folder(folder, overwrite=overwrite, resume=resume)
-            console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
+            console.print(_describe_run(config, UniHPE(config.model, config.sampler), device))
         done = run(config, folder, console, own, motion=motion, resume=resume)
     if done is None:
         return
@@ -243,7 +243,7 @@ def _train(
     source = open_source(motion, config, images=model.image_encoder is not None).split("test")
     save_pose_sheet(model, source, folder / POSES, seed=config.seed)
     console.print(results_table(evaluation))
-    console.print(f"Done in {clock(time.monotonic() - started)}.", highlight=False)
+    console.print(f"Done in {clock(time.monotonic() - started)}.")
     _say_where(console, folder, (POSES, EVALUATION, LOG, CONFIG, MODEL))
 
 
@@ -293,4 +293,4 @@ def _say_where(console: Console, folder: Path, names: tuple[str, ...]) -> None:
         POSES: "poses, truth and estimate",
     }
     for name in names:
-        console.print(f"  {folder / name}  ({words[name]})", highlight=False, soft_wrap=True)
+        console.print(f"  {folder / name}  ({words[name]})", soft_wrap=True)

@@ -61,7 +61,7 @@ class Prepare:
 
     def execute(self, console: Console) -> None:
         def say(words: str) -> None:
-            console.print(f"  {words}", highlight=False, soft_wrap=True)
+            console.print(f"  {words}", soft_wrap=True)
 
         data = prepare(
             self.source,
@@ -99,19 +99,19 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 def show(report: Report, console: Console, path: Path) -> None:
     """Prints a report: facts, frames by subject and action, numbers, and what is wrong."""
-    console.print(f"{path}: {report.form}", highlight=False, soft_wrap=True)
+    console.print(f"{path}: {report.form}", soft_wrap=True)
     for name, value in report.facts.items():
-        console.print(f"  {name}: {value}", highlight=False, soft_wrap=True)
+        console.print(f"  {name}: {value}", soft_wrap=True)
     console.print(_counts(report))
     for name, value in report.measures.items():
-        console.print(f"  {name}: {_number(name, value)}", highlight=False, soft_wrap=True)
+        console.print(f"  {name}: {_number(name, value)}", soft_wrap=True)
     if report.limbs:
         lengths = ", ".join(f"{limb.name} {limb.millimetres:.0f} ({limb.spread:.1%})" for limb in report.limbs)
-        console.print(f"  limbs, mm (spread within a sequence): {lengths}", highlight=False, soft_wrap=True)
+        console.print(f"  limbs, mm (spread within a sequence): {lengths}", soft_wrap=True)
     for note in report.notes:
-        console.print(f"  note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"  note: {note}", soft_wrap=True)
     for problem in report.problems:
-        console.print(f"  WRONG: {problem}", highlight=False, soft_wrap=True)
+        console.print(f"  WRONG: {problem}", soft_wrap=True)
     wrong = len(report.problems)
     console.print(
         "Nothing is wrong." if not wrong else "One thing is wrong." if wrong == 1 else f"{wrong} things are wrong."

@@ -303,7 +303,7 @@ def _lifted(
     solid = torch.stack([one.joints_3d for one in several])
     mean = solid.mean(0)
     spread = (solid - mean).square().sum(-1).mean(0).sqrt()
-    if not bool((spread > 0).any()):
+    if not bool((spread > 1e-5).any()):  # more than rounding
         needed = "`--hypotheses` needs a lifter with a score-based decoder"
         raise ValueError(three_beats(needed, "one that gives a single pose", "Give such a `--checkpoint`."))
     roots = torch.stack([one.root for one in several]).mean(0)
@@ -463,7 +463,7 @@ def write_poses(paths: tuple[Path, ...], poses: PoseSet, console: Console) -> No
             save_poses(path, poses)
         few = path.suffix.lower() == ".png" and len(poses) > MOST_ROWS
         shown = f"  ({MOST_ROWS} of {len(poses)} poses, evenly chosen)" if few else ""
-        console.print(f"  {path}{shown}", highlight=False, soft_wrap=True)
+        console.print(f"  {path}{shown}", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -533,8 +533,8 @@ class Lift:
         poses = joined(parts)
         people = len(set(poses.person)) if poses.person is not None else 0
         of = f" of {people} {'person' if people == 1 else 'people'} in {len(set(poses.image))} frames" if people else ""
-        console.print(f"{len(poses)} poses{of} lifted; metres from the pelvis in camera axes.", highlight=False)
+        console.print(f"{len(poses)} poses{of} lifted; metres from the pelvis in camera axes.")
         off = float(poses.lifted.reprojection_px.median())
         for sentence in (*dict.fromkeys(words), f"joints project within {off:.1f} px of the given ones (median)"):
-            console.print(f"  {sentence}", highlight=False, soft_wrap=True)
+            console.print(f"  {sentence}", soft_wrap=True)
         write_poses(self.out, poses, console)

@@ -69,7 +69,7 @@ class Estimate:
             assumed_focal=matrix is None,
             pictures={self.image.name: (thumbnail(picture, 800), *picture.size)},
         )
-        console.print("One pose estimated; metres from the pelvis in camera axes.", highlight=False)
+        console.print("One pose estimated; metres from the pelvis in camera axes.")
         write_poses(self.out, poses, console)
 
 
@@ -118,7 +118,7 @@ class Retrieve:
                 top.append({"query": name, "matches": best})
             held = {"query": kinds[0], "gallery": kinds[1], "top": top}
             write_whole(self.out, (json.dumps(held, indent=1) + "\n").encode())
-            console.print(f"  {self.out}", highlight=False, soft_wrap=True)
+            console.print(f"  {self.out}", soft_wrap=True)
 
     def _embed(self, lifter: Lifter, path: Path) -> tuple[str, list[str], Tensor]:
         """Modality, names, and embeddings ``(N, D)`` of a file or a folder."""
@@ -160,11 +160,13 @@ class Export:
     def execute(self, console: Console) -> None:
         lifter = load_lifter(self.checkpoint)
         report = export_model(lifter, self.part, self.out)
-        console.print(f"{self.out}: {report.format}, {self.part}, {report.bytes / 1e6:.1f} MB", highlight=False)
+        console.print(f"{self.out}: {report.format}, {self.part}, {report.bytes / 1e6:.1f} MB")
         for name, shape in (*report.inputs.items(), *report.outputs.items()):
-            console.print(f"  {name} {shape}", highlight=False)
+            console.print(f"  {name} {shape}")
         console.print(
-            f"  largest difference from PyTorch {report.difference:.1e} ({report.checked_by})", highlight=False
+            f"  largest difference from PyTorch {report.difference:.1e} ({report.checked_by})",
+            highlight=False,
+            markup=False,
         )
 
 
@@ -183,7 +185,7 @@ class Doctor:
         bad = [finding.name for finding in findings if finding.state == "bad"]
         if bad:
             raise SystemExit(1)
-        console.print("Nothing is wrong.", highlight=False)
+        console.print("Nothing is wrong.")
 
 
 def _images_in(path: Path) -> list[Path]:

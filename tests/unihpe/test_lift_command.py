@@ -151,6 +151,17 @@ def test_a_png_says_how_many_poses_it_shows(tmp_path, capsys):
     assert "8 of 90 poses" in capsys.readouterr().out
 
 
+def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys):
+    """They are no markup: `[detect]` was swallowed from the command to install it."""
+    folder = tmp_path / "a [red] b"
+    folder.mkdir()
+    assert main(["lift", "--example", "--out", str(folder / "p.json")]) == 0
+    assert "a [red] b" in capsys.readouterr().out.replace("\n", "")
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert "not installed" not in out or "multicontrast[" in out
+
+
 # --- what is doubted -------------------------------------------------------------------------------------------
 
 
@@ -202,6 +213,27 @@ def test_distances_without_intrinsics_are_called_a_guess(tmp_path, capsys):
         assert main(["lift", str(tmp_path / "k.json"), "--out", str(tmp_path / "p.json")]) == 0
         assert ("distances are a guess" in capsys.readouterr().out) is word
         assert json.loads((tmp_path / "p.json").read_text())["assumed_focal"] is word
+
+
+def test_hypotheses_come_with_their_spread(tmp_path, capsys):
+    from small import POSES_ONLY
+
+    from unihpe_ref.checkpoint import save_model
+    from unihpe_ref.models import UniHPE
+
+    torch.manual_seed(0)
+    config = POSES_ONLY.override(**{"model.decoder_width": 64})  # a score-based decoder
+    save_model(UniHPE(config.model, config.sampler).eval(), config, tmp_path / "model.safetensors")
+    held = {"layout": "h36m17", "image_size": [1000, 1000], "keypoints": people("h36m17", 2).tolist()}
+    (tmp_path / "k.json").write_text(json.dumps(held))
+    asked = ["lift", str(tmp_path / "k.json"), "--hypotheses", "3", "--out", str(tmp_path / "p.json")]
+    assert main([*asked, "--checkpoint", str(tmp_path / "model.safetensors")]) == 0
+    spread = np.array([pose["spread"] for pose in poses_of(tmp_path / "p.json")])
+    assert spread.shape == (2, 17)
+    assert (spread[:, 1:] > 0).all() and (spread[:, 0] == 0).all()  # the pelvis is the origin
+    capsys.readouterr()
+    assert main(asked) == 2
+    assert "needs a lifter with a score-based decoder" in capsys.readouterr().err
 
 
 def test_people_of_a_video_are_followed_one_by_one():
