@@ -100,10 +100,11 @@ def find_poses(kind: str, files: list[Path], options: Options2D, detector: Detec
     assert detector is not None
     if kind == "pictures":
         people, pictures = [], {}
+        twice = len({path.name for path in files}) < len(files)
         for path in track(files, "finding people", console=console, transient=True, disable=len(files) < 2):
-            picture = read_picture(path)
-            pictures[path.name] = (thumbnail(picture, 800), *picture.size)
-            people += [(path.name, 0, picture.size, person) for person in detector.find(picture)]
+            picture, name = read_picture(path), str(path) if twice else path.name
+            pictures[name] = (thumbnail(picture, 800), *picture.size)
+            people += [(name, 0, picture.size, person) for person in detector.find(picture)]
         return Found(_keypoints(people, options, video=False), pictures=pictures)
     return _of_video(files[0], options, detector, console)
 
@@ -409,15 +410,22 @@ def joined(parts: list[PoseSet]) -> PoseSet:
     """Poses of several sources as one set. No number is given to two people; pictures are frames 0 of their own."""
     if len(parts) == 1:
         return parts[0]
+    taken: set[str] = set()
+    for number, part in enumerate(parts):
+        if taken & set(part.image):  # two files of keypoints that count from 0
+            names = {name: f"{name} ({number + 1})" for name in (*part.image, *part.pictures)}
+            pictures = {names[name]: held for name, held in part.pictures.items()}
+            parts[number] = replace(part, image=[names[name] for name in part.image], pictures=pictures)
+        taken |= set(parts[number].image)
     if any(part.person is not None for part in parts):
-        numbered, taken = [], 0
+        numbered, people = [], 0
         for part in parts:
             count = len(part)
             person = list(range(count)) if part.person is None else list(part.person)
             frame = [0] * count if part.frame is None else part.frame
             time = [0.0] * count if part.time is None else part.time
-            numbered.append(replace(part, frame=frame, time=time, person=[taken + number for number in person]))
-            taken += max(person) + 1
+            numbered.append(replace(part, frame=frame, time=time, person=[people + number for number in person]))
+            people += max(person) + 1
         parts = numbered
 
     def cat(name: str) -> Tensor | None:

@@ -111,6 +111,15 @@ def test_pictures_a_video_and_folders_go_into_one_file(fake, tmp_path, monkeypat
     assert len(held["scenes"][0]["people"]) == 2
 
 
+def test_sources_that_count_from_0_are_kept_apart(tmp_path):
+    for k, name in enumerate("ab"):
+        held = {"layout": "h36m17", "image_size": [1000, 1000], "keypoints": people("h36m17", 2 + k).tolist()}
+        (tmp_path / f"{name}.json").write_text(json.dumps(held))
+    out = tmp_path / "p.json"
+    assert main(["lift", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--out", str(out)]) == 0
+    assert [pose["image"] for pose in poses_of(out)] == ["0", "1", "0 (2)", "1 (2)", "2 (2)"]
+
+
 def _orientation(value):
     exif = Image.Exif()
     exif[0x0112] = value
