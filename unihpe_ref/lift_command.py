@@ -22,6 +22,7 @@ from multicontrast._checks import three_beats
 from unihpe_ref.completion import LEAST, complete
 from unihpe_ref.data import PoseSource, generate_motion, look_at
 from unihpe_ref.data.layouts import DETECTED, LAYOUTS, Array
+from unihpe_ref.data.pictures import decode
 from unihpe_ref.detector import Detected, Detector
 from unihpe_ref.frames import PICTURES, VIDEOS, Frame, read_picture, read_video, thumbnail
 from unihpe_ref.keypoints import MIN_CONFIDENCE, Keypoints, camera_matrix, read_keypoints
@@ -96,7 +97,10 @@ def find_poses(kind: str, files: list[Path], options: Options2D, detector: Detec
     """2D poses of one source; :func:`sources_of` says what it is."""
     if kind == "keypoints":
         read = read_keypoints(files[0], layout=options.layout, min_confidence=options.min_confidence)
-        return Found(read, fps=options.fps)
+        pictures = _pictures_beside(files[0], read.image)
+        if read.image_size is None and set(read.image) <= set(pictures):
+            read = replace(read, image_size=torch.tensor([pictures[name][1:] for name in read.image]).float())
+        return Found(read, fps=options.fps, pictures=pictures)
     assert detector is not None
     if kind == "pictures":
         people, pictures = [], {}
@@ -107,6 +111,22 @@ def find_poses(kind: str, files: list[Path], options: Options2D, detector: Detec
             people += [(name, 0, picture.size, person) for person in detector.find(picture)]
         return Found(_keypoints(people, options, video=False), pictures=pictures)
     return _of_video(files[0], options, detector, console)
+
+
+def _pictures_beside(path: Path, names: Iterable[str]) -> dict[str, tuple[bytes, int, int]]:
+    """The pictures that a keypoint file names, where they lie in its folder or in one of the usual names below it."""
+    folder = path if path.is_dir() else path.parent
+    places = [place for place in (folder, folder / "images", folder.parent / "images") if place.is_dir()]
+    found = {}
+    for name in list(dict.fromkeys(names))[:_MOST_PICTURES]:
+        for file in (place / name for place in places):
+            inside = any(place.resolve() in file.resolve().parents for place in places)
+            if inside and file.suffix.lower() in PICTURES and file.is_file():
+                # data sets annotate the pixels as they are stored
+                picture = decode(file.read_bytes(), file)
+                found[name] = (thumbnail(picture, 800), *picture.size)
+                break
+    return found
 
 
 def _of_video(path: Path, options: Options2D, detector: Detector, console: Console) -> Found:
@@ -158,7 +178,7 @@ def _keypoints(
 
 
 def example() -> Found:
-    """Three seconds of somebody who walks and waves, as a detector would see them: 1 % of noise, a gap, a swap."""
+    """Three seconds of somebody who walks and waves, as a detector would see them: 1 % of noise, and a gap."""
     motion = generate_motion(3, actions=("walk", "wave"), num_subjects=2, num_test_subjects=1, seconds=3.0, fps=30.0)
     body = PoseSource(motion).motion
     joints = body.joints[body.sequence == 0][:90]

@@ -177,13 +177,17 @@ def _scenes(poses: PoseSet) -> dict[str, object]:
     numbers = list(poses.person) if poses.person is not None else [0] * len(poses)
     ground = _ground(poses, numbers)
     scenes: dict[str, dict[str, object]] = {}
+    shown: tuple[int, tuple[int, ...]] | None = None  # the last picture of a video: number of its scene, and size
     for k, name in enumerate(poses.image):
         if name not in scenes:
             held = poses.pictures.get(name)
             scenes[name] = {"title": name, "people": []}
             if poses.time is not None:
                 scenes[name]["time"] = round(float(poses.time[k]), 3)
+            if held is None and shown is not None and poses.frame is not None:  # a long video has not all of them
+                scenes[name] |= {"from": shown[0], "size": shown[1]}
             if held is not None:
+                shown = len(scenes) - 1, held[1:]
                 scenes[name] |= {"picture": base64.b64encode(held[0]).decode(), "size": held[1:]}
         person: dict[str, object] = {
             "joints": np.round(ground[k], 4).tolist(),

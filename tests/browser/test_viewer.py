@@ -69,6 +69,16 @@ def test_the_picture_lies_behind_the_joints_in_light_and_dark(browser: Page, tmp
     assert page.errors == []
 
 
+def test_a_long_video_keeps_the_last_picture_it_has(browser: Page, tmp_path: Path) -> None:
+    poses = pose_set(6)
+    for k in (1, 2, 4, 5):
+        del poses.pictures[f"clip.mp4 #{k}"]  # type: ignore[attr-defined]
+    page = opened(browser, tmp_path, poses)
+    for k in range(6):
+        page.run(f"viewer.show({k}); new Promise((done) => setTimeout(done, 100))")
+        assert colour(page, "input", 0.02, 0.02)[2] > 200, k
+
+
 def test_all_people_of_a_picture_stand_on_one_floor(browser: Page, tmp_path: Path) -> None:
     page = opened(browser, tmp_path, pose_set(1, 3, video=False))
     people = torch.tensor(page.run("viewer.scenes[0].people.map((p) => p.joints)"))

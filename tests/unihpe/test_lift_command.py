@@ -120,6 +120,18 @@ def test_sources_that_count_from_0_are_kept_apart(tmp_path):
     assert [pose["image"] for pose in poses_of(out)] == ["0", "1", "0 (2)", "1 (2)", "2 (2)"]
 
 
+def test_pictures_beside_a_keypoint_file_say_how_large_they_are(tmp_path):
+    pose = people("coco17", 1)
+    (tmp_path / "images").mkdir()
+    picture(tmp_path / "images" / "a.png", 1, (1000, 900))
+    picture(tmp_path.parent / "outside.png", 1, (1000, 900))
+    for name, status in (("a.png", 0), ("../../outside.png", 2), ("b.png", 2)):
+        held = [{"image_id": name, "category_id": 1, "keypoints": pose.flatten().tolist(), "score": 1.0}]
+        (tmp_path / "k.json").write_text(json.dumps(held))
+        assert main(["lift", str(tmp_path / "k.json"), "--out", str(tmp_path / "p.html")]) == status
+    assert '"size":[1000,900]' in (tmp_path / "p.html").read_text()
+
+
 def _orientation(value):
     exif = Image.Exif()
     exif[0x0112] = value
