@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multicontrast._checks import check_choice, three_beats
+from multicontrast._checks import three_beats
 
 from .skeleton import SKELETON
 
@@ -187,12 +187,6 @@ DETECTED = (
 
 LSP_14 = (3, 2, 1, 4, 5, 6, 16, 15, 14, 11, 12, 13, 8, 10)
 """The 14 joints of LSP, as indices into Human3.6M's 17: what SPIN, HMR and PARE evaluate."""
-
-
-def layout(name: str) -> Layout:
-    """A layout by name. Raises ``ValueError`` for an unknown one, with the nearest."""
-    check_choice("layout", "name", name, LAYOUTS)
-    return LAYOUTS[name]
 
 
 def layouts_of(count: object, names: Sequence[str] = tuple(LAYOUTS)) -> list[str]:

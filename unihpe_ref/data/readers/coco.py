@@ -24,8 +24,6 @@ from .common import Array, listed
 NAME = "coco"
 TITLE = "a folder of pictures with a COCO keypoint JSON"
 
-_HEAD = 4096  # characters in which the keys of COCO's JSON are looked for
-
 
 def find(path: Path) -> list[Path]:
     """Keypoint files at or below ``path``."""
