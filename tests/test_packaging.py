@@ -101,7 +101,7 @@ def test_the_core_depends_on_torch_and_numpy_only(metadata: Message) -> None:
 
 def test_extras_command_and_version(wheel: zipfile.ZipFile, metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        "unihpe", "plot", "triton", "tensorboard", "export", "test", "accelerate", "peers", "dev",
+        "unihpe", "detect", "plot", "triton", "tensorboard", "export", "test", "accelerate", "peers", "dev",
     }  # fmt: skip
     assert metadata["Version"] == multicontrast.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
