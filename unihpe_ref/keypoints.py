@@ -1,16 +1,17 @@
-"""2D poses as detectors write them: COCO, OpenPose and plain JSON, brought to the 17 joints of Human3.6M.
+"""2D poses as detectors write them, brought to the 17 joints of Human3.6M.
 
-Layouts: ``coco17``, ``body25`` (OpenPose) and ``h36m17``. COCO has no trunk and no top of the head: they are weighted
-means of its joints, with weights fitted on motion capture, where the spine is then off by 35 mm, the thorax by 16 mm
-and the head by 29 mm on average. A joint is missing where its confidence is 0, and so is whatever needs it.
+Read are COCO annotations and results, OpenPose, AlphaPose, mmpose's inferencer, and plain JSON. The layouts are those
+of :data:`unihpe_ref.data.layouts.DETECTED`. Names in a file decide what its joints are; where there are none their
+number does, and the proportions of the poses where several layouts have that number.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,28 @@ from torch import Tensor
 
 from multicontrast._checks import check_choice, check_floating, describe, three_beats
 from unihpe_ref.data import SKELETON
+from unihpe_ref.data.joint_order import decided_order, named_joints
+from unihpe_ref.data.layouts import DETECTED, LAYOUTS
 
-COCO17 = (
-    "nose", "leye", "reye", "lear", "rear", "lshoulder", "rshoulder", "lelbow", "relbow", "lwrist", "rwrist",
-    "lhip", "rhip", "lknee", "rknee", "lankle", "rankle",
-)  # fmt: skip
-BODY25 = (
-    "nose", "neck", "rshoulder", "relbow", "rwrist", "lshoulder", "lelbow", "lwrist", "midhip", "rhip", "rknee",
-    "rankle", "lhip", "lknee", "lankle", "reye", "leye", "rear", "lear", "lbigtoe", "lsmalltoe", "lheel", "rbigtoe",
-    "rsmalltoe", "rheel",
-)  # fmt: skip
-LAYOUTS: dict[str, tuple[str, ...]] = {"h36m17": SKELETON.joint_names, "coco17": COCO17, "body25": BODY25}
-
-_HIPS, _SHOULDERS = ("lhip", "rhip"), ("lshoulder", "rshoulder")
-_THORAX, _SPINE = 0.88, 0.42  # of the way from the middle of the hips to the middle of the shoulders
-_HEAD = 1.69  # top of the head, in units of the way from the middle of the shoulders to the ears
-_FACE = (("lear", "rear"), ("lear",), ("rear",), ("nose",))  # where the head is: the first of these that is seen
+MIN_CONFIDENCE = 0.3
+"""Below it a detector guesses; visibility flags of annotations (0, 1, 2) are far from it."""
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".heic")
 
 
 @dataclass(frozen=True)
 class Keypoints:
-    """2D poses of N people, in one image each.
+    """2D poses of N people.
 
     Attributes:
         joints_px: ``(N, 17, 2)`` float32, pixels of the full image; NaN where a joint is missing.
-        confidence: ``(N, 17)`` float32; 0 where a joint is missing, 1 where the file says nothing.
+        confidence: ``(N, 17)`` float32 in [0, 1]; 0 where a joint is missing, 1 where the file says nothing.
         image: N names or numbers of images.
         image_size: ``(N, 2)`` width and height, or None where the file does not say.
         intrinsics: ``(N, 3, 3)``, or None where the file does not say.
+        frame: N numbers of frames of one video, or None for pictures that do not belong together.
+        person: N numbers that a tracker gave to people, or None.
+        layout: what the joints of the file were.
+        notes: what is worth knowing about how the file was read, a sentence each.
     """
 
     joints_px: Tensor
@@ -55,6 +50,10 @@ class Keypoints:
     image: tuple[str, ...]
     image_size: Tensor | None = None
     intrinsics: Tensor | None = None
+    frame: tuple[int, ...] | None = None
+    person: tuple[int, ...] | None = None
+    layout: str = "h36m17"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """N."""
@@ -71,7 +70,7 @@ def to_h36m(keypoints: Tensor, layout: str) -> tuple[Tensor, Tensor]:
 
     Args:
         keypoints: ``(N, J, 2)`` pixels, or ``(N, J, 3)`` with a confidence, which is 0 for a missing joint.
-        layout: ``"coco17"``, ``"body25"`` or ``"h36m17"``.
+        layout: a name of :data:`unihpe_ref.data.layouts.LAYOUTS`.
     Returns: joints ``(N, 17, 2)``, NaN where missing, and confidence ``(N, 17)``, the least of the joints used.
     Raises: ValueError or TypeError for shapes and names that do not fit.
 
@@ -82,159 +81,230 @@ def to_h36m(keypoints: Tensor, layout: str) -> tuple[Tensor, Tensor]:
     """
     check_choice("to_h36m", "layout", layout, LAYOUTS)
     check_floating("to_h36m", "keypoints", keypoints)
-    names = LAYOUTS[layout]
-    if keypoints.ndim != 3 or keypoints.shape[1] != len(names) or keypoints.shape[2] not in (2, 3):
-        needed = f"`to_h36m` needs {layout} keypoints of shape (N, {len(names)}, 2 or 3)"
+    count = LAYOUTS[layout].num_joints
+    if keypoints.ndim != 3 or keypoints.shape[1] != count or keypoints.shape[2] not in (2, 3):
+        needed = f"`to_h36m` needs {layout} keypoints of shape (N, {count}, 2 or 3)"
         raise ValueError(three_beats(needed, describe(keypoints), "Check `layout`."))
-    given = keypoints[..., 2] if keypoints.shape[2] == 3 else torch.ones_like(keypoints[..., 0])
-    seen = keypoints[..., :2].isfinite().all(-1) & (given > 0)
-    confidence = torch.where(seen, given, torch.zeros_like(given))
-    points = torch.where(seen[..., None], keypoints[..., :2], torch.nan)
-    if layout == "h36m17":
-        return points, confidence
-    joint = {name: (points[:, k], confidence[:, k]) for k, name in enumerate(names)}
-    hips = joint["midhip"] if layout == "body25" else _middle(joint, _HIPS)
-    shoulders, face = _middle(joint, _SHOULDERS), _first_seen(joint)
-    joint["pelvis"] = hips
-    joint["spine"] = _between(hips, shoulders, _SPINE)
-    joint["thorax"] = _between(hips, shoulders, _THORAX)
-    joint["neck_nose"] = face
-    joint["head"] = _between(shoulders, face, _HEAD)
-    mapped = [joint[name] for name in SKELETON.joint_names]
-    return torch.stack([point for point, _ in mapped], 1), torch.stack([value for _, value in mapped], 1)
+    values = keypoints.detach().cpu().numpy()
+    joints, confidence = LAYOUTS[layout].to_h36m(values[..., :2], values[..., 2] if values.shape[2] == 3 else None)
+    return torch.from_numpy(joints), torch.from_numpy(confidence)
 
 
-_Joint = tuple[Tensor, Tensor]  # (N, 2) pixels, (N,) confidence
+def read_keypoints(path: Path | str, *, layout: str = "auto", min_confidence: float = MIN_CONFIDENCE) -> Keypoints:
+    """Reads a file of 2D poses, or a folder of files, one for each image, in the order of their names.
 
-
-def _middle(joint: Mapping[str, _Joint], names: Sequence[str]) -> _Joint:
-    points, confidence = zip(*(joint[name] for name in names))
-    return torch.stack(points).mean(0), torch.stack(confidence).amin(0)
-
-
-def _between(a: _Joint, b: _Joint, share: float) -> _Joint:
-    return torch.lerp(a[0], b[0], share), torch.minimum(a[1], b[1])
-
-
-def _first_seen(joint: Mapping[str, _Joint]) -> _Joint:
-    point, confidence = _middle(joint, _FACE[0])
-    for names in _FACE[1:]:
-        other_point, other = _middle(joint, names)
-        missing = confidence <= 0
-        point = torch.where(missing[:, None], other_point, point)
-        confidence = torch.where(missing, other, confidence)
-    return point, confidence
-
-
-def read_keypoints(path: Path | str, *, layout: str = "auto", min_confidence: float = 0.0) -> Keypoints:
-    """Reads a file of 2D poses, or a folder of OpenPose files, one for each image, in the order of their names.
-
-    Understood are COCO annotations (``{"images": ..., "annotations": ...}``), COCO results (a list of objects with
-    ``keypoints``), OpenPose's output (``{"people": ...}`` with BODY-25), and plain files::
+    Understood are COCO annotations (``{"images": ..., "annotations": ..., "categories": ...}``), COCO and AlphaPose
+    results (a list of objects with ``keypoints``), OpenPose's output (``{"people": ...}``), mmpose's (``instances``),
+    and plain files::
 
         {"layout": "h36m17", "image_size": [1000, 1002], "intrinsics": [[1145, 0, 512], [0, 1144, 515], [0, 0, 1]],
          "keypoints": [[[u, v], ...17 joints...], ...poses...]}
 
     Args:
         path: of the JSON, or the folder.
-        layout: what the joints are; ``"auto"`` reads it from the file, which a plain file has to state.
-        min_confidence: joints at or below it are missing.
-    Raises: OSError where nothing can be read; ValueError where it is not JSON, or none of the above.
+        layout: what the joints are; ``"auto"`` reads it from the file.
+        min_confidence: joints at or below it are missing, and so are joints at (0, 0).
+    Raises: OSError where nothing can be read; ValueError where it is not JSON, none of the above, or not in pixels.
     """
     if layout != "auto":
-        check_choice("read_keypoints", "layout", layout, LAYOUTS)
+        check_choice("read_keypoints", "layout", layout, DETECTED)
+    if not (math.isfinite(min_confidence) and 0 <= min_confidence < 1):
+        needed = "`min_confidence` needs to be at least 0 and less than 1"
+        raise ValueError(three_beats(needed, repr(min_confidence), f"{MIN_CONFIDENCE} drops a detector's guesses."))
     path = Path(path)
-    if path.is_dir():
-        files = sorted(path.glob("*.json"))
-        if not files:
-            needed = f"`read_keypoints` needs JSON files in {path}"
-            raise ValueError(three_beats(needed, "none", "Point to the folder that `--write_json` of OpenPose filled."))
-        people = [person for file in files for person in _people_of(_load(file), file, layout)]
-        where = path
-    else:
-        people, where = _people_of(_load(path), path, layout), path
+    people = list(_people_at(path))
     if not people:
-        needed = f"`read_keypoints` needs people in {where}"
+        needed = f"`read_keypoints` needs people with joints in {path}"
         raise ValueError(three_beats(needed, "none", "Run the detector again, or choose another file."))
-    return _gather(people, min_confidence)
+    groups: dict[tuple[int, tuple[str, ...] | str | None], list[int]] = {}
+    for number, person in enumerate(people):
+        groups.setdefault((len(person.joints), person.layout), []).append(number)
+    _check_pixels(people, path)
+    joints = np.full((len(people), SKELETON.num_joints, 2), np.nan)
+    confidence = np.zeros((len(people), SKELETON.num_joints))
+    notes: dict[str, None] = {}
+    used = ""
+    for (_, named), rows in groups.items():
+        values = np.stack([people[row].joints for row in rows])
+        values, some = _present(values, min_confidence)
+        order, words = decided_order(values[..., :2], named, asked=layout, path=path)
+        used = order.name
+        notes |= dict.fromkeys([*some, *words])
+        joints[rows], confidence[rows] = order.to_h36m(values[..., :2], values[..., 2])
+    frames, persons = [person.frame for person in people], [person.person for person in people]
+    sizes, matrices = [person.size for person in people], [person.intrinsics for person in people]
+    return Keypoints(
+        torch.from_numpy(joints).float(),
+        torch.from_numpy(confidence).float(),
+        tuple(person.image for person in people),
+        None if None in sizes else torch.tensor(sizes),
+        None if any(matrix is None for matrix in matrices) else torch.stack(matrices),  # type: ignore[arg-type]
+        None if None in frames else tuple(frames),  # type: ignore[arg-type]
+        None if None in persons else tuple(persons),  # type: ignore[arg-type]
+        used,
+        tuple(notes),
+    )
 
 
 @dataclass(frozen=True)
 class _Person:
-    joints: Tensor  # (17, 2)
-    confidence: Tensor  # (17,)
+    joints: np.ndarray  # (K, 3): pixels and confidence, as the file has them
+    layout: tuple[str, ...] | str | None  # names of the joints, name of a layout, or neither
     image: str
-    size: tuple[float, float] | None
-    intrinsics: Tensor | None
+    size: tuple[float, float] | None = None
+    intrinsics: Tensor | None = field(default=None, compare=False)
+    frame: int | None = None
+    person: int | None = None
+
+
+def _check_pixels(people: Sequence[_Person], path: Path) -> None:
+    """Refuses what no detector means: no confidence at all, and coordinates that are not pixels."""
+    known = [person.joints[person.joints[:, 2] > 0, :2] for person in people]
+    if not any(len(joints) for joints in known):
+        needed = f"`read_keypoints` needs joints with a confidence above 0 in {path}"
+        remedy = "Write the confidence, or leave the third number of each joint out."
+        raise ValueError(three_beats(needed, "a confidence of 0 for every joint", remedy))
+    most = max(float(np.nanmax(np.abs(joints))) for joints in known if len(joints))
+    if most <= 2:
+        needed = f"`read_keypoints` needs pixels in {path}"
+        remedy = "They are shares of the image: multiply u by its width and v by its height."
+        raise ValueError(three_beats(needed, f"no coordinate beyond {most:.3g}", remedy))
+
+
+def _present(values: np.ndarray, min_confidence: float) -> tuple[np.ndarray, list[str]]:
+    """Confidences in [0, 1], 0 for what is missing; and a sentence where joints lie at (0, 0)."""
+    values = values.copy()
+    confidence = values[..., 2]
+    origin = (values[..., :2] == 0).all(-1) & (confidence > 0)
+    confidence[origin | ~np.isfinite(values).all(-1) | (confidence <= min_confidence)] = 0
+    np.clip(confidence, 0, 1, out=confidence)  # COCO's flag 2; AlphaPose's scores above 1
+    values[confidence == 0, :2] = np.nan
+    words = f"{int(origin.sum())} joints at (0, 0) are taken as missing, whatever their confidence."
+    return values, [words] if origin.any() else []
+
+
+def _people_at(path: Path) -> Iterator[_Person]:
+    if not path.is_dir():
+        yield from _people_of(_load(path), path)
+        return
+    files = sorted(path.glob("*.json"))
+    if not files:
+        needed = f"`read_keypoints` needs JSON files in {path}"
+        raise ValueError(three_beats(needed, "none", "Point to the folder that the detector filled."))
+    for position, file in enumerate(files):
+        numbers = re.findall(r"\d+", file.stem)
+        for person in _people_of(_load(file), file):
+            frame = int(numbers[-1]) if numbers else position
+            yield replace(person, image=file.stem, frame=frame) if person.frame is None else person
 
 
 def _load(path: Path) -> Any:
     if not path.is_file():
         needed = f"`read_keypoints` needs a file or a folder at {path}"
         raise FileNotFoundError(three_beats(needed, "nothing there", "Check the path."))
+    if path.suffix.lower() in _IMAGES:
+        needed = f"`read_keypoints` needs JSON in {path}"
+        raise ValueError(three_beats(needed, "a picture", "Give pictures to `unihpe lift`, which finds the people."))
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         needed = f"`read_keypoints` needs JSON in {path}"
         raise ValueError(three_beats(needed, f"something else ({error})", "Write it again.")) from None
 
 
-def _people_of(content: Any, path: Path, layout: str) -> list[_Person]:
-    if isinstance(content, dict) and isinstance(content.get("people"), list):
-        return _openpose(content, path, layout)
-    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        return _coco(content["annotations"], content.get("images") or [], path, layout)
-    if isinstance(content, dict) and "keypoints" in content:
-        return _plain(content, path, layout)
+def _people_of(content: Any, path: Path) -> Iterator[_Person]:
+    if isinstance(content, dict):
+        if isinstance(content.get("people"), list):
+            return _openpose(content["people"], path, path.stem)
+        if isinstance(content.get("annotations"), list):
+            return _coco(content, path)
+        if isinstance(content.get("instance_info"), list):
+            return _mmpose(content["instance_info"], content.get("meta_info"), path)
+        if "keypoints" in content:
+            return _plain(content, path)
+        bodies = [_bodies(held) for held in content.values()]
+        if bodies and all(held is not None for held in bodies):  # AlphaPose's forms "cmu" and "open"
+            pairs = zip(content, bodies)
+            return (person for name, held in pairs for person in _openpose(held, path, str(name)))  # type: ignore[arg-type]
     if isinstance(content, list) and content and all(isinstance(item, dict) for item in content):
-        return _coco(content, [], path, layout)
-    needed = f"`read_keypoints` needs COCO, OpenPose or plain keypoints in {path}"
-    came = f"an object with {sorted(content)[:5]}" if isinstance(content, dict) else describe(content)
+        first = content[0]
+        if "instances" in first or "keypoint_scores" in first:
+            return _mmpose(content, None, path)
+        return _coco({"annotations": content}, path)
+    needed = f"`read_keypoints` needs keypoints of COCO, OpenPose, AlphaPose or mmpose, or plain ones, in {path}"
+    came = f"an object with {sorted(map(str, content))[:5]}" if isinstance(content, dict) else describe(content)
     remedy = 'Write {"layout": ..., "image_size": [width, height], "keypoints": [[[u, v], ...], ...]}.'
     raise ValueError(three_beats(needed, came, remedy))
 
 
-def _openpose(content: Mapping[str, Any], path: Path, layout: str) -> list[_Person]:
-    people = []
-    for person in content["people"]:
-        flat = person.get("pose_keypoints_2d") if isinstance(person, dict) else None
-        values = _numbers(flat, path)
-        if len(values) == 3 * 18 and layout == "auto":
-            needed = f"`read_keypoints` needs OpenPose's BODY-25 in {path}"
-            raise ValueError(three_beats(needed, "18 joints (the COCO model)", "Run it with `--model_pose BODY_25`."))
-        people.append(_person(values, 3, layout, "body25", path, image=path.stem))
-    return people
+def _bodies(held: Any) -> list[Any] | None:
+    found = held.get("people", held.get("bodies")) if isinstance(held, dict) else None
+    return found if isinstance(found, list) else None
 
 
-def _coco(annotations: Sequence[Any], images: Sequence[Mapping[str, Any]], path: Path, layout: str) -> list[_Person]:
-    known = {image["id"]: image for image in images if isinstance(image, dict) and "id" in image}
-    people = []
-    for annotation in annotations:
-        if not isinstance(annotation, dict) or "keypoints" not in annotation:
-            continue  # a person with a box alone
-        values = _numbers(annotation["keypoints"], path)
-        if not values.any() or annotation.get("num_keypoints") == 0:
+def _openpose(people: Sequence[Any], path: Path, image: str) -> Iterator[_Person]:
+    for person in people:
+        held = person if isinstance(person, dict) else {}
+        joints = _joints(held.get("pose_keypoints_2d", held.get("joints")), 3, path)
+        yield _Person(joints, None, image)
+
+
+def _coco(content: Mapping[str, Any], path: Path) -> Iterator[_Person]:
+    images = {image["id"]: image for image in content.get("images") or [] if isinstance(image, dict) and "id" in image}
+    names = named_joints(content.get("categories"))
+    people = [person for person in content["annotations"] if isinstance(person, dict) and "keypoints" in person]
+    # AlphaPose names the frames of a video 0.jpg, 1.jpg, ...
+    numbers = [re.fullmatch(r"(\d+)\.jpg", str(person.get("image_id"))) for person in people]
+    video = not images and all(numbers)
+    for number, person in zip(numbers, people):
+        joints = _joints(person["keypoints"], 3, path)
+        if not joints.any() or person.get("num_keypoints") == 0 or person.get("iscrowd"):
             continue  # COCO writes zeros for people without labels
-        image = known.get(annotation.get("image_id"), {})
-        size = (float(image["width"]), float(image["height"])) if {"width", "height"} <= set(image) else None
-        name = str(image.get("file_name", annotation.get("image_id", len(people))))
-        people.append(_person(values, 3, layout, "coco17", path, image=name, size=size))
-    return people
+        image = images.get(person.get("image_id"), {})
+        track = person.get("track_id", person.get("idx"))
+        yield _Person(
+            joints,
+            names.get(person.get("category_id")),
+            str(image.get("file_name", person.get("image_id", ""))),
+            size=(float(image["width"]), float(image["height"])) if {"width", "height"} <= set(image) else None,
+            frame=int(number[1]) if video and number else None,
+            person=int(track) if isinstance(track, (int, float)) else None,
+        )
 
 
-def _plain(content: Mapping[str, Any], path: Path, layout: str) -> list[_Person]:
-    stated = content.get("layout", "auto") if layout == "auto" else layout
-    if stated == "auto":
-        needed = f"`read_keypoints` needs a layout for {path}"
-        remedy = f'Add `"layout"` to the file, or `--layout`: one of {", ".join(LAYOUTS)}.'
-        raise ValueError(three_beats(needed, "joints without names", remedy))
-    check_choice("read_keypoints", "layout", stated, LAYOUTS)
+def _mmpose(items: Sequence[Any], meta: Any, path: Path) -> Iterator[_Person]:
+    """A list of people of one picture, or of frames with ``instances``; ``meta_info`` may name the joints."""
+    names: Any = meta.get("keypoint_id2name") if isinstance(meta, dict) else None
+    if isinstance(names, dict):
+        names = tuple(str(names[key]) for key in sorted(names, key=int))
+    for item in items:
+        frame = item.get("frame_id")
+        for person in item.get("instances", [item]):
+            points = _array(person.get("keypoints"), path).reshape(-1, 2)
+            scores = _array(person.get("keypoint_scores", np.ones(len(points))), path).reshape(-1)
+            if len(scores) != len(points):
+                needed = f"`read_keypoints` needs one of `keypoint_scores` for each joint in {path}"
+                raise ValueError(three_beats(needed, f"{len(scores)} for {len(points)}", "Write the file again."))
+            track = person.get("track_id")
+            yield _Person(
+                np.concatenate([points, scores[:, None]], 1),
+                names,
+                path.stem if frame is None else str(frame),
+                frame=None if frame is None else int(frame),
+                person=None if track is None else int(track),
+            )
+
+
+def _plain(content: Mapping[str, Any], path: Path) -> Iterator[_Person]:
+    stated = content.get("layout")
+    if stated is not None:
+        check_choice("read_keypoints", "layout", stated, DETECTED)
     poses = _array(content["keypoints"], path)
     if poses.ndim == 2:
         poses = poses[None]
-    if poses.ndim != 3 or poses.shape[1] != len(LAYOUTS[stated]) or poses.shape[2] not in (2, 3):
-        needed = f"`read_keypoints` needs {stated} keypoints of shape (N, {len(LAYOUTS[stated])}, 2 or 3) in {path}"
-        raise ValueError(three_beats(needed, f"shape {poses.shape}", "Check the layout."))
+    if poses.ndim != 3 or poses.shape[2] not in (2, 3):
+        needed = f"`read_keypoints` needs keypoints of shape (N, joints, 2 or 3) in {path}"
+        raise ValueError(three_beats(needed, f"shape {poses.shape}", "Check the lists."))
     size = content.get("image_size")
     if size is not None:
         size = _array(size, path)
@@ -248,10 +318,8 @@ def _plain(content: Mapping[str, Any], path: Path, layout: str) -> list[_Person]
     if len(names) != len(poses):
         needed = f"`read_keypoints` needs one of `images` for each pose in {path}"
         raise ValueError(three_beats(needed, f"{len(names)} for {len(poses)}", "Leave them out to number the poses."))
-    return [
-        _person(pose.reshape(-1), poses.shape[2], stated, stated, path, image=str(name), size=size, intrinsics=matrix)
-        for pose, name in zip(poses, names)
-    ]
+    for pose, name in zip(poses, names):
+        yield _Person(_joints(pose, poses.shape[2], path), stated, str(name), size, matrix)
 
 
 def camera_matrix(values: Any) -> Tensor:
@@ -273,30 +341,14 @@ def camera_matrix(values: Any) -> Tensor:
     return torch.from_numpy(array).float()
 
 
-def _person(
-    values: np.ndarray,
-    width: int,
-    layout: str,
-    default: str,
-    path: Path,
-    *,
-    image: str,
-    size: tuple[float, float] | None = None,
-    intrinsics: Tensor | None = None,
-) -> _Person:
-    name = default if layout == "auto" else layout
-    count = len(LAYOUTS[name])
-    if len(values) != width * count:
-        needed = f"`read_keypoints` needs {width * count} numbers ({name}) for each person in {path}"
-        raise ValueError(three_beats(needed, f"{len(values)}", "State another `layout`, or convert the file."))
-    pose = torch.from_numpy(values.reshape(1, count, width)).float()
-    joints, confidence = to_h36m(pose, name)
-    return _Person(joints[0], confidence[0], image, size, intrinsics)
-
-
-def _numbers(values: Any, path: Path) -> np.ndarray:
-    array = _array([] if values is None else values, path)
-    return array.reshape(-1)
+def _joints(values: Any, width: int, path: Path) -> np.ndarray:
+    """``(K, 3)`` of a flat or nested list with ``width`` numbers for each joint."""
+    array = _array([] if values is None else values, path).reshape(-1)
+    if not len(array) or len(array) % width:
+        needed = f"`read_keypoints` needs {width} numbers for each joint in {path}"
+        raise ValueError(three_beats(needed, f"{len(array)} for a person", "Write [u, v, confidence, ...]."))
+    array = array.reshape(-1, width)
+    return array if width == 3 else np.concatenate([array, np.ones((len(array), 1))], 1)
 
 
 def _array(values: Any, path: Path) -> np.ndarray:
@@ -306,21 +358,3 @@ def _array(values: Any, path: Path) -> np.ndarray:
         needed = f"`read_keypoints` needs lists of numbers, all of one length, in {path}"
         raise ValueError(three_beats(needed, repr(values)[:80], "Write [[u, v, confidence], ...].")) from None
     return array
-
-
-def _gather(people: Sequence[_Person], min_confidence: float) -> Keypoints:
-    if not (math.isfinite(min_confidence) and 0 <= min_confidence < 1):
-        needed = "`min_confidence` needs to be at least 0 and less than 1"
-        raise ValueError(three_beats(needed, repr(min_confidence), "0 takes every joint that the detector reports."))
-    confidence = torch.stack([person.confidence for person in people])
-    confidence = torch.where(confidence > min_confidence, confidence, 0.0)
-    joints = torch.where((confidence > 0)[..., None], torch.stack([person.joints for person in people]), torch.nan)
-    sizes = [person.size for person in people]
-    matrices = [person.intrinsics for person in people]
-    return Keypoints(
-        joints,
-        confidence,
-        tuple(person.image for person in people),
-        None if None in sizes else torch.tensor(sizes),
-        None if any(matrix is None for matrix in matrices) else torch.stack(matrices),  # type: ignore[arg-type]
-    )

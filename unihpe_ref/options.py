@@ -14,8 +14,9 @@ from multicontrast._checks import three_beats
 from unihpe_ref.ablation import Ablate
 from unihpe_ref.commands import Demo, Evaluate, Train
 from unihpe_ref.data_commands import Data
+from unihpe_ref.lift_command import Lift
 from unihpe_ref.presets import preset
-from unihpe_ref.use_commands import Doctor, Estimate, Export, Lift, Retrieve
+from unihpe_ref.use_commands import Doctor, Estimate, Export, Retrieve
 
 Command = Demo | Train | Evaluate | Ablate | Data | Lift | Estimate | Retrieve | Export | Doctor
 _COMMANDS: dict[str, type[Command]] = {

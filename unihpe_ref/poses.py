@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,44 +23,81 @@ FORMAT = "unihpe-poses/1"
 _FRAME = "camera axes: x right, y down, z forward; metres from the pelvis"
 
 
-def save_poses(path: Path, poses: LiftedPoses, joints_px: Tensor, names: Sequence[str]) -> None:
-    """Writes ``.json`` or ``.npz``, whole or not at all.
+@dataclass(frozen=True, kw_only=True)
+class PoseSet:
+    """N lifted poses, and what is known about them.
 
-    Args:
-        path: the ending decides.
-        poses: N of them.
-        joints_px: ``(N, 17, 2)``, what was lifted.
-        names: N, of the images.
+    Attributes:
+        image: N names of pictures; poses of one picture share it.
+        joints_2d: ``(N, 17, 2)`` pixels, what was lifted.
+        lifted: the poses in 3D.
+        confidence: ``(N, 17)`` in [0, 1], 0 where a joint was not seen; 1 everywhere unless given.
+        estimated: ``(N, 17)`` bool, joints that were filled in rather than seen; none unless given.
+        joint_reprojection_px: ``(N, 17)``, how far each joint projects from the one in 2D.
+        frame, time, person: of a video, N numbers each: of the frame, its seconds, and the person's.
+        spread: ``(N, 17)`` metres, root mean square deviation of a joint's hypotheses.
+        assumed_focal: whether the focal length, and with it every distance from the camera, is a guess.
+        pictures: encoded pictures by name, with width and height of the picture that joints are pixels of.
     """
+
+    image: Sequence[str]
+    joints_2d: Tensor
+    lifted: LiftedPoses
+    confidence: Tensor | None = None
+    estimated: Tensor | None = None
+    joint_reprojection_px: Tensor | None = None
+    frame: Sequence[int] | None = None
+    time: Sequence[float] | None = None
+    person: Sequence[int] | None = None
+    spread: Tensor | None = None
+    assumed_focal: bool = False
+    pictures: Mapping[str, tuple[bytes, int, int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.image)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything with a row for each pose, by its name in files."""
+        found: dict[str, Any] = {
+            "image": np.array(list(self.image)),
+            "frame": self.frame,
+            "time": self.time,
+            "person": self.person,
+            "joints_3d": self.lifted.joints_3d,
+            "root": self.lifted.root,
+            "joints_2d": self.joints_2d,
+            "confidence": self.confidence,
+            "estimated": self.estimated,
+            "reprojection_px": self.lifted.reprojection_px,
+            "joint_reprojection_px": self.joint_reprojection_px,
+            "clamped": self.lifted.clamped,
+            "spread": self.spread,
+        }
+        return {name: np.asarray(values) for name, values in found.items() if values is not None}
+
+
+_DIGITS = {"joints_3d": 5, "root": 4, "joints_2d": 2, "confidence": 3, "spread": 4, "time": 4}
+
+
+def save_poses(path: Path, poses: PoseSet) -> None:
+    """Writes ``.json`` or ``.npz``, as the ending of ``path`` says, whole or not at all."""
+    columns = poses.columns()
     if path.suffix.lower() == ".npz":
         content = io.BytesIO()
-        np.savez_compressed(
-            content,
-            format=np.array(FORMAT),
-            frame=np.array(_FRAME),
-            joint_names=np.array(SKELETON.joint_names),
-            image=np.array(list(names)),
-            joints_3d=poses.joints_3d.numpy(),
-            root=poses.root.numpy(),
-            joints_2d=joints_px.numpy(),
-            reprojection_px=poses.reprojection_px.numpy(),
-            clamped=poses.clamped.numpy(),
-        )
+        head: dict[str, Any] = {"format": FORMAT, "frame_of_axes": _FRAME, "joint_names": SKELETON.joint_names}
+        head["assumed_focal"] = poses.assumed_focal
+        np.savez_compressed(content, **{name: np.array(value) for name, value in head.items()}, **columns)
         write_whole(path, content.getvalue())
         return
-    people = [
-        {
-            "image": name,
-            "joints_3d": _rounded(poses.joints_3d[k], 5),
-            "root": _rounded(poses.root[k], 4),
-            "joints_2d": _rounded(joints_px[k], 2),
-            "reprojection_px": round(float(poses.reprojection_px[k]), 2),
-            "clamped": bool(poses.clamped[k]),
-        }
-        for k, name in enumerate(names)
-    ]
-    head = {"format": FORMAT, "frame": _FRAME, "joint_names": SKELETON.joint_names, "poses": people}
-    write_whole(path, (json.dumps(head) + "\n").encode())
+    for name, values in columns.items():
+        if values.dtype.kind == "f":
+            columns[name] = np.round(values.astype(float), _DIGITS.get(name, 2))
+    rounded = {name: values.tolist() for name, values in columns.items()}
+    people = [dict(zip(rounded, row)) for row in zip(*rounded.values())]
+    held = {"format": FORMAT, "frame": _FRAME, "joint_names": SKELETON.joint_names}
+    held |= {"assumed_focal": poses.assumed_focal, "poses": people}
+    write_whole(path, (json.dumps(held) + "\n").encode())
 
 
 def read_poses(path: Path) -> tuple[list[str], Tensor, Tensor] | None:
@@ -91,8 +130,3 @@ def read_poses(path: Path) -> tuple[list[str], Tensor, Tensor] | None:
         needed = f"`{path}` needs finite joints of shape (N, 17, 3)"
         raise ValueError(three_beats(needed, f"shape {tuple(joints.shape)}", "Write it again."))
     return names, joints.float(), root.float()
-
-
-def _rounded(values: Tensor, digits: int) -> list[object]:
-    rounded: list[object] = np.round(values.double().numpy(), digits).tolist()
-    return rounded

@@ -233,7 +233,13 @@ def save_json(values: object, path: Path) -> None:
 
 
 def run(
-    config: RunConfig, folder: Path, console: Console, device: torch.device, *, resume: bool = False
+    config: RunConfig,
+    folder: Path,
+    console: Console,
+    device: torch.device,
+    *,
+    motion: Motion | Recording | None = None,
+    resume: bool = False,
 ) -> tuple[UniHPE, Evaluation, Motion | Recording] | None:
     """Trains, saves, evaluates and draws; leaves everything that happened in ``folder``.
 
@@ -242,10 +248,11 @@ def run(
         folder: the caller is inside :func:`run_folder`.
         console: for a person.
         device: where to train.
+        motion: what the configuration names, where it is open already.
         resume: goes on from the newest checkpoint in the folder; where the model is there, only with what is missing.
     Returns: what is there at the end; None where nothing was missing, and in the processes that helped the first one.
     """
-    motion = open_motion(config)
+    motion = open_motion(config) if motion is None else motion
     start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
     trained = resume and (folder / MODEL).exists() and not (folder / CHECKPOINTS).exists()
     processes.wait()  # all have looked

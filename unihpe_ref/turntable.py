@@ -6,56 +6,52 @@ asks nothing of the network: the joints as JSON and a page of plain JavaScript t
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from multicontrast._checks import describe, three_beats
+from multicontrast._checks import three_beats
 from unihpe_ref.data import SKELETON
 from unihpe_ref.files import write_whole
+from unihpe_ref.poses import PoseSet
 
 _GIF_FRAMES, _GIF_SECONDS, _GIF_SIZE = 48, 0.08, 360
 _OVERSAMPLE = 3  # drawn larger and reduced: Pillow's lines have no smooth edges
 _SHEET_DEGREES = (0, 60, 120, 180, 240, 300)
 _ELEVATION = math.radians(12)
-_MAX_SHEET_ROWS = 8
+MOST_ROWS = 8
 
 
-def save_pose_view(path: Path, joints_3d: Tensor, titles: Sequence[str], *, joints_px: Tensor | None = None) -> None:
+def save_pose_view(path: Path, poses: PoseSet) -> None:
     """Writes what the ending of ``path`` says: ``.gif``, ``.png`` or ``.html``.
 
-    Args:
-        path: of the picture; it appears when it is whole.
-        joints_3d: ``(N, 17, 3)`` metres, camera axes. Several are frames of the GIF, rows of the PNG (at most eight,
-            evenly chosen), and steps of the page's slider.
-        titles: N captions.
-        joints_px: ``(N, 17, 2)``, what was lifted; the PNG and the page show it beside the pose.
-    Raises: ValueError for another ending or shapes that do not fit.
+    Several poses are frames of the GIF and rows of the PNG (at most eight, evenly chosen); the page shows all people of
+    one picture at a time, and a slider.
+    Raises: ValueError for another ending or no pose.
     """
-    joints = joints_3d.double()
+    joints = poses.lifted.joints_3d.double()
     writers: dict[str, Callable[[], bytes]] = {
         ".gif": lambda: _gif(joints),
-        ".png": lambda: _png(joints, titles, joints_px),
-        ".html": lambda: _html(joints, titles, joints_px),
+        ".png": lambda: _png(joints, list(poses.image), poses.joints_2d),
+        ".html": lambda: page(poses),
     }
     if path.suffix.lower() not in writers:
         needed = f"a picture of poses needs to be one of {', '.join(sorted(writers))}"
         raise ValueError(three_beats(needed, repr(path.name), "Change the ending."))
-    count = len(joints_3d)
-    if tuple(joints_3d.shape[1:]) != (SKELETON.num_joints, 3) or not count or len(titles) != count:
-        needed = "`save_pose_view` needs `joints_3d` of shape (N, 17, 3), N > 0, and N titles"
-        raise ValueError(three_beats(needed, f"{describe(joints_3d)} and {len(titles)} titles", "Correct the shapes."))
+    if not len(poses):
+        raise ValueError(three_beats("`save_pose_view` needs poses", "none", "Lift some first."))
     write_whole(path, writers[path.suffix.lower()]())
 
 
@@ -127,9 +123,7 @@ def _disc(pen: ImageDraw.ImageDraw, pose: Tensor, azimuth: float, scale: float, 
 
 
 def _png(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> bytes:
-    rows = sorted(
-        {k * len(joints) // min(len(joints), _MAX_SHEET_ROWS) for k in range(min(len(joints), _MAX_SHEET_ROWS))}
-    )
+    rows = sorted({k * len(joints) // min(len(joints), MOST_ROWS) for k in range(min(len(joints), MOST_ROWS))})
     columns = len(_SHEET_DEGREES) + (joints_px is not None)
     figure = Figure(figsize=(1.9 * columns, 2.1 * len(rows) + 0.3), facecolor="white")
     FigureCanvasAgg(figure)  # no display, and no effect on the figures of whoever calls
@@ -170,19 +164,65 @@ def _limbs(axis: object, joints: Tensor, order: Sequence[int]) -> None:
         axis.plot(ends[:, 0], ends[:, 1], color=SKELETON.limb_colours[limb], linewidth=2.4, solid_capstyle="round")  # type: ignore[attr-defined]
 
 
-def _html(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> bytes:
-    data = {
+def page(poses: PoseSet) -> bytes:
+    """One HTML file: the poses as JSON, and plain JavaScript that draws them. It asks nothing of the network."""
+    # No title begins a tag or a comment in the script element, nor stands for the other part of the page.
+    text = json.dumps(_scenes(poses), separators=(",", ":")).replace("<", "\\u003c")
+    template = (files("unihpe_ref") / "assets" / "turntable.html").read_text(encoding="utf-8")
+    parts = {"__TITLE__": html.escape(poses.image[0]), "__DATA__": text}
+    return re.sub("|".join(parts), lambda found: parts[found[0]], template).encode()
+
+
+def _scenes(poses: PoseSet) -> dict[str, object]:
+    """What the page shows: a scene for each picture, with its people on one floor."""
+    columns = poses.columns()
+    numbers = list(poses.person) if poses.person is not None else [0] * len(poses)
+    ground = _ground(poses, numbers)
+    scenes: dict[str, dict[str, object]] = {}
+    shown: tuple[int, tuple[int, ...]] | None = None  # the last picture of a video: number of its scene, and size
+    for k, name in enumerate(poses.image):
+        if name not in scenes:
+            held = poses.pictures.get(name)
+            scenes[name] = {"title": name, "people": []}
+            if poses.time is not None:
+                scenes[name]["time"] = round(float(poses.time[k]), 3)
+            if held is None and shown is not None and poses.frame is not None:  # a long video has not all of them
+                scenes[name] |= {"from": shown[0], "size": shown[1]}
+            if held is not None:
+                shown = len(scenes) - 1, held[1:]
+                scenes[name] |= {"picture": base64.b64encode(held[0]).decode(), "size": held[1:]}
+        person: dict[str, object] = {
+            "joints": np.round(ground[k], 4).tolist(),
+            "solid": np.round(columns["joints_3d"][k].astype(float), 3).tolist(),
+            "pixels": np.round(columns["joints_2d"][k].astype(float), 1).tolist(),
+        }
+        if poses.person is not None:
+            person["number"] = int(poses.person[k])
+        if poses.estimated is not None and bool(poses.estimated[k].any()):
+            person["estimated"] = poses.estimated[k].int().tolist()
+        if poses.spread is not None:
+            person["spread"] = np.round(columns["spread"][k].astype(float), 3).tolist()
+        scenes[name]["people"].append(person)  # type: ignore[attr-defined]
+    return {
         "limbs": SKELETON.limbs,
         "colours": SKELETON.limb_colours,
         "names": SKELETON.joint_names,
-        "titles": list(titles),
-        "poses": [[[round(float(x), 4) for x in joint] for joint in pose] for pose in joints],
-        "pixels": None
-        if joints_px is None
-        else [[[round(float(x), 1) for x in joint] for joint in pose] for pose in joints_px],
+        "scenes": list(scenes.values()),
+        "video": poses.frame is not None,
+        "assumed": poses.assumed_focal,
     }
-    # No title begins a tag or a comment in the script element, nor stands for the other part of the page.
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    page = (files("unihpe_ref") / "assets" / "turntable.html").read_text(encoding="utf-8")
-    parts = {"__TITLE__": html.escape(titles[0]), "__DATA__": text}
-    return re.sub("|".join(parts), lambda found: parts[found[0]], page).encode()
+
+
+def _ground(poses: PoseSet, numbers: Sequence[int]) -> np.ndarray:
+    """Joints in the room: where people stand for the camera, and each with the lowest foot of theirs at height 0."""
+    joints = poses.lifted.joints_3d.double().numpy()
+    root = poses.lifted.root.double().numpy()
+    placed = joints + root[:, None] * np.array([1.0, 0.0, 1.0])
+    placed[..., [0, 2]] -= np.median(placed[:, 0][:, [0, 2]], axis=0)
+    video = poses.frame is not None
+    for number in set(numbers):
+        own = np.flatnonzero(np.array(numbers) == number)
+        height = joints[own] + (root[own][:, None] * np.array([0.0, 1.0, 0.0]) if video else 0.0)
+        low = height[..., 1].max(1)
+        placed[own, :, 1] = height[..., 1] - (np.quantile(low, 0.9) if video else low)[..., None]
+    return placed

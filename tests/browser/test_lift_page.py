@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from unihpe_ref.lifter import Lifter, load_lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import preset
 
-from .chromium import Page, chromium, find_chromium
+from .chromium import Page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "_static" / "lift"
@@ -51,15 +50,6 @@ def lifted(lifter: Lifter, joints: Tensor) -> Tensor:
     middle = CAMERA.size / 2
     intrinsics = torch.tensor([[CAMERA.focal, 0, middle], [0, CAMERA.focal, middle], [0, 0, 1]])
     return lifter.lift(joints, intrinsics=intrinsics).joints_3d
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    executable = find_chromium()
-    if executable is None:
-        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
-    with chromium(executable) as page:
-        yield page
 
 
 def open_page(browser: Page, lifter: Lifter, folder: Path) -> Page:

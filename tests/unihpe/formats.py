@@ -20,7 +20,7 @@ from unihpe_ref.data import Camera, Motion, fixed_cameras, generate_motion
 from unihpe_ref.data.layouts import LAYOUTS
 
 CAMERA_IDS = ("54138969", "55011271", "58860488", "60457274")
-H36M_32 = LAYOUTS["h36m_32"]
+H36M_32 = LAYOUTS["h36m32"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def spread(joints: np.ndarray, layout: str) -> np.ndarray:
     """The 17 joints in another order; joints that the 17 lack repeat the pelvis."""
     order = LAYOUTS[layout]
     result = np.repeat(joints[..., :1, :], order.num_joints, -2)
-    for target, source in sorted(enumerate(order.sources), key=lambda entry: -len(entry[1])):  # middles first
+    best = [alternatives[0][0] if alternatives else () for alternatives in order.sources]
+    for target, source in sorted(enumerate(best), key=lambda entry: -len(entry[1])):  # middles first
         for index in source:
             result[..., index, :] = joints[..., target, :]
     return result
@@ -95,7 +96,7 @@ def write_videopose3d(
     for subject, action, world in zip(motion.subject, motion.action, sequences(motion)):
         person = subjects[subject]
         stored, take = {"walk": ("WalkingDog 1", "WalkDog 1"), "sit": ("Sitting", "Sitting")}[action]
-        positions.setdefault(person, {})[stored] = spread(world, "h36m_32").astype(np.float32)
+        positions.setdefault(person, {})[stored] = spread(world, "h36m32").astype(np.float32)
         views = []
         for number, name in enumerate(CAMERA_IDS):
             joints, pixels = seen(world.astype(np.float32).astype(float), rig[number], distort=True)
@@ -231,10 +232,10 @@ def write_spin(path: Path, *, solid: bool = True) -> Truth:
         joints_of[key], pixels_of[key] = joints - joints[:, :1], pixels
         for frame in range(len(joints)):
             names.append(f"images/{person}_{take}.{CAMERA_IDS[3]}_{5 * frame + 1:06d}.jpg")
-        used = spread(np.ones((len(joints), 17, 1)), "spin_24")
+        used = spread(np.ones((len(joints), 17, 1)), "spin24")
         used[:, [13, 15, 19, 20, 21, 22, 23]] = 0  # joints of SPIN's 24 that Human3.6M lacks
-        parts.append(np.concatenate([spread(pixels, "spin_24"), used], -1))
-        solids.append(np.concatenate([spread(joints - joints[:, :1], "spin_24"), used], -1))
+        parts.append(np.concatenate([spread(pixels, "spin24"), used], -1))
+        solids.append(np.concatenate([spread(joints - joints[:, :1], "spin24"), used], -1))
     part = np.concatenate(parts)
     low, high = part[..., :2].min(1), part[..., :2].max(1)
     entries = {
@@ -272,8 +273,8 @@ def write_3dhp_train(folder: Path, *, calibration: bool = True) -> Truth:
         for video in range(14):
             camera = rig[video % 4]
             joints, pixels = seen(world, camera, distort=False)
-            cells_3d[video, 0] = spread(joints, "3dhp_28").reshape(len(world), 84) * 1000
-            cells_2d[video, 0] = spread(pixels, "3dhp_28").reshape(len(world), 56)
+            cells_3d[video, 0] = spread(joints, "3dhp28").reshape(len(world), 84) * 1000
+            cells_2d[video, 0] = spread(pixels, "3dhp28").reshape(len(world), 56)
             if video in (0, 1, 2, 4, 5, 6, 7, 8):
                 key = (f"S{number + 1} Seq1", str(video))
                 joints_of[key], pixels_of[key] = joints, pixels
@@ -304,9 +305,9 @@ def write_3dhp_test(folder: Path, universal: float = 0.92) -> Truth:
     valid = np.arange(len(world)) % 3 != 0
     activity = np.where(np.arange(len(world)) < len(world) // 2, 1, 5)
     with h5py.File(place / "annot_data.mat", "w") as file:
-        file["annot2"] = spread(pixels, "3dhp_17")[:, None]
-        file["annot3"] = spread(joints, "3dhp_17")[:, None] * 1000
-        file["univ_annot3"] = spread(joints, "3dhp_17")[:, None] * 1000 * universal
+        file["annot2"] = spread(pixels, "3dhp17")[:, None]
+        file["annot3"] = spread(joints, "3dhp17")[:, None] * 1000
+        file["univ_annot3"] = spread(joints, "3dhp17")[:, None] * 1000 * universal
         file["valid_frame"] = valid[:, None].astype(np.float64)
         file["activity_annotation"] = activity[:, None].astype(np.float64)
     joints_of, pixels_of = {}, {}
@@ -340,8 +341,8 @@ def write_3dpw(folder: Path, *, people: int = 1, protocol: int = 2) -> Truth:
         pixels = joints[..., :2] / joints[..., 2:] * [lens[0, 0], lens[1, 1]] + lens[:2, 2]
         name = "downtown_walk_00" + (f" person {person}" if people > 1 else "")
         joints_of[name, "moving"], pixels_of[name, "moving"] = joints[:-2], pixels[:-2]
-        positions.append(spread(points, "smpl_24").reshape(frames, 72))
-        marks = np.concatenate([spread(pixels, "openpose_18"), np.ones((frames, 18, 1))], -1)
+        positions.append(spread(points, "smpl24").reshape(frames, 72))
+        marks = np.concatenate([spread(pixels, "coco18"), np.ones((frames, 18, 1))], -1)
         marks[1] = 0  # nobody was detected there
         found.append(marks.transpose(0, 2, 1))
     held = {
@@ -357,12 +358,57 @@ def write_3dpw(folder: Path, *, people: int = 1, protocol: int = 2) -> Truth:
     return Truth(joints_of, pixels_of)
 
 
+# The joints of a take in the names of exports that are about; the right side follows from the left.
+RIGS = {
+    rig: names.split()
+    for rig, names in {
+        "": "Hips LowerBack Spine1 Neck1 Head LeftUpLeg LeftLeg LeftFoot LeftShoulder LeftArm LeftForeArm LeftHand",
+        "mixamo": "mixamorig:Hips mixamorig:Spine mixamorig:Spine1 mixamorig:Neck mixamorig:Head mixamorig:LeftUpLeg "
+        "mixamorig:LeftLeg mixamorig:LeftFoot mixamorig:LeftShoulder mixamorig:LeftArm mixamorig:LeftForeArm "
+        "mixamorig:LeftHand",
+        "daz": "hip abdomen chest neck head lThigh lShin lFoot lCollar lShldr lForeArm lHand",
+        "daz, genesis": "hip abdomenLower chestLower neckUpper head lThighBend lShin lFoot lCollar lShldrBend "
+        "lForearmBend lHand",
+        "makehuman": "root spine05 spine03 neck01 head upperleg01.L lowerleg01.L foot.L clavicle.L upperarm01.L "
+        "lowerarm01.L wrist.L",
+        "deepmotion": "hips_JNT spine_JNT spine1_JNT neck_JNT head_JNT l_upleg_JNT l_leg_JNT l_foot_JNT l_shoulder_JNT "
+        "l_arm_JNT l_forearm_JNT l_hand_JNT",
+        "unreal": "pelvis spine_01 spine_02 neck_01 head thigh_l calf_l foot_l clavicle_l upperarm_l lowerarm_l hand_l",
+        "biped": "Bip01_Pelvis Bip01_Spine Bip01_Spine1 Bip01_Neck Bip01_Head Bip01_L_Thigh Bip01_L_Calf Bip01_L_Foot "
+        "Bip01_L_Clavicle Bip01_L_UpperArm Bip01_L_Forearm Bip01_L_Hand",
+        "small": "hips spine chest neck head lhip lknee lankle lcollar lshoulder lelbow lwrist",
+        "capitals": "HIPS SPINE SPINE1 NECK HEAD LEFTUPLEG LEFTLEG LEFTFOOT LEFTSHOULDER LEFTARM LEFTFOREARM LEFTHAND",
+    }.items()
+}
+
+
+def _other_side(name: str) -> str:
+    for left, right in (("Left", "Right"), ("LEFT", "RIGHT"), (".L", ".R"), ("_L_", "_R_")):
+        if left in name:
+            return name.replace(left, right)
+    if name.endswith("_l"):
+        return name[:-1] + "r"
+    return "r" + name.removeprefix("l")
+
+
 # --- motion capture -------------------------------------------------------------------------------------------
 
 
-def write_bvh(path: Path, *, unit: float = 0.01, prefix: str = "", frames: int = 12) -> np.ndarray:
+def write_bvh(
+    path: Path, *, unit: float = 0.01, prefix: str = "", frames: int = 12, rig: str = "", top: float = 12.0
+) -> np.ndarray:
     """A take in centimetres, y up, all rotations as angles; returns the 17 joints in metres, z up, as composed here
-    by products of homogeneous matrices."""
+    by products of homogeneous matrices.
+
+    ``rig`` names its joints as one of ``RIGS`` does; ``top`` is the length of the end site above the head.
+    """
+    names = dict(zip(RIGS[""], RIGS[rig]))
+
+    def spelt(name: str) -> str:
+        if name.startswith("Right"):
+            return _other_side(names[name.replace("Right", "Left")])
+        return names[name]
+
     tree = {  # name: parent, offset in metres
         "Hips": (None, (0, 0.95, 0)), "LowerBack": ("Hips", (0, 0.2, 0)), "Spine1": ("LowerBack", (0, 0.25, 0)),
         "Neck1": ("Spine1", (0, 0.12, 0.02)), "Head": ("Neck1", (0, 0.1, 0)),
@@ -385,14 +431,16 @@ def write_bvh(path: Path, *, unit: float = 0.01, prefix: str = "", frames: int =
     def emit(name: str, depth: int) -> None:
         pad = "\t" * depth
         offset = " ".join(f"{value / unit:.6f}" for value in tree[name][1])
-        lines.extend([f"{pad}{'JOINT' if depth else 'ROOT'} {prefix}{name}", pad + "{", f"{pad}\tOFFSET {offset}"])
+        lines.extend(
+            [f"{pad}{'JOINT' if depth else 'ROOT'} {prefix}{spelt(name)}", pad + "{", f"{pad}\tOFFSET {offset}"]
+        )
         places = "" if depth else "Xposition Yposition Zposition "
         lines.append(f"{pad}\tCHANNELS {3 if depth else 6} {places}Zrotation Xrotation Yrotation")
         order.append(name)
         for child in children[name]:
             emit(child, depth + 1)
         if not children[name]:
-            end = "0.0 12.0 0.0" if name == "Head" else "0.0 0.0 0.0"
+            end = f"0.0 {top} 0.0" if name == "Head" else "0.0 0.0 0.0"
             lines.extend([f"{pad}\tEnd Site", pad + "\t{", f"{pad}\t\tOFFSET {end}", pad + "\t}"])
         lines.append(pad + "}")
 
@@ -424,7 +472,7 @@ def write_bvh(path: Path, *, unit: float = 0.01, prefix: str = "", frames: int =
             move[:3, 3] = np.array(offset) + (shift[frame] if parent is None else 0)
             world[name] = (np.eye(4) if parent is None else world[parent]) @ move @ turn(2, z) @ turn(0, x) @ turn(1, y)
         at = {name: matrix[:3, 3] for name, matrix in world.items()}
-        at["end"] = (world["Head"] @ np.array([0, 0.12 if unit == 0.01 else 12 * unit, 0, 1]))[:3]
+        at["end"] = (world["Head"] @ np.array([0, top * unit, 0, 1]))[:3]
         picked = {
             0: (at["LeftUpLeg"] + at["RightUpLeg"]) / 2, 7: at["LowerBack"], 8: (at["LeftArm"] + at["RightArm"]) / 2,
             9: at["Neck1"], 10: at["end"],
@@ -542,7 +590,7 @@ def write_coco(folder: Path, *, pictures: bool = True) -> Truth:
     for number, marks in enumerate(pixels):
         name = f"{number + 1:012d}.jpg"
         images.append({"id": 10 + number, "file_name": name, "width": 500, "height": 500})
-        points = np.concatenate([spread(marks, "coco_17"), np.full((17, 1), 2)], 1)
+        points = np.concatenate([spread(marks, "coco17"), np.full((17, 1), 2)], 1)
         low, high = points[:, :2].min(0), points[:, :2].max(0)
         annotations.append(
             {

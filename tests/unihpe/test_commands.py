@@ -224,3 +224,36 @@ def test_the_table_of_results_keeps_the_paths_names_on_a_narrow_terminal():
     for text in (*names, "201.6", "199.9", *UNITS):
         assert text in printed
     assert "…" not in printed
+
+
+def _recording_without_test_sequences(tmp_path):
+    from formats import write_bvh
+
+    write_bvh(tmp_path / "takes" / "walk.bvh", frames=200)  # one take: none is held out
+    return tmp_path / "takes", "sequences of the split 'test'"
+
+
+def _pictures_without_3d(tmp_path):
+    from formats import write_coco
+
+    write_coco(tmp_path / "coco", pictures=False)
+    return tmp_path / "coco", "17 3D joints"
+
+
+def _too_short(tmp_path):
+    from formats import write_bvh
+
+    for k in range(5):
+        write_bvh(tmp_path / "takes" / f"walk{k}.bvh", frames=10)
+    return tmp_path / "takes", "`sampler` needs samples 1 s apart; got sequences that are shorter"
+
+
+@pytest.mark.parametrize("data", [_recording_without_test_sequences, _pictures_without_3d, _too_short])
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_what_cannot_be_trained_on_is_said_before_a_step_is_taken(data, options, tmp_path, capsys):
+    path, words = data(tmp_path)
+    small = ["--preset", "lifting", "--stage1.steps", "2", "--stage1.batch-size", "2", "--stage3.steps", "2"]
+    out = tmp_path / "run"
+    assert main(["train", *small, "--stage3.batch-size", "2", "--motion", str(path), "--out", str(out), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not out.exists()

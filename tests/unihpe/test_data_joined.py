@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_said(joined):
         joined.batch(torch.tensor([len(joined) - 1, 0]), generator())
     with pytest.raises(ValueError, match="number actions and subjects alike; got 2 ways in 2 sources"):
         JoinedSource([PoseSource(small_motion(seconds=1.0)), joined.sources[1]])
-    with pytest.raises(ValueError, match="the frames 1 s apart"):
+    with pytest.raises(ValueError, match="the samples 1 s apart"):
         joined.sampler(500, generator())
 
 

@@ -250,3 +250,11 @@ def test_exit_codes_tell_wrong_data_from_no_data(tmp_path, capsys):
         captured = capsys.readouterr()
         assert captured.err.startswith("unihpe: ")
         assert "Traceback" not in captured.err + captured.out
+
+
+def test_crops_of_a_picture_that_is_gone_are_refused_with_its_name(tmp_path):
+    formats.write_coco(tmp_path / "coco")
+    recording = read_data(tmp_path / "coco")
+    recording.picture_path(1).unlink()
+    with pytest.raises(FileNotFoundError, match=r"needs the picture .*000000000002\.jpg; got .*Put it there"):
+        recording.picture_bytes(1)

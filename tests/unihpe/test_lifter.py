@@ -133,7 +133,7 @@ def test_lift_writes_what_the_endings_ask_for(seen, tmp_path, capsys):
     names = ("poses.json", "poses.npz", "poses.html", "poses.gif", "poses.png")
     paths = [str(tmp_path / name) for name in names]
     assert main(["lift", str(keypoint_file(tmp_path, seen)), "--out", *paths]) == 0
-    assert "3 of 3 poses lifted" in capsys.readouterr().out
+    assert "3 poses lifted" in capsys.readouterr().out
     names, joints, root = read_poses(tmp_path / "poses.json")
     again = read_poses(tmp_path / "poses.npz")
     assert names == again[0] == ["0", "1", "2"]
@@ -144,7 +144,8 @@ def test_lift_writes_what_the_endings_ask_for(seen, tmp_path, capsys):
             assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
     page = (tmp_path / "poses.html").read_text()
     held = json.loads(re.search(r"const D = (\{.*\});", page).group(1))
-    np.testing.assert_allclose(held["poses"], joints.numpy(), atol=1e-4)
+    solid = [person["solid"] for scene in held["scenes"] for person in scene["people"]]
+    np.testing.assert_allclose(solid, joints.numpy(), atol=6e-4)
     assert "http" not in page  # nothing is asked of the network
 
 
@@ -153,8 +154,27 @@ def test_poses_find_each_other_across_modalities(seen, tmp_path, capsys, monkeyp
     monkeypatch.setenv("COLUMNS", "120")
     keypoints = keypoint_file(tmp_path, seen)
     assert main(["lift", str(keypoints), "--out", str(tmp_path / "poses.json")]) == 0
-    assert main(["retrieve", str(keypoints), str(tmp_path / "poses.json"), "--top", "2"]) == 0
+    asked = ["retrieve", str(keypoints), str(tmp_path / "poses.json"), "--top", "2"]
+    assert main([*asked, "--out", str(tmp_path / "matches.json")]) == 0
     assert "2D to 3D" in capsys.readouterr().out
+    held = json.loads((tmp_path / "matches.json").read_text())
+    assert (held["query"], held["gallery"]) == ("2D", "3D")
+    assert [match["query"] for match in held["top"]] == ["0", "1", "2"]
+    assert all(len(match["matches"]) == 2 for match in held["top"])
+    assert main([*asked, "--out", str(tmp_path / "nowhere" / "matches.json")]) == 2
+
+
+def test_long_names_are_whole_in_a_narrow_pipe(seen, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    keypoints = keypoint_file(tmp_path, seen)
+    content = json.loads(keypoints.read_text())
+    names = [f"a-rather-long-name-of-a-picture-number-{k}.jpg" for k in range(3)]
+    keypoints.write_text(json.dumps(content | {"images": names}))
+    assert main(["retrieve", str(keypoints), str(keypoints), "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    letters = "".join(line.split("│")[1].strip() for line in out.splitlines() if line.count("│") > 2)
+    assert all(name in letters for name in names)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +184,11 @@ def test_poses_find_each_other_across_modalities(seen, tmp_path, capsys, monkeyp
         (["lift", "k.json", "--out", "poses.obj"], "Change the ending"),
         (["lift", "k.json", "--out", "nowhere/poses.json"], "Make the folder first"),
         (["lift", "k.json"], "Add `--image-size WIDTH HEIGHT`"),
-        (["lift", "holed.json"], "a pose with all of its joints"),
+        (["lift", "few.json"], "poses with at least 6 joints"),
+        (["lift"], "needs pictures, videos or keypoints, or `--example`"),
+        (["lift", "k.json", "--example"], "needs pictures, videos or keypoints, or `--example`"),
+        (["lift", "k.txt"], "keypoints (.json), pictures"),
+        (["lift", "k.json", "--image-size", "9", "9", "--hypotheses", "0"], "needs to be positive"),
         (["estimate", "photo.png", "--checkpoint", "missing.safetensors"], "needs to be a checkpoint"),
         (["retrieve", "missing.json", "k.json"], "needs to be a file or a folder"),
         (["export", "lifter.txt"], "ends in .pt2 or .onnx"),
@@ -175,8 +199,9 @@ def test_the_commands_refuse_in_words(arguments, words, tmp_path, capsys, monkey
     monkeypatch.chdir(tmp_path)
     pose = [[float(k), float(k % 5), 1.0] for k in range(17)]
     (tmp_path / "k.json").write_text(json.dumps({"layout": "h36m17", "keypoints": pose}))
-    pose[4][2] = 0.0
-    (tmp_path / "holed.json").write_text(json.dumps({"layout": "h36m17", "image_size": [10, 10], "keypoints": pose}))
+    (tmp_path / "k.txt").write_text("no pose")
+    pose[5:] = [[0.0, 0.0, 0.0]] * 12
+    (tmp_path / "few.json").write_text(json.dumps({"layout": "h36m17", "image_size": [10, 10], "keypoints": pose}))
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert words in " ".join((captured.err + captured.out).split())

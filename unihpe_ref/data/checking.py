@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from .camera import Camera
+from .joint_order import implausibility
+from .layouts import LAYOUTS
 from .motion import Motion
 from .readers.common import H36M_CAMERAS, listed, picture_size
 from .recording import Recording
@@ -30,6 +32,7 @@ BENT = 0.03  # metres: a knee that is so far off the line from hip to ankle has 
 RIGID = ("rknee", "rankle", "lknee", "lankle", "lelbow", "lwrist", "relbow", "rwrist")
 UNEVEN = 0.25  # between a left and a right limb: MPI-INF-3DHP's thighs differ by up to 0.18
 STEADY = 0.15  # relative spread of a rigid limb within a sequence
+STRANGE = 0.25  # median of `implausibility`: 0.12 for right joints with 2% noise, 0.37 and more for another order
 _UNITS = {1e3: "millimetres", 1e2: "centimetres", 1e1: "decimetres", 1 / 0.0254: "inches", 1 / 0.3: "units of 0.3 m"}
 _H36M_SUBJECTS = ("S1", "S5", "S6", "S7", "S8", "S9", "S11")
 
@@ -89,7 +92,7 @@ def check(data: Recording | Motion) -> Report:
 
 def check_motion(motion: Motion) -> Report:
     """Counts, limbs, handedness, the vertical, jumps and frozen frames of motion capture."""
-    report = Report("motion capture", "motion")
+    report = Report("motion capture", "motion", notes=list(motion.notes))
     report.facts = {
         "frames": f"{len(motion)} at {motion.fps:g} a second, {motion.seconds / 60:.1f} min",
         "sequences": f"{motion.num_sequences} of {_of(motion)}",
@@ -209,6 +212,13 @@ def _check_pixels(report: Report, sample: Recording) -> None:
             )
         if np.nanmax(np.abs(pixels)) <= 2:
             report.problems.append("2D joints lie within [-2, 2]: they are normalised; pixels are needed.")
+        strange = implausibility(pixels, LAYOUTS["h36m17"])
+        strange = strange[np.isfinite(strange)]
+        if len(strange) >= 5 and np.median(strange) > STRANGE:
+            report.problems.append(
+                "the 2D limbs do not have people's proportions: are the joints in the order that was read? Name them "
+                "in `categories`, or state the layout."
+            )
     if sample.detected_2d is not None and known.any():
         distance = np.linalg.norm(sample.detected_2d - pixels, axis=-1)
         distance = distance[np.isfinite(distance)]

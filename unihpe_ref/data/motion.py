@@ -31,6 +31,7 @@ class Motion:
         sequence: ``(F,)`` int64, which sequence a frame belongs to: 0 .. S - 1, ascending.
         subject, action, split, name: S strings each; ``split`` is "train" or "test".
         fps: frames per second.
+        notes: what is worth knowing about how they were read, a sentence each.
     Raises: ValueError where these do not fit together.
     """
 
@@ -41,6 +42,7 @@ class Motion:
     split: tuple[str, ...]
     name: tuple[str, ...]
     fps: float
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         frames = len(self.sequence)
@@ -88,7 +90,7 @@ class Motion:
         if not kept:
             needed = f"`Motion.select` needs sequences of the split {split!r}"
             came = f"{self.num_sequences} sequences, all {self.split[0]!r}"
-            raise ValueError(three_beats(needed, came, f"Mark some sequences {split!r}."))
+            raise ValueError(three_beats(needed, came, f"Mark some {split!r}; of takes, one in five is held out."))
         number = torch.full((self.num_sequences,), -1)
         number[kept] = torch.arange(len(kept))
         frames = number[self.sequence] >= 0

@@ -38,15 +38,19 @@ def open_picture(source: Path | IO[bytes]) -> Image.Image:
     return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def decode(content: bytes, name: object) -> Image.Image:
-    """RGB pixels of an encoded picture. Raises ``ValueError`` where it is damaged or too large to be a photograph."""
-    from PIL import Image
+def decode(content: bytes, name: object, *, upright: bool = False) -> Image.Image:
+    """RGB pixels of an encoded picture, turned as its EXIF orientation says if ``upright``.
+
+    Data sets annotate the pixels as they are stored; a photograph is meant as cameras and viewers show it.
+    Raises ``ValueError`` where it is damaged or too large to be a photograph.
+    """
+    from PIL import Image, ImageOps
 
     try:
         with open_picture(io.BytesIO(content)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels")
-            return picture.convert("RGB")
+            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
         needed = f"`decode` needs a picture that can be read at {name}"
         raise ValueError(three_beats(needed, f"a damaged one ({error})", "Copy or download it again.")) from None

@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def prepare(
     form: str | None = None,
     fps: float | None = None,
     crops: bool = False,
+    joints: Mapping[str, str] | None = None,
     say: Say = len,  # to nobody
 ) -> Recording | Motion:
     """Converts data into ``folder`` and opens them.
@@ -70,6 +71,7 @@ def prepare(
         fps: keeps so many frames a second of each sequence; all unless given.
         crops: cuts every person out, with half a box more around, and packs the crops; otherwise pictures stay where
             they are.
+        joints: of BVH, as :func:`~unihpe_ref.data.read_data`.
         say: is told what happens.
     Raises: FileExistsError where the folder holds something else; OSError and ValueError as the readers.
     """
@@ -81,10 +83,18 @@ def prepare(
         if is_prepared(folder):
             (folder / PROGRESS).unlink(missing_ok=True)  # killed between the two
             raise FileExistsError(three_beats(needed, f"finished data ({MANIFEST})", "Choose another, or remove it."))
-        return _prepare(source, folder, form, fps, crops, say)
+        return _prepare(source, folder, form, fps, crops, joints, say)
 
 
-def _prepare(source: Path, folder: Path, form: str | None, fps: float | None, crops: bool, say: Say) -> Any:
+def _prepare(
+    source: Path,
+    folder: Path,
+    form: str | None,
+    fps: float | None,
+    crops: bool,
+    joints: Mapping[str, str] | None,
+    say: Say,
+) -> Any:
     archive = file_hash(source) if is_archive(source) else None
     before = _progress(folder)
     if before.get("archive") != archive or archive is None:
@@ -92,12 +102,14 @@ def _prepare(source: Path, folder: Path, form: str | None, fps: float | None, cr
     write_whole(folder / PROGRESS, _json(before | {"archive": archive}))  # marks the folder as ours
     place = _unpacked(source, folder, say) if archive is not None else source
     say(f"reading {place}")
-    data = read_data(place, form)
+    data = read_data(place, form, joints)
     if fps is not None:
         data = data.thinned(fps) if isinstance(data, Recording) else data.every(max(1, round(data.fps / fps)))
     sources = _sources(data, place, source, archive)
     hashes = [(Path(name).name, held["sha256"]) for name, held in sources.items()]  # however the path was spelt
-    key = hashlib.sha256(_json({"sources": hashes, "fps": fps, "crops": crops, "format": FORMAT})).hexdigest()
+    key = hashlib.sha256(
+        _json({"sources": hashes, "fps": fps, "crops": crops, "joints": dict(joints or {}), "format": FORMAT})
+    ).hexdigest()
     pieces = _Pieces(folder, key, archive, say)
     held = _write_recording(data, pieces, crops) if isinstance(data, Recording) else _write_motion(data, pieces)
     manifest = {"format": FORMAT, "key": key, "sources": sources, "fps": fps, **held, "pieces": pieces.done}
@@ -115,16 +127,19 @@ def _holds_something_else(folder: Path) -> bool:
     return not ours and any(path.name != LOCK and not path.match(".*.tmp") for path in folder.iterdir())
 
 
-def open_data(path: Path, form: str | None = None, *, verify: bool = False) -> Recording | Motion:
+def open_data(
+    path: Path, form: str | None = None, *, verify: bool = False, joints: Mapping[str, str] | None = None
+) -> Recording | Motion:
     """Prepared data, or whatever a reader knows.
 
     Args:
-        path: file or folder. form: of data that are not prepared. verify: compares prepared data with their hashes.
+        path: file or folder. form, joints: of data that are not prepared, as :func:`~unihpe_ref.data.read_data`.
+        verify: compares prepared data with their hashes.
     Raises: OSError or ValueError, in words.
     """
     if form is None and (is_prepared(path) or _is_ours(path)):
         return open_prepared(path, verify=verify)
-    return read_data(path, form)
+    return read_data(path, form, joints)
 
 
 def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
@@ -237,7 +252,7 @@ def _write_motion(motion: Motion, pieces: _Pieces) -> dict[str, Any]:
     pieces.array("joints", motion.joints.numpy())
     pieces.array("lengths", motion.starts.diff().numpy())
     table = {name: list(getattr(motion, name)) for name in ("subject", "action", "split", "name")}
-    return {"kind": "motion", "tables": table | {"fps": motion.fps}}
+    return {"kind": "motion", "tables": table | {"fps": motion.fps}, "notes": list(motion.notes)}
 
 
 def _write_recording(recording: Recording, pieces: _Pieces, crops: bool) -> dict[str, Any]:
@@ -381,6 +396,7 @@ def _open_motion(_: Path, manifest: dict[str, Any], arrays: dict[str, Array]) ->
         split=tuple(tables["split"]),
         name=tuple(tables["name"]),
         fps=float(tables["fps"]),
+        notes=tuple(manifest.get("notes", ())),
     )
 
 

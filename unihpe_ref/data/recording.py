@@ -199,7 +199,14 @@ class Recording:
         if number < 0:
             return None
         path = self.picture_path(sample)
-        return self.pack[number] if path is None and self.pack is not None else (path or Path()).read_bytes()
+        if path is None and self.pack is not None:
+            return self.pack[number]
+        try:
+            return (path or Path()).read_bytes()
+        except OSError as error:
+            came = error.strerror or str(error)
+            remedy = "Put it there, or do without pictures."
+            raise type(error)(three_beats(f"the recording needs the picture {path}", came, remedy)) from None
 
 
 def row_fields(recording: Recording) -> dict[str, Array]:

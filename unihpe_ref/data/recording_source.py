@@ -208,9 +208,7 @@ class RecordingSource:
             poses = torch.from_numpy(np.array(self.recording.joints_3d[self._rows])) if self.need_3d else None
             self._samplers[min_gap_seconds] = SpacedSampler(self._views, time, gap.clamp(min=1), poses)
         sampler = self._samplers[min_gap_seconds]
-        if not 0 < batch_size <= sampler.available:
-            needed = f"`sampler` needs 0 < `batch_size` <= {sampler.available}, the samples {min_gap_seconds:g} s apart"
-            raise ValueError(three_beats(needed, str(batch_size), "Lower `min_gap_seconds` or add recordings."))
+        sampler.check(batch_size, min_gap_seconds)
         return sampler.batches(batch_size, generator, self.min_distance)
 
     def _checked(self, indices: Tensor) -> Tensor:
@@ -303,12 +301,7 @@ class RecordingSource:
         crops = np.empty((len(rows), *self.image_size, 3), np.uint8)
         for position, row in enumerate(rows):
             name = self.recording.picture_path(int(row)) or f"number {row} of the pack"
-            try:
-                content = self.recording.picture_bytes(int(row))
-            except OSError as error:
-                needed = f"`RecordingSource` needs the picture {name}"
-                came = error.strerror or str(error)
-                raise type(error)(three_beats(needed, came, "Put it there, or train on poses alone.")) from None
+            content = self.recording.picture_bytes(int(row))
             assert content is not None
             crops[position] = warp(decode(content, name), affine[position].numpy(), self.image_size)
         return normalise_image(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255)

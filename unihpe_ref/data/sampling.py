@@ -41,6 +41,15 @@ class SpacedSampler:
         self._step = int(step[0]) if len(step) and bool((step == step[0]).all()) and int(step[0]) > 0 else 0
         self.available = len(self._teeth(self._gap - 1))
 
+    def check(self, batch_size: int, gap_seconds: float) -> None:
+        """Raises ValueError for batches that are larger than what is there, or empty."""
+        if not self.available:
+            needed = f"`sampler` needs samples {gap_seconds:g} s apart"
+            raise ValueError(three_beats(needed, "sequences that are shorter", "Lower `min_gap_seconds`, or add data."))
+        if not 0 < batch_size <= self.available:
+            needed = f"`sampler` needs `batch_size` from 1 to {self.available}, the samples {gap_seconds:g} s apart"
+            raise ValueError(three_beats(needed, str(batch_size), "Lower `min_gap_seconds`, or add data."))
+
     def batches(self, batch_size: int, generator: torch.Generator, min_distance: float = 0.0) -> Iterator[Tensor]:
         """Endless batches ``(batch_size,)`` of frame numbers, int64.
 

@@ -269,11 +269,7 @@ class PoseSource:
         if gap not in self._samplers:
             gaps = torch.full((self.motion.num_sequences,), gap)
             self._samplers[gap] = SpacedSampler(self.motion.sequence, torch.arange(len(self)), gaps)
-        available = self._samplers[gap].available
-        if not 0 < batch_size <= available:
-            needed = f"`sampler` needs 0 < `batch_size` <= {available}, the frames {min_gap_seconds:g} s apart in "
-            needed += f"{self.motion.num_sequences} sequences of {self.motion.seconds:.0f} s in all"
-            raise ValueError(three_beats(needed, str(batch_size), "Lower `min_gap_seconds` or add motion."))
+        self._samplers[gap].check(batch_size, min_gap_seconds)
         return self._samplers[gap].batches(batch_size, generator)
 
     def _checked(self, indices: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -51,11 +52,12 @@ def recognise(path: Path) -> str:
     raise ValueError(three_beats(needed, inside or "an empty folder", "The data pages show each folder's layout."))
 
 
-def read_data(path: Path, form: str | None = None) -> Recording | Motion:
+def read_data(path: Path, form: str | None = None, joints: Mapping[str, str] | None = None) -> Recording | Motion:
     """Reads what is at ``path``, whatever its form.
 
     Args:
         path: a file or a folder. form: a name from ``FORMATS``; recognised unless given.
+        joints: for BVH, which of its joints stand for some of Human3.6M's 17, by name.
     Returns: a :class:`Recording` where cameras saw people, a :class:`Motion` for motion capture alone.
     Raises: OSError where something is missing or cannot be opened; ValueError where it is damaged, in words.
     """
@@ -68,5 +70,7 @@ def read_data(path: Path, form: str | None = None) -> Recording | Motion:
         )
     if form == MOCAP_NPZ:
         return read_mocap(path)
-    data: Recording | Motion = MODULES[form].read(path)
+    if joints and form != bvh.NAME:
+        raise ValueError(three_beats("`joints` needs BVH files", form, "Other forms have fixed names: leave it out."))
+    data: Recording | Motion = bvh.read(path, joints) if form == bvh.NAME else MODULES[form].read(path)
     return data

@@ -7,18 +7,20 @@ A joint with offset o and channels in the order of the file:
 
 Positions replace the offset of the root. BVH states neither unit nor axis: the unit is the one of metre, decimetre,
 centimetre, inch, CMU's 1/0.45 inch and millimetre that gives the longest plausible leg (0.55 to 1.15 m), and up is
-the axis along which the head is above the feet.
+the axis along which the head is above the feet. Joints are found by name, in the spelling of any of the usual rigs.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from multicontrast._checks import three_beats
+from multicontrast._checks import check_choice, three_beats
 
 from ..motion import Motion
 from ..skeleton import SKELETON
@@ -31,19 +33,27 @@ TITLE = "motion capture, BVH"
 _UNITS = (1.0, 0.1, 0.0254 / 0.45, 0.0254, 0.01, 0.001)
 _LEG = (0.55, 1.15)  # metres, hip to ankle
 
-# Names of each joint in the exports that are about, letters only, sides spelt out; the first that exists is taken.
+# Names of each joint in the exports that are about, letters only; the first that exists is taken, its lowest number.
 _SIDED = {
-    "hip": ("upleg", "upperleg", "thigh", "hip", "hipjoint"),
-    "knee": ("leg", "lowerleg", "knee", "shin", "calf", "lowleg"),
+    "hip": ("upleg", "upperleg", "thigh", "thighbend", "femur", "hip", "hipjoint", "buttock"),
+    "knee": ("leg", "lowerleg", "knee", "shin", "calf", "lowleg", "tibia"),
     "ankle": ("foot", "ankle"),
-    "shoulder": ("arm", "upperarm", "shoulder", "uparm"),
-    "elbow": ("forearm", "lowerarm", "elbow", "lowarm"),
+    "shoulder": ("arm", "upperarm", "shldr", "shldrbend", "shoulder", "uparm", "humerus"),
+    "elbow": ("forearm", "forearmbend", "lowerarm", "elbow", "lowarm", "radius"),
     "wrist": ("hand", "wrist"),
 }
-_MIDDLE = {
-    "spine": ("spine", "chest", "lowerback", "spine1"),
-    "neck_nose": ("neck1", "neck", "head"),
-}
+_NECKS, _HEADS, _TOPS = ("neck", "neckupper"), ("head",), ("headend", "headtop", "headtopend", "headnub", "headsite")
+_KNOWN = {name for names in _SIDED.values() for name in names} | {*_NECKS, *_HEADS, *_TOPS}
+_NOISE = ("jnt", "joint", "bone", "bind", "def", "j", "c")  # around a name
+_UNTOLD = re.compile(  # never one of the 17: not listed where a joint is not found
+    r"finger|thumb|index|middle|ring|pinky|pinkie|metacarpal|carpal|toe|eye|lid|brow|lip|mouth|jaw|tongue|teeth|cheek"
+    r"|nose|nostril|ear\b|orbicularis|oculi|levator|risorius|temporalis|twist|roll|special| end$",
+    re.IGNORECASE,
+)
+# Human3.6M's proportions, in lengths of a leg: neck/nose and top of the head above the middle of the shoulders
+_NECK_HEIGHT, _TOP_HEIGHT, _LOW_TOP = 0.13, 0.26, 0.22
+_SPINE_SHARE, _SPINE_OFF = 0.42, 0.2  # of the way from the hips to the shoulders, and how far off a joint may be
+_ALIEN = 5.0  # times the fastest other step: a first frame that belongs to another motion
 
 
 @dataclass
@@ -58,38 +68,52 @@ def find(path: Path) -> list[Path]:
     """BVH files at or below ``path``."""
     if path.is_file():
         return [path] if path.suffix.lower() == ".bvh" else []
-    return sorted(file for pattern in ("*.bvh", "*/*.bvh", "*.BVH") for file in path.glob(pattern))
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() == ".bvh" and file.is_file())
 
 
-def read(path: Path) -> Motion:
-    """All takes at or below ``path``."""
+def read(path: Path, joints: Mapping[str, str] | None = None) -> Motion:
+    """All takes at or below ``path``; ``joints`` as :func:`read_bvh`."""
     files = find(path)
     if not files:
         raise FileNotFoundError(three_beats(f"`read_data` needs BVH files at {path}", "none", "Check the path."))
-    return read_takes(files, read_bvh, subject_of_name)
+    return read_takes(files, lambda file: read_bvh(file, joints), subject_of_name)
 
 
 _MOST_JOINTS = 1000  # of hands and faces, too
 
 
-def read_bvh(path: Path) -> Take:
-    """One file. Raises ``ValueError`` where it is damaged or its joints have names that are not known."""
+def read_bvh(path: Path, joints: Mapping[str, str] | None = None) -> Take:
+    """One file.
+
+    Args:
+        path: of the file.
+        joints: which joint of the file stands for some of the 17, by name; what it says comes first.
+    Raises: ValueError where it is damaged or its joints have names that are not known.
+    """
     words = path.read_text(encoding="latin-1").split()
     try:
-        joints, position = _hierarchy(words)
+        tree, position = _hierarchy(words)
         if [word.upper() for word in words[position : position + 2]] != ["MOTION", "FRAMES:"]:
             raise ValueError("no MOTION after the skeleton")
         frames, seconds = int(words[position + 2]), float(words[position + 5])
         values = np.array(words[position + 6 :], float)
-        width = sum(len(joint.channels) for joint in joints)
+        width = sum(len(joint.channels) for joint in tree)
         if frames < 1 or width < 1 or values.size != frames * width or not np.isfinite(values).all() or not seconds > 0:
             raise ValueError(f"{values.size} numbers for {frames} frames of {width}")
     except (ValueError, IndexError, KeyError) as error:
         needed = f"{path} needs to be a whole BVH file"
         raise ValueError(three_beats(needed, f"something else ({error})", "Copy or export it again.")) from None
-    places = _places(joints, values.reshape(frames, width))
-    points = _to_17(joints, places, path)
-    return Take(_upright(_metres(points, path), path), 1 / seconds)
+    body = _Body(path, tree, *_places(tree, values.reshape(frames, width)))
+    points = _upright(_metres(body.to_17(dict(joints or {})), path), path)
+    if _begins_elsewhere(points):
+        return Take(points[1:], 1 / seconds, f"{path.name}: the first frame belongs to no motion and is left out")
+    return Take(points, 1 / seconds)
+
+
+def _begins_elsewhere(points: Array) -> bool:
+    """Whether the first of at least four frames is far from the second: exports begin with a T-pose."""
+    step = np.linalg.norm(np.diff(points, axis=0), axis=-1).mean(-1)
+    return len(step) >= 3 and step[0] > 0.02 and step[0] > _ALIEN * step[1:].max()
 
 
 def _hierarchy(words: list[str]) -> tuple[list[_Joint], int]:
@@ -130,8 +154,8 @@ def _hierarchy(words: list[str]) -> tuple[list[_Joint], int]:
     return joints, position
 
 
-def _places(joints: list[_Joint], values: Array) -> Array:
-    """Forward kinematics: ``(F, joints, 3)`` in the unit of the file."""
+def _places(joints: list[_Joint], values: Array) -> tuple[Array, Array]:
+    """Forward kinematics: places ``(F, joints, 3)`` in the unit of the file, and rotations ``(F, joints, 3, 3)``."""
     frames = len(values)
     turns: list[Array] = []
     places: list[Array] = []
@@ -151,50 +175,135 @@ def _places(joints: list[_Joint], values: Array) -> Array:
             turn = turns[joint.parent] @ turn
         turns.append(turn)
         places.append(offset)
-    return np.stack(places, 1)
+    return np.stack(places, 1), np.stack(turns, 1)
 
 
-def _plain(name: str) -> str:
-    """Letters of a name, its side in front: "mixamorig:LeftUpLeg" and "UpperLeg_L" to "leftupleg", "leftupperleg"."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name.rpartition(":")[2])
-    words = [word.lower() for word in words]
-    side = "".join({"l": "left", "left": "left", "r": "right", "right": "right"}.get(word, "") for word in words[:1])
-    if side:
-        words = words[1:]
-    elif words and words[-1] in ("l", "r", "left", "right"):
-        side = "left" if words[-1].startswith("l") else "right"
-        words = words[:-1]
-    return side + "".join(words)
+def _plain(name: str) -> tuple[str, str, int]:
+    """Side, name and number of a joint: "mixamorig:LeftUpLeg" is l, upleg, 0; "upperarm01.L" is l, upperarm, 1.
+
+    Prefixes and suffixes of rigs are passed over: what counts is the longest end of the name that is known.
+    """
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name.rpartition(":")[2])]
+    words = [word for word in words if word not in _NOISE]
+    number = 0
+    side = ""
+    while words and (words[-1].isdigit() or words[-1] in _SIDES):
+        last = words.pop()
+        number, side = (int(last), side) if last.isdigit() else (number, _SIDES[last])
+    for start in range(len(words)):
+        before, rest = words[:start], "".join(words[start:])
+        own = side or next((_SIDES[word] for word in reversed(before) if word in _SIDES), "")
+        for letters, spelt in (("", own), ("left", "l"), ("right", "r"), ("l", "l"), ("r", "r")):  # "lhip", "RIGHTHIP"
+            if rest.startswith(letters) and rest[len(letters) :] in _KNOWN:
+                return spelt, rest[len(letters) :], number
+    return side, "".join(words), number
 
 
-def _to_17(joints: list[_Joint], places: Array, path: Path) -> Array:
-    index = {}
-    for number, joint in enumerate(joints):
-        index.setdefault(_plain(joint.name), number)
-    chosen: dict[str, Array] = {}
-    missing = []
+_SIDES = {"l": "l", "left": "l", "r": "r", "right": "r"}
 
-    def pick(target: str, names: tuple[str, ...]) -> None:
-        found = next((index[name] for name in names if name in index), None)
-        if found is None:
-            missing.append(target)
-        else:
-            chosen[target] = places[:, found]
 
-    for side, letter in (("left", "l"), ("right", "r")):
-        for joint, names in _SIDED.items():
-            # "LeftShoulder" is the collar bone wherever there is a "LeftArm"; the order of names sees to that
-            pick(f"{letter}{joint}", tuple(side + name for name in names))
-    for joint, names in _MIDDLE.items():
-        pick(joint, names)
-    pick("head", ("headend", "headtop", "headnub", "headsite", "head"))
-    if missing:
-        needed = f"{path} needs joints for {', '.join(missing)} under one of the usual names"
-        names_there = listed((joint.name for joint in joints), 40)
-        raise ValueError(three_beats(needed, names_there, "Rename them, LeftUpLeg for a hip and so on."))
-    chosen["pelvis"] = (chosen["lhip"] + chosen["rhip"]) / 2
-    chosen["thorax"] = (chosen["lshoulder"] + chosen["rshoulder"]) / 2
-    return np.stack([chosen[name] for name in SKELETON.joint_names], 1)
+@dataclass
+class _Body:
+    """A skeleton in motion, on its way to the 17 joints."""
+
+    path: Path
+    joints: list[_Joint]
+    places: Array  # (F, joints, 3)
+    turns: Array  # (F, joints, 3, 3)
+
+    def __post_init__(self) -> None:
+        self.rest = np.zeros((len(self.joints), 3))
+        for number, joint in enumerate(self.joints):
+            self.rest[number] = joint.offset + (self.rest[joint.parent] if joint.parent >= 0 else 0)
+        self.index: dict[tuple[str, str], list[int]] = {}
+        named = [(*_plain(joint.name), number) for number, joint in enumerate(self.joints)]
+        for side, name, _, number in sorted(named, key=lambda entry: entry[2:]):
+            self.index.setdefault((side, name), []).append(number)
+
+    def first(self, side: str, names: tuple[str, ...]) -> int | None:
+        """The joint of the first of some names that exists, the one with the lowest number."""
+        return next((self.index[side, name][0] for name in names if (side, name) in self.index), None)
+
+    def to_17(self, asked: dict[str, str]) -> Array:
+        """``(F, 17, 3)``. Raises: ValueError where a limb or the head is not found."""
+        chosen, missing = self._asked(asked), []
+        for side in "lr":
+            for joint, names in _SIDED.items():
+                # "LeftShoulder" is the collar bone wherever there is a "LeftArm"; the order of names sees to that
+                found = self.first(side, names)
+                if side + joint in chosen:
+                    continue
+                if found is None:
+                    missing.append(side + joint)
+                else:
+                    chosen[side + joint] = found
+        head = chosen.get("head", self.first("", _HEADS))
+        necks = [number for name in _NECKS for number in self.index.get(("", name), [])]
+        if head is None and not necks:
+            missing.append("head")
+        if missing:
+            needed = f"{self.path} needs joints for {', '.join(missing)} under one of the usual names"
+            there = [joint.name for joint in self.joints if not _UNTOLD.search(joint.name)]
+            came = ", ".join(there[:24]) + (f" and {len(there) - 24} more" if len(there) > 24 else "")
+            raise ValueError(three_beats(needed, came, f"Say which: `--joints {missing[0]}=NAME ...`."))
+        points = {name: self.places[:, number] for name, number in chosen.items()}
+        points.setdefault("pelvis", (points["lhip"] + points["rhip"]) / 2)
+        points.setdefault("thorax", (points["lshoulder"] + points["rshoulder"]) / 2)
+        rest = {name: self.rest[number] for name, number in chosen.items()}
+        hips, shoulders = ((rest["l" + name] + rest["r" + name]) / 2 for name in ("hip", "shoulder"))
+        leg = sum(np.linalg.norm(rest["r" + a] - rest["r" + b]) for a, b in (("hip", "knee"), ("knee", "ankle")))
+        if "spine" not in points:
+            points["spine"] = self._spine(points, hips, shoulders, necks[0] if necks else head)
+        self._head(points, shoulders, leg, head, necks)
+        return np.stack([points[name] for name in SKELETON.joint_names], 1)
+
+    def _asked(self, asked: dict[str, str]) -> dict[str, int]:
+        numbers = {joint.name.lower(): number for number, joint in enumerate(self.joints)}
+        for target, name in asked.items():
+            check_choice("`--joints`", "joint", target, SKELETON.joint_names)
+            if name.lower() not in numbers:
+                near = difflib.get_close_matches(name, [joint.name for joint in self.joints], n=3, cutoff=0.4)
+                remedy = f"Did you mean {', '.join(near)}?" if near else "Take a name of the file."
+                raise ValueError(three_beats(f"{self.path} needs the joint that `--joints` names", repr(name), remedy))
+        return {target: numbers[name.lower()] for target, name in asked.items()}
+
+    def _spine(self, points: dict[str, Array], hips: Array, shoulders: Array, top: int | None) -> Array:
+        """Of several spines the one in the middle; where none is, the point there."""
+        best, apart = None, _SPINE_OFF
+        number = -1 if top is None else self.joints[top].parent
+        up = shoulders - hips
+        while number >= 0:
+            share = (self.rest[number] - hips) @ up / (up @ up)
+            if abs(share - _SPINE_SHARE) < apart:
+                best, apart = number, abs(share - _SPINE_SHARE)
+            number = self.joints[number].parent
+        if best is None:
+            return points["pelvis"] + _SPINE_SHARE * (points["thorax"] - points["pelvis"])
+        return self.places[:, best]
+
+    def _head(self, points: dict[str, Array], shoulders: Array, leg: float, head: int | None, necks: list[int]) -> None:
+        """Neck and top of the head: the joints nearest to where Human3.6M has them, or what carries on above."""
+        last = necks[-1] if head is None else head
+        chain = [*necks, *([] if head is None else [head])]
+        up = self.rest[last] - shoulders
+        up = up / max(np.linalg.norm(up), 1e-12)
+
+        def height(number: int) -> float:
+            return float((self.rest[number] - shoulders) @ up)
+
+        if "neck_nose" not in points:
+            points["neck_nose"] = self.places[
+                :, min(chain, key=lambda number: abs(height(number) - _NECK_HEIGHT * leg))
+            ]
+        if "head" in points:
+            return
+        tops = [self.first("", _TOPS)] + [number for number, joint in enumerate(self.joints) if joint.parent == last]
+        best = max((number for number in tops if number is not None), key=height, default=None)
+        if best is not None and height(best) >= _LOW_TOP * leg:
+            points["head"] = self.places[:, best]
+        else:  # an end site of length 0: carry on along the axis of the head
+            more = max(_TOP_HEIGHT * leg - height(last), 0.06 * leg) * up
+            points["head"] = self.places[:, last] + self.turns[:, last] @ more
 
 
 def _metres(points: Array, path: Path) -> Array:

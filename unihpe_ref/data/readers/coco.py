@@ -1,10 +1,10 @@
 """A folder of pictures and a JSON of keypoints in COCO's form.
 
 The JSON holds ``images`` (``id``, ``file_name``, ``width``, ``height``) and ``annotations`` (``image_id``, ``bbox`` as
-x, y, width, height, and ``keypoints``: x, y and visibility of 17 joints, 0 for one that is not labelled). Crowds and
-people without a labelled joint are left out. Pelvis, trunk and head are weighted means of hips, shoulders and ears
-and are unknown where one of these is. There is no 3D and no calibration: the focal length is taken as the picture's
-diagonal.
+x, y, width, height, and ``keypoints``: x, y and visibility of each joint, 0 for one that is not labelled). Which joints
+these are follows from the names in ``categories``, else from their number and proportions. Crowds and people without a
+labelled joint are left out; a joint is unknown where one that it is taken from is. There is no 3D and no calibration:
+the focal length is taken as the picture's diagonal.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import numpy as np
 
 from multicontrast._checks import three_beats
 
-from ..layouts import LAYOUTS
+from ..joint_order import decided_order, named_joints
 from ..recording import Recording, RecordingBuilder, boxes_of
-from .common import listed
+from .common import Array, listed
 
 NAME = "coco"
 TITLE = "a folder of pictures with a COCO keypoint JSON"
-
-_HEAD = 4096  # characters in which the keys of COCO's JSON are looked for
 
 
 def find(path: Path) -> list[Path]:
@@ -66,62 +64,74 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
     try:
         held: Any = json.loads(file.read_bytes())
         images = {image["id"]: image for image in held["images"]}
-        people = [person for person in held["annotations"] if "keypoints" in person]
+        listed_people = [person for person in held["annotations"] if "keypoints" in person]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         needed = f"{file} needs to be COCO's JSON, with `images` and `annotations`"
         raise ValueError(three_beats(needed, f"something else ({error!r})", "Export it again.")) from None
-    split = "train" if "train" in file.stem else "test"
-    sequence = builder.sequence(file.stem, subject="people", action="pictures", split=split, fps=1.0)
-    order = LAYOUTS["coco_17"]
+    people = []
+    for person in listed_people:
+        keypoints = np.asarray(person["keypoints"], float).ravel()
+        if person.get("image_id") not in images or not keypoints.size or keypoints.size % 3:
+            needed = f"{file} needs x, y, visibility for each joint, and a listed image, of each person"
+            came = f"{keypoints.size} numbers for a person of image {person.get('image_id')!r}"
+            raise ValueError(three_beats(needed, came, "Export it again."))
+        if not person.get("iscrowd") and (keypoints[2::3] > 0).any():
+            people.append((person, keypoints.reshape(-1, 3)))
+    if not people:
+        raise ValueError(three_beats(f"{file} needs people with labelled joints", "none", "Export it again."))
+    if len(listed_people) > len(people):
+        left = len(listed_people) - len(people)
+        builder.notes.append(f"{left} crowds or people without a labelled joint left out of {file.name}")
+    # frames in the order of the file's images
     number = {key: position for position, key in enumerate(images)}
+    people.sort(key=lambda entry: number[entry[0]["image_id"]])
+    joints, confidence, boxes = _mapped(people, named_joints(held.get("categories")), file, builder)
     places = _places(file, builder.folder)
-    kept, rows, boxes, cameras, frames, pictures = 0, [], [], [], [], []
+    cameras, pictures = [], []
     lost: set[str] = set()
-    for person in people:
-        image = images.get(person.get("image_id"))
-        keypoints = np.asarray(person["keypoints"], float)
-        if image is None or keypoints.size != 51:
-            needed = f"{file} needs 17 keypoints of a listed image for each person"
-            came = f"{keypoints.size / 3:g} of image {person.get('image_id')!r}"
-            raise ValueError(three_beats(needed, came, "Other layouts have to be mapped to COCO's 17 joints first."))
-        keypoints = keypoints.reshape(17, 3)
-        if person.get("iscrowd") or not (keypoints[:, 2] > 0).any():
-            continue
-        kept += 1
+    for person, _ in people:
+        image = images[person["image_id"]]
         size = (int(image["width"]), int(image["height"]))
-        pixels = np.where(keypoints[:, 2:] > 0, keypoints[:, :2], np.nan)
-        rows.append(np.concatenate([order.to_h36m(pixels), _seen(keypoints[:, 2])[:, None]], 1))
-        boxes.append(_box(person.get("bbox"), pixels))
         principal = (np.array(size) - 1) / 2
         cameras.append(
             builder.camera("assumed", key=size, focal=np.hypot(*size), principal=principal, size=size, calibrated=False)
         )
-        frames.append(number[image["id"]])
         picture = next((place / image["file_name"] for place in places if (place / image["file_name"]).is_file()), None)
         lost |= set() if picture else {str(image["file_name"])}
         pictures.append("" if picture is None else picture.relative_to(builder.folder).as_posix())
-    if not kept:
-        raise ValueError(three_beats(f"{file} needs people with labelled joints", "none", "Export it again."))
     if lost:
         builder.notes.append(f"{len(lost)} pictures of {file.name} are not there: {listed(lost)}")
-    if len(people) > kept:
-        builder.notes.append(f"{len(people) - kept} crowds or people without a labelled joint left out of {file.name}")
-    order_of_frames = np.argsort(frames, kind="stable")
-    both = np.stack(rows)[order_of_frames]
+    split = "train" if "train" in file.stem else "test"
     builder.add(
-        sequence,
-        np.array(cameras)[order_of_frames],
-        np.array(frames)[order_of_frames],
-        joints_2d=both[..., :2],
-        confidence=both[..., 2],
-        box=np.stack(boxes)[order_of_frames],
-        pictures=[pictures[index] for index in order_of_frames],
+        builder.sequence(file.stem, subject="people", action="pictures", split=split, fps=1.0),
+        np.array(cameras),
+        np.array([number[person["image_id"]] for person, _ in people]),
+        joints_2d=joints,
+        confidence=confidence,
+        box=boxes,
+        pictures=pictures,
     )
 
 
-def _seen(visibility: Any) -> Any:
-    """1 where every source is labelled, 0 elsewhere (COCO's 1 is labelled though hidden)."""
-    return LAYOUTS["coco_17"].confidence_to_h36m((visibility > 0).astype(float))
+def _mapped(
+    people: list[tuple[dict[str, Any], Array]], names: dict[Any, tuple[str, ...]], file: Path, builder: RecordingBuilder
+) -> tuple[Array, Array, Array]:
+    """The 17 joints ``(N, 17, 2)``, 1 where every source is labelled ``(N, 17)``, and boxes ``(N, 3)``."""
+    joints, confidence = np.empty((len(people), 17, 2)), np.empty((len(people), 17))
+    boxes = np.empty((len(people), 3))
+    groups: dict[tuple[int, tuple[str, ...] | None], list[int]] = {}
+    for row, (person, keypoints) in enumerate(people):
+        groups.setdefault((len(keypoints), names.get(person.get("category_id"))), []).append(row)
+    for (_, named), rows in groups.items():
+        values = np.stack([people[row][1] for row in rows])
+        # COCO's 1 is labelled though hidden
+        pixels = np.where(values[..., 2:] > 0, values[..., :2], np.nan)
+        order, words = decided_order(pixels, named, path=file)
+        builder.notes += [f"{file.name}: {text}" for text in words]
+        joints[rows], confidence[rows] = order.to_h36m(pixels, (values[..., 2] > 0).astype(float))
+        for row, marks in zip(rows, pixels):
+            boxes[row] = _box(people[row][0].get("bbox"), marks)
+    return joints, confidence, boxes
 
 
 def _box(given: Any, pixels: Any) -> Any:

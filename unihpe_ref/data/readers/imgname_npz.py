@@ -65,8 +65,9 @@ def read(path: Path) -> Recording:
         )
     folder = _pictures_of(files[0])
     builder = RecordingBuilder(NAME, folder)
+    held: set[str] = set()
     for file in files:
-        _read_file(file, builder)
+        held |= _read_file(file, builder, held)
     return builder.build()
 
 
@@ -87,7 +88,8 @@ def _pictures_of(file: Path) -> Path:
     return next(iter([*there, *(place for place in places[::2] if place.is_dir())]), file.parent)
 
 
-def _read_file(file: Path, builder: RecordingBuilder) -> None:
+def _read_file(file: Path, builder: RecordingBuilder, before: set[str]) -> set[str]:
+    """Adds the samples whose pictures no file ``before`` had, and returns the names of these pictures."""
     arrays = read_npz(file, _KEYS)
     builder.sources.append(file)
     missing = {"imgname", "center", "scale"} - set(arrays)
@@ -96,7 +98,13 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
         raise ValueError(
             three_beats(needed, f"no {', '.join(sorted(missing))}", "Write it with mmpose's or SPIN's tools.")
         )
+    new = np.array([str(name) not in before for name in arrays["imgname"]], bool)
+    if not new.all():  # the same set at 10 and at 50 frames a second, or in two places
+        builder.notes.append(f"{int((~new).sum())} samples of {file} are left out: another file has their pictures")
+        arrays = {key: array[new] if len(array) == len(new) else array for key, array in arrays.items()}
     names = [str(name) for name in arrays["imgname"]]
+    if not names:
+        return set()
     part, solid = arrays.get("part"), arrays.get("S")
     joints = next((array.shape[1] for array in (part, solid) if array is not None and array.ndim == 3), 24)
     for name, array, width in (("part", part, 3), ("S", solid, 4)):
@@ -107,10 +115,10 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
         needed = f"{file} needs 17 joints (mmpose) or 24 (SPIN)"
         raise ValueError(three_beats(needed, str(joints), "Convert the file."))
     absolute = joints == 17
-    order = LAYOUTS["h36m_17" if absolute else "spin_24"]
+    order = LAYOUTS["h36m17" if absolute else "spin24"]
     first = _3DHP_TRAIN.search(names[0]) or _3DHP_TEST.search(names[0]) if names else None
     if absolute and first is not None:  # mmpose's file of MPI-INF-3DHP is in that data set's order
-        order = LAYOUTS["3dhp_17"]
+        order = LAYOUTS["3dhp17"]
     if solid is None:
         builder.notes.append(f"{file.name} holds no 3D joints")
     found = h36m_cameras(file.parent)
@@ -131,11 +139,10 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
         frames, rows = np.array(members).T
         pixels = confidence = points = None
         if part is not None:
-            pixels = order.to_h36m(part[rows, :, :2].astype(np.float32))
-            confidence = order.confidence_to_h36m(part[rows, :, 2].astype(np.float32))
+            marks = part[rows].astype(np.float32)
+            pixels, confidence = order.to_h36m(marks[..., :2], marks[..., 2])
         if solid is not None:
-            points = order.to_h36m(solid[rows, :, :3].astype(np.float32))
-            points[order.confidence_to_h36m(solid[rows, :, 3]) <= 0] = np.nan
+            points, _ = order.to_h36m(solid[rows, :, :3].astype(np.float32), solid[rows, :, 3])
         lens = cameras.get((subject, camera))
         calibrated = lens is not None
         if lens is None and absolute and pixels is not None and points is not None:
@@ -169,6 +176,7 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
             box=own_box if pixels is None or not np.isfinite(pixels).all() else None,
             pictures=[names[row] for row in rows],
         )
+    return set(names)
 
 
 def _twice(principal: Array) -> tuple[int, int]:

@@ -81,13 +81,13 @@ def _read_train(file: Path, builder: RecordingBuilder) -> None:
     cameras = _calibration(file.parent / "camera.calibration")
     builder.sources += [file.parent / "camera.calibration"] if cameras else []
     number = builder.sequence(f"{subject} {sequence}", subject=subject, action=sequence, split="train", fps=fps)
-    order = LAYOUTS["3dhp_28"]
+    order = LAYOUTS["3dhp28"]
     for video in VIDEOS:
         pixels, points = (_cell(held, name, video, width, file) for name, width in (("annot2", 2), ("annot3", 3)))
         count = min(len(pixels), len(points), frames or len(pixels))
         lens = cameras.get(video)
-        joints = order.to_h36m(points[:count]) * MILLIMETRE
-        joints_2d = order.to_h36m(pixels[:count])
+        joints = order.to_h36m(points[:count])[0] * MILLIMETRE
+        joints_2d, _ = order.to_h36m(pixels[:count])
         if lens is None:
             focal, principal = fitted_intrinsics(joints, joints_2d)
             lens = Intrinsics(focal, principal, (2048, 2048))
@@ -125,12 +125,12 @@ def _read_test(file: Path, builder: RecordingBuilder) -> None:
         needed = f"{file} needs one valid_frame, annot2 and annot3 a frame"
         raise ValueError(three_beats(needed, f"{len(valid)}, {len(pixels)}, {len(metric)}", "Download it again."))
     subject = file.parent.name
-    order = LAYOUTS["3dhp_17"]
-    joints_2d = order.to_h36m(pixels)
-    focal, principal = fitted_intrinsics(order.to_h36m(metric), joints_2d)
+    order = LAYOUTS["3dhp17"]
+    joints_2d, _ = order.to_h36m(pixels)
+    focal, principal = fitted_intrinsics(order.to_h36m(metric)[0], joints_2d)
     size = (1920, 1080) if subject in ("TS5", "TS6") else (2048, 2048)
     camera = builder.camera(subject, focal=focal, principal=principal, size=size)
-    joints = order.to_h36m(universal) * MILLIMETRE
+    joints = order.to_h36m(universal)[0] * MILLIMETRE
     named = np.full(len(valid), "test", object)
     if activity is not None and len(activity) == len(valid):
         inside = (activity >= 1) & (activity <= len(ACTIVITIES))

@@ -94,7 +94,7 @@ def _read_sequence(file: Path, builder: RecordingBuilder, models: BodyModels | N
         if not len(rows):
             builder.notes.append(f"{name}: no frame of person {person} has a valid camera")
             continue
-        joints = LAYOUTS["smpl_24"].to_h36m(world[rows])
+        joints, _ = LAYOUTS["smpl24"].to_h36m(world[rows])
         if models is not None:
             joints = models.joints(held, person, rows, file)
         rotation, translation = poses[rows, :3, :3], poses[rows, :3, 3]
@@ -113,8 +113,7 @@ def _read_sequence(file: Path, builder: RecordingBuilder, models: BodyModels | N
                 for row in rows
             ]
         )
-        detected = LAYOUTS["openpose_18"].to_h36m(found[rows, :2].transpose(0, 2, 1))
-        detected[LAYOUTS["openpose_18"].confidence_to_h36m(found[rows, 2]) <= 0] = np.nan
+        detected, _ = LAYOUTS["coco18"].to_h36m(found[rows, :2].transpose(0, 2, 1), found[rows, 2])
         suffix = f" person {person}" if len(held["genders"]) > 1 else ""
         values = (joints_cam, focal, principal)
         builder.add(

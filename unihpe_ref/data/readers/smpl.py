@@ -67,7 +67,7 @@ class BodyModels:
             self.regressor @ posed_vertices(model, pose[start : start + _CHUNK], beta)
             for start in range(0, len(rows), _CHUNK)
         ]
-        return LAYOUTS["j_regressor_h36m"].to_h36m(np.concatenate(parts) + trans[:, None])
+        return LAYOUTS["j_regressor_h36m"].to_h36m(np.concatenate(parts) + trans[:, None])[0]
 
     def _model(self, gender: str) -> dict[str, Array]:
         if gender not in self._models:

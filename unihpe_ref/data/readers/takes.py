@@ -26,25 +26,26 @@ _FOOT = 0.08  # metres: an ankle that stands is so high
 
 @dataclass(frozen=True)
 class Take:
-    """One file: ``(F, 17, 3)`` metres, z up, and its frame rate."""
+    """One file: ``(F, 17, 3)`` metres, z up, its frame rate, and what is worth knowing about it."""
 
     joints: Array
     fps: float
+    note: str = ""
 
 
 def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: Callable[[Path], str]) -> Motion:
     """Reads and joins takes.
 
     The floor comes to z = 0 take by take: the second percentile of the lower ankle is put 8 cm above it. Every fifth
-    take of a subject, in the order of names, is held out for testing. Actions come from ``actions.csv`` beside the
-    files (lines ``take,action``); "motion" without one. Takes of a higher frame rate are thinned to the lowest where
-    that is a whole fraction.
+    take of a subject, in the order of names, is held out for testing. Actions come from ``actions.csv`` beside a
+    file (lines ``take,action``), else from the words in its name, "motion" where there are none. Takes of a higher
+    frame rate are thinned to the lowest where that is a whole fraction.
 
     Raises: OSError or ValueError where a file cannot be read or frame rates do not go together.
     """
     takes = [read(file) for file in files]
     slowest = min(take.fps for take in takes)
-    actions = _actions(files[0].parent / ACTIONS_FILE)
+    actions = {folder: _actions(folder / ACTIONS_FILE) for folder in {file.parent for file in files}}
     joints, subject, action, split, name = [], [], [], [], []
     counted: dict[str, int] = {}
     for file, take in zip(files, takes):
@@ -60,7 +61,7 @@ def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: 
         points = points - np.array([0, 0, np.percentile(points[:, [3, 6], 2].min(1), 2) - _FOOT])
         joints.append(points)
         subject.append(person)
-        action.append(actions.get(file.stem, "motion"))
+        action.append(actions[file.parent].get(file.stem) or action_of_name(file.stem))
         split.append("test" if counted[person] % _HELD_OUT == 0 else "train")
         name.append(file.stem)
     return Motion(
@@ -71,6 +72,7 @@ def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: 
         split=tuple(split),
         name=tuple(name),
         fps=float(slowest),
+        notes=tuple(take.note for take in takes if take.note),
     )
 
 
@@ -78,6 +80,15 @@ def subject_of_name(file: Path) -> str:
     """CMU's takes are called ``subject_take``; others by their folder."""
     match = re.fullmatch(r"(\d+)_\d+", file.stem)
     return match[1] if match else file.parent.name or "1"
+
+
+_NO_ACTION = ("take", "motion", "subject", "mocap", "dataset", "data", "trial", "anim", "animation", "clip", "bvh")
+
+
+def action_of_name(stem: str) -> str:
+    """The words of a file's name without numbers: "walk1_subject2" is "walk", "Run_Fast 03" "run_fast"."""
+    words = [word.lower() for word in re.findall(r"[A-Za-z]{3,}", stem)]
+    return "_".join(word for word in words if word not in _NO_ACTION) or "motion"
 
 
 def _actions(path: Path) -> dict[str, str]:

