@@ -11,6 +11,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path

@@ -327,7 +327,7 @@ def options_of(kind: type) -> dict[str, tuple[Any, Option]]:
 
 
 # Read once, at import: compilers do not trace annotations.
-_TABLES = {
+_TABLES: dict[type, dict[str, Option]] = {
     kind: {name: option for name, (_, option) in options_of(kind).items()}
     for kind in (
         PairOptions,
