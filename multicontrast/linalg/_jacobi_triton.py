@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
-from multicontrast.linalg._gram3_triton import power_of_two
+from multicontrast.linalg._gram3_triton import power_of_two  # noqa: F401, for the generated source
 from multicontrast.linalg._symmetric3_triton import inverse_root, reciprocal
 
 # Sweeps after which neither value nor vector gets better, and one to spare in float64.
