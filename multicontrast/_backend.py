@@ -75,10 +75,15 @@ def run_kernel(kernel: Callable[..., T], plain: Callable[..., T], *arguments: ob
     try:
         return kernel(*arguments)
     except (KernelUnavailable, ImportError) as error:
-        if os.environ.get(_VARIABLE, "auto") != "auto":
-            raise
-        _warn(str(error))
+        give_way(error)
         return plain(*arguments)
+
+
+def give_way(error: Exception) -> None:
+    """Warn of a kernel that cannot be built or launched; unless the back end is ``auto``, raise."""
+    if os.environ.get(_VARIABLE, "auto") != "auto":
+        raise error
+    _warn(str(error))
 
 
 @functools.cache

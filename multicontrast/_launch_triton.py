@@ -115,8 +115,7 @@ def launch(
     if (kernel, device.device) in _failed:
         raise _failed[kernel, device.device]
     try:
-        with torch.cuda.device_of(device):
-            _launch(kernel, grid, tuning, arguments, key, zeroed, constants)
+        _launch(kernel, grid, tuning, device, arguments, key, zeroed, constants)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -151,18 +150,20 @@ def _launch(
     kernel: Any,
     grid: Callable[[dict[str, Any]], tuple[int, ...]],
     tuning: Tuning,
+    device: Tensor,
     arguments: Sequence[Any],
     key: Sequence[str],
     zeroed: Sequence[str],
     constants: Mapping[str, Any],
 ) -> None:
-    if os.environ.get(_AUTOTUNE, "0") == "1" and tuning.candidates and not interpreted():
-        tuned = _autotuned(kernel, tuple(tuning.candidates), tuple(key), tuple(zeroed))
-        tuned[grid](*arguments, **{**_COMPILER_OPTIONS, **constants})
-        return
-    chosen = tuning[architecture()]
-    options = {**_COMPILER_OPTIONS, **chosen.kwargs, **constants}
-    kernel[grid](*arguments, **options, num_warps=chosen.num_warps, num_stages=chosen.num_stages)
+    with torch.cuda.device_of(device):
+        if os.environ.get(_AUTOTUNE, "0") == "1" and tuning.candidates and not interpreted():
+            tuned = _autotuned(kernel, tuple(tuning.candidates), tuple(key), tuple(zeroed))
+            tuned[grid](*arguments, **{**_COMPILER_OPTIONS, **constants})
+            return
+        chosen = tuning[architecture()]
+        options = {**_COMPILER_OPTIONS, **chosen.kwargs, **constants}
+        kernel[grid](*arguments, **options, num_warps=chosen.num_warps, num_stages=chosen.num_stages)
 
 
 @functools.cache

@@ -4,6 +4,7 @@
 term                                         operator
 ===========================================  ======================================================
 pairs of all anchors, without a tuple term   ``pairwise_logsumexp``: no Gram block at all
+pairs and sampled triplets of a whole batch  ``fused_loss``: all of it, over Gram blocks that are held
 sampled triplets, largest eigenvalue         ``sampled_loss``: nothing of size (B, 1 + K) but an index
 all triplets of an anchor, likewise          ``exact_logsumexp``: nothing of size B^3
 ===========================================  ======================================================
@@ -16,6 +17,7 @@ What is not in the table is the other roads', which do everything. Differentiabl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ from multicontrast.linalg.gram3 import gram3_excess
 from multicontrast.losses._cells import Cells, IndexCells, ListCells
 from multicontrast.losses._exact_operator import exact_logsumexp
 from multicontrast.losses._grams import Grams
+from multicontrast.losses._masked import masked_loss
+from multicontrast.losses._masks import Masks
 from multicontrast.losses._pairwise_operator import pairwise_logsumexp
 from multicontrast.losses._plain import pair_rows, reduce_rows
 from multicontrast.losses._rows import unit_rows
@@ -32,7 +36,69 @@ from multicontrast.losses._sampled_operator import sampled_loss
 from multicontrast.losses._shift_cells import ShiftCells
 from multicontrast.losses._tiled import tuple_rows
 from multicontrast.losses._walk import Tuples, Walk
+from multicontrast.losses.triton.fused_operator import fused_loss
 from multicontrast.similarity import Eigenvalue
+
+
+def is_fused(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, tiled: bool) -> bool:
+    """Whether :func:`fused` does this walk: its Gram blocks are held, and its masks only say who is whose negative."""
+    first, masks, tuples = embeddings[0], walk.masks, walk.tuples
+    if tiled or walk.anchors is not None or len(first) == 1 or len(embeddings) > 3 or not use_triton(first):
+        return False
+    if is_transformed(*embeddings, tau) or any(x.dtype == torch.float64 for x in (*embeddings, tau)):
+        return False
+    if masks is not None and (masks.extra is not None or masks.label_smoothing > 0 or masks.hardness > 0):
+        return False
+    if masks is not None and masks.weight is not None and masks.weight.requires_grad:
+        return False
+    if tuples is None:
+        return bool(walk.pairs)
+    kinds = (IndexCells, ListCells, ShiftCells)
+    is_triplet = len(embeddings) == 3 and type(tuples.similarity) is Eigenvalue and isinstance(tuples.cells, kinds)
+    anchored = not isinstance(tuples.cells, IndexCells) or tuples.cells.index.shape[0] == len(first)
+    return is_triplet and anchored and not torch.are_deterministic_algorithms_enabled()
+
+
+def fused(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize: bool) -> Tensor:
+    """The walk's loss as one operator. Half precision enters the products as it is."""
+    first, tuples, masks = embeddings[0], walk.tuples, walk.masks or Masks()
+    dtype = first.dtype if all(x.dtype == first.dtype for x in embeddings) else torch.float32
+    tau = tau.to(first.device, torch.float32, non_blocking=True)
+    pairs = {(min(pair), max(pair)): pair for pair in walk.pairs}
+    blocks = list(pairs) if tuples is None else [(0, 1), (0, 2), (1, 2)]
+    share = 0.5 if walk.symmetric else 1.0
+    rows = [share * (block in pairs and (walk.symmetric or pairs[block] == block)) for block in blocks]
+    columns = [share * (block in pairs and (walk.symmetric or pairs[block] != block)) for block in blocks]
+    scheme, index = "index", None
+    if tuples is not None:
+        assert tuples.cells is not None
+        scheme, index = _scheme(tuples.cells, len(first), 0, len(first), first.device)
+    loss, *_ = fused_loss(
+        [x.to(dtype) for x in embeddings], tau, index, masks.present, masks.ids, masks.weight,
+        [m for m, _ in blocks], [n for _, n in blocks], rows, columns,
+        0.0 if tuples is None else tuples.alpha, scheme, walk.reduction, normalize,
+    )  # fmt: skip
+    return loss
+
+
+def differentiable_form(
+    embeddings: list[Tensor], tau: Tensor,
+    index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
+    left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
+    scheme: str, reduction: str, normalize: bool,
+) -> Tensor:  # fmt: skip
+    """What :func:`fused_loss` computes, by the implementation that does everything."""
+    xs, size = [x.to(tau.dtype) for x in embeddings], len(embeddings[0])
+    cells: dict[str, Any] = {
+        "index": lambda index: IndexCells(index, batch_size=size),
+        "shifts": lambda index: ShiftCells(size, index.mT[:, 1:]),
+        "list": lambda index: ListCells(size, 3, len(index) - 1, index.mT[:, 1:]),
+    }
+    tuples = None if index is None else Tuples(Eigenvalue(), cells[scheme](index), alpha=alpha)
+    symmetric = all(row == column for row, column in zip(rows, columns))
+    pairs = tuple((m, n) if row else (n, m) for m, n, row, column in zip(left, right, rows, columns) if row or column)
+    walk = Walk(len(xs), pairs, symmetric, tuples, reduction, None, Masks(present, ids, weight))
+    return masked_loss(xs, tau, walk, normalize, False)
 
 
 def has_kernels(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, tiled: bool) -> bool:
@@ -83,18 +149,18 @@ def _triplet_rows(grams: Grams, tau: Tensor, tuples: Tuples) -> Tensor:
     if cells is None:
         lse, _ = exact_logsumexp(a, b, c, tau)
         return lse - gram3_excess(a.diagonal(start), b.diagonal(start), c.diagonal()[start:stop]) / tau
-    scheme, index = _scheme(cells, grams)
+    scheme, index = _scheme(cells, grams.size, start, stop, c.device)
     anchored: Tensor = sampled_loss(a, b, c, index, tau, scheme, start)
     return anchored
 
 
-def _scheme(cells: Cells, grams: Grams) -> tuple[str, Tensor]:
+def _scheme(cells: Cells, size: int, start: int, stop: int, device: torch.device) -> tuple[str, Tensor]:
     """What :func:`sampled_loss` calls an arrangement of cells, and the index that it asks for."""
     if isinstance(cells, IndexCells):
-        return "index", cells.of_anchors(grams.start, grams.stop)
+        return "index", cells.of_anchors(start, stop)
     if isinstance(cells, ShiftCells):
         return "shifts", cells.shifts.mT
     assert isinstance(cells, ListCells)
     if cells.orders is None:  # all samples, in the order in which they follow the anchor
-        return "shifts", torch.arange(grams.size, device=grams.units[0].device)[:, None].expand(-1, 2)
+        return "shifts", torch.arange(size, device=device)[:, None].expand(-1, 2)
     return "list", torch.nn.functional.pad(cells.orders[:, : cells.count], (1, 0)).mT

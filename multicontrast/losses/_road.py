@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import KernelUnavailable, give_way, use_triton
 from multicontrast._checks import check_choice, check_generator, compute_dtype, describe, three_beats, values_are_free
 from multicontrast.losses._arguments import check_index
 from multicontrast.losses._cells import Cells, IndexCells, ListCells, PermutationCells
 from multicontrast.losses._dense import dense_loss
 from multicontrast.losses._diagnostics import Diagnostics
-from multicontrast.losses._kernels import has_kernels, kernel_loss
+from multicontrast.losses._kernels import fused, has_kernels, is_fused, kernel_loss
 from multicontrast.losses._masked import masked_loss
 from multicontrast.losses._plain import plain_loss
 from multicontrast.losses._shift_cells import ShiftCells
@@ -155,9 +155,14 @@ def walk_loss(
     dtype = compute_dtype(*embeddings)
     device = embeddings[0].device
     with torch.autocast(device.type, enabled=False):
-        xs = [x.to(dtype) for x in embeddings]
         # A number is written on the device that uses it: copied there, the host would wait.
         tau = tau if isinstance(tau, Tensor) else torch.full((), tau, dtype=dtype, device=device)
+        if diagnostics is None and is_fused(embeddings, tau, walk, tiled):
+            try:
+                return fused(embeddings, tau, walk, normalize)
+            except KernelUnavailable as error:
+                give_way(error)
+        xs = [x.to(dtype) for x in embeddings]
         if diagnostics is not None or not walk.is_unmasked:
             return masked_loss(xs, tau, walk, normalize, tiled, diagnostics)
         if has_kernels(xs, tau, walk, tiled):

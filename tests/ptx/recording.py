@@ -6,6 +6,9 @@ configuration of that architecture. Works with every Triton from 3.2 on.
 
 from __future__ import annotations
 
+import functools
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +38,25 @@ def compiled_by(call: Callable[[], object], target: str) -> list[Compiled]:
     The results of ``call`` hold whatever was in memory. Triton's driver is put back afterwards.
     """
     found: list[Compiled] = []
+    if target.startswith("hip"):
+        os.environ.setdefault("TRITON_HIP_LLD_PATH", _linker())
     with driven_by(_Driver(target, found)):
         call()
     return found
+
+
+def supports(target: str) -> bool:
+    """Whether this Triton can compile for a target at all: its compiler and its assembler know the name."""
+    try:
+        compiled_by(lambda: _nothing[(1,)](torch.zeros(1)), target)
+    except Exception:  # by version ptxas's, LLVM's, or Triton's own
+        return False
+    return True
+
+
+@triton.jit
+def _nothing(x_ptr):
+    pass
 
 
 @contextmanager
@@ -50,6 +69,22 @@ def driven_by(driver: object) -> Iterator[None]:
         yield
     finally:
         setattr(triton.runtime.driver, place, before)
+
+
+@functools.cache
+def _linker() -> str:
+    """A linker for wheels of Triton that bring none for AMD: it copies, since only the assembly is looked at."""
+    import shutil
+
+    if found := next(Path(triton.__file__).parent.rglob("ld.lld"), None) or shutil.which("ld.lld"):
+        return str(found)
+    path = Path(tempfile.mkdtemp()) / "ld.lld"
+    path.write_text(
+        '#!/bin/sh\nfor word; do\n  case $last in -o) cp "$input" "$word" ;; esac\n'
+        '  case $word in -*|gnu) ;; *) [ "$last" = -o ] || input=$word ;; esac\n  last=$word\ndone\n'
+    )
+    path.chmod(0o755)
+    return str(path)
 
 
 def loaded(name: str, registers: int = 0, spilled: int = 0, threads: int = 1024) -> tuple[object, ...]:

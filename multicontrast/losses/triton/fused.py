@@ -53,8 +53,8 @@ class Terms(NamedTuple):
     """Which terms there are, over Gram blocks of some pairs of modalities.
 
     ``pairs`` are those of the blocks, two bits for each modality, ``rows`` and ``columns`` the factor of each block's
-    loss of rows and of columns (0.5 each for a symmetric pair). ``alpha`` is that of the triplets, 0 for none; their
-    blocks are ``(0, 1), (0, 2), (1, 2)``.
+    loss of rows and of columns: 0, 0.5 or 1 (0.5 each for a symmetric pair). ``alpha`` is that of the triplets, 0 for
+    none; their blocks are ``(0, 1), (0, 2), (1, 2)``.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -76,10 +76,12 @@ class Terms(NamedTuple):
         """The modality of each block's left and then of each block's right factor."""
         return (*(m for m, _ in self.pairs), *(n for _, n in self.pairs))
 
-    def shares(self) -> tuple[float, ...]:
-        """Three factors of rows and three of columns, for the kernels' arguments."""
-        more = (0.0,) * (3 - len(self.pairs))
-        return (*self.rows, *more, *self.columns, *more)
+    def shares(self) -> dict[str, int]:
+        """The factors, coded, as compile-time constants."""
+        coded = [
+            sum(int(2 * f) << 2 * place for place, f in enumerate(factors)) for factors in (self.rows, self.columns)
+        ]
+        return {"ROW_SHARES": coded[0], "COLUMN_SHARES": coded[1]}
 
 
 class Samples(NamedTuple):
@@ -104,11 +106,22 @@ class Sums(NamedTuple):
     triplet: Tensor  # (B,), the loss of each anchor's triplets
     totals: Tensor  # (P + 1,), what the mean of each term divides by
 
+    @staticmethod
+    def length(blocks: int, size: int) -> int:
+        """Of a buffer that holds them all."""
+        return (4 * blocks + 1) * size + blocks + 1
+
+    @classmethod
+    def of(cls, buffer: Tensor, blocks: int, size: int) -> Sums:
+        """Views of such a buffer."""
+        *parts, triplet, totals = buffer.split([blocks * size] * 4 + [size, blocks + 1])
+        return cls(*(part.view(blocks, size) for part in parts), triplet, totals)
+
 
 @triton.jit
-def _pick(first, second, third, place):
-    """One of three numbers."""
-    return tl.where(place == 0, first, tl.where(place == 1, second, third))
+def _share(codes, place):
+    """The factor of a block's loss, coded in two bits: 0, 1/2 or 1."""
+    return 0.5 * ((codes >> (2 * place)) & 3).to(tl.float32)
 
 
 @triton.jit
@@ -297,8 +310,8 @@ def _pair_sums_kernel(
 def _pair_losses_kernel(
     part_peak_ptr, part_sum_ptr, row_peak_ptr, row_sum_ptr, match_ptr, present_ptr,
     column_peak_ptr, column_sum_ptr, loss_ptr, size, strips, programs,
-    row0, row1, row2, column0, column1, column2,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, ROW_SHARES: tl.constexpr, COLUMN_SHARES: tl.constexpr,
+    MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr,
     BLOCK_STRIPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Columns of all strips together, and each anchor's loss of a pair."""
@@ -326,7 +339,7 @@ def _pair_losses_kernel(
     row_sum = tl.load(row_sum_ptr + out, mask=inside, other=1.0)
     by_row = (row_peak - positive) + tl.log(row_sum)
     by_column = (peak - positive) + tl.log(total)
-    loss = _pick(row0, row1, row2, place) * by_row + _pick(column0, column1, column2, place) * by_column
+    loss = _share(ROW_SHARES, place) * by_row + _share(COLUMN_SHARES, place) * by_column
     if HAS_PRESENT:
         both = _is_present(present_ptr, j, m, inside, MODALITIES) & _is_present(present_ptr, j, n, inside, MODALITIES)
         loss = tl.where(both, loss, 0.0)
@@ -346,8 +359,9 @@ def _cotangent(grad_ptr, grad_stride, weight_ptr, totals_ptr, term, i, inside, H
 def _pair_gradient_kernel(
     gram_ptr, scale_ptr, tau_ptr, present_ptr, ids_ptr, weight_ptr, grad_ptr, totals_ptr,
     row_peak_ptr, row_sum_ptr, column_peak_ptr, column_sum_ptr, dgram_ptr, slope_ptr,
-    size, strips, grad_stride, row0, row1, row2, column0, column1, column2,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr,
+    size, strips, grad_stride,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, ROW_SHARES: tl.constexpr, COLUMN_SHARES: tl.constexpr,
+    MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr,
     HAS_IDS: tl.constexpr, HAS_WEIGHT: tl.constexpr, STRIP: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -360,8 +374,8 @@ def _pair_gradient_kernel(
     own = place * size + i
     row_peak = tl.load(row_peak_ptr + own, mask=inside, other=0.0)
     by_row = _cotangent(grad_ptr, grad_stride, weight_ptr, totals_ptr, place, i, inside, HAS_WEIGHT)
-    by_column = by_row * _pick(column0, column1, column2, place)
-    by_row *= _pick(row0, row1, row2, place)
+    by_column = by_row * _share(COLUMN_SHARES, place)
+    by_row *= _share(ROW_SHARES, place)
     row_weight = by_row / tl.load(row_sum_ptr + own, mask=inside, other=1.0)
     slope = tl.zeros((STRIP,), tl.float32)
     for start in range(0, size, BLOCK_COLUMNS):
@@ -373,7 +387,7 @@ def _pair_gradient_kernel(
         other = place * size + j
         column_peak = tl.load(column_peak_ptr + other, mask=j < size, other=0.0)
         column_weight = _cotangent(grad_ptr, grad_stride, weight_ptr, totals_ptr, place, j, j < size, HAS_WEIGHT)
-        column_weight *= _pick(column0, column1, column2, place)
+        column_weight *= _share(COLUMN_SHARES, place)
         column_weight /= tl.load(column_sum_ptr + other, mask=j < size, other=1.0)
         weight = row_weight[:, None] * tl.exp(z - row_peak[:, None])
         weight += column_weight[None, :] * tl.exp(z - column_peak[None, :])
@@ -409,7 +423,7 @@ def _triplets(
     a = tl.load(gram_ptr + at, mask=read, other=0.0) * sa
     b = tl.load(gram_ptr + bt, mask=read, other=0.0) * sb
     c = tl.load(gram_ptr + ct, mask=read, other=0.0) * sc
-    valid = inside
+    valid, whole = inside, exists
     if HAS_PRESENT or HAS_IDS:
         # A candidate is a negative if a member that is there is a stranger, each member is a sample that takes part,
         # and two members are there. A member that does not exist must be seen, as NaN.
@@ -420,7 +434,9 @@ def _triplets(
             hk = _is_present(present_ptr, k, 2, read, 3)
             valid &= _takes_part(present_ptr, i, read, 3) & _takes_part(present_ptr, j, read, 3)
             valid &= _takes_part(present_ptr, k, read, 3)
-            valid &= (hi & hj) | (hi & hk) | (hj & hk)
+            two = (hi & hj) | (hi & hk) | (hj & hk)
+            whole &= two | (columns > 0)  # a positive of the caller's index that is not there would be no positive
+            valid &= two
         if HAS_IDS:
             me = tl.load(ids_ptr + own)
             other_i = tl.load(ids_ptr + i, mask=read, other=0) != me
@@ -430,7 +446,21 @@ def _triplets(
             other_i, other_j, other_k = i != own, j != own, k != own
         valid &= (hi & other_i) | (hj & other_j) | (hk & other_k)
         valid = (valid | (inside & (exists == 0))) | (inside & (columns == 0))
-    return tl.where(exists, a, float("nan")), b, c, at, bt, ct, sa, sb, sc, valid, read
+    return tl.where(whole, a, float("nan")), b, c, at, bt, ct, sa, sb, sc, valid, read
+
+
+@triton.jit
+def _positive(
+    gram_ptr, scale_ptr, present_ptr, ids_ptr, index_ptr, index_stride, index_last_stride, own, size,
+    HAS_PRESENT: tl.constexpr, HAS_IDS: tl.constexpr, SCHEME: tl.constexpr,
+):  # fmt: skip
+    """``x`` of the anchor's first triplet."""
+    first = tl.zeros((1,), tl.int64)
+    a, b, c, _at, _bt, _ct, _sa, _sb, _sc, _valid, _read = _triplets(
+        gram_ptr, scale_ptr, present_ptr, ids_ptr, index_ptr, index_stride, index_last_stride,
+        own, size, first, first == 0, HAS_PRESENT, HAS_IDS, SCHEME,
+    )  # fmt: skip
+    return tl.sum(eigmax_excess_of(a, b, c), 0)
 
 
 @triton.jit
@@ -443,12 +473,10 @@ def _triplet_losses_kernel(
     index_ptr += own * index_row_stride
     tau = tl.load(tau_ptr).to(tl.float32)
     inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
-    first = tl.zeros((1,), tl.int64)
-    a, b, c, _at, _bt, _ct, _sa, _sb, _sc, _valid, _read = _triplets(
+    positive = _positive(
         gram_ptr, scale_ptr, present_ptr, ids_ptr, index_ptr, index_stride, index_last_stride,
-        own, size, first, first == 0, HAS_PRESENT, HAS_IDS, SCHEME,
+        own, size, HAS_PRESENT, HAS_IDS, SCHEME,
     )  # fmt: skip
-    positive = tl.sum(eigmax_excess_of(a, b, c), 0)
     highest = tl.zeros((BLOCK,), tl.float32)  # the positive's own
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
@@ -484,12 +512,10 @@ def _triplet_gradient_kernel(
     if HAS_PRESENT:
         takes_part = _takes_part(present_ptr, own, own >= 0, 3)
     loss = tl.load(loss_ptr + own)
-    first = tl.zeros((1,), tl.int64)
-    a, b, c, _at, _bt, _ct, _sa, _sb, _sc, _valid, _read = _triplets(
+    positive = _positive(
         gram_ptr, scale_ptr, present_ptr, ids_ptr, index_ptr, index_stride, index_last_stride,
-        own, size, first, first == 0, HAS_PRESENT, HAS_IDS, SCHEME,
+        own, size, HAS_PRESENT, HAS_IDS, SCHEME,
     )  # fmt: skip
-    positive = tl.sum(eigmax_excess_of(a, b, c), 0)
     slope = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)
@@ -631,8 +657,8 @@ def forward(
     samples: Samples,
     index: Tensor | None,
     reduction: str,
-) -> tuple[Tensor, Sums]:
-    """``(loss, sums)``: 0-dim, or ``(B,)`` for ``reduction="none"``, in float32.
+) -> tuple[Tensor, Tensor]:
+    """``(loss, sums)``: 0-dim, or ``(B,)`` for ``reduction="none"``, and a buffer of :class:`Sums`, in float32.
 
     Args:
         grams: ``(P, B, B)`` in float32, contiguous: products of rows, in the order of ``terms.pairs``.
@@ -646,38 +672,41 @@ def forward(
     given = samples.arguments(scale)
     pairs = {"LEFT": terms.left, "RIGHT": terms.right, "MODALITIES": len(scale)}
     masks = {"HAS_PRESENT": samples.present is not None, "HAS_IDS": samples.ids is not None}
-    row_peak, row_sum, match, column_peak, column_sum, losses = scale.new_empty(6, blocks, size).unbind()
-    triplet = scale.new_empty(size)
+    by_pairs = any(terms.rows) or any(terms.columns)
+    allocate = scale.new_empty if by_pairs and index is not None else scale.new_zeros
+    buffer = allocate(Sums.length(blocks, size))
+    sums = Sums.of(buffer, blocks, size)
+    match, losses = scale.new_empty(2, blocks, size).unbind()
     part_peak, part_sum = scale.new_empty(2, blocks, strips, size).unbind()
-    if any(terms.rows) or any(terms.columns):
+    if by_pairs:
         launch(
             _pair_sums_kernel, lambda _: (blocks * strips,), _PAIRS,
-            grams, scale, tau, *given[:2], row_peak, row_sum, match, part_peak, part_sum, size, strips,
+            grams, scale, tau, *given[:2], sums.row_peak, sums.row_sum, match, part_peak, part_sum, size, strips,
             STRIP=_STRIP, **pairs, **masks, **_ROUNDED, key=("size",),
         )  # fmt: skip
         programs = triton.cdiv(size, _SUMS.default.kwargs["BLOCK"])
         launch(
             _pair_losses_kernel, lambda _: (blocks * programs,), _SUMS,
-            part_peak, part_sum, row_peak, row_sum, match, given[0], column_peak, column_sum, losses,
-            size, strips, programs, *terms.shares(), HAS_PRESENT=masks["HAS_PRESENT"], **pairs, **_ROUNDED,
+            part_peak, part_sum, sums.row_peak, sums.row_sum, match, given[0],
+            sums.column_peak, sums.column_sum, losses, size, strips, programs,
+            HAS_PRESENT=masks["HAS_PRESENT"], **terms.shares(), **pairs, **_ROUNDED,
         )  # fmt: skip
     else:
         losses.zero_()
     if index is not None:
         launch(
             _triplet_losses_kernel, lambda _: (size,), _TRIPLETS,
-            grams, scale, tau, *given[:2], index, triplet, size, *_index_strides(index, terms.scheme),
+            grams, scale, tau, *given[:2], index, sums.triplet, size, *_index_strides(index, terms.scheme),
             _count(index, terms.scheme), SCHEME=terms.scheme, **masks, key=("count",),
         )  # fmt: skip
     loss = scale.new_empty((size,) if reduction == "none" else ())
-    totals = scale.new_empty(blocks + 1)
     launch(
         _reduce_kernel, lambda _: (1,), _LAST,
-        losses, triplet, given[0], given[2], loss, totals, terms.alpha, size,
+        losses, sums.triplet, given[0], given[2], loss, sums.totals, terms.alpha, size,
         BLOCKS=blocks, HAS_TRIPLETS=int(index is not None), HAS_PRESENT=masks["HAS_PRESENT"],
         HAS_WEIGHT=samples.weight is not None, MEAN=reduction == "mean", EACH=reduction == "none", **pairs,
     )  # fmt: skip
-    return loss, Sums(row_peak, row_sum, column_peak, column_sum, triplet, totals)
+    return loss, buffer
 
 
 def backward(
@@ -689,7 +718,7 @@ def backward(
     terms: Terms,
     samples: Samples,
     index: Tensor | None,
-    sums: Sums,
+    sums: Tensor,
     grad: Tensor,
     normalize: bool,
 ) -> tuple[list[Tensor], Tensor]:
@@ -725,7 +754,7 @@ def gram_gradient(
     terms: Terms,
     samples: Samples,
     index: Tensor | None,
-    sums: Sums,
+    sums: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """``(gradient by the products (P, B, B), parts of the gradient by tau)``, float32. Triplets add theirs by atomics:
@@ -733,6 +762,7 @@ def gram_gradient(
     blocks, size, _ = grams.shape
     strips = triton.cdiv(size, _STRIP)
     given = samples.arguments(scale)
+    kept = Sums.of(sums, blocks, size)
     masks = {
         "HAS_PRESENT": samples.present is not None, "HAS_IDS": samples.ids is not None,
         "HAS_WEIGHT": samples.weight is not None,
@@ -745,15 +775,15 @@ def gram_gradient(
     if by_pairs:
         launch(
             _pair_gradient_kernel, lambda _: (blocks * strips,), _PAIRS,
-            grams, scale, tau, *given, grad, sums.totals,
-            sums.row_peak, sums.row_sum, sums.column_peak, sums.column_sum, dgrams, slopes,
-            size, strips, stride, *terms.shares(), LEFT=terms.left, RIGHT=terms.right, MODALITIES=len(scale),
+            grams, scale, tau, *given, grad, kept.totals,
+            kept.row_peak, kept.row_sum, kept.column_peak, kept.column_sum, dgrams, slopes,
+            size, strips, stride, **terms.shares(), LEFT=terms.left, RIGHT=terms.right, MODALITIES=len(scale),
             STRIP=_STRIP, **masks, **_ROUNDED, key=("size",),
         )  # fmt: skip
     if index is not None:
         launch(
             _triplet_gradient_kernel, lambda _: (size,), _TRIPLETS_BACKWARD,
-            grams, scale, tau, *given, index, grad, sums.totals, sums.triplet, dgrams, slopes[parts:],
+            grams, scale, tau, *given, index, grad, kept.totals, kept.triplet, dgrams, slopes[parts:],
             terms.alpha, size, blocks, stride, *_index_strides(index, terms.scheme), _count(index, terms.scheme),
             SCHEME=terms.scheme, **masks, key=("count",), zeroed=("dgram_ptr",),
         )  # fmt: skip
