@@ -116,6 +116,14 @@ def tf32_allowed() -> bool:
     return matmul.allow_tf32 if precision is None else precision == "tf32"
 
 
+@functools.cache
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16: every GPU that Triton knows but those before Ampere."""
+    if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def rounds_to_nearest() -> bool:
     """Whether kernels should divide and take square roots correctly rounded."""
     choice = os.environ.get(_ROUNDING, "device")

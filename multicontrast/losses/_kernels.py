@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import is_transformed, use_triton
+from multicontrast._backend import has_bfloat16, is_transformed, use_triton
 from multicontrast.linalg.gram3 import gram3_excess
 from multicontrast.losses._cells import Cells, IndexCells, ListCells
 from multicontrast.losses._exact_operator import exact_logsumexp
@@ -63,6 +63,8 @@ def fused(embeddings: Sequence[Tensor], tau: Tensor, walk: Walk, normalize: bool
     """The walk's loss as one operator. Half precision enters the products as it is."""
     first, tuples, masks = embeddings[0], walk.tuples, walk.masks or Masks()
     dtype = first.dtype if all(x.dtype == first.dtype for x in embeddings) else torch.float32
+    if dtype == torch.bfloat16 and not has_bfloat16(first.device):
+        dtype = torch.float32
     tau = tau.to(first.device, torch.float32, non_blocking=True)
     pairs = {(min(pair), max(pair)): pair for pair in walk.pairs}
     blocks = list(pairs) if tuples is None else [(0, 1), (0, 2), (1, 2)]

@@ -33,7 +33,7 @@ _CANDIDATES = [
 _SMALL = config(num_warps=8, BLOCK_ROWS=64, BLOCK_COLUMNS=64, BLOCK_DEPTH=16)
 _MEDIUM = config(num_warps=8, BLOCK_ROWS=128, BLOCK_COLUMNS=64, BLOCK_DEPTH=16)
 _LARGE = config(num_warps=8, BLOCK_ROWS=128, BLOCK_COLUMNS=64, BLOCK_DEPTH=32)
-_SCALAR = config(num_warps=4, num_stages=1, BLOCK_ROWS=32, BLOCK_COLUMNS=64, BLOCK_DEPTH=16)  # no tensor core to feed
+_SCALAR = config(num_warps=4, num_stages=1, BLOCK_ROWS=32, BLOCK_COLUMNS=32, BLOCK_DEPTH=16)  # no tensor core to feed
 _FORWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:100": _LARGE, "cuda:75": _SCALAR}, _CANDIDATES)
 _BACKWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:120": _SMALL, "cuda:75": _SCALAR}, _CANDIDATES)
 
@@ -64,8 +64,6 @@ def _products(
             mask=(j[None, :] < columns) & (k[:, None] < depth),
             other=0.0,
         )
-        if PRECISION == "ieee":  # the interpreter, whose product of bfloat16 is wrong, and scalar units
-            x, y = x.to(tl.float32), y.to(tl.float32)
         products = tl.dot(x, y, products, input_precision=PRECISION)
     return products
 
@@ -160,11 +158,15 @@ def _pairwise_gradient_kernel(
                 y_ptr + j[:, None] * y_row_stride + k[None, :] * y_stride,
                 mask=(j[:, None] < stop) & (k[None, :] < depth),
                 other=0.0,
-            ).to(tl.float32)
+            )
             pointers = dx_ptr + i[:, None] * depth + k[None, :]
             mask = inside[:, None] & (k[None, :] < depth)
+            if y.dtype == tl.bfloat16:  # a gradient of half inputs comes from products in their type
+                factor = weight.to(tl.bfloat16)
+            else:
+                factor, y = weight, y.to(tl.float32)
             dx = tl.load(pointers, mask=mask & (start > begin), other=0.0)
-            tl.store(pointers, tl.dot(weight, y, dx, input_precision=PRECISION), mask=mask)
+            tl.store(pointers, tl.dot(factor, y, dx, input_precision=PRECISION), mask=mask)
         tl.debug_barrier()  # these rows are the program's own, but another of its threads may read them next
     tl.store(dtau_ptr + part * rows + i, -slope * inverse_tau, mask=inside)
 
@@ -182,6 +184,7 @@ def pairwise_forward(
         tf32: whether products may err as those of TF32 do.
     """
     precision = dot_precision(tf32)
+    x, y = _factors(x, y, precision)
     rows, match = _logsumexp(x, y, tau, offset, precision)
     return rows, _logsumexp(y, x, tau, -offset, precision)[0] if columns else None, match
 
@@ -207,6 +210,7 @@ def pairwise_backward(
         tf32: as it was given there; the products must be the same.
     """
     precision = dot_precision(tf32)
+    x, y = _factors(x, y, precision)
     match_grad = match_grad.contiguous().float()
     row_grad = row_grad.contiguous().float()
     column_grad = None if column_grad is None else column_grad.contiguous().float()
@@ -214,6 +218,11 @@ def pairwise_backward(
     dx, dtau = _gradient(x, y, tau, rows, columns, match_grad, offset, 0, precision)
     dy, _ = _gradient(y, x, tau, columns, rows, match_grad, -offset, -offset, precision)
     return dx, dy, dtau.sum()
+
+
+def _factors(x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """What is multiplied: half precision as it is on tensor cores, float32 on scalar units and in the interpreter."""
+    return (x.float(), y.float()) if precision == "ieee" else (x, y)
 
 
 def _logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int, precision: str) -> tuple[Tensor, Tensor]:

@@ -737,14 +737,27 @@ def backward(
         dgrams = dgrams * unit
     dgrams = dgrams.to(rows.dtype)
     by_left, by_right = multiply(dgrams, right), multiply(dgrams.mT, left)
+    power = power if unit is None else power / unit
+    return embedding_gradient(by_left, by_right, rows, scale, power, terms, normalize), slopes.sum()
+
+
+def embedding_gradient(
+    by_left: Tensor, by_right: Tensor, rows: Tensor, scale: Tensor, power: Tensor, terms: Terms, normalize: bool
+) -> list[Tensor]:
+    """Gradients ``(B, D)`` of the embeddings, in their type.
+
+    Args:
+        by_left, by_right: ``(P, B, D)`` in float32: the blocks' gradients times their right, left factors.
+        rows, scale, power: of :func:`prepare`.
+    """
     _, size, depth = rows.shape
     results = [rows.new_empty(size, depth) for _ in range(len(scale))]
     launch(
         _embedding_gradient_kernel, lambda _: (len(scale) * size,), _ROWS,
-        by_left, by_right, rows, scale, power if unit is None else power / unit, *_three(results), size, depth,
-        LEFT=terms.left, RIGHT=terms.right, BLOCKS=len(grams), NORMALIZE=normalize,
+        by_left, by_right, rows, scale, power, *_three(results), size, depth,
+        LEFT=terms.left, RIGHT=terms.right, BLOCKS=len(by_left), NORMALIZE=normalize,
     )  # fmt: skip
-    return results, slopes.sum()
+    return results
 
 
 def gram_gradient(
