@@ -42,6 +42,7 @@ _CHOICES = ("auto", "torch", "triton")
 _ROUNDING = "MULTICONTRAST_ROUNDING"
 _ROUNDINGS = ("device", "nearest")
 
+_warned: set[str] = set()
 T = TypeVar("T")
 
 
@@ -83,17 +84,15 @@ def give_way(error: Exception) -> None:
     """Warn of a kernel that cannot be built or launched; unless the back end is ``auto``, raise."""
     if os.environ.get(_VARIABLE, "auto") != "auto":
         raise error
-    _warn(str(error))
-
-
-@functools.cache
-def _warn(cause: str) -> None:
-    """Once in a process for each cause."""
+    cause = str(error.__cause__ or error)  # many kernels fail for one reason
+    if cause in _warned:
+        return
+    _warned.add(cause)
     warnings.warn(
-        f"Plain PyTorch takes the place of a Triton kernel: {cause} "
+        f"Plain PyTorch takes the place of a Triton kernel: {error} "
         f"Set {_VARIABLE}=torch to choose that without this warning, or {_VARIABLE}=triton to raise instead.",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=3,
     )
 
 

@@ -12,12 +12,13 @@ no detour, unless Triton is in charge. Inputs are of one shape, type (float32 or
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multicontrast._backend import rounds_to_nearest, use_triton
+from multicontrast._backend import rounds_to_nearest, run_kernel, use_triton
 from multicontrast.linalg import _gram3_torch as plain
 
 
@@ -38,8 +39,10 @@ def eigmax_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tenso
     schema="(Tensor a, Tensor b, Tensor c) -> Tensor",
 )
 def gram3_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    if use_triton(a):
-        return _excess_cuda(a, b, c)
+    return _excess_cuda(a, b, c) if use_triton(a) else _plain_excess(a, b, c)
+
+
+def _plain_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return plain.eigmax_excess(a, b, c).contiguous()
 
 
@@ -47,7 +50,7 @@ def gram3_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 def _excess_cuda(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     from multicontrast.linalg import _gram3_triton
 
-    return _gram3_triton.eigmax_excess(a, b, c)
+    return run_kernel(_gram3_triton.eigmax_excess, _plain_excess, a, b, c)
 
 
 @gram3_excess.register_fake
@@ -62,8 +65,10 @@ def _excess_fake(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     schema="(Tensor a, Tensor b, Tensor c) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def gram3_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if use_triton(a):
-        return _with_gradient_cuda(a, b, c)
+    return _with_gradient_cuda(a, b, c) if use_triton(a) else _plain_with_gradient(a, b, c)
+
+
+def _plain_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, ga, gb, gc = (result.contiguous() for result in plain.eigmax_with_gradient(a, b, c))
     return x, ga, gb, gc
 
@@ -72,7 +77,8 @@ def gram3_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor
 def _with_gradient_cuda(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from multicontrast.linalg import _gram3_triton
 
-    return _gram3_triton.eigmax_with_gradient(a, b, c, correctly_rounded=rounds_to_nearest())
+    kernel = partial(_gram3_triton.eigmax_with_gradient, correctly_rounded=rounds_to_nearest())
+    return run_kernel(kernel, _plain_with_gradient, a, b, c)
 
 
 @gram3_with_gradient.register_fake

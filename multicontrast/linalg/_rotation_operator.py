@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import run_kernel, use_triton
 from multicontrast.linalg import _rotation_torch as plain
 
 
@@ -27,7 +27,11 @@ def rotation3(matrix: Tensor, allow_reflection: bool) -> Tensor:
     if use_triton(matrix):
         from multicontrast.linalg import _rotation_triton
 
-        return _rotation_triton.rotation3(matrix, allow_reflection)
+        return run_kernel(_rotation_triton.rotation3, _plain, matrix, allow_reflection)
+    return _plain(matrix, allow_reflection)
+
+
+def _plain(matrix: Tensor, allow_reflection: bool) -> Tensor:
     return plain.polar(matrix, allow_reflection).rotation.contiguous()
 
 
@@ -46,7 +50,11 @@ def rotation3_backward(grad: Tensor, matrix: Tensor, allow_reflection: bool) -> 
     if use_triton(matrix):
         from multicontrast.linalg import _rotation_triton
 
-        return _rotation_triton.rotation3_backward(grad, matrix, allow_reflection)
+        return run_kernel(_rotation_triton.rotation3_backward, _plain_backward, grad, matrix, allow_reflection)
+    return _plain_backward(grad, matrix, allow_reflection)
+
+
+def _plain_backward(grad: Tensor, matrix: Tensor, allow_reflection: bool) -> Tensor:
     return plain.polar_backward(grad, plain.polar(matrix, allow_reflection)).contiguous()
 
 

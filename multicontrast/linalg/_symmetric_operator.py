@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import run_kernel, use_triton
 from multicontrast.linalg import _jacobi_torch, _symmetric3_torch
 from multicontrast.linalg._spectral import spectral_backward
 
@@ -26,8 +26,10 @@ Pairs = tuple[Tensor, Tensor]
 )
 def symmetric3_eigenvalues(matrix: Tensor) -> Tensor:
     """Eigenvalues ``(..., 3)``, ascending, of ``(..., 3, 3)``, float32 or float64; the lower triangle is read."""
-    if use_triton(matrix):
-        return _eigenvalues_cuda(matrix)
+    return _eigenvalues_cuda(matrix) if use_triton(matrix) else _plain_eigenvalues(matrix)
+
+
+def _plain_eigenvalues(matrix: Tensor) -> Tensor:
     return _symmetric3_torch.eigenvalues(matrix).contiguous()
 
 
@@ -35,7 +37,7 @@ def symmetric3_eigenvalues(matrix: Tensor) -> Tensor:
 def _eigenvalues_cuda(matrix: Tensor) -> Tensor:
     from multicontrast.linalg import _symmetric3_triton
 
-    return _symmetric3_triton.eigvalsh3(matrix)
+    return run_kernel(_symmetric3_triton.eigvalsh3, _plain_eigenvalues, matrix)
 
 
 @symmetric3_eigenvalues.register_fake
@@ -51,8 +53,10 @@ def _eigenvalues_fake(matrix: Tensor) -> Tensor:
 )
 def symmetric3_eigenpairs(matrix: Tensor) -> Pairs:
     """The same and orthonormal eigenvectors, the columns of ``(..., 3, 3)``."""
-    if use_triton(matrix):
-        return _eigenpairs_cuda(matrix)
+    return _eigenpairs_cuda(matrix) if use_triton(matrix) else _plain_eigenpairs(matrix)
+
+
+def _plain_eigenpairs(matrix: Tensor) -> Pairs:
     values, vectors = _symmetric3_torch.eigenpairs(matrix)
     return values.contiguous(), vectors.contiguous()
 
@@ -61,7 +65,7 @@ def symmetric3_eigenpairs(matrix: Tensor) -> Pairs:
 def _eigenpairs_cuda(matrix: Tensor) -> Pairs:
     from multicontrast.linalg import _symmetric3_triton
 
-    return _symmetric3_triton.eigh3(matrix)
+    return run_kernel(_symmetric3_triton.eigh3, _plain_eigenpairs, matrix)
 
 
 @torch.library.custom_op(
@@ -75,8 +79,10 @@ def jacobi_eigenpairs(matrix: Tensor) -> Pairs:
 
     The lower triangle is read; plain PyTorch wants entries of order 1.
     """
-    if use_triton(matrix):
-        return _jacobi_cuda(matrix)
+    return _jacobi_cuda(matrix) if use_triton(matrix) else _plain_jacobi(matrix)
+
+
+def _plain_jacobi(matrix: Tensor) -> Pairs:
     n = matrix.shape[-1]
     symmetric = matrix.tril() + matrix.tril(-1).mT
     values, vectors = _jacobi_torch.eigenpairs(symmetric.reshape(-1, n, n))
@@ -87,7 +93,7 @@ def jacobi_eigenpairs(matrix: Tensor) -> Pairs:
 def _jacobi_cuda(matrix: Tensor) -> Pairs:
     from multicontrast.linalg import _jacobi_triton
 
-    return _jacobi_triton.jacobi(matrix)
+    return run_kernel(_jacobi_triton.jacobi, _plain_jacobi, matrix)
 
 
 @symmetric3_eigenpairs.register_fake
