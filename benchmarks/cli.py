@@ -12,8 +12,9 @@ import torch
 from benchmarks import driver
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser with the common options; rows go to ``results/<name>.csv`` unless told otherwise."""
+def parser(name: str, description: str, *, record: bool = False) -> argparse.ArgumentParser:
+    """An argument parser with the common options; rows go to ``results/<name>.csv`` unless told otherwise, with
+    ``record`` only if asked to."""
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -25,6 +26,8 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--csv", type=Path, default=driver.RESULTS / f"{name}.csv", help="append the rows here")
     made.add_argument("--json", type=Path, default=driver.RESULTS / f"{name}.json", help="write this run here")
+    if record:
+        made.add_argument("--record", action="store_true", help="file the rows in the repository's own results")
     made.add_argument("--plot", type=Path, default=None, help="draw this run here (.png, .svg)")
     made.add_argument("--no-save", action="store_true", help="print only; write no rows")
     made.add_argument("--compare", type=Path, metavar="BASE", help="a .csv or .json of an earlier run")
@@ -49,15 +52,34 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def finish(options: argparse.Namespace, rows: Sequence[driver.Row], failed: Sequence[str] = (), **extra: object) -> int:
-    """File the rows, compare them with an earlier run, and give the exit status."""
+def append(options: argparse.Namespace, rows: Sequence[driver.Row]) -> None:
+    """Add rows to the CSV."""
+    if _may_write(options, options.csv):
+        driver.append_csv(options.csv, rows)
+        print(f"{len(rows)} rows appended to {options.csv}", flush=True)
+
+
+def _may_write(options: argparse.Namespace, path: Path) -> bool:
+    """Whether a file is to be written; the repository's own may ask for ``--record``."""
+    return not options.no_save and (getattr(options, "record", True) or path.parent != driver.RESULTS)
+
+
+def finish(
+    options: argparse.Namespace,
+    rows: Sequence[driver.Row],
+    failed: Sequence[str] = (),
+    *,
+    appended: bool = False,
+    **extra: object,
+) -> int:
+    """File the rows, unless they are ``appended`` already, compare them with an earlier run, give the exit status."""
     progress("")
     if options.compare is not None:
         failed = [*failed, *_compare(options, rows)]
-    if not options.no_save:
-        driver.append_csv(options.csv, rows)
+    if not appended:
+        append(options, rows)
+    if _may_write(options, options.json):
         driver.write_json(options.json, rows, **extra)
-        print(f"{len(rows)} rows appended to {options.csv}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0

@@ -378,13 +378,12 @@ def _apply(node: Any, inputs: list[Tensor | None]) -> Any:
 
 
 def measure(name: str, batch: int, dim: int = DIM, repeats: int = 3) -> Row:
-    """The row of a loss; its host time is the least of some steps, after one that imports and reads sources."""
+    """The row of a loss; its host time is the least of some steps, the first of which imports and reads sources."""
     loss, dtype = losses(batch)[name]
-    counts = trace(loss, batch, dim, dtype)
     seconds = []
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         begin = time.process_time()
-        trace(loss, batch, dim, dtype)
+        counts = trace(loss, batch, dim, dtype)
         seconds.append(time.process_time() - begin)
     return Row(
         loss=name, batch=batch, dim=dim, dtype=str(dtype).removeprefix("torch."), launches=counts.launches,

@@ -177,7 +177,7 @@ def test_timing_makes_a_table_rows_json_and_a_plot(tmp_path: Path, capsys: pytes
     for expected in (*timing.losses(), "our reading", "commit", "tf32", "overhead"):
         assert expected in out
     rows = driver.read_rows(files["csv"])
-    assert [made.implementation for made in rows] == list(timing.losses())
+    assert sorted(made.implementation for made in rows) == sorted(timing.losses())  # each the moment it was measured
     assert all(made.p20_ms <= made.p50_ms <= made.p80_ms and made.peak_mb > 0 for made in rows)
     assert json.loads(files["json"].read_text())["rows"][0]["rounds"] == 2
     assert files["png"].read_bytes().startswith(b"\x89PNG")
