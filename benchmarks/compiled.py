@@ -446,7 +446,7 @@ PAGE_TEXT = """\
 
 <!-- Written by `python -m benchmarks.compiled`: change that, not this page. -->
 
-No card has timed these kernels yet. What can be known without one is here: every kernel is compiled as a launch would
+These kernels have not been measured on a GPU. What is known without one is here: every kernel is compiled as a launch would
 compile it, for five architectures, and its machine code is read. That the compiled code computes the right numbers is
 another matter, and tested: `tests/triton` runs it, instruction by instruction, against float64 definitions. Triton
 {triton}, {date}.

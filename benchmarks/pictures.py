@@ -1,4 +1,4 @@
-"""The pictures on the pages of the maths, from rows that `benchmarks.curves` and `benchmarks.accuracy` put on file.
+"""The pictures on the pages of the maths, from rows that the scripts of this folder put on file.
 
 Ink of a middle grey on no ground, so that a picture stands on a light page and on a dark one. Each SVG names the rows
 it was drawn from by their digest, which the tests compare with the rows on file.
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from benchmarks.negatives_noise import Row as NoiseRow
+
 FOLDER = ROOT / "docs" / "_static" / "math"
 INK = "#7d8590"
 OURS, LAPACK, ARC_COSINE = "ours", "LAPACK", "arc cosine"
@@ -27,6 +29,7 @@ COLOURS = {
     OURS: "#2b8fd6", LAPACK: "#9a6fd0", ARC_COSINE: "#e0701a",
     "exact": "#2b8fd6", "sampled": "#e0701a", "scaled": "#2ca277",
     "eigenvalue": "#2b8fd6", "1 + 2 mean cosine": "#2ca277",
+    "cyclic": "#2b8fd6", "permutation": "#2ca277", "shared": "#e0701a", "batch": "#7d8590",
     "with gradient": "#2b8fd6", "without, all anchors": "#9a6fd0", "without, own anchors": "#e0701a",
 }  # fmt: skip
 MARKERS = {OURS: "o", LAPACK: "s", ARC_COSINE: "^"}
@@ -202,6 +205,28 @@ def gathering(points: Sequence[Point]) -> Figure:
     return figure
 
 
+def noise(rows: Sequence[NoiseRow]) -> Figure:
+    """How much the gradient depends on the draw, by scheme."""
+    figure, sheet = _sheet(9.9, 3.3, 3)
+    panels = (
+        ("batch", "noise", "by the embeddings, B − 1 negatives", "batch"),
+        ("negatives", "noise", "by the embeddings, B = 64", "negatives for each anchor"),
+        ("batch", "weights", "by the weights, B − 1 negatives", "batch"),
+    )
+    for axes, (along, quantity, title, x) in zip(sheet, panels):
+        for name in ("permutation", "cyclic", "shared", *(["batch"] if quantity == "weights" else [])):
+            mine = [row for row in rows if (row.along, row.scheme) == (along, name)]
+            axes.plot(
+                [getattr(row, along) for row in mine], [getattr(row, quantity) for row in mine],
+                "--" if name == "batch" else "-", color=COLOURS[name], marker="o", markersize=3.5, linewidth=1.8,
+                label="another batch" if name == "batch" else name,
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log")
+        _ink(axes, title, x, "")
+    _legend(figure, sheet[2].get_lines(), 4)
+    return figure
+
+
 def families(rows: Sequence[Row]) -> Figure:
     """The tables of the page of errors, a dot for each family."""
     figure, sheet = _sheet(9.9, 4.6, 3)
@@ -237,6 +262,7 @@ CURVES: dict[str, Callable[[Sequence[Point]], Figure]] = {
     "gathering.svg": gathering,
 }
 FAMILIES = "families.svg"
+NOISE = "negatives-noise.svg"
 
 
 def save(figure: Figure, rows: Sequence[Any], path: Path) -> Path:

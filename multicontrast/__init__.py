@@ -21,11 +21,11 @@ from multicontrast.losses import (
     TripletInfoNCE,
     multimodal_infonce,
     pairwise_infonce,
+    sample_tuples,
     trimodal_infonce,
     triplet_infonce,
 )
-from multicontrast.negatives import sample_tuples
-from multicontrast.temperature import Temperature
+from multicontrast.temperature import Temperature, param_groups
 
 __all__ = [
     "Diagnostics",
@@ -43,6 +43,7 @@ __all__ = [
     "metrics",
     "multimodal_infonce",
     "pairwise_infonce",
+    "param_groups",
     "sample_tuples",
     "trimodal_infonce",
     "triplet_infonce",

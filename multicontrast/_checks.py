@@ -1,19 +1,27 @@
-"""Errors in three beats, and the checks that every door of the library shares.
+"""Errors in three beats, and the checks that every function of the library shares.
 
-A check raises before any work is done. It says what was needed, what came, and what to do about it.
+A check raises before any work is done. It says what was needed, what came, and what to do about it. There is one check
+for each kind of argument: a choice, a flag, a count, a number, a list of numbers, a tensor. A check of a Python value
+returns it as plain Python: the scalars of NumPy are taken for the numbers that they hold, and a bool is never a number.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 _HALF = (torch.float16, torch.bfloat16)
+_FLOATING = (*_HALF, torch.float32, torch.float64)
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def three_beats(needed: str, came: str, remedy: str) -> str:
@@ -22,13 +30,18 @@ def three_beats(needed: str, came: str, remedy: str) -> str:
 
 
 def describe(value: object) -> str:
-    """What came, in the words of an error message."""
+    """What came, as an error message says it."""
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
-    if isinstance(value, (int, float, str, bool, type(None))):
-        text = (
-            repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"an int of {value.bit_length()} bits"
-        )
+        try:
+            shape = tuple(value.shape)
+        except RuntimeError:
+            return "a nested tensor" if value.is_nested else "a tensor that has no shape yet"
+        layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+        return f"a {layout}{str(value.dtype).removeprefix('torch.')} tensor of shape {shape} on {value.device}"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"an int of {int(value).bit_length()} bits"
+    if isinstance(value, (int, float, str, np.generic, type(None))):
+        text = repr(value)
         return text if len(text) <= 80 else text[:77] + "..."
     return f"a {type(value).__name__}"
 
@@ -39,28 +52,140 @@ def check_choice(operation: str, name: str, value: object, choices: Iterable[str
     if isinstance(value, str) and value in names:
         return
     listed = ", ".join(repr(choice) for choice in names)
-    near = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    near = difflib.get_close_matches(value[:80], names, n=1) if isinstance(value, str) else []
     remedy = f"Did you mean {near[0]!r}?" if near else "Choose one of those names."
     error = ValueError if isinstance(value, str) else TypeError
     raise error(three_beats(f"`{operation}` needs `{name}` to be one of {listed}", describe(value), remedy))
 
 
-def check_floating(operation: str, name: str, value: object) -> None:
-    """Raise ``TypeError`` unless ``value`` is a dense tensor of real floating-point numbers."""
+def check_flag(operation: str, name: str, value: object) -> bool:
+    """``value`` as a bool; raises for all that is not one, such as 1 or ``"false"``."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    remedy = f"Pass `{name}=True` or `{name}=False`."
+    raise TypeError(three_beats(f"`{operation}` needs `{name}` to be True or False", describe(value), remedy))
+
+
+def check_count(
+    operation: str, name: str, value: object, least: int = 0, most: int = 2**63 - 1, *, remedy: str = ""
+) -> int:
+    """``value`` as an int from ``least`` to ``most``; raises for bools, floats, text and tensors."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        needed = f"`{operation}` needs `{name}` to be an int"
+        raise TypeError(three_beats(needed, describe(value), remedy or f"Pass a whole number of at least {least}."))
+    whole = int(value)
+    if whole < least:
+        needed = f"`{operation}` needs `{name}` >= {least}"
+        raise ValueError(three_beats(needed, describe(whole), remedy or "Pass a larger number."))
+    if whole > most:
+        needed = f"`{operation}` needs `{name}` <= {most}"
+        raise ValueError(three_beats(needed, describe(whole), remedy or "Pass a smaller number."))
+    return whole
+
+
+def check_number(
+    operation: str,
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    remedy: str = "Pass one.",
+) -> float:
+    """``value`` as a finite float within those bounds; raises for bools, text and tensors."""
+    needed = f"`{operation}` needs `{name}` to be a finite number"
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(three_beats(needed, describe(value), remedy))
+    bounds = [f">= {least:g}"] * (least > -math.inf) + [f"> {above:g}"] * (above > -math.inf)
+    needed = " and ".join([needed, *bounds, *[f"< {below:g}"] * (below < math.inf)])
+    number = as_float(value)
+    if not (least <= number and above < number < below):
+        raise ValueError(three_beats(needed, describe(value), remedy))
+    return number
+
+
+def check_list(operation: str, name: str, values: object, *, remedy: str = "Pass a list or tuple.") -> Sequence[object]:
+    """``values``, a list, tuple or range; text, mappings, sets and iterators raise ``TypeError``."""
+    if isinstance(values, Sequence) and not isinstance(values, (str, bytes, bytearray, memoryview)):
+        return values
+    raise TypeError(three_beats(f"`{operation}` needs `{name}` to be a list or tuple", describe(values), remedy))
+
+
+def check_numbers(
+    operation: str,
+    name: str,
+    values: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    remedy: str = "Pass a list of numbers.",
+) -> list[float]:
+    """A list, an array or a dense tensor of one axis as floats, each as :func:`check_number` takes it; one at least."""
+    if isinstance(values, Tensor):
+        check_dense(operation, name, values)
+        values = values.tolist() if values.ndim == 1 and values.device.type != "meta" else object()
+    elif isinstance(values, np.ndarray):
+        values = values.tolist() if values.ndim == 1 else object()
+    listed = check_list(operation, name, values, remedy=remedy)
+    if not listed:
+        raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold a number", "none", remedy))
+    bounds = {"least": least, "above": above, "below": below}
+    return [check_number(operation, f"{name}[{k}]", value, remedy=remedy, **bounds) for k, value in enumerate(listed)]
+
+
+def check_dense(operation: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a tensor that is not sparse, nested, quantised or uninitialised."""
     if not isinstance(value, Tensor):
-        remedy = "Convert it with `torch.as_tensor(..., dtype=torch.float32)`."
+        remedy = "Convert it with `torch.as_tensor(...)`."
         raise TypeError(three_beats(f"`{operation}` needs `{name}` to be a tensor", describe(value), remedy))
-    if not value.dtype.is_floating_point:
-        remedy = "Convert it with `.float()`."
-        raise TypeError(
-            three_beats(f"`{operation}` needs `{name}` to hold real floating-point numbers", describe(value), remedy)
-        )
-    if value.layout is not torch.strided:
-        raise TypeError(
-            three_beats(
-                f"`{operation}` needs `{name}` to be dense", f"layout {value.layout}", "Call `.to_dense()` first."
-            )
-        )
+    if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
+        remedy = "Run the lazy module once, so that its parameters get a shape."
+    elif value.is_nested:
+        remedy = "Pad it with `torch.nested.to_padded_tensor`."
+    elif value.is_quantized:
+        remedy = "Call `.dequantize()` first."
+    elif value.layout is not torch.strided:
+        remedy = "Call `.to_dense()` first."
+    else:
+        return
+    raise TypeError(three_beats(f"`{operation}` needs `{name}` to be dense", describe(value), remedy))
+
+
+def check_floating(operation: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a dense tensor of float16, bfloat16, float32 or float64."""
+    check_dense(operation, name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype not in _FLOATING:  # float8 is a format to store, which nothing computes in
+        needed = f"`{operation}` needs `{name}` to hold real floating-point numbers"
+        raise TypeError(three_beats(needed, describe(value), "Convert it with `.float()`."))
+
+
+def check_whole(operation: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a dense tensor of integers, of a type that torch computes with."""
+    check_dense(operation, name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype not in _WHOLE:
+        needed = f"`{operation}` needs `{name}` to be integers"
+        raise TypeError(three_beats(needed, describe(value), "Convert it with `.long()`."))
+
+
+def check_weights(operation: str, name: str, value: object, remedy: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is a dense tensor of bools, integers or floating-point numbers."""
+    check_dense(operation, name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype not in (torch.bool, *_WHOLE, *_FLOATING):
+        needed = f"`{operation}` needs `{name}` to hold bools or real numbers"
+        raise TypeError(three_beats(needed, describe(value), remedy))
+
+
+def check_bools(operation: str, name: str, value: object, remedy: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is a dense tensor of bools."""
+    check_dense(operation, name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype != torch.bool:
+        raise TypeError(three_beats(f"`{operation}` needs `{name}` to be bool", describe(value), remedy))
 
 
 def check_same_device(operation: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
@@ -86,7 +211,7 @@ def values_are_free(tensor: Tensor) -> bool:
 
 
 def check_generator(operation: str, generator: object) -> None:
-    """Raise unless ``generator`` is None or a generator on the CPU."""
+    """Raise unless ``generator`` is None or a generator, on any device."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             three_beats(
@@ -95,18 +220,10 @@ def check_generator(operation: str, generator: object) -> None:
                 "Make one with `torch.Generator().manual_seed(seed)`.",
             )
         )
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(
-            three_beats(
-                f"`{operation}` draws on the CPU, for the same tuples on every device, and needs a CPU generator",
-                f"one on {generator.device}",
-                "Make one with `torch.Generator().manual_seed(seed)`.",
-            )
-        )
 
 
-def as_float(value: int | float) -> float:
-    """A number as a float; infinite where a Python integer is too large for one."""
+def as_float(value: Any) -> float:
+    """A number as a float; infinite where it is too large for one."""
     try:
         return float(value)
     except OverflowError:

@@ -16,18 +16,20 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from multicontrast._checks import describe, three_beats
+from multicontrast._checks import check_count, describe, three_beats
+from multicontrast.losses import MultimodalInfoNCE
 
 __all__ = ["cached_step"]
 
 Encoder = Callable[[Any], Any]
+_RandomState = tuple[Tensor, list[int], list[Tensor]]  # of the CPU; accelerators, and theirs
 
 
 def cached_step(
@@ -50,9 +52,10 @@ def cached_step(
     Args:
         encoders: one for each element of ``inputs``, or a single callable. Each maps ``(b, ...)`` to ``(b, D)``, or to
             a tuple of such embeddings; one encoder may stand for several inputs.
-        inputs: for each encoder a tensor, or a tuple, list or dict of tensors, of as many rows, whose first axis is cut
-            into chunks. For a single callable, its input itself.
-        loss: called with all embeddings as arguments, in the order of the encoders; returns a 0-dim tensor. Its own
+        inputs: for each encoder a tensor, or a tuple, namedtuple, list or mapping of tensors, of as many rows, whose
+            first axis is cut into chunks (an encoder gets a mapping as a dict). For a single callable, its input.
+        loss: called with all embeddings as arguments, in the order of the encoders
+            (:class:`multicontrast.MultimodalInfoNCE` with the list of them); returns a 0-dim tensor. Its own
             parameters, such as a temperature, get their gradients as usual.
         chunk_size: the rows that an encoder sees at a time.
         scaler: multiplies the loss by its scale, as ``scaler.scale(loss).backward()`` does.
@@ -77,197 +80,132 @@ def cached_step(
         >>> image_encoder.weight.grad.shape, value.requires_grad
         (torch.Size([4, 12]), False)
     """
-    listed, batches = _checked(encoders, inputs, chunk_size)
-    for encoder in listed:
-        _warn_of_batch_norm(encoder)
-    chunks = [
-        _Chunk(encoder, batch, start, stop)
-        for encoder, batch in zip(listed, batches)
-        for start, stop in _bounds(_rows(batch), chunk_size)
-    ]
-    for chunk in chunks:
-        chunk.encode_without_graph()
-    leaves = [
-        [torch.cat(parts).requires_grad_() for parts in zip(*(c.embeddings for c in chunks if c.place == place))]
-        for place in _mark(chunks, batches)
-    ]
-    value = loss(*(leaf for group in leaves for leaf in group))
+    chunk_size = check_count("cached_step", "chunk_size", chunk_size, 1, remedy="Pass a number of rows.")
+    listed, batches, rows = _checked(encoders, inputs)
+    _warn_of_batch_norm(listed)
+    # An empty batch has one chunk, empty: the other ranks expect its collectives.
+    parts = [slice(start, min(start + chunk_size, rows)) for start in range(0, max(rows, 1), chunk_size)]
+    first = [_first_pass(encoder, batch, parts) for encoder, batch in zip(listed, batches)]
+    embeddings = [leaf for _, leaves in first for leaf in leaves]
+    wrapped = getattr(loss, "module", getattr(loss, "_orig_mod", loss))  # by DistributedDataParallel, torch.compile
+    value = loss(embeddings) if isinstance(wrapped, MultimodalInfoNCE) else loss(*embeddings)
     if not isinstance(value, Tensor) or value.ndim != 0:
         raise ValueError(
             three_beats("`cached_step` needs a loss that is a 0-dim tensor", describe(value), "Reduce it to a number.")
         )
     (value if scaler is None else scaler.scale(value)).backward()
-    last = {id(chunk.encoder): chunk for chunk in chunks}
-    for chunk in chunks:
-        grads = [None if leaf.grad is None else leaf.grad[chunk.start : chunk.stop] for leaf in leaves[chunk.place]]
-        chunk.encode_again(grads, synchronise=chunk is last[id(chunk.encoder)])
+    chunks = [
+        (encoder, batch, part, state, leaves)
+        for encoder, batch, (states, leaves) in zip(listed, batches, first)
+        for part, state in zip(parts, states)
+    ]
+    last = {id(encoder): number for number, (encoder, *_) in enumerate(chunks)}
+    for number, (encoder, batch, part, state, leaves) in enumerate(chunks):
+        with contextlib.nullcontext() if number == last[id(encoder)] else _no_sync(encoder):
+            with _random_state_of(state):
+                again = _encode(encoder, batch, part)
+            pairs = [(x, y.grad[part]) for x, y in zip(again, leaves) if x.requires_grad and y.grad is not None]
+            if pairs:
+                torch.autograd.backward([x for x, _ in pairs], [grad for _, grad in pairs])
     return value.detach()
 
 
-@dataclass
-class _Chunk:
-    """Some rows of one encoder's input, and what the first pass leaves of them."""
-
-    encoder: Encoder
-    batch: Any
-    start: int
-    stop: int
-    place: int = 0  # of the encoder among the encoders
-
-    def encode_without_graph(self) -> None:
-        rows = _cut(self.batch, self.start, self.stop)
-        self._random = _RandomState(rows)
-        with torch.no_grad(), _quiet(self.encoder):
-            self.embeddings = _as_embeddings(self.encoder(rows), self.stop - self.start)
-
-    def encode_again(self, grads: list[Tensor | None], synchronise: bool) -> None:
-        rows = _cut(self.batch, self.start, self.stop)
-        with contextlib.nullcontext() if synchronise else _quiet(self.encoder):
-            with self._random.restored():
-                embeddings = _as_embeddings(self.encoder(rows), self.stop - self.start)
-            pairs = [(x, g) for x, g in zip(embeddings, grads) if g is not None and x.requires_grad]
-            if pairs:
-                torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+def _first_pass(encoder: Encoder, batch: Any, parts: Sequence[slice]) -> tuple[list[_RandomState], list[Tensor]]:
+    """The embeddings of all chunks without a graph, and the state of the random numbers before each chunk."""
+    states, found = [], []
+    for part in parts:
+        states.append((torch.get_rng_state(), *get_device_states(*_tensors(batch))))
+        with torch.no_grad(), _no_sync(encoder):
+            found.append(_encode(encoder, batch, part))
+    return states, [torch.cat(column).requires_grad_() for column in zip(*found)]
 
 
-class _RandomState:
-    """The state of the random numbers on the CPU and on the devices of some tensors."""
-
-    def __init__(self, batch: Any) -> None:
-        self.cpu = torch.get_rng_state()
-        self.devices, self.states = get_device_states(*_tensors(batch))
-
-    @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """That state inside, the present one again afterwards."""
-        device_type = torch.accelerator.current_accelerator() if self.devices else None
-        options = {} if device_type is None else {"device_type": device_type.type}
-        with torch.random.fork_rng(devices=self.devices, **options):
-            torch.set_rng_state(self.cpu)
-            if self.devices:
-                set_device_states(self.devices, self.states, **options)
-            yield
+def _encode(encoder: Encoder, batch: Any, part: slice) -> list[Tensor]:
+    output, rows = encoder(_map(lambda x: x[part], batch)), part.stop - part.start
+    listed = list(output) if isinstance(output, (tuple, list)) else [output]
+    for x in listed:
+        if not isinstance(x, Tensor) or x.ndim < 1 or len(x) != rows:
+            needed = f"`cached_step` needs encoders that return embeddings ({rows}, D) for {rows} rows"
+            raise ValueError(three_beats(needed, describe(x), "Return a tensor, or a tuple of them."))
+    return listed
 
 
-def _quiet(encoder: Encoder) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _random_state_of(state: _RandomState) -> Iterator[None]:
+    """That state inside, the present one again afterwards."""
+    cpu, devices, states = state
+    accelerator = torch.accelerator.current_accelerator() if devices else None
+    options = {} if accelerator is None else {"device_type": accelerator.type}
+    with torch.random.fork_rng(devices=devices, **options):
+        torch.set_rng_state(cpu)
+        if devices:
+            set_device_states(devices, states, **options)
+        yield
+
+
+def _no_sync(encoder: Encoder) -> contextlib.AbstractContextManager[Any]:
     """No communication between ranks for the gradients of this module."""
     no_sync = getattr(encoder, "no_sync", None)
     return contextlib.nullcontext() if no_sync is None else no_sync()
 
 
-def _mark(chunks: list[_Chunk], batches: list[Any]) -> range:
-    """Number the chunks by their encoder's place among the encoders."""
-    place = -1
-    for chunk in chunks:
-        place += chunk.start == 0
-        chunk.place = place
-    return range(len(batches))
-
-
-def _bounds(rows: int, size: int) -> Iterator[tuple[int, int]]:
-    """Bounds of the chunks; an empty batch has one, empty, for the sake of the other ranks."""
-    for start in range(0, max(rows, 1), size):
-        yield start, min(start + size, rows)
-
-
-# --- Inputs: a tensor, or tensors in tuples, lists and dicts ------------------------------------------------------
-
-
-def _cut(batch: Any, start: int, stop: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[start:stop]
-    if isinstance(batch, Mapping):
-        return {name: _cut(part, start, stop) for name, part in batch.items()}
-    return type(batch)(_cut(part, start, stop) for part in batch)
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    return [tensor for part in parts for tensor in _tensors(part)]
-
-
-def _rows(batch: Any) -> int:
-    return len(_tensors(batch)[0])
-
-
-def _as_embeddings(output: Any, rows: int) -> list[Tensor]:
-    listed = list(output) if isinstance(output, (tuple, list)) else [output]
-    for x in listed:
-        if not isinstance(x, Tensor) or x.ndim < 1 or len(x) != rows:
-            raise ValueError(
-                three_beats(
-                    f"`cached_step` needs encoders that return embeddings ({rows}, D) for {rows} rows",
-                    describe(x),
-                    "Return a tensor, or a tuple of them.",
-                )
-            )
-    return listed
-
-
-def _checked(encoders: Any, inputs: Any, chunk_size: object) -> tuple[list[Encoder], list[Any]]:
-    """The encoders and their inputs as lists; raises for what does not fit."""
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
-        raise TypeError(
-            three_beats("`cached_step` needs `chunk_size` to be an int", describe(chunk_size), "Pass a number of rows.")
+def _map(function: Callable[[Tensor], Any], batch: Any, name: str = "inputs") -> Any:
+    """``function`` of every tensor in tuples, lists and mappings; raises for anything else."""
+    if isinstance(batch, Tensor) and batch.ndim >= 1:
+        return function(batch)
+    if isinstance(batch, Mapping) and batch:
+        return {key: _map(function, part, name) for key, part in batch.items()}
+    if isinstance(batch, (tuple, list)) and batch:
+        parts = [_map(function, part, name) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    raise TypeError(
+        three_beats(
+            f"`cached_step` needs `{name}` to be a tensor (B, ...), or a tuple, list or mapping of them",
+            describe(batch),
+            "Put everything else into the encoder.",
         )
-    if chunk_size < 1:
-        raise ValueError(
-            three_beats("`cached_step` needs `chunk_size` >= 1", str(chunk_size), "Pass a number of rows.")
-        )
-    if callable(encoders):
+    )
+
+
+def _tensors(batch: Any, name: str = "inputs") -> list[Tensor]:
+    found: list[Tensor] = []
+    _map(found.append, batch, name)
+    return found
+
+
+def _checked(encoders: Any, inputs: Any) -> tuple[list[Encoder], list[Any], int]:
+    """The encoders and their inputs as lists, and the number of rows; raises for what does not fit."""
+    if callable(encoders) and not isinstance(encoders, nn.ModuleList):
         encoders, inputs = [encoders], [inputs]
-    if not isinstance(encoders, Sequence) or not all(callable(encoder) for encoder in encoders):
+    if not isinstance(encoders, (Sequence, nn.ModuleList)) or not all(callable(encoder) for encoder in encoders):
         raise TypeError(
             three_beats(
                 "`cached_step` needs `encoders` to be callables", describe(encoders), "Pass [image_encoder, ...]."
             )
         )
-    if not isinstance(inputs, (tuple, list)) or len(inputs) != len(encoders) or not encoders:
+    if not isinstance(inputs, (tuple, list)) or len(inputs) != len(encoders) or not inputs:
         came = f"{len(inputs)} for {len(encoders)}" if isinstance(inputs, (tuple, list)) else describe(inputs)
         raise ValueError(
             three_beats("`cached_step` needs one input for each encoder", came, "Pass a list as long as `encoders`.")
         )
-    for place, batch in enumerate(inputs):
-        _check_input(f"inputs[{place}]", batch)
-    counts = [len(tensor) for tensor in _tensors(inputs)]
+    counts = [len(x) for place, batch in enumerate(inputs) for x in _tensors(batch, f"inputs[{place}]")]
     if len(set(counts)) > 1:
         raise ValueError(
             three_beats("`cached_step` needs as many rows in every input", str(counts), "Cut them to the same samples.")
         )
-    return list(encoders), list(inputs)
+    return list(encoders), list(inputs), counts[0]
 
 
-def _check_input(name: str, batch: Any) -> None:
-    if isinstance(batch, Tensor) and batch.ndim >= 1:
-        return
-    parts = batch.values() if isinstance(batch, Mapping) else batch if type(batch) in (tuple, list) else ()
-    if not parts:
-        raise TypeError(
+def _warn_of_batch_norm(encoders: Sequence[Encoder]) -> None:
+    modules = [part for encoder in encoders if isinstance(encoder, nn.Module) for part in encoder.modules()]
+    if any(isinstance(m, _BatchNorm) and m.training and m.track_running_stats for m in modules):
+        warnings.warn(
             three_beats(
-                f"`cached_step` needs `{name}` to be a tensor (B, ...), or a tuple, list or dict of them",
-                describe(batch),
-                "Put everything else into the encoder.",
-            )
+                "`cached_step` needs rows that do not depend on each other",
+                "BatchNorm in training mode",
+                "It sees a chunk where the plain step sees the batch, and counts each twice: "
+                "call `.eval()` on it, or use another norm.",
+            ),
+            UserWarning,
+            stacklevel=3,
         )
-    for part in parts:
-        _check_input(name, part)
-
-
-def _warn_of_batch_norm(encoder: Encoder) -> None:
-    if not isinstance(encoder, nn.Module):
-        return
-    for module in encoder.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
-            warnings.warn(
-                three_beats(
-                    "`cached_step` needs rows that do not depend on each other",
-                    "BatchNorm in training mode",
-                    "It sees a chunk where the plain step sees the batch, and counts each twice: "
-                    "call `.eval()` on it, or use another norm.",
-                ),
-                UserWarning,
-                stacklevel=3,
-            )
-            return

@@ -10,7 +10,7 @@ of its own rows; DistributedDataParallel then averages over the ranks, and
 
 is the gradient of one process, for the encoders and for the temperature alike.
 
-This module knows ranks and rows, and no loss: ``Meeting`` is what the losses' doors go through, ``Ranks`` what comes of
+This module knows ranks and rows, and no loss: ``Handshake`` is what every loss begins with, ``Ranks`` what comes of
 it, and :func:`gather_rows` the differentiable collective, for losses of your own.
 """
 
@@ -131,11 +131,11 @@ def gather_rows(x: Tensor, group: Any = None) -> Tensor:
         >>> gather_rows(torch.eye(2)).shape  # no process group: one process
         torch.Size([2, 2])
     """
-    with Meeting("gather_rows", True if group is None else group) as meeting:
+    with Handshake("gather_rows", True if group is None else group) as handshake:
         check_floating("gather_rows", "x", x)
         if x.ndim < 1:
             raise ValueError(three_beats("`gather_rows` needs rows", describe(x), "Call `.unsqueeze(0)` for one row."))
-        ranks = meeting.exchange([_flat(x)], None, {"shape of a row": tuple(x.shape[1:])})
+        ranks = handshake.exchange([_flat(x)], None, {"shape of a row": tuple(x.shape[1:])})
     if ranks is None:
         return x.to(compute_dtype(x))
     return ranks.gather(x)[1][0]
@@ -165,12 +165,12 @@ def check_gather(operation: str, gather: object) -> Any:
     )
 
 
-class Meeting:
-    """Where the ranks of one call meet before any of them computes.
+class Handshake:
+    """What the ranks of one call exchange before any of them computes.
 
-    The checks of a door run inside ``with Meeting(...)`` and end in :meth:`exchange`. A rank whose checks raise tells
-    the others on its way out, so that they raise as well instead of waiting for it. Checks that need to know of the
-    other ranks come between :meth:`reopen` and :meth:`close`.
+    The checks of a function run inside ``with Handshake(...)`` and end in :meth:`exchange`. A rank whose checks raise
+    tells the others on its way out, so that they raise as well instead of waiting for it. Checks that need to know of
+    the other ranks come between :meth:`reopen` and :meth:`close`.
     """
 
     def __init__(self, operation: str, gather: object) -> None:
@@ -184,7 +184,7 @@ class Meeting:
         """Whether this is a process on its own."""
         return self._group is None
 
-    def __enter__(self) -> Meeting:
+    def __enter__(self) -> Handshake:
         return self
 
     def __exit__(
@@ -201,7 +201,7 @@ class Meeting:
         generator: torch.Generator | None = None,
         draws: bool = False,
     ) -> Ranks | None:
-        """Meet the other ranks; None for a process on its own.
+        """The other ranks, after they have agreed; None for a process on its own.
 
         Args:
             embeddings: ``(B_local, D)`` each, checked.
@@ -227,9 +227,9 @@ class Meeting:
             "state of the generator": () if generator is None else generator.get_state().numpy().tobytes(),
             **alike,
         }
-        seed = int(torch.randint(2**62, ())) if draws and generator is None else 0
+        seed = int(torch.randint(2**62, (), device="cpu")) if draws and generator is None else 0
         codes = [zlib.crc32(value if isinstance(value, bytes) else repr(value).encode()) for value in terms.values()]
-        ranks = _meet(self._group, self.operation, len(embeddings[0]), seed, codes, list(terms))
+        ranks = _agree(self._group, self.operation, len(embeddings[0]), seed, codes, list(terms))
         if ranks.total == 0:
             raise ValueError(
                 three_beats(
@@ -245,10 +245,10 @@ class Meeting:
         self._open = True
 
     def close(self) -> None:
-        """All checks are passed: hear whether the other ranks say so, too, if the meeting was opened again."""
+        """All checks are passed: hear whether the other ranks say so, too, if the handshake was opened again."""
         if self._open and self._group is not None:
             self._open = False
-            _meet(self._group, self.operation, 0, 0, [], [])
+            _agree(self._group, self.operation, 0, 0, [], [])
 
 
 # --- The small exchange before the collectives ---------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Meeting:
 _HEADER = 32
 
 
-def _meet(group: Any, operation: str, rows: int, seed: int, codes: list[int], names: list[str]) -> Ranks:
+def _agree(group: Any, operation: str, rows: int, seed: int, codes: list[int], names: list[str]) -> Ranks:
     assert len(codes) <= _HEADER - 4
     header = [0, zlib.crc32(operation.encode()), rows, seed, *codes]
     table = _exchange_headers(group, operation, header)
@@ -303,7 +303,7 @@ def _tell(group: Any, operation: str, words: str) -> None:
 
 
 def _exchange_headers(group: Any, operation: str, header: list[int]) -> list[list[int]]:
-    mine = torch.tensor(header + [0] * (_HEADER - len(header)), device=_meeting_device(group))
+    mine = torch.tensor(header + [0] * (_HEADER - len(header)), device=_handshake_device(group))
     try:
         return _all_gather_even(mine, group).tolist()
     except RuntimeError as error:
@@ -320,12 +320,12 @@ def _exchange_headers(group: Any, operation: str, header: list[int]) -> list[lis
 
 def _exchange_message(group: Any, words: str) -> list[str]:
     raw = words.encode()[:_MESSAGE_BYTES]
-    mine = torch.tensor(list(raw.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8, device=_meeting_device(group))
+    mine = torch.tensor(list(raw.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8, device=_handshake_device(group))
     lines = _all_gather_even(mine, group).cpu()
     return [bytes(line.tolist()).rstrip(b"\0").decode(errors="ignore") for line in lines]
 
 
-def _meeting_device(group: Any) -> torch.device:
+def _handshake_device(group: Any) -> torch.device:
     """Where small messages travel: on the CPU if the group can, which spares the accelerator a wait."""
     backends = dist.get_backend_config(group)
     if "gloo" in backends or "mpi" in backends:

@@ -5,20 +5,17 @@
 from __future__ import annotations
 
 import math
-import struct
-import warnings
-import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from multicontrast._checks import as_float, check_choice, describe, three_beats
+from multicontrast._checks import check_choice, check_count, check_flag, check_number, describe, three_beats
 
-__all__ = ["PRESETS", "Temperature"]
+__all__ = ["PRESETS", "Temperature", "param_groups"]
 
 PRESETS: dict[str, tuple[float, float | None, float | None]] = {
     "unihpe_stage_1": (1 / 14, 1 / 100, 1e4),
@@ -36,20 +33,17 @@ class Temperature(nn.Module):
     Stores :math:`\log \tau` in float32, whatever ``.half()`` or ``.double()`` make of the model around it. Each forward
     first clamps the stored value between the bounds, in place and outside the graph, so that the gradient always
     reaches it: one that points back inside moves it off the bound, and one that points outside is undone by the next
-    clamp. ``state_dict`` clamps as well. Calling the module returns :math:`\tau`, inside the bounds.
+    clamp. ``state_dict`` clamps as well. A value that ``torch.func.functional_call`` lends is not written to. Calling
+    the module returns :math:`\tau`, inside the bounds.
 
     The parameter has to be in the optimizer, without weight decay (decay would pull :math:`\tau` towards 1)::
 
-        optimizer = torch.optim.AdamW([
-            {"params": model.parameters()},
-            {"params": loss.parameters(), "weight_decay": 0.0},
-        ])
+        optimizer = torch.optim.AdamW(mc.param_groups(nn.ModuleList([model, loss]), weight_decay=0.01))
         loss.temperature.check_optimizer(optimizer)
 
-    One that gets gradients while an optimizer steps again and again and leaves it as it is warns once.
-
     Args:
-        init: initial temperature, positive and inside the bounds.
+        init: initial temperature, positive and inside the bounds. 0.07 suits cosines; :meth:`for_similarity` has what
+            suits a similarity of another scale.
         min, max: bounds; ``None`` is no bound. :meth:`preset` has those of UniHPE's stages and of CLIP.
         learnable: ``False`` keeps the value as a buffer.
 
@@ -63,18 +57,14 @@ class Temperature(nn.Module):
     """
 
     log_tau: Tensor
+    _own: tuple[Tensor | None]  # the module's own, to tell it from a lent one; in a tuple, which is not registered
 
     def __init__(self, init: float, min: float | None = None, max: float | None = None, learnable: bool = True) -> None:
         super().__init__()
-        for name, value in (("init", init), ("min", min), ("max", max)):
-            if value is not None or name == "init":
-                _check_positive(name, value)
-        if not isinstance(learnable, bool):
-            raise TypeError(
-                three_beats(
-                    "`Temperature` needs `learnable` to be True or False", describe(learnable), "False is a constant."
-                )
-            )
+        init = _check_positive("Temperature", "init", init)
+        min = None if min is None else _check_positive("Temperature", "min", min)
+        max = None if max is None else _check_positive("Temperature", "max", max)
+        learnable = check_flag("Temperature", "learnable", learnable)
         low, high = min or 0.0, math.inf if max is None else max
         if not low <= init <= high:
             raise ValueError(
@@ -84,17 +74,21 @@ class Temperature(nn.Module):
                     "Move the initial value inside the bounds.",
                 )
             )
-        self.min, self.max, self.learnable = min, max, learnable
+        self.init, self.min, self.max, self.learnable = init, min, max, learnable
         # The bounds as float32 has them: not below `min`, not above `max`.
-        self._lowest = None if min is None else _nearest_float32(min, upwards=True)
-        self._highest = None if max is None else _nearest_float32(max, upwards=False)
+        self._lowest = None if min is None else _float32_from(min, math.inf)
+        self._highest = None if max is None else _float32_from(max, 0.0)
         log_tau = torch.tensor(math.log(init), dtype=torch.float32)
         if learnable:
             self.log_tau = nn.Parameter(log_tau)
         else:
             self.register_buffer("log_tau", log_tau)
-        self._unmoved = _Unmoved()
+        self._own = (self.log_tau,)
         self.register_state_dict_pre_hook(_clamp_before_saving)
+
+    if TYPE_CHECKING:
+
+        def __call__(self) -> Tensor: ...
 
     @classmethod
     def preset(cls, name: str, learnable: bool = True) -> Temperature:
@@ -107,7 +101,7 @@ class Temperature(nn.Module):
 
         Example:
             >>> Temperature.preset("unihpe_stage_2")
-            Temperature(min=0.1, max=10000.0, learnable=True)
+            Temperature(tau=0.2, min=0.1, max=10000.0)
         """
         check_choice("Temperature.preset", "name", name, PRESETS)
         return cls(*PRESETS[name], learnable=learnable)
@@ -124,7 +118,7 @@ class Temperature(nn.Module):
         max: float | None = None,
         learnable: bool = True,
     ) -> Temperature:
-        r"""A sensible start for a similarity: the one that separates as the cosine does at ``base``.
+        r"""The recommended start for a similarity: the one that separates as the cosine does at ``base``.
 
         Similarities live on different scales. The start is ``base`` times the difference between a perfect match and
         a tuple of orthogonal embeddings, which for the cosine is 1 and for three modalities is
@@ -156,42 +150,34 @@ class Temperature(nn.Module):
         """
         operation = "Temperature.for_similarity"
         check_choice(operation, "similarity", similarity, _SPANS)
-        _check_positive("base", base)
-        for name, value, needed in (
-            ("num_modalities", num_modalities, True),
-            ("dim", dim, similarity == "multilinear"),
-        ):
-            if value is None and not needed:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < (2 if name == "num_modalities" else 1):
-                error = ValueError if isinstance(value, int) else TypeError
-                raise error(
-                    three_beats(
-                        f"`{operation}` needs `{name}` to be a count", describe(value), "Pass the number of them."
-                    )
-                )
+        base = _check_positive(operation, "base", base)
+        num_modalities = check_count(operation, "num_modalities", num_modalities, 2)
+        if dim is not None or similarity == "multilinear":
+            dim = check_count(operation, "dim", dim, 1, remedy="Pass the length of the embeddings.")
         return cls(base * _SPANS[similarity](num_modalities, dim or 1), min, max, learnable)
 
     def forward(self) -> Tensor:
         """The temperature, a 0-dim float32 tensor inside the bounds."""
-        self.clamp_()
-        if self.learnable and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._unmoved.watch(self)
-        tau = self.log_tau.float().exp()
-        # exp(log(bound)) may miss the bound by a rounding; put it there without cutting the gradient.
-        if self._lowest is not None:
-            tau = torch.where(tau < self._lowest, self._lowest + (tau - tau.detach()), tau)
-        if self._highest is not None:
-            tau = torch.where(tau > self._highest, self._highest + (tau - tau.detach()), tau)
-        return tau
+        if self.log_tau is self._own[0]:
+            self.clamp_()
+        low, high = self._log_bounds()
+        # exp(log(bound)) may miss the bound by a rounding, so tau is put inside as well.
+        return _inside(_inside(self.log_tau.float(), low, high).exp(), self._lowest, self._highest)
 
     @torch.no_grad()
     def clamp_(self) -> None:
         """Bring the stored value between the bounds."""
-        if self.min is not None or self.max is not None:
-            low = None if self.min is None else math.log(self.min)
-            high = None if self.max is None else math.log(self.max)
+        low, high = self._log_bounds()
+        if low is not None or high is not None:
             self.log_tau.clamp_(low, high)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the temperature to its initial value, as after ``to_empty``."""
+        self.log_tau.fill_(math.log(self.init))
+
+    def _log_bounds(self) -> tuple[float | None, float | None]:
+        return None if self.min is None else math.log(self.min), None if self.max is None else math.log(self.max)
 
     @property
     def tau(self) -> Tensor:
@@ -207,17 +193,13 @@ class Temperature(nn.Module):
     def check_optimizer(self, *optimizers: Optimizer) -> None:
         """Raise ``ValueError`` unless one of the optimizers holds the parameter, without weight decay.
 
-        A constant temperature needs none.
+        A constant temperature needs none. :func:`multicontrast.param_groups` makes groups that pass.
         """
         if not self.learnable:
             return
-        held = [
-            group
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            if any(parameter is self.log_tau for parameter in group["params"])
-        ]
-        remedy = 'Add {"params": loss.parameters(), "weight_decay": 0.0} to its parameter groups.'
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        held = [group for group in groups if any(parameter is self.log_tau for parameter in group["params"])]
+        remedy = "Make the optimizer with `multicontrast.param_groups(module, weight_decay)`, the loss in the module."
         if not held:
             raise ValueError(
                 three_beats("A learnable `Temperature` needs its parameter in the optimizer", "none there", remedy)
@@ -233,15 +215,64 @@ class Temperature(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        return f"min={self.min}, max={self.max}, learnable={self.learnable}"
+        tau = "meta" if self.log_tau.is_meta else f"{self.tau.item():.4g}"
+        bounds = [f", {name}={value}" for name, value in (("min", self.min), ("max", self.max)) if value is not None]
+        return f"tau={tau}" + "".join(bounds) + ("" if self.learnable else ", learnable=False")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        self._own = (param,)  # also what `load_state_dict(assign=True)` assigns
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Moves between devices, but keeps float32: bfloat16 has temperatures in steps of a per cent.
-        def keep_type(x: Tensor) -> Tensor:
+        def move(x: Tensor) -> Tensor:
             moved = fn(x)
+            if x.is_meta and not moved.is_meta:  # it never had a value
+                return torch.full_like(x, math.log(self.init), device=moved.device)
             return moved if moved.dtype == x.dtype else x.to(moved.device)
 
-        return super()._apply(keep_type, recurse)
+        module = super()._apply(move, recurse)
+        self._own = (self.log_tau,)
+        return module
+
+
+def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters of a module for an optimizer: temperatures without weight decay, all others with it.
+
+    Weight decay pulls the logarithm of a temperature towards 0, so the temperature towards 1.
+
+    Args:
+        module: anything with :class:`Temperature` in it: a loss, or ``nn.ModuleList([encoder, loss])``.
+        weight_decay: of the other parameters, not negative.
+
+    Returns:
+        One group for each of the two that has parameters, in the order of ``module.parameters()``.
+
+    Raises:
+        TypeError, ValueError: for something else than a module, or a decay that is not a number or negative.
+
+    Example:
+        >>> import multicontrast as mc
+        >>> model = nn.ModuleList([nn.Linear(8, 4), mc.PairwiseInfoNCE(0.07)])
+        >>> optimizer = torch.optim.AdamW(mc.param_groups(model, weight_decay=0.01))
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        [(2, 0.01), (1, 0.0)]
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            three_beats(
+                "`param_groups` needs a module", describe(module), "Pass several as nn.ModuleList([encoder, loss])."
+            )
+        )
+    weight_decay = check_number(
+        "param_groups", "weight_decay", weight_decay, least=0.0, remedy="0.01 is the default of `torch.optim.AdamW`."
+    )
+    temperatures = {id(part.log_tau) for part in module.modules() if isinstance(part, Temperature)}
+    apart: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for parameter in module.parameters():
+        apart[id(parameter) in temperatures].append(parameter)
+    groups = ({"params": apart[0], "weight_decay": weight_decay}, {"params": apart[1], "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 _SPANS: dict[str, Callable[[int, int], float]] = {
@@ -259,107 +290,25 @@ def _clamp_before_saving(module: nn.Module, *_: object) -> None:
     module.clamp_()
 
 
-# --- The guard against a parameter that no optimizer moves ---------------------------------------------------------
+def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
+    """``x`` between the bounds, with the gradient of ``x`` also beyond them."""
+    if low is not None:
+        x = torch.where(x < low, low + (x - x.detach()), x)
+    if high is not None:
+        x = torch.where(x > high, high + (x - x.detach()), x)
+    return x
 
 
-_PATIENCE = 3  # steps of one optimizer; others may come later, and some only every second time
+def _float32_from(bound: float, towards: float) -> float:
+    """The float32 nearest to ``bound`` of those that are ``bound`` or lie towards 0 or infinity."""
+    nearest = np.float32(bound)
+    if (float(nearest) < bound) if towards > bound else (float(nearest) > bound):
+        nearest = np.nextafter(nearest, np.float32(towards))
+    return float(nearest)
 
 
-class _Unmoved:
-    """Notices a parameter that gets gradients, while optimizers step, and stays as it is.
-
-    It looks at the version counter of the tensor, which every in-place change raises, and at no value: nothing waits
-    for the device. What it knows is of this process: copies and pickles begin anew.
-    """
-
-    def __init__(self) -> None:
-        self.version: int | None = None
-        self.used = False  # since the last step: the steps of another training are not counted
-        self.steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self.settled = False
-
-    def watch(self, temperature: Temperature) -> None:
-        """Called at each forward, after the clamp."""
-        if self.settled:
-            return
-        version = temperature.log_tau._version
-        if self.version is None:
-            _watched.add(temperature)
-            _listen()
-        self.version, self.used = version, True
-
-    def step(self, temperature: Temperature, optimizer: Optimizer) -> None:
-        """Called after each step of any optimizer."""
-        if temperature.log_tau.grad is None:
-            return
-        used, self.used = self.used, False
-        # Fused optimizers move it without raising the counter: whoever holds it is trusted. Others are seen by it.
-        held = any(p is temperature.log_tau for group in optimizer.param_groups for p in group["params"])
-        if held or temperature.log_tau._version != self.version:  # somebody moved it: all is well, for good
-            self.settled = True
-        elif used:
-            self.steps[optimizer] = self.steps.get(optimizer, 0) + 1
-            if self.steps[optimizer] >= _PATIENCE:
-                self.settled = True
-                warnings.warn(
-                    three_beats(
-                        "A learnable `Temperature` needs its parameter in the optimizer",
-                        f"{_PATIENCE} steps of {type(optimizer).__name__} that left it where it was",
-                        'Add {"params": loss.parameters(), "weight_decay": 0.0} to the parameter groups, '
-                        "or make it with learnable=False.",
-                    ),
-                    UserWarning,
-                    stacklevel=2,
-                )
-        if self.settled:
-            _watched.discard(temperature)
-
-    def __deepcopy__(self, memo: object) -> _Unmoved:
-        return _Unmoved()
-
-    def __reduce__(self) -> tuple[type[_Unmoved], tuple[()]]:
-        return _Unmoved, ()
-
-
-_watched: weakref.WeakSet[Temperature] = weakref.WeakSet()
-_listening: list[object] = []
-
-
-def _listen() -> None:
-    if not _listening:
-        _listening.append(register_optimizer_step_post_hook(_after_step))
-
-
-def _after_step(optimizer: Optimizer, *_: object) -> None:
-    for temperature in list(_watched):
-        temperature._unmoved.step(temperature, optimizer)
-
-
-# --- Bounds in float32 -------------------------------------------------------------------------------------------
-
-
-def _nearest_float32(bound: float, upwards: bool) -> float:
-    """The float32 nearest to a positive ``bound`` that is not below it, or with ``upwards=False`` not above it."""
-    bits: int = struct.unpack("<i", struct.pack("<f", bound))[0]
-    value: float = struct.unpack("<f", struct.pack("<f", bound))[0]
-    if upwards and value < bound:
-        bits += 1
-    elif not upwards and value > bound:
-        bits -= 1
-    nearest: float = struct.unpack("<f", struct.pack("<i", bits))[0]
-    return nearest
-
-
-def _check_positive(name: str, value: object) -> None:
-    remedy = "Temperatures divide the similarities: 0.07 is a usual start."
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(three_beats(f"`Temperature` needs `{name}` to be a number", describe(value), remedy))
-    if not (0 < as_float(value) < math.inf):
-        raise ValueError(
-            three_beats(f"`Temperature` needs `{name}` to be positive and finite", describe(value), remedy)
-        )
+def _check_positive(operation: str, name: str, value: object) -> float:
+    """``value`` as a positive number that float32 has."""
     finfo = torch.finfo(torch.float32)
-    if not (finfo.tiny <= value <= finfo.max):
-        raise ValueError(
-            three_beats(f"`Temperature` needs `{name}` in float32's range, 1.2e-38 to 3.4e38", repr(value), remedy)
-        )
+    remedy = "Temperatures divide the similarities: 0.07 is a usual start."
+    return check_number(operation, name, value, least=finfo.tiny, below=finfo.max, remedy=remedy)

@@ -6,9 +6,10 @@ share no code with the library. Nothing here is clever; where a line could follo
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -92,24 +93,56 @@ def algorithm2_triplet(
 # --- any similarity, any tuples ---------------------------------------------------------------------------------
 
 
+def gram_matrix(rows: Tensor) -> Tensor:
+    """``(..., N, N)``: the cosines of unit rows ``(..., N, D)``, and ones on the diagonal, also for a zero row."""
+    eye = torch.eye(rows.shape[-2], dtype=rows.dtype, device=rows.device)
+    return torch.where(eye > 0, eye, rows @ rows.mT)
+
+
+def cosines_of(rows: Tensor) -> list[Tensor]:
+    """The cosines of unit rows ``(..., N, D)`` in the order (0, 1), (0, 2), ..., (N - 2, N - 1)."""
+    gram = rows @ rows.mT
+    return [gram[..., m, n] for m, n in itertools.combinations(range(rows.shape[-2]), 2)]
+
+
+def largest_eigenvalue(matrix: Tensor) -> Tensor:
+    """Of symmetric ``(..., N, N)``; differentiable twice wherever it is simple, whatever the others do.
+
+    The Rayleigh quotient of the eigenvector moved by its first derivative is right to the third order. (Autograd
+    through ``eigvalsh`` divides by the differences of all eigenvalues, and those below may coincide.)
+    """
+    values, vectors = torch.linalg.eigh(matrix.detach())
+    gaps = values[..., -1:] - values
+    inverse = torch.where(gaps > 1e-9, 1 / torch.where(gaps > 1e-9, gaps, 1), 0)
+    top = vectors[..., -1:]
+    moved = top + (vectors * inverse.unsqueeze(-2)) @ vectors.mT @ matrix @ top
+    return (moved.mT @ matrix @ moved)[..., 0, 0] / moved.square().sum((-2, -1))
+
+
+def root(square: Tensor) -> Tensor:
+    """The square root, with the gradient 0 where it is 0."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+
+
 def tuple_similarity(rows: Tensor, name: str) -> Tensor:
     """Similarity of tuples of unit rows ``(..., N, D)``, from the vectors themselves."""
     n = rows.shape[-2]
-    gram = rows @ rows.mT
+    if name == "multilinear":  # Symile
+        return rows.prod(dim=-2).sum(-1)
+    gram = gram_matrix(rows)
     if name == "eigenvalue":  # UniHPE eq. (3)
-        return torch.linalg.eigvalsh(gram)[..., -1]
+        return largest_eigenvalue(gram)
     if name == "singular_value":  # UniHPE eq. (2); PMRL
-        return torch.linalg.eigvalsh(gram)[..., -1].clamp_min(0).sqrt()
+        return largest_eigenvalue(gram).sqrt()
     if name == "mean_cosine":
         upper = torch.triu_indices(n, n, 1)
         return gram[..., upper[0], upper[1]].mean(-1)
     if name == "volume":  # GRAM: minus the volume of the parallelotope
-        return -torch.linalg.det(gram).clamp_min(0).sqrt()
+        return -root(torch.linalg.det(gram))
     if name == "area":  # TRIANGLE: minus the area of the triangle (the simplex) with the rows as corners
-        edges = rows[..., 1:, :] - rows[..., :1, :]
-        return -torch.linalg.det(edges @ edges.mT).clamp_min(0).sqrt() / math.factorial(n - 1)
-    if name == "multilinear":  # Symile
-        return rows.prod(dim=-2).sum(-1)
+        edges = gram[..., 1:, 1:] - gram[..., 1:, :1] - gram[..., :1, 1:] + 1
+        return -root(torch.linalg.det(edges)) / math.factorial(n - 1)
     raise ValueError(name)
 
 
@@ -151,20 +184,27 @@ def exact_infonce(
 
 
 def shaped_cross_entropy(
-    positive: Tensor, negatives: Sequence[Tensor], label_smoothing: float = 0.0, hardness: float = 0.0
+    positive: Tensor, negatives: Tensor, label_smoothing: float = 0.0, hardness: float = 0.0
 ) -> Tensor:
-    """The loss of one anchor, from the logits of its candidates.
+    """The loss of one anchor, from the logit of its positive and those of its negatives, ``(C - 1,)``.
 
     Hardness, as Robinson et al. (ICLR 2021) weigh: negative k counts ``exp(hardness z_k)``, over the mean of that.
     Label smoothing, as Szegedy et al.: the target is ``1 - e`` on the positive, and ``e`` spread over all candidates.
     """
-    if not negatives:
+    if len(negatives) == 0:
         return 0 * positive
-    z = torch.stack(list(negatives))
-    tilt = (hardness * z).exp()
-    log_denominator = (positive.exp() + (tilt / tilt.mean() * z.exp()).sum()).log()
-    log_p = torch.cat((positive[None], z)) - log_denominator
-    return -(1 - label_smoothing) * log_p[0] - label_smoothing * log_p.mean()
+    log_weight = 0.0
+    if hardness > 0:
+        log_weight = hardness * negatives - torch.logsumexp(hardness * negatives, 0) + math.log(len(negatives))
+    loss = torch.logsumexp(torch.cat((positive[None], negatives + log_weight)), 0)
+    if label_smoothing > 0:
+        loss = loss - label_smoothing * torch.cat((positive[None], negatives)).mean()
+    return loss - (1 - label_smoothing) * positive
+
+
+def of_anchor(extra: Tensor, i: int) -> Tensor:
+    """``(E, D)``: the further negatives of anchor ``i``, of ``(E, D)`` for all anchors or ``(B, E, D)``."""
+    return extra if extra.ndim == 2 else extra[i]
 
 
 def masked_directed_infonce(
@@ -174,9 +214,12 @@ def masked_directed_infonce(
     present: Tensor | None = None,
     ids: Tensor | None = None,
     extra: Tensor | None = None,
+    normalize: bool = True,
     **shape: float,
 ) -> tuple[Tensor, Tensor]:
     """Eq. (1) for each anchor and who has a loss, ``(B,)`` both. ``present`` is ``(B, 2)``: a pair needs both."""
+    if normalize:
+        anchor, candidates, extra = unit(anchor), unit(candidates), None if extra is None else unit(extra)
     size = len(anchor)
     here = [present is None or bool(present[i].all()) for i in range(size)]
     rows = []
@@ -184,13 +227,11 @@ def masked_directed_infonce(
         if not here[i]:
             rows.append(anchor.new_zeros(()))
             continue
-        x = unit(anchor[i])
-        others = [
-            j for j in range(size) if j != i and here[j] and (ids is None or ids[i] != ids[j])
-        ]  # fmt: skip
-        rivals = [*(candidates[j] for j in others), *(() if extra is None else extra)]
-        negatives = [x @ unit(y) / tau for y in rivals]
-        rows.append(shaped_cross_entropy(x @ unit(candidates[i]) / tau, negatives, **shape))
+        others = [j for j in range(size) if j != i and here[j] and (ids is None or ids[i] != ids[j])]
+        rivals = candidates[others]
+        if extra is not None:
+            rivals = torch.cat((rivals, of_anchor(extra, i)))
+        rows.append(shaped_cross_entropy(anchor[i] @ candidates[i] / tau, rivals @ anchor[i] / tau, **shape))
     return torch.stack(rows), torch.tensor(here)
 
 
@@ -199,13 +240,14 @@ def masked_pair_infonce(
     y: Tensor,
     tau: float | Tensor,
     symmetric: bool = True,
-    extra: Sequence[Tensor | None] = (None, None),
+    extra: Sequence[Tensor | None] | None = None,
     **options: object,
 ) -> tuple[Tensor, Tensor]:
     """Both directions of a pair under masks; the loss of each anchor and who has one, ``(B,)`` both."""
-    rows, here = masked_directed_infonce(x, y, tau, extra=extra[1], **options)
+    extra_x, extra_y = (None, None) if extra is None else extra
+    rows, here = masked_directed_infonce(x, y, tau, extra=extra_y, **options)
     if symmetric:
-        rows = (rows + masked_directed_infonce(y, x, tau, extra=extra[0], **options)[0]) / 2
+        rows = (rows + masked_directed_infonce(y, x, tau, extra=extra_x, **options)[0]) / 2
     return rows, here
 
 
@@ -213,48 +255,73 @@ def masked_tuple_infonce(
     embeddings: Sequence[Tensor],
     cells: Sequence[Sequence[Sequence[int]]],
     tau: float | Tensor,
-    similarity: str = "eigenvalue",
+    similarity: str | Callable[[Tensor], Tensor] = "eigenvalue",
     present: Tensor | None = None,
     ids: Tensor | None = None,
     extra: Sequence[Tensor | None] | None = None,
+    normalize: bool = True,
+    reverse: bool = False,
     **shape: float,
 ) -> tuple[Tensor, Tensor]:
     """Eq. (3) under masks: the loss of each anchor and who has one, ``(B,)`` both. ``cells[i]`` are the tuples of
-    anchor ``i``, the positive first.
+    anchor ``i``, the positive first; ``similarity`` is a name or a function of unit rows ``(C, n, D)``.
 
     A sample with fewer than two modalities is not there. A tuple is as alike as those of its members that are present,
     and needs two. A tuple is no negative if all its present members have the anchor's id; without ids, but with
-    absences, if they all are the anchor's own.
+    absences, if they all are the anchor's own. A further negative ``e`` is the tuple ``(i; e, ..., e)``, with
+    ``reverse`` ``(e; i, ..., i)``.
     """
+    alike = functools.partial(tuple_similarity, name=similarity) if isinstance(similarity, str) else similarity
     size, n = len(embeddings[0]), len(embeddings)
+    extra = [None] * n if extra is None else list(extra)
+    if normalize:
+        embeddings, extra = [unit(x) for x in embeddings], [None if x is None else unit(x) for x in extra]
     has = [[present is None or bool(present[i, m]) for m in range(n)] for i in range(size)]
     here = [sum(row) >= 2 for row in has]
     name = list(range(size)) if ids is None else ids.tolist()
-
-    def alike(rows: Sequence[Tensor]) -> Tensor:
-        return tuple_similarity(torch.stack([unit(row) for row in rows]), similarity) / tau
 
     losses = []
     for i in range(size):
         if not here[i]:
             losses.append(embeddings[0].new_zeros(()))
             continue
-        logits = []
-        for cell in cells[i]:
-            members = [m for m in range(n) if has[cell[m]][m]]
-            mine = all(name[cell[m]] == name[i] for m in members)
-            is_negative = len(logits) > 0
-            if is_negative and not (all(here[row] for row in cell) and len(members) >= 2):
+        # The rows of the batch, and after them the further ones; a tuple of which is named by n row numbers.
+        tables, further = list(embeddings), 0
+        for m, x in enumerate(extra):
+            if x is not None:
+                tables[m] = torch.cat((embeddings[m], of_anchor(x, i)))
+                further = len(tables[m]) - size
+
+        def members(cell: Sequence[int]) -> tuple[int, ...]:
+            return tuple(m for m in range(n) if (has[cell[m]][m] if cell[m] < size else extra[m] is not None))
+
+        def logits(cells: list[Sequence[int]], members: tuple[int, ...]) -> Tensor:
+            if len(members) < 2:  # asked only of a positive, which an index of the user's own may choose
+                return torch.full((1,), torch.nan)
+            index = torch.tensor(cells)
+            return alike(torch.stack([tables[m][index[:, m]] for m in members], 1)) / tau  # noqa: B023
+
+        positive, *candidates = cells[i]
+        negatives = []
+        for cell in candidates:
+            mine = all(name[cell[m]] == name[i] for m in members(cell))
+            if not (present is None and ids is None) and mine:
                 continue
-            if is_negative and mine and not (present is None and ids is None):
-                continue
-            logits.append(alike([embeddings[m][cell[m]] for m in members]))
-        for e in range(0 if extra is None else max(len(x) for x in extra if x is not None)):
-            rows = [embeddings[0][i]] if has[i][0] else []
-            rows += [x[e] for x in extra[1:] if x is not None]
-            if len(rows) >= 2:
-                logits.append(alike(rows))
-        losses.append(shaped_cross_entropy(logits[0], logits[1:], **shape))
+            if all(here[row] for row in cell) and len(members(cell)) >= 2:
+                negatives.append(cell)
+        for e in range(size, size + further):
+            cell = (e, *[i] * (n - 1)) if reverse else (i, *[e] * (n - 1))
+            if any(x is not None for x in (extra[:1] if reverse else extra[1:])) and len(members(cell)) >= 2:
+                negatives.append(cell)
+        by_members: dict[tuple[int, ...], list[Sequence[int]]] = {}
+        for cell in negatives:
+            by_members.setdefault(members(cell), []).append(cell)
+        z = [logits(group, those) for those, group in by_members.items()]
+        losses.append(
+            shaped_cross_entropy(
+                logits([positive], members(positive))[0], torch.cat(z) if z else tables[0].new_zeros(0), **shape
+            )
+        )
     return torch.stack(losses), torch.tensor(here)
 
 

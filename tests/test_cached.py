@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -91,6 +92,44 @@ def test_one_encoder_for_all_and_one_that_returns_several():
         torch.testing.assert_close(other, wanted, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: x, lambda x: torch.compile(x, backend="eager"), nn.DataParallel],
+    ids=["bare", "compiled", "wrapped"],
+)
+def test_the_loss_that_takes_a_list(wrap):
+    models, loss = encoders(), mc.MultimodalInfoNCE(0.2, negatives="tied")
+    twins, twin_loss = copy.deepcopy(models), copy.deepcopy(loss)
+    plain_step(twins, batch(), lambda *embeddings: twin_loss(embeddings), 4)
+    mc.cached_step(nn.ModuleList(models), batch(), wrap(loss), chunk_size=4)
+    for grad, wanted in zip(gradients(*models, loss), gradients(*twins, twin_loss)):
+        torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-14)
+
+
+class Rows(NamedTuple):
+    first: Tensor
+    others: list[Tensor]
+
+
+@pytest.mark.parametrize("kind", ["named", "mapping", "nested"])
+def test_inputs_keep_their_kind(kind):
+    model, _, _ = encoders()
+    twin = copy.deepcopy(model)
+    a, b, _ = batch()
+    given = {"named": Rows(a, [b]), "mapping": {"first": a, "others": (b,)}, "nested": ([a], Rows(a, [b]))}[kind]
+
+    def pair(rows, encoder):
+        rows = rows[1] if kind == "nested" else rows
+        assert kind == "mapping" or type(rows) is Rows
+        first, others = rows.values() if kind == "mapping" else rows
+        return Rows(encoder(first), encoder(others[0])) if kind == "named" else (encoder(first), encoder(others[0]))
+
+    mc.cached_step(lambda rows: pair(rows, model), given, mc.PairwiseInfoNCE(0.2), chunk_size=4)
+    plain_step([twin] * 2, [a, b], mc.PairwiseInfoNCE(0.2), 4)
+    for grad, wanted in zip(gradients(model), gradients(twin)):
+        torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-14)
+
+
 def test_a_frozen_encoder_stays_frozen():
     models = encoders()
     models[1].requires_grad_(False)
@@ -133,7 +172,11 @@ X = torch.ones(4, 3)
         ({"inputs": [X]}, ValueError, "one input for each encoder; got 1 for 2"),
         ({"inputs": X}, ValueError, "one input for each encoder; got a float32 tensor"),
         ({"inputs": [X, X[:3]]}, ValueError, "as many rows in every input; got [4, 3]"),
-        ({"inputs": [X, "text"]}, TypeError, "`inputs[1]` to be a tensor (B, ...), or a tuple, list or dict of them"),
+        (
+            {"inputs": [X, "text"]},
+            TypeError,
+            "`inputs[1]` to be a tensor (B, ...), or a tuple, list or mapping of them",
+        ),
         ({"inputs": [X, {}]}, TypeError, "`inputs[1]` to be a tensor"),
         ({"encoders": [nn.Identity(), torch.sum]}, ValueError, "embeddings (2, D) for 2 rows; got a float32 tensor"),
         (

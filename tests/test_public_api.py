@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import multicontrast.negatives
+
 import multicontrast
 import multicontrast.distributed
-import multicontrast.negatives
 import multicontrast.similarity
 
 RECORD = Path(__file__).parent / "public_api.txt"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import math
 import pickle
 import re
-import warnings
 
 import pytest
 import torch
@@ -101,76 +99,76 @@ def test_copies_pickles_and_state_dicts_hold_the_value():
         assert twin.temperature.tau == loss.temperature.tau
 
 
-def train(loss: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 6) -> list[str]:
-    """The warnings of a few steps."""
-    x, y = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(steps):
-            loss(x, y).backward()
-            optimizer.step()
-    return [str(warning.message) for warning in caught if "Temperature" in str(warning.message)]
+# --- Modules that are taken apart ---------------------------------------------------------------------------------
 
 
-def test_a_temperature_in_no_optimizer_warns_once():
-    loss, encoder = mc.PairwiseInfoNCE(0.1), nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.SGD([encoder], lr=0.1)
-    (words,) = train(loss, optimizer)
-    assert "needs its parameter in the optimizer; got 3 steps of SGD that left it where it was. Add" in words
-    assert not train(loss, optimizer)
-    with pytest.raises(ValueError, match=r"needs its parameter in the optimizer; got none there\. Add"):
-        loss.temperature.check_optimizer(optimizer)
+@pytest.mark.parametrize("learnable", [True, False])
+def test_it_has_its_initial_value_after_the_meta_device(learnable):
+    with torch.device("meta"):
+        loss = mc.PairwiseInfoNCE(mc.Temperature(0.07, min=0.01, learnable=learnable))
+    assert "tau=meta" in repr(loss)
+    loss = loss.to_empty(device="cpu")
+    assert loss.temperature.tau.item() == pytest.approx(0.07)
+    with torch.no_grad():
+        loss.temperature.log_tau.fill_(math.nan)  # as memory may be that `to_empty` did not write
+    for module in loss.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert loss.temperature.tau.item() == pytest.approx(0.07)
+    assert mc.Temperature(0.07).to("meta").to_empty(device="cpu").tau.item() == pytest.approx(0.07)
 
 
-@pytest.mark.parametrize("case", ["one", "fused", "two", "every second", "no gradient", "constant"])
-def test_one_that_moves_or_need_not_does_not_warn(case):
-    loss, encoder = mc.PairwiseInfoNCE(0.1), nn.Parameter(torch.zeros(2))
-    mine = torch.optim.Adam(loss.parameters(), lr=0.1)
-    others = torch.optim.SGD([encoder], lr=0.1)
-    if case == "one":
-        assert not train(loss, torch.optim.AdamW([encoder, *loss.parameters()], lr=0.1))
-    elif case == "fused":  # which moves parameters without raising their version
-        assert not train(loss, torch.optim.AdamW([encoder, *loss.parameters()], lr=0.1, fused=True))
-    elif case == "two":
-        both = lambda: (others.step(), mine.step())  # noqa: E731
-        assert not train(loss, type("Both", (), {"step": staticmethod(both)})())
-    elif case == "every second":
-        calls = iter(range(100))
-        both = lambda: (others.step(), next(calls) % 2 and mine.step())  # noqa: E731
-        assert not train(loss, type("Both", (), {"step": staticmethod(both)})())
-    elif case == "no gradient":
-        loss.temperature.log_tau.requires_grad_(False)
-        x = torch.randn(5, 3, requires_grad=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for _ in range(6):
-                loss(x, x).backward()
-                others.step()
+@pytest.mark.parametrize("kind", [torch.Tensor.detach, lambda x: x.detach().requires_grad_(), nn.Parameter])
+@pytest.mark.parametrize("given", [0.001, 0.15, 7.0])
+def test_a_lent_value_is_not_written_to(kind, given):
+    temperature = mc.Temperature(0.2, min=0.1, max=0.3)
+    lent = kind(torch.tensor(math.log(given)))
+    before = lent.detach().clone()
+    tau = torch.func.functional_call(temperature, {"log_tau": lent}, ())
+    assert torch.equal(lent.detach(), before)
+    assert tau.item() == pytest.approx(min(max(given, 0.1), 0.3))
+    if lent.requires_grad:
+        assert torch.autograd.grad(tau, lent)[0].item() == pytest.approx(tau.item())
+    assert temperature.tau.item() == pytest.approx(0.2)
+
+
+def test_an_ensemble_under_vmap():
+    members = [mc.Temperature(0.2, min=0.1) for _ in range(3)]
+    stacked = {"log_tau": torch.tensor([0.05, 0.2, 0.9]).log()}
+    tau = torch.func.vmap(lambda state: torch.func.functional_call(members[0], state, ()))(stacked)
+    torch.testing.assert_close(tau, torch.tensor([0.1, 0.2, 0.9]))
+
+
+@pytest.mark.parametrize("change", ["copy", "pickle", "double", "assign", "parent"])
+def test_the_own_parameter_is_clamped_in_place_whatever_became_of_the_module(change):
+    temperature = mc.Temperature(0.2, min=0.1)
+    if change == "copy":
+        temperature = copy.deepcopy(temperature)
+    elif change == "pickle":
+        temperature = pickle.loads(pickle.dumps(temperature))
+    elif change == "double":
+        temperature = nn.Sequential(temperature).double()[0]
+    elif change == "assign":
+        temperature.load_state_dict({"log_tau": torch.tensor(0.5)}, assign=True)
+        assert temperature.tau.item() == pytest.approx(math.exp(0.5))
     else:
-        loss = mc.PairwiseInfoNCE(mc.Temperature(0.1, learnable=False))
-        loss.temperature.check_optimizer(others)
+        temperature = nn.ModuleList([temperature]).to("cpu")[0]
+    with torch.no_grad():
+        temperature.log_tau.fill_(-9.0)
+    temperature()
+    assert temperature.log_tau.item() == pytest.approx(math.log(0.1))
 
 
-def test_the_steps_of_another_training_are_not_counted():
-    loss, encoder = mc.PairwiseInfoNCE(0.1), nn.Parameter(torch.zeros(2))
-    loss(torch.eye(2), torch.eye(2)).backward()
-    optimizer = torch.optim.SGD([encoder], lr=0.1)
-    encoder.grad = torch.ones(2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(6):
-            optimizer.step()
+def test_it_shows_its_value():
+    temperature = mc.Temperature(0.2, min=0.1)
+    with torch.no_grad():
+        temperature.log_tau.fill_(math.log(0.31))
+    assert repr(temperature) == "Temperature(tau=0.31, min=0.1)"
+    assert repr(mc.Temperature(0.07, learnable=False)) == "Temperature(tau=0.07, learnable=False)"
+    assert "Temperature(tau=0.2)" in repr(mc.TripletInfoNCE(0.2))
 
 
-def test_the_guard_keeps_nothing_alive():
-    from multicontrast import temperature
-
-    loss = mc.PairwiseInfoNCE(0.1)
-    loss(torch.eye(2), torch.eye(2)).backward()
-    count = len(temperature._watched)
-    del loss
-    gc.collect()
-    assert len(temperature._watched) < count
+# --- Optimizers ---------------------------------------------------------------------------------------------------
 
 
 def test_check_optimizer_wants_the_parameter_without_decay():
@@ -180,8 +178,35 @@ def test_check_optimizer_wants_the_parameter_without_decay():
     apart = torch.optim.AdamW([{"params": linear.parameters()}, {"params": loss.parameters(), "weight_decay": 0.0}])
     loss.temperature.check_optimizer(apart)
     loss.temperature.check_optimizer(without, apart)
-    with pytest.raises(ValueError, match=r"no weight decay, .*; got weight_decay=0.01. Add"):
+    with pytest.raises(ValueError, match=r"needs its parameter in the optimizer; got none there\. Make"):
+        loss.temperature.check_optimizer(without)
+    with pytest.raises(ValueError, match=r"no weight decay, .*; got weight_decay=0.01. Make"):
         loss.temperature.check_optimizer(torch.optim.AdamW([*linear.parameters(), *loss.parameters()]))
+    mc.PairwiseInfoNCE(mc.Temperature(0.1, learnable=False)).temperature.check_optimizer(without)
+
+
+def test_param_groups_keep_every_temperature_out_of_weight_decay():
+    shared = mc.Temperature(0.2)
+    loss = mc.TrimodalInfoNCE({(0, 1): shared, (0, 2): shared, (1, 2): 0.1, "triplet": 0.3})
+    model = nn.ModuleDict({"encoder": nn.Linear(3, 2), "loss": loss, "other": mc.PairwiseInfoNCE(shared)})
+    groups = mc.param_groups(model, 0.5)
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    held = [parameter for group in groups for parameter in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))  # each once
+    for temperature in loss.temperature.values():
+        temperature.check_optimizer(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.step()
+    for (name, parameter), old in zip(model.named_parameters(), before):
+        assert torch.equal(parameter, old) == ("log_tau" in name)
+
+
+def test_param_groups_without_one_of_the_two():
+    assert [group["weight_decay"] for group in mc.param_groups(nn.Linear(2, 2), 0.1)] == [0.1]
+    assert [group["weight_decay"] for group in mc.param_groups(mc.PairwiseInfoNCE(0.1), 0.1)] == [0.0]
+    assert mc.param_groups(mc.Temperature(0.1, learnable=False), 0.1) == []
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -231,13 +256,24 @@ def test_bounds_hold_at_any_magnitude(bound, pushed):
     ("call", "error", "words"),
     [
         (lambda: mc.Temperature(0.1, learnable=1), TypeError, "`learnable` to be True or False; got 1"),
-        (lambda: mc.Temperature(1e-40), ValueError, "`init` in float32's range, 1.2e-38 to 3.4e38; got 1e-40"),
-        (lambda: mc.Temperature(0.1, max=1e39), ValueError, "`max` in float32's range"),
+        (
+            lambda: mc.Temperature(1e-40),
+            ValueError,
+            "`init` to be a finite number and >= 1.17549e-38 and < 3.40282e+38; got 1e-40",
+        ),
+        (lambda: mc.Temperature(0.1, max=1e39), ValueError, "`max` to be a finite number"),
         (lambda: mc.Temperature.preset("unihpe_stage2"), ValueError, "Did you mean 'unihpe_stage_2'?"),
         (lambda: mc.Temperature.for_similarity("eigen"), ValueError, "`similarity` to be one of"),
-        (lambda: mc.Temperature.for_similarity("multilinear"), TypeError, "`dim` to be a count; got None"),
-        (lambda: mc.Temperature.for_similarity("volume", 1), ValueError, "`num_modalities` to be a count; got 1"),
-        (lambda: mc.Temperature.for_similarity("volume", base=0), ValueError, "`base` to be positive"),
+        (lambda: mc.Temperature.for_similarity("multilinear"), TypeError, "`dim` to be an int; got None"),
+        (lambda: mc.Temperature.for_similarity("volume", 1), ValueError, "`num_modalities` >= 2; got 1"),
+        (lambda: mc.Temperature.for_similarity("volume", base=0), ValueError, "`base` to be a finite number"),
+        (lambda: mc.param_groups([nn.Linear(2, 2)], 0.1), TypeError, "`param_groups` needs a module; got a list"),
+        (lambda: mc.param_groups(nn.Linear(2, 2), None), TypeError, "`weight_decay` to be a finite number; got None"),
+        (
+            lambda: mc.param_groups(nn.Linear(2, 2), -0.1),
+            ValueError,
+            "`weight_decay` to be a finite number and >= 0; got -0.1",
+        ),
     ],
 )
 def test_impossible_temperatures_raise_in_words(call, error, words):

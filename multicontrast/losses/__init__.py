@@ -1,11 +1,10 @@
 """Contrastive losses: a function for each, and a thin module over it that owns or shares a temperature."""
 
-from multicontrast.losses._diagnostics import Diagnostics, TermDiagnostics
-from multicontrast.losses.multimodal import MultimodalInfoNCE, multimodal_infonce
-from multicontrast.losses.pairwise import PairwiseInfoNCE, pairwise_infonce
+from multicontrast.losses.api import multimodal_infonce, pairwise_infonce, trimodal_infonce, triplet_infonce
+from multicontrast.losses.candidates import sample_tuples
+from multicontrast.losses.diagnostics import Diagnostics, TermDiagnostics
+from multicontrast.losses.modules import MultimodalInfoNCE, PairwiseInfoNCE, TrimodalInfoNCE, TripletInfoNCE
 from multicontrast.losses.queue import MemoryQueue
-from multicontrast.losses.trimodal import TrimodalInfoNCE, trimodal_infonce
-from multicontrast.losses.triplet import TripletInfoNCE, triplet_infonce
 
 __all__ = [
     "Diagnostics",
@@ -17,6 +16,7 @@ __all__ = [
     "TripletInfoNCE",
     "multimodal_infonce",
     "pairwise_infonce",
+    "sample_tuples",
     "trimodal_infonce",
     "triplet_infonce",
 ]

@@ -168,14 +168,14 @@ def ring_cases(part: str) -> list[Case]:
 
 def in_a_ring(group: Any, cases: list[Case], split: list[int]) -> list[Any]:
     """In tiles small enough that a batch of eight has several."""
-    from multicontrast.losses import _ring, _tiled
+    from multicontrast.losses import reference, streamed
 
-    kept = _ring._COLUMNS, _tiled._CELLS, _tiled._GATHERED
-    _ring._COLUMNS, _tiled._CELLS, _tiled._GATHERED = 2, 30, 200
+    kept = streamed.TILE, reference._CANDIDATES, reference._GATHERED
+    streamed.TILE, reference._CANDIDATES, reference._GATHERED = 2, 30, 200
     try:
         return steps(group, cases, split, {"ring": True})
     finally:
-        _ring._COLUMNS, _tiled._CELLS, _tiled._GATHERED = kept
+        streamed.TILE, reference._CANDIDATES, reference._GATHERED = kept
 
 
 @pytest.mark.parametrize("part", ["pairs and options", "eigenvalue", "area", "multilinear"])
@@ -198,15 +198,15 @@ class Largest(TorchDispatchMode):
 
 
 def largest_of_a_step(group: Any, name: str, options: dict[str, Any]) -> int:
-    from multicontrast.losses import _ring, _tiled
+    from multicontrast.losses import reference, streamed
 
-    _ring._COLUMNS, _tiled._CELLS, _tiled._GATHERED = 8, 256, 2048
+    streamed.TILE, reference._CANDIDATES, reference._GATHERED = 8, 256, 2048
     own, dim = 32, 2
     generator = torch.Generator().manual_seed(dist.get_rank(group))
     xs = [torch.randn(own, dim, generator=generator).requires_grad_() for _ in range(2 + (name != "pairwise_infonce"))]
-    with Largest() as seen:
+    with Largest() as largest:
         getattr(mc, name)(*xs, 0.1, gather=group, ring=True, **options).backward()
-    return seen.entries
+    return largest.entries
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,6 @@ def largest_of_a_step(group: Any, name: str, options: dict[str, Any]) -> int:
         ("pairwise_infonce", {}, 32 * 8),
         ("triplet_infonce", {"negatives": "tied", "similarity": "mean_cosine"}, 32 * 8),
         ("trimodal_infonce", {"negatives": "permutation", "num_negatives": 4}, 96 * 5 * 3),  # the index itself
-        ("triplet_infonce", {"negatives": "all", "similarity": "mean_cosine"}, 64 * 64),  # one tile for one anchor
     ],
 )
 def test_no_rank_holds_the_logits_of_all(pool, name, options, entries):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import multicontrast as mc
-from multicontrast.distributed import Meeting, Ranks, gather_rows
+from multicontrast.distributed import Handshake, Ranks, gather_rows
 
 SPLITS = [(3, [3, 5, 2]), (3, [4, 0, 4]), (2, [3, 5]), (2, [4, 4]), (1, [6])]
 
@@ -101,7 +101,7 @@ def meet(group, case):
     if case == "generator":
         generator = torch.Generator().manual_seed(rank // 2)
     try:
-        with Meeting(operation, group) as meeting:
+        with Handshake(operation, group) as meeting:
             if case == "raises" and rank == 1:
                 raise TypeError("`x` was no tensor; got 'ä'. " + "Mend it. " * 100)
             ranks = meeting.exchange([x], None, {"options": case == "options" and rank == 1}, generator, draws=True)

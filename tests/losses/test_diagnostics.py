@@ -9,8 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import multicontrast as mc
 from tests import definitions
-from tests.losses.test_masks import IDS, OPTIONS, PRESENT, SIZE, poisoned
-from tests.losses.test_values import SCHEMES, SIMILARITIES, embeddings
+from tests.losses.inputs import IDS, OPTIONS, PRESENT, SCHEMES, SIMILARITIES, SIZE, embeddings, poisoned
 
 TAU = 0.3
 

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 
 import multicontrast as mc
-from tests.losses.test_values import SCHEMES, SIMILARITIES, embeddings
+from tests.losses.inputs import SCHEMES, SIMILARITIES, embeddings
 
 
 def index(size: int, count: int = 3) -> torch.Tensor:
@@ -183,3 +183,45 @@ def test_a_user_similarity_is_one_function():
         second = torch.autograd.grad(rows.mean(), inputs, materialize_grads=True)
         for f, p in zip(first, second):
             torch.testing.assert_close(f, p)
+
+
+# --- faults that were found once ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("negatives", ["permutation", "cyclic", "shared", "tied", "all"])
+@pytest.mark.parametrize("similarity", ["eigenvalue", "singular_value", "volume", "area", "mean_cosine"])
+def test_the_gradient_with_a_graph_is_the_gradient(similarity, negatives):
+    """`create_graph=True` once gave the gradient over all tuples for every sampled scheme."""
+    xs = [torch.randn(6, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+    def loss():
+        return mc.triplet_infonce(
+            *xs, 0.3, similarity=similarity, negatives=negatives, generator=torch.Generator().manual_seed(1)
+        )
+
+    plain = torch.autograd.grad(loss(), xs)
+    with_graph = torch.autograd.grad(loss(), xs, create_graph=True)
+    torch.testing.assert_close([g.detach() for g in with_graph], list(plain), atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("negatives", ["permutation", "cyclic", "tied", "all"])
+def test_parameters_of_a_similarity_get_their_gradient(negatives, reduction):
+    """Those of a module, and a tensor that a function closes over."""
+    xs = [torch.randn(6, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weights = torch.rand(3, dtype=torch.float64, requires_grad=True)
+
+    class Closed:
+        def __call__(self, cosines):
+            return sum(w * cosine for w, cosine in zip(weights, cosines))
+
+        def with_gradient(self, cosines):
+            return self(cosines), [w.expand_as(cosine) for w, cosine in zip(weights, cosines)]
+
+    for similarity in (lambda cosines: sum(w * cosine for w, cosine in zip(weights, cosines)), Closed()):
+        loss = mc.triplet_infonce(
+            *xs, 0.3, similarity=similarity, negatives=negatives, reduction=reduction,
+            generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad(loss.sum(), weights)
+        assert gradient.abs().min() > 0

@@ -8,11 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multicontrast as mc
-from multicontrast.losses._masks import Masks
-from multicontrast.losses._road import choose_tuples, walk_loss
-from multicontrast.losses._walk import Walk
-from tests.losses.test_masks import IDS, OPTIONS, PRESENT, SIZE, WEIGHT, further, poisoned
-from tests.losses.test_values import SCHEMES, SIMILARITIES, assert_same, embeddings
+from multicontrast.losses import reference
+from multicontrast.losses.softmax import Masks
+from tests.losses.inputs import (
+    IDS,
+    OPTIONS,
+    PRESENT,
+    SCHEMES,
+    SIMILARITIES,
+    SIZE,
+    WEIGHT,
+    assert_same,
+    embeddings,
+    further,
+    poisoned,
+    trimodal_of_range,
+)
 
 seeds = st.integers(0, 2**16)
 sizes = st.integers(2, 7)
@@ -223,12 +234,12 @@ def test_ranges_of_anchors_join_up(reduction, negatives):
     masks = Masks(PRESENT, IDS, WEIGHT, 0.1, 0.4, tuple(further(3)))
     for anchor in (0, "any") if negatives == "all" else (0,):
         xs = embeddings(3, SIZE)
+        options = {"similarity": "area", "negatives": negatives, "anchor": anchor, "alpha": 0.7, "reduction": reduction}
+        options["pairs"] = ((0, 1), (1, 2))
         results = []
         for anchors in (None, (0, 2), (2, 2), (2, SIZE)):
             generator = torch.Generator().manual_seed(1)
-            tuples = choose_tuples("test", xs, "area", negatives, None, anchor, generator, 0.7, anchors)
-            walk = Walk(3, ((0, 1), (1, 2)), True, tuples, reduction, anchors, masks)
-            results.append(walk_loss("test", xs, tau, walk, normalize=True, tiled=None))
+            results.append(trimodal_of_range(xs, tau, anchors, masks, generator, **options))
         whole, *parts = results
         ours = torch.cat(parts) if reduction == "none" else torch.stack(parts).sum()
         assert_same(ours, whole, [*xs, tau])
@@ -293,3 +304,38 @@ def test_masks_keep_a_quarter_of_the_logits_they_mask(negatives):
     present = torch.rand(size, 2 if negatives is None else 3, generator=generator) < 0.8
     for options in ({"ids": ids}, {"present": present}, {"ids": ids, "present": present}):
         assert kept(**options) <= kept() + softmaxes * size**2 + 1000 * size
+
+
+@pytest.mark.parametrize("negatives", [*SCHEMES, "all"])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_nobody_left_is_0_and_said_once(negatives, similarity):
+    """Every sample has one modality at most, and rubbish elsewhere."""
+    present = torch.eye(3, dtype=torch.bool)[[0, 1, 2, 0]]
+    given = poisoned([x[:4].detach() for x in embeddings(3, SIZE)], present, torch.inf)
+    tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    reference._say_that_nobody_is_left.cache_clear()
+    for number, reduction in enumerate(("mean", "sum", "none")):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            loss = mc.trimodal_infonce(
+                *given, tau, negatives=negatives, similarity=similarity, reduction=reduction, present=present
+            )
+        assert len(said) == (number == 0)
+        options = {"negatives": negatives, "similarity": similarity, "present": present}
+        draws = [torch.Generator().manual_seed(seed) for seed in range(4)]  # some of which join no two that are there
+        alone = [mc.triplet_infonce(*given, tau, generator=generator, **options) for generator in draws]
+        for term in (loss, *alone):
+            assert torch.equal(term, torch.zeros_like(term))
+            for grad in torch.autograd.grad(term.sum(), [*given, tau]):
+                assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_a_row_number_out_of_range_is_nan_under_masks_too():
+    """Off the CPU and under transforms nobody looks at an index: nothing is read, and nothing passes as a number."""
+    index = mc.sample_tuples(SIZE)
+    index[0, 1, 1] = 99
+    xs = [x.detach() for x in embeddings(3, SIZE)]
+    options = {"ids": IDS, "present": PRESENT, "reduction": "none"}
+    rows = torch.func.vmap(lambda i: mc.triplet_infonce(*xs, 0.3, negatives=i, **options))(index[None])[0]
+    assert rows[0].isnan()
+    assert rows[1:].isfinite().all()

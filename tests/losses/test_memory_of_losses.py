@@ -6,7 +6,7 @@ import torch
 import multicontrast as mc
 from benchmarks.driver import peak_bytes
 from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS
-from multicontrast.losses import _all_tuples, _pair_block, _rows, _shift_cells
+from multicontrast.losses import cpu, rows
 
 SIZE, DIM, CELLS = 512, 8, 1 << 11
 BLOCK = 4 * SIZE * SIZE  # bytes of a Gram block
@@ -16,8 +16,7 @@ ROWS = 4 * SIZE * DIM
 
 @pytest.fixture(autouse=True)
 def small_row_blocks(monkeypatch):
-    monkeypatch.setattr(_pair_block, "BLOCK_CELLS", CELLS)
-    monkeypatch.setattr(_all_tuples, "BLOCK_CELLS", CELLS)
+    monkeypatch.setattr(cpu, "BLOCK_CELLS", CELLS)
 
 
 def step_peak(**options: object) -> int:
@@ -32,21 +31,12 @@ def step_peak(**options: object) -> int:
 PARTS = PART * (3 + SCRATCH_ROWS + 3 + 2 * 6) + 16 * ROWS
 
 
-@pytest.mark.parametrize("negatives", ["shared", "tied"])
-def test_lists_of_candidates_need_their_gram_blocks_and_some_rows(negatives):
-    assert step_peak(negatives=negatives) < 3 * BLOCK + PARTS
-
-
-@pytest.mark.parametrize("in_cache", [0, SIZE], ids=["sheared", "gathered"])
-def test_tuples_anywhere_need_one_block_more(in_cache, monkeypatch):
-    """The gradient of the block without the anchor gathers while its cosines are still read.
-
-    What ``permutation`` draws, 4 bytes for each triplet, is NumPy's and not counted; row numbers of 8 bytes would be.
-    """
-    monkeypatch.setattr(_shift_cells, "IN_CACHE", in_cache)
-    index = mc.sample_tuples(SIZE, generator=torch.Generator().manual_seed(0))
-    for negatives in (index, "cyclic", "permutation"):
-        assert step_peak(negatives=negatives) < 4 * BLOCK + PARTS
+@pytest.mark.parametrize("negatives", ["shared", "tied", "cyclic", "index"])
+def test_tuples_need_one_block_more(negatives):
+    """The gradient of the block without the anchor gathers while its cosines are still read."""
+    if negatives == "index":
+        negatives = mc.sample_tuples(SIZE, generator=torch.Generator().manual_seed(0))
+    assert step_peak(negatives=negatives) < 4 * BLOCK + PARTS
 
 
 def test_pairs_need_one_block_each():
@@ -57,7 +47,7 @@ def test_pairs_need_one_block_each():
 @pytest.mark.parametrize("size", [32, 128])
 def test_normalising_copies_no_rows_of_a_short_batch(size, monkeypatch):
     """As many rows as there are columns, and up to a quarter of that."""
-    monkeypatch.setattr(_rows, "_CHUNK", 1000)
+    monkeypatch.setattr(rows, "_CHUNK", 1000)
     x, y = (torch.randn(size, 128, requires_grad=True) for _ in range(2))
     peaks = [
         peak_bytes(lambda: mc.pairwise_infonce(x, y, 0.2, normalize=normalize).backward(), torch.device("cpu"))  # noqa: B023

@@ -122,10 +122,10 @@ def test_a_fixed_temperature_is_a_buffer():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"init": 0}, ValueError, "`init` to be positive and finite; got 0"),
-        ({"init": "a"}, TypeError, "`init` to be a number; got 'a'"),
-        ({"init": 0.1, "min": -1}, ValueError, "`min` to be positive and finite; got -1"),
-        ({"init": 0.1, "max": float("inf")}, ValueError, "`max` to be positive and finite; got inf"),
+        ({"init": 0}, ValueError, r"`init` to be a finite number and >= 1\.17549e-38 .*; got 0"),
+        ({"init": "a"}, TypeError, "`init` to be a finite number; got 'a'"),
+        ({"init": 0.1, "min": -1}, ValueError, "`min` to be a finite number .*; got -1"),
+        ({"init": 0.1, "max": float("inf")}, ValueError, "`max` to be a finite number .*; got inf"),
         ({"init": 0.1, "min": 0.2}, ValueError, "`min` <= `init` <= `max`"),
         ({"init": 0.1, "max": 0.05}, ValueError, "`min` <= `init` <= `max`"),
     ],

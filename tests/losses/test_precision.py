@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import multicontrast as mc
-from tests.losses.test_values import SIMILARITIES, embeddings
+from tests.losses.inputs import SIMILARITIES, embeddings
 
 INDEX = mc.sample_tuples(9, 3, num_negatives=5, generator=torch.Generator().manual_seed(0))
 LOSSES: dict[str, Any] = {

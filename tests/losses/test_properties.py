@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multicontrast as mc
-from tests.losses.test_values import SCHEMES, SIMILARITIES
+from tests.losses.inputs import SCHEMES, SIMILARITIES
 
 seeds = st.integers(0, 2**16)
 sizes = st.integers(2, 9)

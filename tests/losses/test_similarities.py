@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import multicontrast as mc
 from multicontrast._workspace import Workspace
-from multicontrast.similarity import SIMILARITIES, CosineSimilarity, compiled
-from tests.losses.test_values import embeddings
+from multicontrast.similarity import _SIMILARITIES as SIMILARITIES
+from multicontrast.similarity import CosineSimilarity
 
 OF_COSINES = [name for name, similarity in SIMILARITIES.items() if isinstance(similarity, CosineSimilarity)]
 
@@ -35,7 +34,7 @@ def test_closed_forms_are_the_derivatives(name, count):
     cosines = cosines_of(count)
     weights = torch.randn(len(cosines[0]), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     value, expected = by_autograd(similarity, cosines, weights)
-    assert similarity.has_closed_form and type(similarity).with_gradient is not CosineSimilarity.with_gradient
+    assert type(similarity).with_gradient is not CosineSimilarity.with_gradient
     alone, grads = similarity.with_gradient(cosines)
     kept = [cosine.clone() for cosine in cosines]
     pulled_value, pullback = similarity.with_pullback(cosines, Workspace())
@@ -101,43 +100,3 @@ def test_gradients_are_finite_where_roots_vanish(name, count, dtype):
 def sum_of_cubes(cosines):
     """Without a closed form."""
     return sum(cosine**3 for cosine in cosines)
-
-
-@pytest.mark.parametrize("similarity", ["eigenvalue", sum_of_cubes], ids=["eigenvalue", "no closed form"])
-def test_a_compiled_similarity_has_the_same_numbers(similarity):
-    check_compiled(similarity, "aot_eager", torch.float64, 1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "similarity", ["eigenvalue", "singular_value", "volume", sum_of_cubes], ids=lambda s: getattr(s, "__name__", s)
-)
-def test_a_similarity_compiled_to_machine_code_has_the_same_numbers(similarity):
-    check_compiled(similarity, "inductor", torch.float32, 2e-5)
-
-
-def check_compiled(similarity, backend: str, dtype: torch.dtype, tolerance: float) -> None:
-    inputs = [x.detach().to(dtype).requires_grad_() for x in embeddings(3, 7)]
-    tau = torch.tensor(0.3, dtype=dtype, requires_grad=True)
-    fused = compiled(similarity, backend=backend)
-    for negatives in ("all", "tied"):
-        got, wanted = (
-            mc.trimodal_infonce(*inputs, tau, similarity=chosen, negatives=negatives) for chosen in (fused, similarity)
-        )
-        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
-        leaves = [*inputs, tau]
-        for g, w in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(wanted, leaves)):
-            torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
-    rows = mc.triplet_infonce(*inputs, tau, similarity=fused, negatives="all", reduction="none")
-    torch.testing.assert_close(
-        rows, mc.triplet_infonce(*inputs, tau, similarity=similarity, negatives="all", reduction="none")
-    )
-
-
-def test_what_has_nothing_to_fuse_comes_back_as_it_is():
-    for name in ("mean_cosine", "multilinear"):
-        assert compiled(name) is SIMILARITIES[name]
-    fused = compiled("volume")
-    assert compiled(fused) is fused
-    with pytest.raises(ValueError, match="`compiled` needs `similarity`"):
-        compiled("cosine")

@@ -9,7 +9,7 @@ import torch
 
 import multicontrast as mc
 from tests import definitions
-from tests.losses.test_values import assert_same, embeddings
+from tests.losses.inputs import assert_same, embeddings
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
 

@@ -10,6 +10,7 @@ from executors import device, kind, on
 from torch import Tensor
 
 import multicontrast as mc
+from tests.losses.inputs import trimodal_of_range
 
 TAU = 0.1
 Loss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
@@ -200,9 +201,6 @@ def test_what_has_no_kernel_is_handed_back_and_keeps_its_value():
 @pytest.mark.parametrize("negatives", ["index", "any index", "permutation", "shared", "cyclic", "tied", "all"])
 @on("interpreter", "gpu")
 def test_ranges_of_anchors_add_up_to_the_whole(negatives):
-    from multicontrast.losses._road import choose_tuples, walk_loss
-    from multicontrast.losses._walk import Walk
-
     xs, tau, index = _inputs(9)
     if negatives == "any index":
         index = index[torch.randperm(9, device=index.device)]  # whose rows are not their own anchors
@@ -211,9 +209,8 @@ def test_ranges_of_anchors_add_up_to_the_whole(negatives):
         start, stop = anchors or (0, 9)
         given = index[start:stop] if "index" in negatives else negatives
         generator = torch.Generator().manual_seed(2)
-        tuples = choose_tuples("test", xs, "eigenvalue", given, None, 0, generator, anchors=anchors)
-        walk = Walk(3, ((0, 1), (1, 2)), tuples=tuples, reduction="sum", anchors=anchors)
-        return walk_loss("test", xs, tau, walk, True, None)
+        options = {"negatives": given, "pairs": ((0, 1), (1, 2)), "reduction": "sum"}
+        return trimodal_of_range(xs, tau, anchors, generator=generator, **options)
 
     whole = loss(None)
     parts = loss((0, 2)) + loss((2, 3)) + loss((3, 9))

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import run_kernel
+from multicontrast._backend import has_bfloat16, is_transformed, run_kernel, use_triton
 from multicontrast.losses._second_derivative import second_derivative
+from multicontrast.losses.candidates import All, Candidates, Cyclic, Given, Index, Tied, index_of
+from multicontrast.losses.softmax import Masks, scale_free
+from multicontrast.losses.terms import Plan, Term
+from multicontrast.similarity import Eigenvalue, MeanCosine
 
 _MASKS = "Tensor? index, Tensor? present, Tensor? ids, Tensor? weight"
 _TERMS = (
@@ -125,11 +129,86 @@ def _backward_fake(
     return [x.new_empty(x.shape) for x in embeddings], tau.new_empty(())
 
 
-def _reference(xs: Sequence[Tensor], tau: Tensor, *options: Any) -> Tensor:
-    """The same loss in differentiable PyTorch."""
-    from multicontrast.losses._kernels import differentiable_form
+def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
+    """Where Triton is in charge: a whole batch with its Gram blocks held and one temperature, pairs and sampled
+    triplets by the largest eigenvalue, under masks that say who is whose negative."""
+    first, masks, tuples = embeddings[0], plan.masks, plan.tuples
+    if not use_triton(first) or plan.tiled or not plan.is_whole or plan.size == 1 or plan.diagnostics is not None:
+        return False
+    if len(embeddings) > 3 or len(plan.taus) > 1 or is_transformed(*embeddings, *plan.taus):
+        return False
+    if any(x.dtype == torch.float64 for x in (*embeddings, *plan.taus)):
+        return False
+    if masks.extra is not None or masks.label_smoothing > 0 or masks.hardness > 0:
+        return False
+    if masks.weight is not None and masks.weight.requires_grad:
+        return False
+    if tuples is None:
+        return True
+    if len(embeddings) != 3 or type(tuples.similarity) is not Eigenvalue or tuples.symmetric:
+        return False
+    # The order of the kernel's additions is not fixed.
+    return not isinstance(tuples.directions[0][0], All) and not torch.are_deterministic_algorithms_enabled()
 
-    return differentiable_form(list(xs), tau, *options)
+
+def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
+    """The plan's loss: 0-dim, or one value for each anchor for ``reduction="none"``. Half precision enters the products
+    as it is."""
+    first, tuples, masks = embeddings[0], plan.tuples, plan.masks
+    dtype = first.dtype if all(x.dtype == first.dtype for x in embeddings) else torch.float32
+    if dtype == torch.bfloat16 and not has_bfloat16(first.device):
+        dtype = torch.float32
+    tau = plan.taus[0].to(first.device, torch.float32, non_blocking=True)
+    blocks = plan.blocks()
+    rows, columns = dict.fromkeys(blocks, 0.0), dict.fromkeys(blocks, 0.0)
+    for term in plan.pairs:
+        block, share = (min(term.pair), max(term.pair)), 0.5 if term.symmetric else 1.0
+        if term.symmetric or term.pair == block:
+            rows[block] = share
+        if term.symmetric or term.pair != block:
+            columns[block] = share
+    scheme, index, alpha = "index", None, 0.0
+    if tuples is not None:
+        candidates, alpha = tuples.directions[0][0], tuples.alpha
+        scheme, index = candidates.listed() or ("index", index_of(candidates, 0, plan.size))
+    weight = masks.weight
+    if weight is not None and plan.reduction == "mean":
+        weight = scale_free(weight, torch.float32).float()
+    found, *_ = fused_loss(
+        [x.to(dtype) for x in embeddings], tau, index, masks.present, masks.ids, weight,
+        [m for m, _ in blocks], [n for _, n in blocks], list(rows.values()), list(columns.values()), alpha, scheme,
+        plan.reduction, plan.normalize,
+    )  # fmt: skip
+    return found
+
+
+def _reference(
+    xs: Sequence[Tensor], tau: Tensor,
+    index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
+    left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
+    scheme: str, reduction: str, normalize: bool,
+) -> Tensor:  # fmt: skip
+    """The same loss by the reference."""
+    from multicontrast.losses import reference
+
+    size = len(xs[0])
+    terms = []
+    if index is not None:
+        candidates: Candidates
+        if scheme == "shifts":
+            candidates = Cyclic(size, index.mT[:, 1:])
+        elif scheme == "list":
+            candidates = Index(size, [plane[None] for plane in index.mT[:, 1:]])
+        else:
+            candidates = Given(size, index, 0)
+        terms.append(Term((0, 1, 2), Eigenvalue(), ((candidates,),), tau, alpha))
+    tied = Tied(size, 2, xs[0].device)
+    for m, n, row, column in zip(left, right, rows, columns):
+        if row or column:
+            both = ((tied,), (tied.reversed(),)) if row and column else ((tied,),)
+            terms.append(Term((m, n) if row else (n, m), MeanCosine(), both, tau, is_pair=True))
+    plan = Plan(tuple(terms), size, 0, size, reduction, normalize, Masks(present, ids, weight), False)
+    return reference.loss(plan, [x.to(tau.dtype) for x in xs])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

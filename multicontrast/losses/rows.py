@@ -11,15 +11,16 @@ _CHUNK = 1 << 17  # entries at a time, which stay in cache from one operation to
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows of ``x`` divided by their length; differentiable. A zero row stays zero and has the gradient 0.
+    """Rows of ``x``, along its last axis, divided by their length; differentiable. A zero row stays zero and has the
+    gradient 0.
 
     Each row is first divided by its largest entry, so that no square overflows or vanishes. That entry is a constant
     for the gradient: unit rows do not depend on the scale.
     """
-    scale = x.detach().abs().amax(dim=1, keepdim=True)
+    scale = x.detach().abs().amax(dim=-1, keepdim=True)
     scale = torch.where(scale > 0, scale, torch.where(scale == 0, 1, scale))  # NaN stays
     x = x / scale
-    length = x.square().sum(dim=1, keepdim=True)
+    length = x.square().sum(dim=-1, keepdim=True)
     nonzero = ~(length == 0)
     return torch.where(nonzero, x / torch.where(nonzero, length, 1).sqrt(), 0 * x)
 

@@ -1,4 +1,29 @@
-"""The similarities themselves: each a value and a closed-form derivative; and the names by which they go."""
+r"""What makes a tuple of embeddings alike.
+
+A similarity knows the cosines of a tuple and nothing else. For ``N`` modalities they come as ``N (N - 1) / 2`` tensors
+of one shape in the order ``(0, 1), (0, 2), ..., (N - 2, N - 1)``; for an image, a 2D and a 3D pose that is
+:math:`a = \langle x_{img}, x_{2D} \rangle`, :math:`b = \langle x_{img}, x_{3D} \rangle`,
+:math:`c = \langle x_{2D}, x_{3D} \rangle`.
+
+To add one, write an object (or a plain function) that maps that list to a tensor of the same shape, larger for tuples
+that are more alike, and pass it as ``similarity=``. It must be differentiable; if it also has
+``with_gradient(cosines) -> (value, [derivative for each cosine])``, the losses use that closed form instead of
+autograd. The multilinear product needs the embeddings themselves and is the one exception.
+
+===================  ============================================  ==================  ===========
+name                 value for three modalities                    range               sign-blind
+===================  ============================================  ==================  ===========
+``eigenvalue``       largest eigenvalue of the Gram matrix         [1, 3]              yes
+``singular_value``   its square root                               [1, sqrt 3]         yes
+``mean_cosine``      (a + b + c) / 3                               [-1/2, 1]           no
+``volume``           -sqrt(1 + 2abc - a^2 - b^2 - c^2)             [-1, 0]             yes
+``area``             minus the area of the triangle of the rows    [-3 sqrt(3)/4, 0]   no
+``multilinear``      sum over d of x_d y_d z_d                     [-1, 1], ~ 1/D      odd
+===================  ============================================  ==================  ===========
+
+*Sign-blind* similarities cannot tell aligned from anti-aligned tuples: cosines ``(1, -1, -1)`` have the eigenvalue 3
+of a perfect match. Use them together with the pairwise terms, as :func:`multicontrast.trimodal_infonce` does.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +40,8 @@ from multicontrast._workspace import Workspace
 from multicontrast.linalg._gram import gram_eigmax_excess, gram_eigmax_with_gradient
 from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS, eigmax_with_pullback
 
+__all__ = ["CosineSimilarity", "Similarity"]
+
 Gradient = list[Tensor]
 Pullback = Callable[[Tensor], Gradient]
 
@@ -29,13 +56,10 @@ class Similarity(Protocol):
 
 
 class CosineSimilarity:
-    """A similarity made of cosines, with the closed-form derivative that the fast roads ask for."""
+    """A similarity made of cosines, with the closed-form derivative that the fused implementations use."""
 
     homogeneous = False
     """Whether ``with_pullback`` of ``r`` times the cosines has ``r`` times the value, for r > 0."""
-
-    has_closed_form = True
-    """Whether ``with_gradient`` is a formula; False where it asks autograd."""
 
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         """The similarity of each tuple; differentiable as often as its formula is."""
@@ -153,7 +177,7 @@ class MeanCosine(CosineSimilarity):
     homogeneous = True
 
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
-        return _sum(cosines) / len(cosines)
+        return _sum(cosines) / len(cosines) if len(cosines) > 1 else cosines[0]
 
     def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
         total, number = cosines[0], torch.zeros((), dtype=cosines[0].dtype, device=cosines[0].device)
@@ -354,6 +378,8 @@ class Multilinear:
     """Sum over the coordinates of the product of all modalities (Symile, NeurIPS 2024). About 1/D for dense unit rows,
     so its temperature depends on D. Not a function of the cosines."""
 
+    homogeneous = False
+
     def of_rows(self, rows: Sequence[Tensor]) -> Tensor:
         """The product of rows ``(..., D)``, one tensor for each modality, summed over the last axis."""
         product = rows[0]
@@ -367,20 +393,36 @@ class _UserSimilarity(CosineSimilarity):
 
     def __init__(self, function: Callable[[Sequence[Tensor]], Tensor]) -> None:
         self.function = function
-        self.has_closed_form = hasattr(function, "with_gradient")
 
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
-        return self.function(cosines)
+        return _checked(self.function(cosines), cosines)
 
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
-        closed_form = getattr(self.function, "with_gradient", None)
-        if closed_form is None:
-            return super().with_gradient(cosines)
-        value, grads = closed_form(cosines)
-        return value, list(grads)
+        value, grads = self.function.with_gradient(cosines)  # type: ignore[attr-defined]
+        if len(grads) != len(cosines):
+            raise ValueError(
+                three_beats(
+                    "`with_gradient` of a similarity needs to return the value and a derivative by each cosine",
+                    f"{len(grads)} derivatives for {len(cosines)} cosines",
+                    "Return (value, [derivative, ...]) in the order of the cosines.",
+                )
+            )
+        return _checked(value, cosines), [_checked(grad, cosines) for grad in grads]
 
 
-SIMILARITIES: dict[str, CosineSimilarity | Multilinear] = {
+def _checked(value: object, cosines: Sequence[Tensor]) -> Tensor:
+    """What a user's similarity returned; raises unless it is a number for each tuple."""
+    shape = torch.broadcast_shapes(*(cosine.shape for cosine in cosines))
+    remedy = "Reduce over the list of cosines, as `sum(cosines) / len(cosines)` does, and not over their axes."
+    needed = f"A similarity needs to return a floating tensor of the cosines' shape {tuple(shape)}"
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+        raise TypeError(three_beats(needed, describe(value), remedy))
+    if value.shape != shape:
+        raise ValueError(three_beats(needed, describe(value), remedy))
+    return value
+
+
+_SIMILARITIES: dict[str, CosineSimilarity | Multilinear] = {
     "eigenvalue": _EIGENVALUE,
     "singular_value": SingularValue(),
     "mean_cosine": MeanCosine(),
@@ -388,14 +430,13 @@ SIMILARITIES: dict[str, CosineSimilarity | Multilinear] = {
     "area": Area(),
     "multilinear": Multilinear(),
 }
-"""The named similarities."""
 
 
 def resolve_similarity(operation: str, similarity: str | Similarity) -> CosineSimilarity | Multilinear:
     """The object behind a name, or a user's own object made ready for the losses."""
     if isinstance(similarity, str):
-        check_choice(operation, "similarity", similarity, SIMILARITIES)
-        return SIMILARITIES[similarity]
+        check_choice(operation, "similarity", similarity, _SIMILARITIES)
+        return _SIMILARITIES[similarity]
     if isinstance(similarity, (CosineSimilarity, Multilinear)):
         return similarity
     if not callable(similarity):
@@ -403,7 +444,27 @@ def resolve_similarity(operation: str, similarity: str | Similarity) -> CosineSi
             three_beats(
                 f"`{operation}` needs `similarity` to be a name or a callable on the list of cosines",
                 describe(similarity),
-                "Pass one of " + ", ".join(SIMILARITIES) + ", or your own function.",
+                "Pass one of " + ", ".join(_SIMILARITIES) + ", or your own function.",
             )
         )
     return _UserSimilarity(similarity)
+
+
+def has_closed_form(similarity: CosineSimilarity | Multilinear, num_modalities: int) -> bool:
+    """Whether a formula gives the whole derivative: by the cosines, and no tensor beside them wants one."""
+    if isinstance(similarity, Multilinear):
+        return False
+    own = similarity.function if isinstance(similarity, _UserSimilarity) else similarity
+    formula = getattr(type(own), "with_gradient", CosineSimilarity.with_gradient)
+    return formula is not CosineSimilarity.with_gradient and not is_learnable(similarity, num_modalities)
+
+
+def is_learnable(similarity: CosineSimilarity | Multilinear, num_modalities: int) -> bool:
+    """Whether a similarity holds a parameter, or closes over a tensor, that wants a gradient.
+
+    It is tried on one tuple: what it returns wants one then.
+    """
+    if similarity in _SIMILARITIES.values() or isinstance(similarity, Multilinear):
+        return False
+    with torch.enable_grad():
+        return similarity([torch.full((1,), 0.5)] * len(_pair_position(num_modalities))).requires_grad

@@ -13,43 +13,42 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from multicontrast.losses._grams import Grams
+from multicontrast.losses.candidates import Blocks
+from multicontrast.losses.softmax import finite_logsumexp
 
-Blocks = Mapping[tuple[int, int], Tensor]
 
-
-def mean_cosine_denominators(grams: Grams, tau: Tensor, anchor: int | str) -> Tensor:
-    """The log of the sum of exp(mean cosine / tau) over the tuples of each anchor of the range.
+def mean_cosine_denominators(blocks: Blocks, tau: Tensor, anchor: int | str, start: int, stop: int) -> Tensor:
+    """The log of the sum of exp(mean cosine / tau) over the tuples of each of the anchors ``start..stop``.
 
     The exponentials are taken in float64, relative to the largest entry of each row or block, and serve down to tau of
     about 0.003; where all of them vanish the result is NaN.
     """
-    count = len(grams.units)
+    count = len(blocks.units)
     scale = count * (count - 1) / 2 * tau
     if anchor == 0:
-        return _holding(grams, scale, 0).to(tau.dtype)
+        return _holding(blocks, scale, 0, start, stop).to(tau.dtype)
     # Tuples that hold sample i anywhere, by inclusion and exclusion over the first place where it stands: the tuples
     # with i at place m and at none before it.
-    parts = [_holding(grams, scale, m, without=range(m)) for m in range(count)]
+    parts = [_holding(blocks, scale, m, start, stop, without=range(m)) for m in range(count)]
     return torch.logsumexp(torch.stack(parts), 0).to(tau.dtype)
 
 
-def _holding(grams: Grams, scale: Tensor, place: int, without: range = range(0)) -> Tensor:
+def _holding(blocks: Blocks, scale: Tensor, place: int, start: int, stop: int, without: range = range(0)) -> Tensor:
     """Log-sums over the tuples with sample ``i`` at ``place`` and not at the places ``without``."""
-    others = [m for m in range(len(grams.units)) if m != place]
-    inner = {(m, n): (grams.whole(m, n) / scale).double() for m, n in itertools.combinations(others, 2)}
-    rows = {m: (grams.rows(place, m) / scale).double() for m in others}
-    everyone = torch.arange(grams.size, device=scale.device)
-    own = everyone[grams.start : grams.stop, None] == everyone
+    others = [m for m in range(len(blocks.units)) if m != place]
+    inner = {(m, n): (blocks.whole(m, n) / scale).double() for m, n in itertools.combinations(others, 2)}
+    rows = {m: (blocks.rows(place, m, start, stop) / scale).double() for m in others}
+    everyone = torch.arange(blocks.size, device=scale.device)
+    own = everyone[start:stop, None] == everyone
     rows = {m: row.masked_fill(own, -torch.inf) if m in without else row for m, row in rows.items()}
     return _log_sum(rows, inner)
 
 
-def _log_sum(rows: Mapping[int, Tensor], inner: Blocks) -> Tensor:
+def _log_sum(rows: Mapping[int, Tensor], inner: Mapping[tuple[int, int], Tensor]) -> Tensor:
     """Log-sum over one member of each modality in ``rows`` ``(R, B)``, coupled by ``inner``, for each of the R rows."""
     first, *rest = sorted(rows)
     if not rest:
-        return _finite_logsumexp(rows[first])
+        return finite_logsumexp(rows[first])
     if len(rest) == 1:
         a, b, c = rows[first], rows[rest[0]], inner[first, rest[0]]
         peak_a, peak_b, peak_c = _peak(a, 1), _peak(b, 1), _peak(c.flatten(), 0)
@@ -64,17 +63,10 @@ def _log_sum(rows: Mapping[int, Tensor], inner: Blocks) -> Tensor:
     for j in range(inner[first, rest[0]].shape[0]):
         coupled = {m: rows[m] + inner[first, m][j] for m in rest}
         parts.append(rows[first][:, j] + _log_sum(coupled, remaining))
-    return _finite_logsumexp(torch.stack(parts, dim=1))
+    return finite_logsumexp(torch.stack(parts, dim=1))
 
 
 def _peak(x: Tensor, dim: int) -> Tensor:
     """The largest finite entry, a constant for the gradient; 0 where there is none."""
     peak = x.detach().amax(dim, keepdim=dim == 1)
     return torch.where(peak == -torch.inf, 0, peak)
-
-
-def _finite_logsumexp(x: Tensor) -> Tensor:
-    """logsumexp over the last axis with the gradient 0 where nothing is finite."""
-    empty = (x == -torch.inf).all(-1)
-    total = torch.logsumexp(x.masked_fill(empty[..., None], 0), -1)
-    return total.masked_fill(empty, -torch.inf)

@@ -1,4 +1,4 @@
-"""What a loss saw on its way: detached figures of each term, from the logits it computes anyway."""
+"""Statistics of a loss: detached figures of each term, from the logits that it computes anyway."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from multicontrast.linalg._gram import gram_eigmax_with_gradient
-from multicontrast.losses._cells import pairs_of
-from multicontrast.losses._grams import Pair
-from multicontrast.losses._masks import Masks, weigh
-from multicontrast.losses._softmax import NegativeSums, Seen, cross_entropy
+from multicontrast.losses.candidates import Pair, pairs_of
+from multicontrast.losses.softmax import Masks, Stats, Sums, cross_entropy, weigh
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,11 @@ class TermDiagnostics:
 
 @dataclass
 class Diagnostics:
-    """What a loss saw of its last batch. Pass one as ``diagnostics=``, and the call fills it.
+    """Statistics of a loss on its last batch. Pass one as ``diagnostics=``, and the call fills it.
 
-    The figures come from the logits that the loss computes anyway, without a further matmul, on the plain road; they
-    are detached, and stay on the device. Under ``gather`` they are of this rank's anchors.
+    The figures come from the logits that the reference implementation computes anyway, without a further matmul; they
+    are detached, and stay on the device. They disable the fused implementations: ask for them every hundred steps or
+    so. Under ``gather`` they are of this rank's anchors.
 
     Args:
         sampling_gap: whether to compute what sampling leaves out of the denominators, which takes the loss over all
@@ -61,9 +60,9 @@ class Diagnostics:
     Example:
         >>> import torch
         >>> from multicontrast import pairwise_infonce
-        >>> seen = Diagnostics()
-        >>> loss = pairwise_infonce(torch.eye(4), torch.eye(4), 1.0, diagnostics=seen)
-        >>> term = seen.pairs[0, 1]
+        >>> diagnostics = Diagnostics()
+        >>> loss = pairwise_infonce(torch.eye(4), torch.eye(4), 1.0, diagnostics=diagnostics)
+        >>> term = diagnostics.pairs[0, 1]
         >>> term.accuracy.tolist(), round(term.floor.item(), 4), round(term.effective_negatives[0].item(), 4)
         ([1.0, 1.0], 0.7437, 3.0)
     """
@@ -95,12 +94,12 @@ class Direction(NamedTuple):
     loss: Tensor
     positive: Tensor  # logit
     number: Tensor  # of negatives
-    seen: Seen | None  # what else diagnostics look at, if somebody asked
+    stats: Stats | None  # what else diagnostics need, if somebody asked
 
 
 @torch.no_grad()
 def describe_term(
-    sights: list[Direction], tau: Tensor, masks: Masks, taking_part: Tensor | None, matched: Tensor, apart: Tensor
+    directions: list[Direction], tau: Tensor, masks: Masks, taking_part: Tensor | None, matched: Tensor, apart: Tensor
 ) -> dict[str, Tensor]:
     """The figures of a term from its softmaxes.
 
@@ -108,24 +107,24 @@ def describe_term(
         taking_part: ``(R,)``, the anchors that do; None if all.
         matched, apart: the similarity of a perfect match, ``(R,)`` or 0-dim, and of unrelated samples.
     """
-    size = len(sights[0].loss)
-    seen = [sight.seen for sight in sights if sight.seen is not None]
-    here = torch.ones_like(sights[0].loss, dtype=torch.bool) if taking_part is None else taking_part
+    size = len(directions[0].loss)
+    stats = [direction.stats for direction in directions if direction.stats is not None]
+    here = torch.ones_like(directions[0].loss, dtype=torch.bool) if taking_part is None else taking_part
     number = here.sum()
 
     def mean(values: Tensor) -> Tensor:
         return torch.where(here, values, 0).sum() / number.clamp_min(1)
 
-    loss = torch.stack([sight.loss for sight in sights]).mean(0)
-    floors = [_floor(sight.number, matched / tau, apart / tau, masks) for sight in sights]
-    negatives = torch.stack([torch.where(here, sight.number, 0).sum() for sight in sights]).sum()
-    totals = torch.stack([torch.where(here, of.total, 0).sum() for of in seen]).sum()
-    spread = [torch.where(s.number > 0, torch.exp(2 * of.log - of.square), 0) for s, of in zip(sights, seen)]
+    loss = torch.stack([direction.loss for direction in directions]).mean(0)
+    floors = [_floor(direction.number, matched / tau, apart / tau, masks) for direction in directions]
+    negatives = torch.stack([torch.where(here, direction.number, 0).sum() for direction in directions]).sum()
+    totals = torch.stack([torch.where(here, of.total, 0).sum() for of in stats]).sum()
+    spread = [torch.where(s.number > 0, torch.exp(2 * of.log - of.square), 0) for s, of in zip(directions, stats)]
     return {
         "loss": weigh(loss, masks, taking_part, "mean", 0, size, size),
         "floor": mean(torch.stack(floors).mean(0)),
-        "accuracy": torch.stack([mean((s.positive > of.peak).to(loss.dtype)) for s, of in zip(sights, seen)]),
-        "positive_similarity": mean(sights[0].positive) * tau,
+        "accuracy": torch.stack([mean((s.positive > of.peak).to(loss.dtype)) for s, of in zip(directions, stats)]),
+        "positive_similarity": mean(directions[0].positive) * tau,
         "negative_similarity": totals / negatives.clamp_min(1) * tau,
         "effective_negatives": torch.stack([mean(values) for values in spread]),
         "anchors": number,
@@ -141,7 +140,7 @@ def _floor(number: Tensor, positive: Tensor, negative: Tensor, masks: Masks) -> 
         return torch.where(there, log + scale * negative, -torch.inf)
 
     shaped = masks.hardness > 0
-    sums = NegativeSums(
+    sums = Sums(
         number,
         log_sum(1),
         log_sum(1 + masks.hardness) if shaped else None,

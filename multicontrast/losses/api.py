@@ -1,0 +1,358 @@
+"""The four losses: what each means, and the one way that leads from their arguments to a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_list, compute_dtype, three_beats
+from multicontrast.distributed import Handshake, Ranks
+from multicontrast.losses import options as option_classes
+from multicontrast.losses.candidates import SCHEMES, Pair
+from multicontrast.losses.options import check_embeddings, check_options, check_per_sample, check_tau, with_options
+from multicontrast.losses.plan import check_count_of_modalities, make_plan, run
+from multicontrast.losses.softmax import Masks
+from multicontrast.losses.streamed import ring_loss
+from multicontrast.losses.terms import TRIPLET
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from multicontrast.losses.options import PairOptions, TrimodalOptions, TupleOptions
+
+
+TRIPLET_NAMES = ("x_img", "x_2d", "x_3d")
+
+
+@with_options(option_classes.PairOptions)
+def pairwise_infonce(x: Tensor, y: Tensor, tau: float | Tensor, **options: Unpack[PairOptions]) -> Tensor:
+    r"""InfoNCE between two modalities: row ``i`` of ``x`` matches row ``i`` of ``y``, all other rows are negatives.
+
+    .. math:: \mathcal{L}_i = -\log \frac{\exp(\langle x_i, y_i \rangle / \tau)}
+                                         {\sum_j \exp(\langle x_i, y_j \rangle / \tau)}
+
+    One Gram product serves both directions.
+
+    Args:
+        x, y: ``(B, D)`` embeddings, normalised here. Floating types are promoted; half precision computes in float32.
+        tau: temperature, a positive number or 0-dim tensor; it divides (CLIP's ``logit_scale`` is ``1 / tau``).
+        {options}
+
+    Returns:
+        The loss in float32 (float64 for float64 input). A batch of one has the loss 0.
+
+    Raises:
+        ValueError, TypeError: for arguments that do not fit; before any work. On CUDA and in compiled graphs values
+            are not looked at, and an invalid temperature gives NaN.
+
+    Reference:
+        Eq. (1) of Jiang et al., UniHPE, arXiv 2311.16477; van den Oord et al., arXiv 1807.03748.
+
+    Example:
+        >>> import torch
+        >>> x = torch.eye(4)
+        >>> round(pairwise_infonce(x, x, 1.0).item(), 4)  # log(1 + 3 / e)
+        0.7437
+    """
+    return _loss("pairwise_infonce", option_classes.PairOptions, ("x", "y"), (x, y), tau, options, pairs=((0, 1),))
+
+
+@with_options(option_classes.TupleOptions)
+def multimodal_infonce(embeddings: Sequence[Tensor], tau: float | Tensor, **options: Unpack[TupleOptions]) -> Tensor:
+    r"""InfoNCE over whole tuples of N modalities: row ``i`` of every embedding is one positive tuple.
+
+    .. math:: \mathcal{L}_i = -\log \frac{\exp(s_i^+ / \tau)}{\exp(s_i^+ / \tau) + \sum_k \exp(s_{ik}^- / \tau)}
+
+    with :math:`s` the similarity of a tuple, by default the largest eigenvalue of its Gram matrix, in [1, N]. The
+    eigenvalue is blind to signs (cosines ``(1, -1, -1)`` score 3 like ``(1, 1, 1)``): never train with this term alone,
+    but beside pairwise terms, as :func:`multicontrast.trimodal_infonce` does.
+
+    The cosines of the tuples are read from the ``(B, B)`` Gram blocks; no ``(B, B, N, D)`` tensor is ever built.
+
+    Args:
+        embeddings: N = 2..8 tensors ``(B, D)``, normalised here. Floating types are promoted; half precision computes
+            in float32.
+        tau: temperature, a positive number or 0-dim tensor; it divides.
+        {options}
+
+    Returns:
+        The loss in float32 (float64 for float64 input). A batch of one has no negatives and the loss 0. Negatives that
+        are drawn change from call to call: for one value pass an index, or a generator in one state.
+
+    Raises:
+        ValueError, TypeError: for arguments that do not fit; before any work. On CUDA and in compiled graphs values
+            are not looked at, and an invalid temperature or index gives NaN.
+
+    Reference:
+        Eq. (3) and Algorithms 1, 2 of Jiang et al., UniHPE, arXiv 2311.16477.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.eye(4)
+        >>> loss = multimodal_infonce([rows, rows, rows, rows], 0.05, negatives="tied")
+        >>> loss.item() < 1e-6
+        True
+    """
+    operation = "multimodal_infonce"
+    listed = check_list(operation, "embeddings", embeddings, remedy="Pass [x, y, ...].")
+    names = [f"embeddings[{m}]" for m in range(len(listed))]
+    return _loss(operation, option_classes.TupleOptions, names, listed, tau, options, has_tuples=True)
+
+
+@with_options(option_classes.TupleOptions)
+def triplet_infonce(
+    x_img: Tensor, x_2d: Tensor, x_3d: Tensor, tau: float | Tensor, **options: Unpack[TupleOptions]
+) -> Tensor:
+    r"""InfoNCE over triplets, one sample in three modalities: image, 2D pose and 3D pose, or any other three.
+
+    .. math:: \mathcal{L}_i = -\log \frac{\exp(\lambda_i^+ / \tau)}
+                                         {\exp(\lambda_i^+ / \tau) + \sum_k \exp(\lambda_{ik}^- / \tau)}
+
+    :math:`\lambda`, the largest eigenvalue of the triplet's Gram matrix, lies in [1, 3]. It is blind to signs (cosines
+    ``(1, -1, -1)`` score 3): never train with this term alone, but beside the pairs, as
+    :func:`multicontrast.trimodal_infonce` does.
+
+    "Triplet" means three modalities here, not (anchor, positive, negative). ``negatives="permutation"`` is the paper's
+    loss, but that the positive is kept out of the negatives; ``negatives="all"`` is its exact form.
+
+    Args:
+        x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
+        tau: temperature, a positive number or 0-dim tensor; it divides.
+        {options}
+
+    Returns:
+        The loss in float32 (float64 for float64 input). A batch of one has no negatives and the loss 0.
+
+    Raises:
+        ValueError, TypeError: for arguments that do not fit; before any work.
+
+    Reference:
+        Eq. (3) and Algorithms 1, 2 of Jiang et al., UniHPE, arXiv 2311.16477.
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x_img, x_2d, x_3d = torch.randn(3, 8, 16, generator=generator)
+        >>> triplet_infonce(x_img, x_2d, x_3d, 0.2, generator=generator).shape
+        torch.Size([])
+    """
+    embeddings = (x_img, x_2d, x_3d)
+    kind = option_classes.TupleOptions
+    return _loss("triplet_infonce", kind, TRIPLET_NAMES, embeddings, tau, options, has_tuples=True)
+
+
+@with_options(option_classes.TrimodalOptions)
+def trimodal_infonce(
+    x_img: Tensor,
+    x_2d: Tensor,
+    x_3d: Tensor,
+    tau: float | Tensor | Mapping[tuple[int, int] | str, float | Tensor],
+    **options: Unpack[TrimodalOptions],
+) -> Tensor:
+    r"""UniHPE's contrastive loss, eq. (4): :math:`\mathcal{L}_{pair} + \alpha \mathcal{L}_{triplet}`.
+
+    The pairs are summed; each is the mean of both directions. One Gram block for each pair of modalities serves the
+    pairs and the triplets, so the triplet term costs a fraction of the pairs, where the paper's costs a multiple.
+
+    Options act on every term, ``similarity``, ``negatives``, ``num_negatives`` and ``anchor`` on the triplet's alone.
+    Under ``present`` a pair takes the samples that have both of its modalities, the triplet those that have two, and
+    the mean of each term is over its own.
+
+    Args:
+        x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
+        tau: temperature, a positive number or 0-dim tensor, shared by all terms as in the paper. Or one for each term,
+            by name: ``{(0, 1): 0.07, (0, 2): 0.07, (1, 2): 0.1, "triplet": 0.2}``.
+        {options}
+
+    Returns:
+        The loss in float32 (float64 for float64 input).
+
+    Raises:
+        ValueError, TypeError: for arguments that do not fit; before any work.
+
+    Reference:
+        Eq. (4) of Jiang et al., UniHPE, arXiv 2311.16477.
+
+    Example:
+        >>> import torch
+        >>> x_img, x_2d, x_3d = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
+        >>> pairs_alone = trimodal_infonce(x_img, x_2d, x_3d, 0.2, alpha=0.0)
+        >>> bool(pairs_alone < trimodal_infonce(x_img, x_2d, x_3d, 0.2))
+        True
+    """
+    kind = option_classes.TrimodalOptions
+    return _loss("trimodal_infonce", kind, TRIPLET_NAMES, (x_img, x_2d, x_3d), tau, options, has_tuples=True)
+
+
+def _loss(
+    operation: str,
+    kind: type,
+    names: Sequence[str],
+    embeddings: Sequence[Any],
+    tau: Any,
+    given: Mapping[str, Any],
+    *,
+    pairs: Sequence[Pair] = (),
+    has_tuples: bool = False,
+) -> Tensor:
+    """Check, let the ranks agree, plan, compute."""
+    given = dict(given)
+    impl = given.pop("impl", None)  # of the tests: an implementation by name
+    with Handshake(operation, given.get("gather", False)) as handshake:
+        options = check_options(operation, kind, given)
+        pairs = options.get("pairs", pairs)
+        check_count_of_modalities(operation, len(embeddings))
+        check_embeddings(operation, names, embeddings, may_be_empty=not handshake.alone)
+        dtype = compute_dtype(*embeddings)
+        by_name = isinstance(tau, Mapping) and "alpha" in options
+        if by_name:
+            terms: list[Pair | str] = [*pairs, *([TRIPLET] if options["alpha"] > 0 else [])]
+            keys, tau = _taus_by_name(operation, tau, terms, dtype, embeddings[0])
+        else:
+            check_tau(operation, tau, dtype)
+        check_per_sample(operation, embeddings, options)
+        _check_ring(operation, options)
+        ranks = _agree(handshake, embeddings, tau, options)
+        batch = _gather(ranks, embeddings, tau, options)
+        if ranks is not None and isinstance(options.get("negatives"), Tensor):
+            handshake.reopen()  # one rank's index may be wrong
+        like = batch.embeddings[0]
+        # A number is written on the device that uses it: copied there, the host would wait.
+        if not isinstance(batch.tau, Tensor):
+            batch.tau = torch.full((), batch.tau, dtype=dtype, device=like.device)
+        taus = dict(zip(keys, batch.tau.unbind())) if by_name else batch.tau
+        outlines = batch.embeddings
+        if batch.ring and ranks is not None:
+            outlines = [x.new_empty(1, 1).expand(ranks.total, x.shape[1]) for x in batch.embeddings]
+        plan = make_plan(
+            operation,
+            outlines,
+            taus,
+            options if not batch.ring else options | {"tiled": _tiled_ring(options)},
+            batch.masks,
+            pairs=pairs,
+            has_tuples=has_tuples,
+            anchors=None if ranks is None else (ranks.start, ranks.stop),
+            generator=batch.generator,
+        )
+        handshake.close()
+    if plan.diagnostics is not None:
+        plan.diagnostics.pairs, plan.diagnostics.tuples = {}, None
+    with torch.autocast(like.device.type, enabled=False):
+        xs = batch.embeddings
+        if ranks is None:
+            return run(operation, plan, xs, impl)
+        ring = batch.ring
+        loss = ring_loss(plan, [x.to(dtype) for x in xs], ranks) if ring else run(operation, plan, xs, impl)
+        if plan.reduction != "none":
+            loss = loss * ranks.size
+        return ranks.join(loss, *batch.embeddings, *([tau] if isinstance(tau, Tensor) else []))
+
+
+def _taus_by_name(
+    operation: str, taus: Mapping[Any, Any], terms: Sequence[Pair | str], dtype: torch.dtype, like: Tensor
+) -> tuple[list[Pair | str], Tensor]:
+    """The names of the terms, pairs sorted, and their temperatures as one tensor: so they pass the gathering as one."""
+    found = {tuple(sorted(key)) if isinstance(key, tuple) else key: tau for key, tau in taus.items()}
+    wanted: list[Any] = [tuple(sorted(term)) if isinstance(term, tuple) else term for term in terms]
+    if len(found) < len(taus) or set(found) != set(wanted):
+        needed = f"`{operation}` needs a temperature for each of its terms, {', '.join(map(repr, terms))}"
+        came = f"some for {', '.join(map(repr, taus)) or 'none'}"
+        raise ValueError(three_beats(needed, came, "Name each term once; with alpha=0 there is no triplet."))
+    for tau in found.values():
+        check_tau(operation, tau, dtype)
+    tensors = [tau for tau in found.values() if isinstance(tau, Tensor)]
+    kind, device = compute_dtype(like, *tensors), tensors[0].device if tensors else like.device
+    stacked = [
+        tau.to(device, kind) if isinstance(tau, Tensor) else torch.full((), tau, dtype=kind, device=device)
+        for tau in (found[name] for name in wanted)
+    ]
+    return wanted, torch.stack(stacked)
+
+
+def _check_ring(operation: str, options: Mapping[str, Any]) -> None:
+    if options["ring"] and options["gather"] is False:
+        remedy = "Pass gather=True, too."
+        raise ValueError(three_beats(f"`{operation}` needs `gather` for a ring", "ring=True alone", remedy))
+    if options["ring"] and options["tiled"] is False:
+        came, remedy = "ring=True and tiled=False", "Leave `tiled` out."
+        raise ValueError(three_beats(f"`{operation}` computes a ring in tiles", came, remedy))
+
+
+def _tiled_ring(options: Mapping[str, Any]) -> bool | None:
+    """A ring never holds all logits, but for all tuples, which read whole blocks."""
+    negatives = options.get("negatives")
+    return None if isinstance(negatives, str) and negatives == "all" else True
+
+
+@dataclasses.dataclass
+class _Batch:
+    """What a plan runs on."""
+
+    embeddings: list[Tensor]  # (B, D): the rows of all ranks; in a ring those of this one
+    tau: float | Tensor
+    masks: Masks  # of the samples of all ranks
+    generator: torch.Generator | None  # in one state on all ranks
+    ring: bool
+
+
+def _masks(options: Mapping[str, Any]) -> Masks:
+    extra = options["extra_negatives"]
+    if extra is not None:
+        extra = None if all(x is None or x.shape[-2] == 0 for x in extra) else tuple(extra)
+    present, ids, weight = options["present"], options["ids"], options["weight"]
+    return Masks(present, ids, weight, options["label_smoothing"], options["hardness"], extra)
+
+
+def _agree(handshake: Handshake, embeddings: Sequence[Tensor], tau: Any, options: Mapping[str, Any]) -> Ranks | None:
+    """The other ranks, once they have agreed on all that must be alike."""
+    if handshake.alone:
+        return None
+    own = ("generator", "gather", "diagnostics")
+    alike = {name: _fingerprint(value) for name, value in options.items() if name not in own}
+    alike["generator"] = options.get("generator") is None
+    alike["diagnostics"] = options["diagnostics"] is None
+    alike["temperature"] = "a tensor" if isinstance(tau, Tensor) else float(tau)
+    tau_tensor = tau if isinstance(tau, Tensor) else None
+    return handshake.exchange(embeddings, tau_tensor, alike, options.get("generator"), _draws(options))
+
+
+def _draws(options: Mapping[str, Any]) -> bool:
+    negatives = options.get("negatives")
+    return isinstance(negatives, str) and negatives in SCHEMES and options.get("alpha", 1) > 0
+
+
+def _fingerprint(option: object) -> object:
+    """An option in a form that reads the same in every process."""
+    if isinstance(option, Tensor):
+        return ("a tensor", str(option.dtype), tuple(option.shape[1:]))
+    if isinstance(option, (tuple, list)):
+        return [_fingerprint(x) if isinstance(x, Tensor) else x for x in option]
+    if option is None or isinstance(option, (bool, int, float, str)):
+        return option
+    return getattr(option, "__qualname__", type(option).__qualname__)
+
+
+def _gather(ranks: Ranks | None, embeddings: Sequence[Tensor], tau: Any, options: Mapping[str, Any]) -> _Batch:
+    """The rows of all ranks. What belongs to a sample comes without a gradient; further negatives stay where they are,
+    candidates of the rank's own anchors. Options that look at logits need all rows, and hand the ring back."""
+    masks, generator = _masks(options), options.get("generator")
+    ring = options["ring"] and masks.only_weigh and options["diagnostics"] is None
+    if ranks is None:
+        return _Batch(list(embeddings), tau, masks, generator, False)
+    ring = ring and ranks.total > 1
+    if _draws(options) and generator is None:
+        generator = torch.Generator().manual_seed(ranks.seed)
+    gathered = list(embeddings)
+    if not ring:
+        tau_tensor, gathered = ranks.gather(*embeddings, tau=tau if isinstance(tau, Tensor) else None)
+        tau = tau if tau_tensor is None else tau_tensor
+    values = (masks.present, masks.ids, masks.weight)
+    found = iter(ranks.gather_values(*(value for value in values if value is not None)))
+    present, ids, weight = (None if value is None else next(found) for value in values)
+    masks = dataclasses.replace(masks, present=present, ids=ids, weight=weight)
+    return _Batch(gathered, tau, masks, generator, ring)

@@ -1,0 +1,62 @@
+"""Every implementation agrees with per-anchor loops in float64, in value, gradient and second derivatives.
+
+The cases are random calls over all options at once; see :mod:`tests.losses.differential`. A failure prints the Python
+that makes its call again, with the options left out that it does not need.
+"""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+import torch
+
+from tests.losses.differential import NAMES, compare, disagreements, draw_case, expected_of, smallest
+
+BLOCK = 100
+
+
+@pytest.mark.parametrize("block", range(20))
+def test_random_calls_equal_their_definition(block):
+    failures, done = compare(range(block * BLOCK, (block + 1) * BLOCK))
+    shown = "\n\n".join(str(smallest(failure)) for failure in failures[:3])
+    assert not failures, f"{len(failures)} of {sum(done.values())} calls differ:\n\n{shown}"
+    assert done[None] == BLOCK
+
+
+@pytest.mark.parametrize("impl", NAMES[1:])
+def test_every_implementation_does_some_of_the_calls(impl):
+    """Were one never to apply, its comparison would say nothing."""
+    if impl == "triton":
+        pytest.skip("its kernels are compared in tests/triton")
+    applied = collections.Counter()
+    for seed in range(200):
+        case = draw_case(seed)
+        try:
+            case.call(impl=impl)
+        except ValueError:
+            continue
+        applied[case.operation] += 1
+    assert sum(applied.values()) > 10, applied
+
+
+def test_a_seed_is_a_case():
+    for seed in range(50):
+        case, again = draw_case(seed), draw_case(seed)
+        assert case.code() == again.code()
+        assert torch.equal(case.definition().loss.nan_to_num(), again.definition().loss.nan_to_num())
+
+
+def test_a_wrong_loss_is_found(monkeypatch):
+    """Another temperature, another row, another sign of a second derivative: each is reported."""
+    seed = next(seed for seed in range(100) if "tau" in draw_case(seed).leaves() and draw_case(seed).size > 2)
+    case = draw_case(seed)
+    expected = expected_of(case)
+    right = type(case).call
+    for wrong in (
+        lambda loss: 1.001 * loss,
+        lambda loss: loss + 0.01 * (case.tau - case.tau.detach()),
+        lambda loss: loss + 0.01 * (case.tau - case.tau.detach()) ** 2,
+    ):
+        monkeypatch.setattr(type(case), "call", lambda self, wrong=wrong, **extra: wrong(right(self, **extra)))
+        assert disagreements(case, expected=expected)
