@@ -22,7 +22,7 @@ import mpmath
 import torch
 from torch import Tensor
 
-from benchmarks import driver, pictures, records
+from benchmarks import cli, driver, pictures, records
 from benchmarks.environment import describe_environment
 from benchmarks.errors import Row
 from multicontrast import linalg
@@ -306,17 +306,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--count", type=int, default=200, help="cases of each family")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--csv", type=Path, default=ROWS)
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--csv", type=Path)
+    cli.add_record(parser)
     options = parser.parse_args(arguments)
+    csv_path, page_path = (
+        options.csv or cli.place(ROWS, options.record),
+        options.page or cli.place(PAGE, options.record),
+    )
     torch.set_num_threads(1)
     rows = measure(options.count, options.seed, lambda text: print(text, file=sys.stderr))
-    records.append(options.csv, rows)
-    options.page.parent.mkdir(parents=True, exist_ok=True)
-    options.page.write_text(page(rows))
-    if (options.page, options.csv) == (PAGE, ROWS):
+    records.append(csv_path, rows)
+    page_path.parent.mkdir(parents=True, exist_ok=True)
+    page_path.write_text(page(rows))
+    if options.record:
         pictures.save(pictures.families(rows), rows, pictures.FOLDER / pictures.FAMILIES)
-    print(f"{len(rows)} rows added to {options.csv}; page written to {options.page}")
+    print(f"{len(rows)} rows added to {csv_path}; page written to {page_path}")
     return 0
 
 

@@ -1,4 +1,8 @@
-"""The options that every benchmark takes, and what it does with its rows at the end."""
+"""The options that every benchmark takes, and what it does with its rows at the end.
+
+Only ``--record`` writes to files of the repository. Without it, rows, pages and pictures go to ``runs/benchmarks``, a
+folder that git ignores.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import driver
+from benchmarks.environment import ROOT
+
+SCRATCH = ROOT / "runs" / "benchmarks"
 
 
-def parser(name: str, description: str, *, record: bool = False) -> argparse.ArgumentParser:
-    """An argument parser with the common options; rows go to ``results/<name>.csv`` unless told otherwise, with
-    ``record`` only if asked to."""
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser with the common options."""
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -24,15 +30,24 @@ def parser(name: str, description: str, *, record: bool = False) -> argparse.Arg
     made.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: the clock is then CPU time)")
     made.add_argument("--rounds", type=int, help="interleaved repetitions")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--csv", type=Path, default=driver.RESULTS / f"{name}.csv", help="append the rows here")
-    made.add_argument("--json", type=Path, default=driver.RESULTS / f"{name}.json", help="write this run here")
-    if record:
-        made.add_argument("--record", action="store_true", help="file the rows in the repository's own results")
+    made.set_defaults(name=name)
+    made.add_argument("--csv", type=Path, help="append the rows here")
+    made.add_argument("--json", type=Path, help="write this run here")
+    add_record(made)
     made.add_argument("--plot", type=Path, default=None, help="draw this run here (.png, .svg)")
-    made.add_argument("--no-save", action="store_true", help="print only; write no rows")
     made.add_argument("--compare", type=Path, metavar="BASE", help="a .csv or .json of an earlier run")
     made.add_argument("--fail-above", type=float, metavar="FACTOR", help="with --compare: fail when slower than this")
     return made
+
+
+def add_record(parser: argparse.ArgumentParser) -> None:
+    """The option that lets a benchmark write to the repository's own files."""
+    parser.add_argument("--record", action="store_true", help="into the repository's own files, for a commit")
+
+
+def place(tracked: Path, record: bool) -> Path:
+    """``tracked`` itself to be recorded, else a file of that name which git ignores."""
+    return tracked if record else SCRATCH / tracked.name
 
 
 def device(options: argparse.Namespace) -> torch.device:
@@ -52,16 +67,10 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def append(options: argparse.Namespace, rows: Sequence[driver.Row]) -> None:
-    """Add rows to the CSV."""
-    if _may_write(options, options.csv):
-        driver.append_csv(options.csv, rows)
-        print(f"{len(rows)} rows appended to {options.csv}", flush=True)
-
-
-def _may_write(options: argparse.Namespace, path: Path) -> bool:
-    """Whether a file is to be written; the repository's own may ask for ``--record``."""
-    return not options.no_save and (getattr(options, "record", True) or path.parent != driver.RESULTS)
+def csv_of(options: argparse.Namespace) -> Path:
+    """The file that a run's rows are added to."""
+    given: Path | None = options.csv
+    return given or place(driver.RESULTS / f"{options.name}.csv", options.record)
 
 
 def finish(
@@ -76,10 +85,11 @@ def finish(
     progress("")
     if options.compare is not None:
         failed = [*failed, *_compare(options, rows)]
+    csv = csv_of(options)
     if not appended:
-        append(options, rows)
-    if _may_write(options, options.json):
-        driver.write_json(options.json, rows, **extra)
+        driver.append_csv(csv, rows)
+    driver.write_json(options.json or place(driver.RESULTS / f"{options.name}.json", options.record), rows, **extra)
+    print(f"{len(rows)} rows appended to {csv}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 import triton
 
-from benchmarks import driver, records
+from benchmarks import cli, driver, records
 from benchmarks.environment import describe_environment
 from benchmarks.table import markdown
 from tests.ptx import compilation, recording
@@ -517,28 +517,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Compile, count, file, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", default="", help="kernels whose name holds this; nothing is filed")
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--csv", type=Path, default=ROWS)
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--csv", type=Path)
     parser.add_argument("--check", nargs="+", metavar="TARGET", help="compile every case for these, with any Triton")
-    parser.add_argument("--record", action="store_true", help="with --check: file the result")
+    cli.add_record(parser)
     options = parser.parse_args(arguments)
     if options.check:
         unknown = [target for target in options.check if target not in compilation.SHARED_MEMORY_LIMIT]
         if unknown:
             parser.error(f"--check needs targets among {', '.join(compilation.SHARED_MEMORY_LIMIT)}; got {unknown[0]}.")
         found = check(options.check, options.only, lambda text: print(text, flush=True))
-        if options.record:
-            records.append(VERSIONS, found)
+        records.append(cli.place(VERSIONS, options.record), found)
         return 1 if any(row.status == "failed" for row in found) else 0
+    csv_path, page_path = (
+        options.csv or cli.place(ROWS, options.record),
+        options.page or cli.place(PAGE, options.record),
+    )
     rows = measure(options.only, lambda text: print(text, file=sys.stderr))
     if options.only:
         for row in rows:
             print(row)
         return 0
-    records.append(options.csv, rows)
-    options.page.parent.mkdir(parents=True, exist_ok=True)
-    options.page.write_text(page(read(options.csv)))
-    print(f"{len(rows)} rows added to {options.csv}; page written to {options.page}")
+    records.append(csv_path, rows)
+    page_path.parent.mkdir(parents=True, exist_ok=True)
+    page_path.write_text(page(read(csv_path)))
+    print(f"{len(rows)} rows added to {csv_path}; page written to {page_path}")
     return 0
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import multicontrast as mc
-from benchmarks import accuracy, driver, pictures, records
+from benchmarks import accuracy, cli, driver, pictures, records
 from benchmarks.environment import describe_environment
 from benchmarks.errors import Point
 from tests import families
@@ -124,7 +124,7 @@ def denominators(batch: int, count: int, draws: int, seed: int, tau: float = 0.2
     exact, direction = step(negatives="all")
     found = {("exact", "loss"): exact}
     for name, weight in (("sampled", 1.0), ("scaled", (batch**2 - 1) / count)):
-        steps = [step(weight, num_negatives=count, generator=generator) for _ in range(draws)]
+        steps = [step(weight, negatives="permutation", num_negatives=count, generator=generator) for _ in range(draws)]
         values = torch.tensor([value for value, _ in steps], dtype=torch.float64)
         agreements = [torch.cosine_similarity(gradient, direction, dim=0).item() for _, gradient in steps]
         found[name, "loss"] = values.mean().item()
@@ -241,16 +241,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=60, help="cases at each place")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of each sampled denominator")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--csv", type=Path, default=ROWS)
-    parser.add_argument("--folder", type=Path, default=pictures.FOLDER, help="of the pictures")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--folder", type=Path, help="of the pictures")
     parser.add_argument("--draw", action="store_true", help="measure nothing; draw what is on file")
+    cli.add_record(parser)
     options = parser.parse_args(arguments)
+    csv_path = options.csv or cli.place(ROWS, options.record or options.draw)
+    folder = options.folder or cli.place(pictures.FOLDER, options.record)
     torch.set_num_threads(1)
     if not options.draw:
         records.append(
-            options.csv, measure(options.count, options.draws, options.seed, lambda text: print(text, flush=True))
+            csv_path, measure(options.count, options.draws, options.seed, lambda text: print(text, flush=True))
         )
-    for path in pictures.draw_all(read(options.csv), accuracy.read(accuracy.ROWS), options.folder):
+    for path in pictures.draw_all(read(csv_path), accuracy.read(accuracy.ROWS), folder):
         print(f"{path} drawn")
     return 0
 

@@ -1,7 +1,7 @@
 """Ratios of the losses on a CPU: against their own matmuls, against rivals, and against the paper's algorithm.
 
     python -m benchmarks.losses                            # B = 180, 512, 1024, 2048; D = 1024; four minutes
-    python -m benchmarks.losses --batch 180 --compiled     # also with the similarity compiled, for half a minute
+    python -m benchmarks.losses --batch 180 --compiled     # also under torch.compile, for some minutes
     python -m benchmarks.losses --batch 180 --dim 64 256 1024 --plot scaling.png
     python -m benchmarks.losses --large                    # pairs of 65,536 samples in tiles, once; three minutes
     python -m benchmarks.losses --compare benchmarks/results/losses.csv --fail-above 1.15
@@ -26,9 +26,7 @@ from torch import Tensor
 import multicontrast as mc
 from benchmarks import cases, cli, driver
 from benchmarks.environment import describe_environment
-from multicontrast import similarity
-from multicontrast.losses._road import choose_tuples
-from multicontrast.similarity import CosineSimilarity
+from multicontrast.losses.candidates import SCHEMES, Draw
 
 THREE_PAIRS, THREE_CLIP = "three pairs", "three CLIP losses, two matmuls each"
 PAIRWISE, MATMULS = "pairwise", "three matmuls of one pair"
@@ -65,12 +63,11 @@ BARS = (
     *(Bar(with_scheme(TRIMODAL, scheme), THREE_CLIP, 0.60, (512, 1024, 2048)) for scheme in CHEAP_SCHEMES),
     Bar(PAIRWISE, MATMULS, 1.15, (512, 1024, 2048)),
     Bar(NORMALISING, TRIMODAL, 1.05),
-    Bar(with_scheme(DRAW, "permutation"), TRIMODAL, 0.15),
     *(Bar(with_scheme(DRAW, scheme), TRIMODAL, 0.02) for scheme in CHEAP_SCHEMES),
     Bar(TRIPLET, ALGORITHM2, 1 / 150, (180,)),
     Bar(TRIPLET, ALGORITHM2, 1 / 50, (180,), "memory"),
     Bar(EXACT, ALGORITHM2, 1 / 20, (180,)),
-    Bar(EXACT_COMPILED, ALGORITHM2, 1 / 25, (180,)),
+    Bar(EXACT_COMPILED, ALGORITHM2, 1 / 30, (180,)),
     Bar(TRIPLET, LAPACK, 1.0),
 )
 
@@ -78,8 +75,8 @@ BARS = (
 # --- contenders -----------------------------------------------------------------------------------------------
 
 
-def contenders(inputs: cases.Inputs, seed: int, compiled: CosineSimilarity | None = None) -> dict[str, cases.Loss]:
-    """Every loss that is timed, as a call without arguments; with a compiled eigenvalue also what it is good for."""
+def contenders(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[str, cases.Loss]:
+    """Every loss that is timed, as a call without arguments; if asked for also under ``torch.compile``."""
     xs, tau, index = inputs.xs, inputs.tau, inputs.index
     x, y, z = xs
 
@@ -96,9 +93,9 @@ def contenders(inputs: cases.Inputs, seed: int, compiled: CosineSimilarity | Non
         return mc.triplet_infonce(x, y, z, tau, negatives="all", normalize=False, **options)
 
     fused: dict[str, cases.Loss] = {}
-    if compiled is not None:
-        fused[TRIMODAL_COMPILED] = lambda: trimodal(similarity=compiled)
-        fused[EXACT_COMPILED] = lambda: exact(similarity=compiled)
+    if compiled:
+        fused[TRIMODAL_COMPILED] = torch.compile(trimodal)
+        fused[EXACT_COMPILED] = torch.compile(exact)
     return fused | {
         THREE_PAIRS: lambda: pairs(mc.pairwise_infonce, normalize=False),
         THREE_CLIP: lambda: pairs(cases.definitions.clip_two_matmul),
@@ -113,7 +110,7 @@ def contenders(inputs: cases.Inputs, seed: int, compiled: CosineSimilarity | Non
     }
 
 
-def steps(inputs: cases.Inputs, seed: int, compiled: CosineSimilarity | None = None) -> dict[str, driver.Step]:
+def steps(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[str, driver.Step]:
     """The contenders with their backward passes, and the two that are no losses."""
     batch = len(inputs.xs[0])
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +118,7 @@ def steps(inputs: cases.Inputs, seed: int, compiled: CosineSimilarity | None = N
     cotangent = torch.randn(batch, batch, dtype=x.dtype, device=x.device)
 
     def draw(scheme: str) -> driver.Step:  # as the losses draw: no scheme but the paper's needs an index
-        return lambda: choose_tuples("draw", list(inputs.xs), "eigenvalue", scheme, None, 0, generator)
+        return lambda: SCHEMES[scheme].draw(Draw(batch, 3, None, True, generator, x.device))
 
     found: dict[str, driver.Step] = {
         name: cases.step_of(loss, inputs.leaves) for name, loss in contenders(inputs, seed, compiled).items()
@@ -138,7 +135,7 @@ def check(
     gradient_tolerance: float,
     *,
     small: bool,
-    compiled: CosineSimilarity | None = None,
+    compiled: bool = False,
 ) -> float:
     """Compare all contenders with the definitions; at full size with those whose memory and time allow it."""
     xs, tau = inputs.xs, inputs.tau
@@ -233,9 +230,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, nargs="+", default=[1024])
     parser.add_argument("--literal-up-to", type=int, default=256, metavar="B", help="largest batch for Algorithm 2")
     parser.add_argument("--exact-up-to", type=int, default=256, metavar="B", help="largest batch for all triplets")
-    parser.add_argument(
-        "--compiled", action="store_true", help="also with the similarity compiled: needs a C++ compiler"
-    )
+    parser.add_argument("--compiled", action="store_true", help="also under torch.compile: needs a C++ compiler")
     parser.add_argument("--large", action="store_true", help="only pairs of 65,536 samples in tiles, one step")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these contenders, for a quick look")
     parser.add_argument("--strict", action="store_true", help="fail when a bar is missed")
@@ -244,8 +239,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, device: torch.device, batch: int, dim: int) -> dict[str, driver.Samples]:
     """Check and time one size."""
-    compiled = similarity.compiled("eigenvalue") if options.compiled else None
-    assert compiled is None or isinstance(compiled, CosineSimilarity)
+    compiled = options.compiled
     small = cases.make_inputs(min(batch, 24), min(dim, 48), torch.float64, device, options.seed)
     worst_small = check(small, options.seed, 1e-10, 1e-8, small=True, compiled=compiled)
     inputs = cases.make_inputs(batch, dim, torch.float32, device, options.seed)

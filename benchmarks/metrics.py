@@ -181,8 +181,9 @@ def run_accuracy(options: argparse.Namespace) -> int:
     for row in rows:
         print(row)
     print(rotation)
-    if not options.no_save:
-        ACCURACY.write_text(json.dumps(content, indent=1) + "\n")
+    path = options.json or cli.place(ACCURACY, options.record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
 

@@ -169,9 +169,9 @@ def cyclic_law(batch: int) -> dict[tuple[int, int], Fraction]:
     for image in itertools.permutations(range(batch)):
         pairs = list(enumerate(image))
         if image[0] == 0:
-            counted.update({pair: batch for pair in pairs[1:]})  # each with probability 1 / (B - 1)
+            counted.update(dict.fromkeys(pairs[1:], batch))  # each with probability 1 / (B - 1)
         else:
-            counted.update({pair: batch - 1 for pair in pairs})  # each with probability 1 / B
+            counted.update(dict.fromkeys(pairs, batch - 1))  # each with probability 1 / B
     total = sum(counted.values())
     return {pair: Fraction(count, total) for pair, count in counted.items()}
 

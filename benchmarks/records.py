@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 
-def latest(path: Path) -> list[dict[str, str]]:
-    """The lines of the run with the newest ``date``, as text by column."""
+def every(path: Path) -> list[dict[str, str]]:
+    """All lines, as text by column."""
     with path.open(newline="") as file:
-        records = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def latest(path: Path) -> list[dict[str, str]]:
+    """The lines of the run with the newest ``date``."""
+    records = every(path)
     newest = max(record["date"] for record in records)
     return [record for record in records if record["date"] == newest]
 

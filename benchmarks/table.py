@@ -21,7 +21,7 @@ from benchmarks import driver, losses, timing
 from benchmarks.driver import Row
 from benchmarks.environment import ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks" / "index.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/compared.md", "docs/benchmarks/index.md"))
 _REGION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end of table -->)", re.DOTALL)
 
 

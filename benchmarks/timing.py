@@ -17,8 +17,7 @@ It does not say whether TF32 was on either; the flags here are PyTorch's default
 stand in the header. Values and gradients are checked before anything is timed.
 
 Each row is printed the moment it is measured. On a GPU the singular values are those of a loop over the matrices, of
-which the paper's batch has 32,400: its row has fewer rounds, and says so. Rows go to the tracked files with `--record`
-alone.
+which the paper's batch has 32,400: its row has fewer rounds, and says so.
 """
 
 from __future__ import annotations
@@ -219,7 +218,7 @@ def plot(rows: list[driver.Row], path: Path) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = cli.parser("timing", __doc__ or "", record=True)
+    parser = cli.parser("timing", __doc__ or "")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="default: paper with a CUDA device, cpu without")
     parser.add_argument("--loss-only", action="store_true", help="leave the encoders out")
     parser.add_argument("--batch", type=int, help="instead of the preset's batch")
@@ -255,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
         def done(row: str, sample: driver.Samples) -> None:
             rows.append(driver.make_row(sample, environment, implementation=row, **where))
             print(table_line(rows[-1]), flush=True)
-            cli.append(options, rows[-1:])
+            driver.append_csv(cli.csv_of(options), rows[-1:])
 
         driver.measure(
             contenders,

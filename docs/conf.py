@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
@@ -32,7 +34,7 @@ exclude_patterns = ["_build", "gallery_source"]
 sphinx_gallery_conf = {
     "examples_dirs": "gallery_source",
     "gallery_dirs": "gallery",
-    "within_subsection_order": "ExampleTitleSortKey",
+    "within_subsection_order": "gallery_pictures.Chosen",
     "remove_config_comments": True,
     "show_memory": False,
     "show_signature": False,
@@ -40,6 +42,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "abort_on_example_error": True,
     "image_scrapers": ("gallery_pictures", "matplotlib"),
+    "reset_modules": ("matplotlib", "gallery_pictures.ink"),
     "capture_repr": (),  # what a program prints, and nothing that it only happens to end in
     "backreferences_dir": None,
     "matplotlib_animations": False,
@@ -47,6 +50,7 @@ sphinx_gallery_conf = {
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_title = f"multicontrast {release}"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -91,7 +95,19 @@ def _finish_lift_page(app, error) -> None:
         write_weights(Path(app.outdir) / "_static" / "lift" / "weights.js")
 
 
+def _add_math_font(app, error) -> None:
+    """Copy the font by which brackets and roots stretch, out of the package of matplotlib."""
+    if error is None and app.builder.format == "html":
+        from mathml import FONT_FILES
+
+        folder = Path(app.outdir) / "_static" / "fonts"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in FONT_FILES:
+            shutil.copy(file, folder)
+
+
 def setup(app) -> None:
     """Called by Sphinx; runs before napoleon (priority 500)."""
     app.connect("autodoc-process-docstring", _sections_on_one_line, priority=400)
     app.connect("build-finished", _finish_lift_page)
+    app.connect("build-finished", _add_math_font)

@@ -1,15 +1,21 @@
 """Formulas as MathML, which every browser shows by itself: the pages need no script and no network for them.
 
-docutils does the conversion; a formula it does not know stops the build.
+docutils does the conversion; a formula it does not know stops the build. The font comes out of matplotlib's package and
+goes into the site with its licence: DejaVu Serif has the MATH table by which brackets, sums and roots stretch.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import matplotlib
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+
+_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+FONT_FILES = (_FONTS / "DejaVuSerif.ttf", _FONTS / "LICENSE_DEJAVU")
 
 # TeX takes one digit as an argument, the converter the whole number: \tfrac13 would become thirteen over what follows.
 _FRACTION = re.compile(r"(\\[dt]?frac)\s*(\d)\s*(\d)")

@@ -1,11 +1,14 @@
-"""Moving: the loss of another library, ours beside it, and their difference (values and gradients).
+"""Moving: the loss of another library and ours beside it, equal in value and gradient.
 
-Install what you come from; what is missing is skipped. ``pip install 'multicontrast[peers]'`` brings open_clip and
-pytorch-metric-learning. lightly's loss needs nothing but torch: ``pip install --no-deps lightly lightly-utils``.
+Each function gives both as functions of three embeddings of the same samples; two modalities use the first two. GRAM
+and TRIANGLE are no packages, so theirs is written out from their papers. `pip install 'multicontrast[peers]'` brings
+the light ones; lightly's loss needs nothing but torch: `pip install --no-deps lightly lightly-utils`. What is missing
+is skipped.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 
 import torch
@@ -14,101 +17,220 @@ from torch import Tensor
 
 import multicontrast as mc
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def open_clip() -> tuple[Loss, Loss]:
-    """CLIP's loss. It takes unit rows and ``logit_scale``, which multiplies; ``tau`` divides."""
-    from open_clip.loss import ClipLoss
-
-    clip = ClipLoss()
-    return (
-        lambda x, y: clip(F.normalize(x), F.normalize(y), torch.tensor(1 / 0.07, dtype=x.dtype)),
-        lambda x, y: mc.pairwise_infonce(x, y, 0.07),
-    )
-
-
-def open_clip_smoothed() -> tuple[Loss, Loss]:
-    """A single direction of it, with smoothed targets."""
     from open_clip.loss import ClipLoss
 
     clip = ClipLoss()
 
-    def theirs(x: Tensor, y: Tensor) -> Tensor:
-        logits, _ = clip.get_logits(F.normalize(x), F.normalize(y), 1 / 0.1)
-        return F.cross_entropy(logits, torch.arange(len(x)), label_smoothing=0.1)
+    def theirs(image: Tensor, text: Tensor, _: Tensor) -> Tensor:
+        logit_scale = torch.tensor(1 / 0.07, dtype=image.dtype)  # multiplies
+        return clip(F.normalize(image), F.normalize(text), logit_scale)
 
-    return theirs, lambda x, y: mc.pairwise_infonce(x, y, 0.1, symmetric=False, label_smoothing=0.1)
+    def ours(image: Tensor, text: Tensor, _: Tensor) -> Tensor:
+        return mc.pairwise_infonce(image, text, 0.07)  # divides
+
+    return theirs, ours
 
 
-def metric_learning() -> tuple[Loss, Loss]:
-    """NT-Xent between two modalities of pytorch-metric-learning: references are candidates, labels say who matches."""
+def hugging_face_clip() -> tuple[Loss, Loss]:
+    from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+    def theirs(image: Tensor, text: Tensor, _: Tensor) -> Tensor:
+        return image_text_contrastive_loss(F.normalize(text) @ F.normalize(image).T / 0.07)
+
+    def ours(image: Tensor, text: Tensor, _: Tensor) -> Tensor:
+        return mc.pairwise_infonce(image, text, 0.07)
+
+    return theirs, ours
+
+
+def pytorch_metric_learning() -> tuple[Loss, Loss]:
     from pytorch_metric_learning.losses import NTXentLoss
 
     nt_xent = NTXentLoss(temperature=0.1)
 
-    def theirs(x: Tensor, y: Tensor) -> Tensor:
+    def theirs(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
         labels = torch.arange(len(x))
-        return nt_xent(x, labels, ref_emb=y, ref_labels=labels.clone())  # the same object would drop the matches
+        return nt_xent(x, labels, ref_emb=y, ref_labels=labels.clone())  # the same object twice would give 0
 
-    return theirs, lambda x, y: mc.pairwise_infonce(x, y, 0.1, symmetric=False)
+    def ours(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
+        return mc.pairwise_infonce(x, y, 0.1, symmetric=False)
+
+    return theirs, ours
 
 
-def metric_learning_views() -> tuple[Loss, Loss]:
-    """Its ``SelfSupervisedLoss``, in which the rows of the anchor's own view are negatives, too."""
+def pytorch_metric_learning_views() -> tuple[Loss, Loss]:
     from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 
-    # symmetric=True takes both views as anchors
-    return SelfSupervisedLoss(NTXentLoss(temperature=0.1), symmetric=True), _views(0.1)
+    views = SelfSupervisedLoss(NTXentLoss(temperature=0.1), symmetric=True)
+
+    def theirs(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
+        return views(x, y)
+
+    def ours(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
+        ids = torch.arange(len(x)).repeat(2)  # rows with the same id are no negatives of each other
+        return mc.pairwise_infonce(torch.cat((x, y)), torch.cat((y, x)), 0.1, ids=ids, symmetric=False)
+
+    return theirs, ours
 
 
 def lightly() -> tuple[Loss, Loss]:
-    """lightly's NT-Xent, the same."""
     from lightly.loss import NTXentLoss
 
-    return NTXentLoss(temperature=0.5), _views(0.5)
+    nt_xent = NTXentLoss(temperature=0.5)
 
+    def theirs(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
+        return nt_xent(x, y)
 
-def _views(tau: float) -> Loss:
-    """Each of the 2 B rows against the 2 B - 1 others: both views stacked, and ids that say who is the same sample."""
-
-    def ours(x: Tensor, y: Tensor) -> Tensor:
+    def ours(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
         ids = torch.arange(len(x)).repeat(2)
-        return mc.pairwise_infonce(torch.cat((x, y)), torch.cat((y, x)), tau, ids=ids, symmetric=False)
+        return mc.pairwise_infonce(torch.cat((x, y)), torch.cat((y, x)), 0.5, ids=ids, symmetric=False)
 
-    return ours
+    return theirs, ours
 
 
-PEERS = {
-    "open_clip ClipLoss": open_clip,
-    "open_clip, one direction, smoothed": open_clip_smoothed,
-    "pytorch-metric-learning NTXentLoss": metric_learning,
-    "pytorch-metric-learning SelfSupervisedLoss": metric_learning_views,
-    "lightly NTXentLoss": lightly,
+def info_nce_pytorch() -> tuple[Loss, Loss]:
+    from info_nce import info_nce
+
+    def theirs(query: Tensor, positive: Tensor, _: Tensor) -> Tensor:
+        return info_nce(query, positive, temperature=0.1)
+
+    def ours(query: Tensor, positive: Tensor, _: Tensor) -> Tensor:
+        return mc.pairwise_infonce(query, positive, 0.1, symmetric=False)
+
+    return theirs, ours
+
+
+def sentence_transformers() -> tuple[Loss, Loss]:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    ranking = MultipleNegativesRankingLoss(model=None, scale=20.0)
+
+    def theirs(query: Tensor, document: Tensor, _: Tensor) -> Tensor:
+        return ranking.compute_loss_from_embeddings([query, document], labels=None)
+
+    def ours(query: Tensor, document: Tensor, _: Tensor) -> Tensor:
+        return mc.pairwise_infonce(query, document, 1 / 20.0, symmetric=False)
+
+    return theirs, ours
+
+
+def sentence_transformers_hard_negatives() -> tuple[Loss, Loss]:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    ranking = MultipleNegativesRankingLoss(model=None, scale=20.0)
+
+    def theirs(query: Tensor, document: Tensor, hard: Tensor) -> Tensor:
+        return ranking.compute_loss_from_embeddings([query, document, hard], labels=None)
+
+    def ours(query: Tensor, document: Tensor, hard: Tensor) -> Tensor:
+        return mc.pairwise_infonce(query, document, 1 / 20.0, symmetric=False, extra_negatives=(None, hard))
+
+    return theirs, ours
+
+
+def gram() -> tuple[Loss, Loss]:
+    def theirs(text: Tensor, video: Tensor, audio: Tensor) -> Tensor:
+        text, video, audio = F.normalize(text), F.normalize(video), F.normalize(audio)
+        anchors = text[:, None].expand(-1, len(text), -1)
+        rows = torch.stack((anchors, video.expand_as(anchors), audio.expand_as(anchors)), 2)
+        logits = -torch.linalg.det(rows @ rows.mT).abs().sqrt() / 0.07  # (B, B): text i with video j and audio j
+        target = torch.arange(len(text))
+        return sum(F.cross_entropy(side, target, label_smoothing=0.1) for side in (logits, logits.T)) / 2
+
+    def ours(text: Tensor, video: Tensor, audio: Tensor) -> Tensor:
+        return both_ways(text, video, audio, 0.07, similarity="volume", label_smoothing=0.1)
+
+    return theirs, ours
+
+
+def triangle() -> tuple[Loss, Loss]:
+    def theirs(text: Tensor, video: Tensor, audio: Tensor) -> Tensor:
+        text, video, audio = F.normalize(text), F.normalize(video), F.normalize(audio)
+        u, v = video - text[:, None], audio - text[:, None]
+        logits = -((u * u).sum(-1) * (v * v).sum(-1) - (u * v).sum(-1) ** 2) / 2 / 0.07  # its code has 2 A^2, not A
+        target = torch.arange(len(text))
+        return sum(F.cross_entropy(side, target, label_smoothing=0.1) for side in (logits, logits.T)) / 2
+
+    def twice_squared_area(cosines: list[Tensor]) -> Tensor:
+        d, e, f = (1 - cosine for cosine in cosines)
+        return -(4 * d * e - (d + e - f) ** 2) / 2
+
+    def ours(text: Tensor, video: Tensor, audio: Tensor) -> Tensor:
+        return both_ways(text, video, audio, 0.07, similarity=twice_squared_area, label_smoothing=0.1)
+
+    return theirs, ours
+
+
+def both_ways(x: Tensor, y: Tensor, z: Tensor, tau: float, **options: object) -> Tensor:
+    """The tuples (i; j, j) and, in the other direction, (j; i, i)."""
+    row = torch.arange(len(x))
+    other = (row[:, None] + row) % len(x)  # column 0 is the positive
+    same = row[:, None].expand_as(other)
+    reverse = mc.triplet_infonce(x, y, z, tau, negatives=torch.stack((other, same, same), -1), **options)
+    return (mc.triplet_infonce(x, y, z, tau, negatives="tied", **options) + reverse) / 2
+
+
+def symile() -> tuple[Loss, Loss]:
+    from symile import Symile
+
+    every = Symile(negative_sampling="n_squared")
+
+    def theirs(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        return every([F.normalize(x), F.normalize(y), F.normalize(z)], logit_scale=20.0)
+
+    def ours(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        turns = ((x, y, z), (y, z, x), (z, x, y))  # each modality is the anchor in turn
+        losses = [mc.triplet_infonce(*turn, 1 / 20.0, similarity="multilinear", negatives="all") for turn in turns]
+        return sum(losses) / len(losses)
+
+    return theirs, ours
+
+
+# What is compared -> the name and the version of the package, where it is one.
+PEERS: dict[Callable[[], tuple[Loss, Loss]], str] = {
+    open_clip: "open_clip_torch",
+    hugging_face_clip: "transformers",
+    pytorch_metric_learning: "pytorch-metric-learning",
+    pytorch_metric_learning_views: "pytorch-metric-learning",
+    lightly: "lightly",
+    info_nce_pytorch: "info-nce-pytorch",
+    sentence_transformers: "sentence-transformers",
+    sentence_transformers_hard_negatives: "sentence-transformers",
+    gram: "",
+    triangle: "",
+    symile: "symile",
 }
 
 
 def differences(make: Callable[[], tuple[Loss, Loss]]) -> tuple[float, float]:
-    """How far the values and the gradients are apart; raises ImportError without the other library."""
+    """How far the values and the gradients are apart, in float64; raises ImportError without the other library."""
     theirs, ours = make()
-    x, y = torch.randn(2, 24, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, y, z = torch.randn(3, 24, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     results = []
     for loss in (theirs, ours):
-        leaves = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+        leaves = [rows.clone().requires_grad_() for rows in (x, y, z)]
         value = loss(*leaves)
-        results.append((value, torch.stack(torch.autograd.grad(value, leaves))))
-    (value, grad), (other, other_grad) = results
-    return (value - other).abs().item(), (grad - other_grad).abs().max().item()
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+        results.append((value, torch.stack(gradients)))
+    (value, gradient), (other, other_gradient) = results
+    assert value > 0, "a loss of 0 would agree with anything"
+    assert gradient.abs().max() > 0, "so would a gradient of 0"
+    return (value - other).abs().item(), (gradient - other_gradient).abs().max().item()
 
 
 def main() -> None:
-    for name, make in PEERS.items():
+    for make, package in PEERS.items():
         try:
             value, gradient = differences(make)
         except ImportError as missing:
-            print(f"{name}: skipped, {missing}")
+            print(f"{make.__name__}: skipped, {missing}")
         else:
-            print(f"{name}: values differ by {value:.1e}, gradients by {gradient:.1e}")
+            version = importlib.metadata.version(package) if package else "from the paper"
+            print(f"{make.__name__} ({version}): values differ by {value:.1e}, gradients by {gradient:.1e}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleList(encoder() for _ in range(3))
         # All ranks draw the same negatives: their generators begin alike.
-        self.loss = mc.TrimodalInfoNCE(0.2, gather=True, generator=torch.Generator().manual_seed(0))
+        self.loss = mc.TrimodalInfoNCE(0.07, gather=True, generator=torch.Generator().manual_seed(0))
 
     def forward(self, *views: Tensor) -> Tensor:
         return self.loss(*(encode(view) for encode, view in zip(self.encoders, views)))
@@ -42,7 +42,7 @@ def main() -> None:
         [{"params": model.encoders.parameters()}, {"params": model.loss.parameters(), "weight_decay": 0.0}], lr=3e-3
     )
     for views in batches(20):
-        own = [view.tensor_split(world)[rank].to(device) for view in views]  # a DistributedSampler, in real life
+        own = [view.tensor_split(world)[rank].to(device) for view in views]  # in your code: a DistributedSampler
         value = trained(*own)
         optimizer.zero_grad()
         value.backward()

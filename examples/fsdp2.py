@@ -29,7 +29,7 @@ def main() -> None:
     encoders = nn.ModuleList(encoder() for _ in range(3)).to(kind)
     for encode in encoders:
         fully_shard(encode, mesh=mesh)  # averages its gradients over the ranks, as DistributedDataParallel does
-    loss = mc.TrimodalInfoNCE(0.2, gather=True, generator=torch.Generator().manual_seed(0)).to(kind)
+    loss = mc.TrimodalInfoNCE(0.07, gather=True, generator=torch.Generator().manual_seed(0)).to(kind)
     averaged = DistributedDataParallel(loss)
     optimizer = torch.optim.AdamW(
         [{"params": encoders.parameters()}, {"params": loss.parameters(), "weight_decay": 0.0}], lr=3e-3, foreach=False

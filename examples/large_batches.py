@@ -20,7 +20,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     encoders = nn.ModuleList(encoder() for _ in range(3))
-    loss = mc.TrimodalInfoNCE(0.2, negatives="tied", gather=True, ring=True)
+    loss = mc.TrimodalInfoNCE(0.07, negatives="tied", gather=True, ring=True)
     optimizer = torch.optim.AdamW(
         [{"params": encoders.parameters()}, {"params": loss.parameters(), "weight_decay": 0.0}], lr=3e-3
     )

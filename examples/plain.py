@@ -26,7 +26,7 @@ def batches(count: int, size: int = 64) -> Iterator[tuple[Tensor, Tensor, Tensor
 def main() -> float:
     torch.manual_seed(0)
     encoders = nn.ModuleList(encoder() for _ in range(3))
-    loss = mc.TrimodalInfoNCE(mc.Temperature.preset("unihpe_stage_2"))
+    loss = mc.TrimodalInfoNCE(mc.Temperature(0.07, min=0.01), negatives="cyclic")
     optimizer = torch.optim.AdamW(
         [{"params": encoders.parameters()}, {"params": loss.parameters(), "weight_decay": 0.0}], lr=3e-3
     )

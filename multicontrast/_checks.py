@@ -135,6 +135,27 @@ def check_numbers(
     return [check_number(operation, f"{name}[{k}]", value, remedy=remedy, **bounds) for k, value in enumerate(listed)]
 
 
+def check_counts(
+    operation: str, name: str, values: object, least: int = 0, most: int = 2**63 - 1, *, remedy: str = ""
+) -> list[int]:
+    """One int or a list of them, each as :func:`check_count` takes it; one at least."""
+    if isinstance(values, numbers.Integral):
+        return [check_count(operation, name, values, least, most, remedy=remedy)]
+    listed = check_list(operation, name, values, remedy=remedy or "Pass an int, or a list of them.")
+    if not listed:
+        raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold an int", "none", remedy or "Pass one."))
+    return [check_count(operation, f"{name}[{k}]", value, least, most, remedy=remedy) for k, value in enumerate(listed)]
+
+
+def check_texts(operation: str, name: str, values: object, *, remedy: str = "Pass a list of text.") -> list[str]:
+    """A list of text; one text on its own, which is a list of letters to Python, raises ``TypeError``."""
+    listed = check_list(operation, name, values, remedy=remedy)
+    for k, value in enumerate(listed):
+        if not isinstance(value, str):
+            raise TypeError(three_beats(f"`{operation}` needs `{name}[{k}]` to be text", describe(value), remedy))
+    return [str(value) for value in listed]
+
+
 def check_dense(operation: str, name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a tensor that is not sparse, nested, quantised or uninitialised."""
     if not isinstance(value, Tensor):

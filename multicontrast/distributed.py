@@ -52,6 +52,7 @@ class Ranks:
     rank: int
     counts: tuple[int, ...]
     seed: int = 0  # rank 0's, if something is drawn without a generator
+    operation: str = "gather"  # what the call is named in errors
 
     @property
     def size(self) -> int:
@@ -101,7 +102,7 @@ class Ranks:
             return [x.detach() for x in tensors]
         with torch.no_grad():
             rows = [_flat(x.detach()).contiguous().view(torch.uint8) for x in tensors]
-            together = _all_gather(torch.cat(rows, dim=1), self)
+            together = _with_all(self.operation, _all_gather, torch.cat(rows, dim=1), self)
             parts = together.split([x.shape[1] for x in rows], dim=1)
             return [
                 part.contiguous().view(x.dtype).reshape(self.total, *x.shape[1:]) for part, x in zip(parts, tensors)
@@ -277,7 +278,7 @@ def _agree(group: Any, operation: str, rows: int, seed: int, codes: list[int], n
     _compare(operation, table, 1, "loss", "Call the losses in one order on all ranks.")
     for place, name in enumerate(names, 4):
         _compare(operation, table, place, name, f"Make the {name} the same everywhere.")
-    return Ranks(group, rank, tuple(line[2] for line in table), table[0][3])
+    return Ranks(group, rank, tuple(line[2] for line in table), table[0][3], operation)
 
 
 def _compare(operation: str, table: list[list[int]], place: int, name: str, remedy: str) -> None:
@@ -304,18 +305,24 @@ def _tell(group: Any, operation: str, words: str) -> None:
 
 def _exchange_headers(group: Any, operation: str, header: list[int]) -> list[list[int]]:
     mine = torch.tensor(header + [0] * (_HEADER - len(header)), device=_handshake_device(group))
+    return _with_all(operation, _all_gather_even, mine, group).tolist()
+
+
+def _with_all(operation: str, collective: Any, *arguments: Any) -> Tensor:
+    """The answer of a collective; where a rank is lost, an error that names the loss in which it happened."""
     try:
-        return _all_gather_even(mine, group).tolist()
+        answer: Tensor = collective(*arguments)
     except RuntimeError as error:
         first_line = str(error).strip().splitlines()[0]
         raise RuntimeError(
             three_beats(
-                f"`{operation}` needs every rank of the group to call it",
-                f"no answer from one of them ({first_line})",
-                "That rank has raised, left, or skipped this loss: see its log. "
+                f"`{operation}` needs every rank of the group to call it, and to stay until its gradients are summed",
+                f"no answer from one of them on rank {dist.get_rank()} of {dist.get_world_size()} ({first_line})",
+                "That rank has raised, died, or skipped this loss: see its log. "
                 "How long to wait is the `timeout` of the process group.",
             )
         ) from error
+    return answer
 
 
 def _exchange_message(group: Any, words: str) -> list[str]:
@@ -371,7 +378,7 @@ class _SumRows(torch.autograd.Function):
             return tuple(grad.clone() for grad in grads)
         flat = [_flat(grad) for grad in grads]
         widths = [part.shape[1] for part in flat]
-        own = _reduce_scatter(torch.cat(flat, dim=1), ranks)
+        own = _with_all(ranks.operation, _reduce_scatter, torch.cat(flat, dim=1), ranks)
         return tuple(part.reshape(len(own), *grad.shape[1:]) for part, grad in zip(own.split(widths, dim=1), grads))
 
     @staticmethod
@@ -385,7 +392,7 @@ def _gathered(ranks: Ranks, dtype: torch.dtype, xs: Sequence[Tensor]) -> list[Te
         return [x.to(dtype, copy=True) for x in xs]
     sent = functools.reduce(torch.promote_types, (x.dtype for x in xs))
     flat = [_flat(x).to(sent) for x in xs]
-    together = _all_gather(torch.cat(flat, dim=1), ranks).to(dtype)
+    together = _with_all(ranks.operation, _all_gather, torch.cat(flat, dim=1), ranks).to(dtype)
     parts = together.split([part.shape[1] for part in flat], dim=1)
     return [part.reshape(ranks.total, *x.shape[1:]).contiguous() for part, x in zip(parts, xs)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multicontrast
-from benchmarks import cases, driver, kernels, losses, table, timing
+from benchmarks import cases, cli, driver, kernels, losses, table, timing
 from benchmarks.environment import describe_environment
 
 CPU = torch.device("cpu")
@@ -196,6 +197,26 @@ def test_the_whole_step_trains_the_image_encoder_alone() -> None:
     assert seen == [(True, False, False, True)]
 
 
+def test_files_of_the_repository_are_written_only_when_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked, scratch = tmp_path / "results", tmp_path / "runs"
+    monkeypatch.setattr(driver, "RESULTS", tracked)
+    monkeypatch.setattr(cli, "SCRATCH", scratch)
+    size = ["--loss-only", "--batch", "8", "--dim", "16", "--rounds", "1"]
+    assert timing.main(size) == 0
+    assert not tracked.exists()
+    assert {path.name for path in scratch.iterdir()} == {"timing.csv", "timing.json"}
+    assert timing.main([*size, "--record"]) == 0
+    assert {path.name for path in tracked.iterdir()} == {"timing.csv", "timing.json"}
+
+
+@pytest.mark.parametrize("path", sorted((cli.ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_no_benchmark_has_a_tracked_file_as_its_default(path: Path) -> None:
+    defaults = re.findall(r"add_argument\([^\n]*default=([^,)]+)", path.read_text())
+    assert [text for text in defaults if re.search(r"ROWS|PAGE|RESULTS|FOLDER|ACCURACY", text)] == []
+
+
 def test_losses_prints_its_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--batch", "8", "--dim", "16", "--rounds", "1"]
     where = ["--csv", str(tmp_path / "a.csv"), "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
@@ -257,7 +278,8 @@ def test_a_file_of_other_columns_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_slower_run_fails_the_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = tmp_path / "base.csv"
-    size = ["--loss-only", "--batch", "8", "--dim", "16", "--rounds", "1", "--no-save", "--compare", str(base)]
+    size = ["--loss-only", "--batch", "8", "--dim", "16", "--rounds", "1", "--compare", str(base)]
+    size += ["--csv", str(tmp_path / "rows.csv"), "--json", str(tmp_path / "rows.json")]
     environment = describe_environment(CPU, driver.clock_name(CPU))
     fast = driver.Samples([1e-6])
     where = {"benchmark": "timing", "case": "losses of one stage-2 step", "shape": "B=8 D=16", "dtype": "float32"}

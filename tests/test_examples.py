@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RECIPES = Path(__file__).parent / "distributed" / "recipes.py"
@@ -59,20 +60,87 @@ def test_two_ranks_end_where_one_process_ends(capsys):
         pytest.skip("the recipe for Accelerate was left out: the extra `accelerate` is not installed")
 
 
-def test_the_losses_of_other_libraries_are_ours():
+def peers() -> list[str]:
+    """The functions of `coming_from`, by name; its imports of other libraries are inside them."""
+    return re.findall(r"^def (\w+)\(\) -> tuple\[Loss, Loss\]", (EXAMPLES / "coming_from.py").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", peers())
+def test_the_loss_of_another_library_is_ours(name):
     import coming_from
 
-    missing = []
-    for name, make in coming_from.PEERS.items():
-        try:
-            value, gradient = coming_from.differences(make)
-        except ImportError as error:
-            missing.append(f"{name}: {error}")
-            continue
-        assert value < 1e-12, name
-        assert gradient < 1e-12, name
-    if missing:
-        pytest.skip("; ".join(missing))
+    make = getattr(coming_from, name)
+    assert make in coming_from.PEERS
+    try:
+        value, gradient = coming_from.differences(make)
+    except ImportError as error:
+        pytest.skip(f"the other library is not installed: {error}")
+    assert value < 1e-12
+    assert gradient < 1e-12
+
+
+def test_a_loss_of_zero_agrees_with_nothing():
+    import coming_from
+
+    def nothing(x, y, z):
+        return 0 * (x.sum() + y.sum() + z.sum())
+
+    with pytest.raises(AssertionError, match="agree with anything"):
+        coming_from.differences(lambda: (nothing, nothing))
+
+
+def test_the_page_for_movers_shows_every_loss_that_is_compared():
+    page = (EXAMPLES.parent / "docs" / "moving.md").read_text()
+    assert set(re.findall(r"^:pyobject: (\w+)$", page, re.MULTILINE)) >= set(peers())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_trains_logs_and_restores_the_temperature(precision, tmp_path, capsys):
+    pytest.importorskip("lightning", reason="comes with the extra `integrations`")
+    import with_lightning
+
+    module, recall = with_lightning.main(precision)
+    assert recall > 0.1  # one in 128 by chance
+    assert module.loss.temperature.tau.item() != pytest.approx(0.07, abs=1e-4)
+    trainer = with_lightning.trainer(precision=precision)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    restored = with_lightning.Alignment.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(restored.loss.temperature.tau, module.loss.temperature.tau)
+    assert f"precision {precision}" in capsys.readouterr().out
+
+
+def test_hugging_face_trainer_keeps_the_temperature_out_of_the_decay(capsys):
+    pytest.importorskip("transformers", reason="comes with the extra `integrations`")
+    import with_trainer
+
+    model, value = with_trainer.main()
+    assert value < 14  # from 19
+    groups = with_trainer.optimizer(model).param_groups
+    (tau,) = model.loss.parameters()
+    assert [group["weight_decay"] for group in groups if any(p is tau for p in group["params"])] == [0.0]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert "tau" in capsys.readouterr().out
+
+
+def test_the_loop_of_open_clip_trains_alike_with_either_loss(capsys):
+    pytest.importorskip("open_clip", reason="comes with the extra `peers`")
+    import with_open_clip
+    from open_clip.loss import ClipLoss
+
+    assert with_open_clip.main() == pytest.approx(with_open_clip.main(ClipLoss()), rel=1e-4)
+    assert capsys.readouterr().out.count("losses") == 2
+
+
+def test_sentence_transformers_trains_three_columns(capsys, monkeypatch):
+    for name in ("sentence_transformers", "datasets"):
+        pytest.importorskip(name, reason="comes with the extra `integrations`")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import with_sentence_transformers
+
+    before, after = with_sentence_transformers.main()
+    assert after > before + 0.5
+    assert "keywords" in capsys.readouterr().out
 
 
 def test_every_recipe_is_named_in_the_list():

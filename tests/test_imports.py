@@ -26,10 +26,9 @@ LIBRARY_ARROWS: dict[str, set[str]] = {
     "temperature": _GROUND,
     "linalg": _GROUND,
     "similarity": _GROUND | {"linalg"},
-    "negatives": _GROUND,
     "distributed": _GROUND,
-    "cached": _GROUND,
-    "losses": _GROUND | {"linalg", "similarity", "negatives", "distributed", "temperature"},
+    "losses": _GROUND | {"linalg", "similarity", "distributed", "temperature"},
+    "cached": _GROUND | {"losses"},
     "metrics": _GROUND | {"linalg"},
 }
 REFERENCE_ARROWS: dict[str, set[str]] = {

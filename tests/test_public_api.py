@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import multicontrast.negatives
-
 import multicontrast
 import multicontrast.distributed
 import multicontrast.similarity
@@ -24,7 +22,6 @@ ROOMS = {
     "multicontrast.distributed": multicontrast.distributed,
     "multicontrast.linalg": multicontrast.linalg,
     "multicontrast.metrics": multicontrast.metrics,
-    "multicontrast.negatives": multicontrast.negatives,
     "multicontrast.similarity": multicontrast.similarity,
 }
 

@@ -38,6 +38,17 @@ def test_a_formula_that_cannot_be_written_is_an_error():
         mathml.to_mathml(r"\nosuchcommand x")
 
 
+def test_the_font_of_the_formulas_stretches_brackets_and_roots():
+    fonts = pytest.importorskip("fontTools.ttLib", reason="comes with matplotlib")
+    font, licence = mathml.FONT_FILES
+    assert "redistribution" in licence.read_text() or "reproduce and distribute" in licence.read_text()
+    table = fonts.TTFont(font)["MATH"].table
+    stretching = set(table.MathVariants.VertGlyphCoverage.glyphs)
+    assert {"parenleft", "parenright", "bracketleft", "braceleft", "bar", "radical", "summation"} <= stretching
+    style = (ROOT / "docs" / "_static" / "site.css").read_text()
+    assert f"fonts/{font.name}" in style
+
+
 @pytest.mark.parametrize(
     ("link", "leads_nowhere"),
     [
@@ -64,6 +75,28 @@ def test_links_are_followed_to_their_anchor(tmp_path, link, leads_nowhere):
     (site / "other.html").write_text('<h2 id="there">')
     (site / "index.html").write_text(f'<h1 id="here">{link}')
     assert bool(links.broken(site)) is leads_nowhere
+
+
+def test_a_source_page_may_link_to_a_page_without_the_name_it_defines(tmp_path):
+    (tmp_path / "_modules").mkdir()
+    (tmp_path / "api.html").write_text("<h1>API</h1>")
+    source = tmp_path / "_modules" / "package.html"
+    source.write_text('<a href="../api.html#package.name">')
+    assert links.broken(tmp_path) == []
+    source.write_text('<a href="../gone.html#package.name">')
+    assert links.broken(tmp_path) != []
+
+
+def test_every_program_of_the_gallery_has_a_place_in_its_order():
+    pytest.importorskip("sphinx_gallery", reason="comes with the extra `dev`")
+    import gallery_pictures
+
+    programs = {path.stem.removeprefix("plot_") for path in (ROOT / "docs" / "gallery_source").glob("plot_*.py")}
+    assert set(gallery_pictures.ORDER) == programs
+    assert sorted(("plot_temperature.py", "plot_xor.py"), key=gallery_pictures.Chosen("")) == [
+        "plot_xor.py",
+        "plot_temperature.py",
+    ]
 
 
 def test_a_figure_that_pyplot_does_not_know_is_shown_once(tmp_path):

@@ -10,13 +10,14 @@ pytest.importorskip("timm", reason="the studies train UniHPE; install the extra 
 
 from benchmarks.studies import cells, page, tables
 from benchmarks.studies.__main__ import main
-from benchmarks.studies.plan import CELLS, SEEDS, STUDIES, Cell, rows
+from benchmarks.studies.plan import CELLS, PAIRS, RATES, STUDIES, TUNED, Cell, rows, seeds
 from benchmarks.studies.runs import keep_run, read_run
 from unihpe_ref.checkpoint import save_model
 from unihpe_ref.data import generate_motion
 from unihpe_ref.data.protocols import PROTOCOLS
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import PRESETS, preset
+from unihpe_ref.runs import open_source
 
 PICTURES = {
     "data.image_size": (32, 32),
@@ -30,15 +31,46 @@ PICTURES = {
 
 
 def test_every_row_of_a_study_has_the_same_budget():
-    assert len({cell.name for cell in CELLS}) == len(CELLS) == len(SEEDS) * sum(len(rows(study)) for study in STUDIES)
+    planned = sum(len(seeds(study, row)) for study in STUDIES for row in rows(study))
+    assert len({cell.name for cell in CELLS}) == len(CELLS) == planned
     for study in STUDIES:
         budgets = set()
         for row in rows(study):
             config = Cell(study, row, 0).config
             with_pictures = config.stage2.steps + config.stage3.steps
             sizes = (config.stage2.batch_size, config.stage3.batch_size, config.evaluation.stride)
-            budgets.add((with_pictures, *sizes, config.data, config.stage3.learning_rate))
+            rate = "tuned" if study == "table4-fair" else config.stage3.learning_rate
+            budgets.add((with_pictures, *sizes, config.data, rate))
         assert len(budgets) == 1, study
+
+
+def test_the_fair_table_has_equal_parts_and_equal_losses():
+    """Parameters within 12 %, and decoding losses that start within a factor of two beside one weight of L_cl."""
+    counts, starts = {"encoder": [], "decoder": []}, []
+    motion = generate_motion(0, num_subjects=3, num_test_subjects=1, seconds=2.0)
+    for pair in PAIRS:
+        config = Cell("table4-fair", f"{pair}-{RATES[0]}", 0).config
+        torch.manual_seed(0)
+        model = UniHPE(config.model)
+        for part, coordinates in (("encoder", "2d"), ("decoder", "3d")):
+            counts[part].append(sum(p.numel() for p in getattr(model, f"{part}_{coordinates}").parameters()))
+        batch = open_source(motion, config, images=False).evaluation_batch(torch.arange(0, len(motion), 7))
+        embeddings = {"2d": model.encode(**batch.inputs_2d())}
+        args = (batch.joints_2d_normalised(), batch.joints_3d, batch.box_info())
+        starts.append(model.decoding_losses(embeddings, *args, generator=torch.Generator().manual_seed(0))[1].item())
+        assert config.stage3.contrastive_weight == 0.04
+    for found in counts.values():
+        assert max(found) < 1.12 * min(found)
+    assert max(starts) < 2 * min(starts)
+
+
+def test_the_rates_of_the_fair_table_are_those_that_the_first_seed_chose():
+    for pair, rate in TUNED.items():
+        errors = {}
+        for other in RATES:
+            result = cells.read_result(Cell("table4-fair", f"{pair}-{other}", 0))["result"]
+            errors[other] = result["poses"]["paths"]["2D to 3D"]["frame_mean"]["MPJPE"]
+        assert min(errors, key=errors.get) == rate, pair
 
 
 def test_rows_differ_in_what_their_names_say():

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_what_is_run_is_there():
         for path in re.findall(r"(?:^|\s)((?:\.ci|tests|docs|benchmarks|multicontrast)/[\w./-]+)", command):
             assert (ROOT / path).exists(), path
         for module in re.findall(r"python -m (\w+)", command):
-            assert module in {"pip", "pytest", "build", "venv"}
+            assert module in {"pip", "pytest", "build", "twine", "venv"}
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
@@ -109,6 +110,23 @@ def test_the_tag_of_a_release_is_compared_with_the_version():
     for tag, status in ((f"v{version}", 0), ("v999.0", 1)):
         done = subprocess.run(["bash", "-c", step["run"]], cwd=ROOT, env={**os.environ, "TAG": tag}, check=False)
         assert done.returncode == status
+
+
+@pytest.mark.parametrize("file", [".ci/run", ".github/workflows/release.yml"])
+def test_nothing_is_published_that_was_not_checked(file):
+    script = (ROOT / file).read_text()
+    built = script.index("-m build")
+    for check in ("-m twine check --strict", "check-wheel-contents "):
+        assert script.find(check, built) > built, f"`{file}` builds, and then needs `{check.strip()}`"
+
+
+def test_the_bug_form_asks_for_nothing_that_the_core_package_lacks():
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text())
+    (where,) = (field["attributes"]["description"] for field in form["body"] if field["attributes"]["label"] == "Where")
+    command = re.search(r"`python -c '(.*)'`", where)[1]
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "multicontrast" in done.stdout
+    assert "torch" in done.stdout
 
 
 def test_hooks_of_pre_commit_run_tools_of_the_extra():

@@ -24,8 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        from rich.console import Console
-
+        from unihpe_ref.escaping import PlainConsole, printable
         from unihpe_ref.options import parse
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("multicontrast", "unihpe_ref"):
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_EXTRA.format(missing=error.name), file=sys.stderr)
         return 2
     try:
-        parse(arguments).execute(Console())
+        parse(arguments).execute(PlainConsole())
     except SystemExit as stop:  # after a help text, or a message about options
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
@@ -42,9 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get("UNIHPE_TRACEBACK") == "1":
             raise
-        print(f"unihpe: {error}", file=sys.stderr)
+        print(f"unihpe: {printable(_worded(error))}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
     return 0
+
+
+def _worded(error: Exception) -> str:
+    """An error of the file system in three beats, as the others are."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    place = "a file" if error.filename is None else f"`{error.filename}`"
+    return f"reading or writing {place} failed; got {error.strerror}. Look at the path, its permissions and the disk."
 
 
 if __name__ == "__main__":

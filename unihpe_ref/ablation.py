@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from multicontrast._checks import three_beats
-from unihpe_ref.checkpoint import write_whole
+from multicontrast._checks import check_choice, three_beats
 from unihpe_ref.commands import choose_device, set_threads
 from unihpe_ref.config import RunConfig
-from unihpe_ref.presets import PRESETS, preset
-from unihpe_ref.runs import EVALUATION, prepare_folder, run
+from unihpe_ref.files import LOCK, write_whole
+from unihpe_ref.presets import PRESETS, SECOND_DATA_SET, preset
+from unihpe_ref.runs import CHECKPOINTS, EVALUATION, run, run_folder
 
 SUMMARY = "ablation.md"
 _PATHS = ("2D to 3D", "image to 3D")
@@ -34,6 +34,10 @@ class Ablate:
     """which of the paper's ablations"""
     motion: Path | None = None
     """a recording, as `unihpe data` reads or prepares it; generated motion unless given"""
+    also: Path | None = None
+    """a second one, for the rows that the paper trains on two: Table 5, and the last row of Table 6"""
+    image_weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ENCODER=PATH")] = ()
+    """pose checkpoints that image encoders start from, one for each kind: hrnet_w32=pose_hrnet_w32.pth vit_s=..."""
     out: Path = Path("runs/ablation")
     """folder for one run a row and seed, and for ablation.md"""
     seeds: tuple[int, ...] = (0,)
@@ -50,13 +54,15 @@ class Ablate:
     def execute(self, console: Console) -> None:
         device = choose_device(self.device)
         set_threads(self.threads)
+        if self.also is not None and self.table == "4":
+            needed = "`--also` needs a table with rows of two data sets, 5 or 6"
+            raise ValueError(three_beats(needed, "table 4", "Leave it out."))
         changes = parse_settings(self.set)
-        cells = [
-            (name, seed, preset(name).override(**changes, seed=seed, motion=self.motion))
-            for seed in self.seeds
-            for name in PRESETS
-            if name.startswith(f"table{self.table}-")
-        ]
+        names = [name for name in PRESETS if name.startswith(f"table{self.table}-")]
+        if self.table == "6" and self.also is None:
+            names.remove(SECOND_DATA_SET)
+            console.print(f"{SECOND_DATA_SET}: left out, it needs a second data set (`--also`)", highlight=False)
+        cells = [(name, seed, self._config(name, seed, changes)) for seed in self.seeds for name in names]
         if not cells:
             raise ValueError(three_beats("`--seeds` needs a seed", "none", "Leave it out for seed 0."))
         for name, seed, config in cells:
@@ -65,8 +71,8 @@ class Ablate:
             console.print(f"{name}, seed {seed}: {'done' if done else 'to be run'}", highlight=False)
             if done or self.dry_run:
                 continue
-            prepare_folder(folder, overwrite=False, resume=True)
-            run(config, folder, console, device, resume=True)
+            with run_folder(folder, resume=True):
+                run(config, folder, console, device, resume=True)
             write_whole(self.out / SUMMARY, summary(self.out, cells).encode())
         if not self.dry_run:
             text = summary(self.out, cells)
@@ -74,8 +80,20 @@ class Ablate:
             console.print(text, highlight=False)
             console.print(f"  {self.out / SUMMARY}", highlight=False, soft_wrap=True)
 
+    def _config(self, name: str, seed: int, changes: dict[str, Any]) -> RunConfig:
+        """Settings of one row: its data, and the weights that its image encoder starts from."""
+        config = preset(name).override(**changes, seed=seed, motion=self.motion)
+        if self.table == "5" or name == SECOND_DATA_SET:
+            config = config.override(also=self.also)
+        weights = parse_settings(self.image_weights, "--image-weights", "hrnet_w32=pose_hrnet_w32.pth")
+        known = {preset(row).model.image_encoder for row in PRESETS if row.startswith("table")}
+        for encoder in weights:
+            check_choice("--image-weights", "ENCODER", encoder, sorted(known))
+        encoder = config.model.image_encoder
+        return config.override(image_weights=weights[encoder]) if encoder in weights else config
 
-def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+
+def parse_settings(texts: Sequence[str], option: str = "--set", example: str = "stage3.steps=200") -> dict[str, Any]:
     """``stage3.steps=200`` as a name and a value; JSON where it is JSON, else a word.
 
     Raises: ValueError without an equals sign.
@@ -88,7 +106,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(three_beats("`--set` needs NAME=VALUE", repr(text), "For example stage3.steps=200."))
+            raise ValueError(three_beats(f"`{option}` needs NAME=VALUE", repr(text), f"For example {example}."))
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -101,7 +119,7 @@ def finished(folder: Path, config: RunConfig) -> bool:
 
     Raises: ValueError where it was made with other settings, which would spoil the comparison.
     """
-    if not (folder / EVALUATION).is_file():
+    if not (folder / EVALUATION).is_file() or (folder / CHECKPOINTS).exists() or (folder / LOCK).exists():
         return False
     held = json.loads((folder / "config.json").read_text())
     if RunConfig.from_dict(held) != config:

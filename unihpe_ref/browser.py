@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from multicontrast._checks import three_beats
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import SKELETON
 from unihpe_ref.data.boxes import ASPECT, INFORMATION_MEAN, INFORMATION_STD, PADDING
+from unihpe_ref.files import write_whole
 from unihpe_ref.lifter import BOX_LIMIT, Lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.models.decoders import MLPDecoder
@@ -63,7 +63,7 @@ def export_browser(lifter: Lifter, path: Path, *, poses: dict[str, Tensor], came
             "aspect": ASPECT,
             "mean": INFORMATION_MEAN,
             "std": INFORMATION_STD,
-            "limit": BOX_LIMIT,
+            "limit": BOX_LIMIT[lifter.config.data.cameras],
         },
         "facing": lifter.config.data.view == "box",
         "camera": asdict(camera),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from multicontrast._checks import three_beats
 from unihpe_ref.config import RunConfig
+from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
 
 _FORMAT = "unihpe_ref/1"
@@ -46,14 +46,20 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Un
     Raises: FileNotFoundError when there is no such file; ValueError when it is truncated, altered or of another kind.
     """
     tensors, metadata = read_weights(path)
-    config = RunConfig.from_dict(json.loads(metadata["config"]))
-    model = UniHPE(config.model, config.sampler)
+    needed = f"`{path}` needs the weights that its configuration describes"
+    remedy = "It was written by another version; train again."
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        needed = f"`{path}` needs the weights that its configuration describes"
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(three_beats(needed, reason, "It was written by another version; train again.")) from None
+        config = RunConfig.from_dict(json.loads(metadata["config"]))
+        with torch.device("meta"):  # before any memory is taken for what the file may not hold
+            described = UniHPE(config.model, config.sampler).state_dict()
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(three_beats(needed, f"no configuration of ours ({error})", remedy)) from None
+    for name in sorted(described.keys() | tensors.keys()):
+        shapes = [tuple(held[name].shape) if name in held else "none" for held in (tensors, described)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(three_beats(needed, f"{shapes[0]} for {shapes[1]} as `{name}`", remedy))
+    model = UniHPE(config.model, config.sampler)
+    model.load_state_dict(tensors)
     return model.to(device).eval(), config
 
 
@@ -83,19 +89,6 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         needed = f"`{path}` needs weights that match its checksum"
         raise ValueError(three_beats(needed, "altered bytes", "Copy it again, or train again."))
     return tensors, metadata
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that its name never stands for a part of it, whatever happens meanwhile."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -31,8 +31,8 @@ from unihpe_ref.runs import (
     evaluate_model,
     open_motion,
     open_source,
-    prepare_folder,
     run,
+    run_folder,
     save_json,
 )
 from unihpe_ref.stages import make_stages
@@ -71,7 +71,7 @@ class Train:
     overwrite: bool = False
     """replace a model that is already in the folder"""
     resume: bool = False
-    """go on from the newest checkpoint in the folder, where there is one"""
+    """go on from the newest checkpoint in the folder, where there is one; a run that is done stays as it is"""
     dry_run: bool = False
     """print the settings, where they differ from the paper, and the memory they take, and stop"""
 
@@ -229,16 +229,13 @@ def _train(
         for line in (*_describe_deviations(config), "Memory, by stage:", *memory_lines(config)):
             console.print(line, highlight=False, soft_wrap=True)
         return
-    with joined(device) as own:
+    with joined(device) as own, run_folder(folder, overwrite=overwrite, resume=resume):
         if rank() == 0:
-            prepare_folder(folder, overwrite=overwrite, resume=resume)
             console.print(_describe_run(config, UniHPE(config.model, config.sampler), device), highlight=False)
         done = run(config, folder, console, own, resume=resume)
     if done is None:
         return
-    model, evaluation, motion = done
-    source = open_source(motion, config, images=model.image_encoder is not None).split("test")
-    save_pose_sheet(model, source, folder / POSES, seed=config.seed)
+    _, evaluation, _ = done
     console.print(results_table(evaluation))
     console.print(f"Done in {clock(time.monotonic() - started)}.", highlight=False)
     _say_where(console, folder, (POSES, EVALUATION, LOG, CONFIG, MODEL))

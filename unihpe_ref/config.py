@@ -22,7 +22,7 @@ Negatives = Literal["permutation", "shared", "cyclic", "tied", "all"]
 class DataConfig(Settings):
     """How poses are seen: cameras, crops, augmentation; and how much motion is generated where none is given."""
 
-    cameras: Literal["random", "fixed"] = "random"  # of training: a new one for each sample, or Human3.6M-like four
+    cameras: Literal["random", "varied", "fixed"] = "random"  # of training: like Human3.6M's, any, or those of tests
     view: Literal["camera", "box"] = "camera"  # "box": as if the camera faced the person; for poses alone
     image_size: tuple[int, int] = option((256, 192), at_least=32)  # height, width; multiples of 32; section 4.2
     crop: Literal["aligned", "classic", "udp"] = "aligned"  # of recorded pictures; "classic" and "udp" as mmpose's
@@ -30,9 +30,8 @@ class DataConfig(Settings):
     flip: float = option(0.5, at_least=0)  # probability; augmentation as mmpose's for Human3.6M
     scale: float = option(0.25, at_least=0)  # of the box, up to this share
     rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
-    joint_noise: float = option(
-        0.0, at_least=0
-    )  # of 2D joints, a deviation up to this share of the box; not in the paper
+    joint_noise: float = option(0.0, at_least=0)  # of 2D joints, up to this share of the box; not in the paper
+    bodies: float = option(0.0, at_least=0)  # probability that a sample gets other limb lengths; not in the paper
     min_gap_seconds: float = option(1.0, at_least=0)  # between two frames of one sequence in one batch
     min_distance: float = option(0.0, at_least=0)  # metres between any two poses of one batch of a recording; 0: any
     subjects: int = option(7, at_least=3)  # generated bodies; the last two are the test split
@@ -45,33 +44,34 @@ class ModelConfig(Settings):
     """Sizes and parts of the network."""
 
     joints: int = option(17, at_least=2)  # the Human3.6M skeleton
-    embedding_dim: int = option(1024, at_least=1)  # D; supplement B.2
+    embedding_dim: int = option(1024, at_least=1, at_most=2**16)  # D; supplement B.2
     image_encoder: str = "hrnet_w32"  # a HRNet of timm, vit_s or vit_b, or "none" for a model of poses alone
     lifting_only: bool = False  # 2D encoder and 3D decoder, and no other part: a lifter to be shipped
     pose_encoder: Literal["transformer", "mlp"] = "transformer"  # section 3.1, or the ablation of Table 4
-    encoder_width: int = option(256, at_least=1)  # MPM (same authors); the paper gives none
-    encoder_layers: int = option(3, at_least=1)  # supplement B.2
-    encoder_heads: int = option(8, at_least=1)  # MPM
-    encoder_feedforward: int = option(512, at_least=1)  # MPM
+    encoder_width: int = option(256, at_least=1, at_most=2**16)  # MPM (same authors); the paper gives none
+    encoder_layers: int = option(3, at_least=1, at_most=1000)  # supplement B.2
+    encoder_heads: int = option(8, at_least=1, at_most=2**16)  # MPM
+    encoder_feedforward: int = option(512, at_least=1, at_most=2**16)  # MPM
     encoder_dropout: float = option(0.1, at_least=0, below=1)  # MPM
     encoder_box_token: bool = True  # 2D encoder only; supplement B.0
+    encoder_noise_token: bool = False  # tells the 2D encoder how much its joints err; not in the paper
     decoder: Literal["diffusion", "mlp"] = "diffusion"  # section 3.1, or the ablation of Table 4
-    decoder_width: int = option(1024, at_least=32)  # GFPose; multiple of 32
-    decoder_time_width: int = option(512, at_least=4)  # GFPose
-    decoder_blocks: int = option(2, at_least=0)  # section 3.1
+    decoder_width: int = option(1024, at_least=32, at_most=2**16)  # GFPose; multiple of 32
+    decoder_time_width: int = option(512, at_least=4, at_most=2**16)  # GFPose
+    decoder_blocks: int = option(2, at_least=0, at_most=1000)  # section 3.1
     decoder_dropout: float = option(0.25, at_least=0, below=1)  # GFPose
     decoder_box_token: bool = True  # supplement B.0 (2D), B.3 (both)
     modality_token: bool = True  # section 3.1; Table 6 has a row without
     condition: Literal["normalised", "raw"] = "normalised"  # sqrt(D) x the unit embedding, or the features themselves
     sde: Literal["subvp", "vp", "ve"] = "subvp"  # GFPose; the paper cites NCSN (VE) beside it
     time_steps: int = option(0, at_least=0)  # of training; 0: t from the whole interval, as GFPose. 1000: to the letter
-    gaussian_skip: bool = False  # on for the samplers "ode" and "sde"; GFPose has none
+    parameterisation: Literal["noise", "preconditioned"] = "noise"  # GFPose; the other trains better, for every sampler
     denoising_reduction: Literal["half_sum", "mean"] = "half_sum"  # GFPose: half the sum over coordinates
     noise_draws: int = option(
         1, at_least=1
     )  # noised copies of each pose per step: a decoder is cheap, an encoder is not
-    mlp_width: int = option(1024, at_least=1)  # residual-MLP pose encoders
-    mlp_blocks: int = option(3, at_least=1)  # encoders and decoders; supplement B.1
+    mlp_width: int = option(1024, at_least=1, at_most=2**16)  # residual-MLP pose encoders
+    mlp_blocks: int = option(3, at_least=1, at_most=1000)  # encoders and decoders; supplement B.1
     mlp_dropout: float = option(0.1, at_least=0, below=1)
     scale_2d: float = option(0.36, above=0)  # standard deviation of box-normalised joints: decoders see unit variance
     scale_3d: float = option(0.3, above=0)  # the same for pelvis-relative metres, for the 3D encoder too
@@ -81,6 +81,9 @@ class ModelConfig(Settings):
         if self.lifting_only and self.image_encoder != "none":
             needed = "`ModelConfig.lifting_only` needs `image_encoder='none'`"
             raise ValueError(three_beats(needed, repr(self.image_encoder), "Leave out one of the two."))
+        if self.encoder_noise_token and not self.encoder_box_token:
+            needed = "`ModelConfig.encoder_noise_token` needs `encoder_box_token`, of which it is a part"
+            raise ValueError(three_beats(needed, "False", "Leave out one of the two."))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +196,7 @@ class RunConfig(Settings):
     seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
     motion: Path | None = None  # motion or a recording, as `unihpe data` reads it; None generates motion
     also: Path | None = None  # more data to train on, drawn by size; Table 6 adds MPI-INF-3DHP to Human3.6M
+    start: Path | None = None  # a model of the same parts and sizes whose weights the run begins with: fine-tuning
     image_weights: Path | None = None  # COCO pose checkpoint that the image encoder starts from; section 4.4
     fuse_init: Literal["zero", "imagenet", "random"] = "zero"  # of what a HRNet pose checkpoint lacks; not said
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; losses stay in float32

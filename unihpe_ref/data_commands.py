@@ -11,9 +11,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import open_data, prepare
 from unihpe_ref.data.checking import Report, check
+from unihpe_ref.files import write_whole
 
 PROBLEMS_FOUND = 1
 """Exit code of ``check`` where something is wrong with data that can be read."""

@@ -14,7 +14,8 @@ import torch
 
 import multicontrast
 from multicontrast._checks import three_beats
-from unihpe_ref.lifter import SHIPPED, load_lifter
+from unihpe_ref.data import JOINT_NOISE
+from unihpe_ref.lifter import load_lifter
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _extras() -> list[Finding]:
 
 
 def _lifters() -> list[Finding]:
-    return [_lifter(f"lifter, {joints_2d} joints", joints_2d) for joints_2d in SHIPPED]
+    return [_lifter(f"lifter, {joints_2d} joints", joints_2d) for joints_2d in JOINT_NOISE]
 
 
 def _lifter(name: str, joints_2d: str) -> Finding:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from multicontrast._checks import check_choice, three_beats
-from unihpe_ref.checkpoint import write_whole
+from unihpe_ref.files import write_whole
 from unihpe_ref.lifter import Lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.models.decoders import MLPDecoder

@@ -20,8 +20,8 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from multicontrast.metrics import epe, mpjpe
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import SKELETON, PoseBatch, Source, apply_affine, denormalise_image, denormalise_joints
+from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
 
 _TRUTH = "0.75"
@@ -97,7 +97,7 @@ def _draw(batch: PoseBatch, actions: list[str], panels: dict[str, Tensor], crop_
             _draw_3d(axis, batch.joints_3d[sample], joints[sample])
         if row == 0:
             for axis, title in zip(axes, ("input, 2D" if crop_2d is None else "image to 2D", *panels)):
-                axis.set_title(title, fontsize=10)
+                axis.set_title(title, fontsize=10, parse_math=False)
     handles = [
         Line2D([], [], color=colour, linewidth=width, label=label)
         for colour, width, label in (
@@ -173,7 +173,7 @@ def _finish(axis: Any, caption: str) -> None:
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
-    axis.set_xlabel(caption, fontsize=8, color="0.25", labelpad=2)
+    axis.set_xlabel(caption, fontsize=8, color="0.25", labelpad=2, parse_math=False)
 
 
 def _image_of(batch: PoseBatch) -> Tensor:

@@ -9,11 +9,19 @@ from unihpe_ref.data import flip_joints
 from unihpe_ref.models import UniHPE
 
 
-def lift_flipped(model: UniHPE, kp2d: Tensor, box_info: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def lift_flipped(
+    model: UniHPE,
+    kp2d: Tensor,
+    box_info: Tensor,
+    *,
+    joint_noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """The mean of a pose lifted as it is, and lifted in the mirror and mirrored back: ``(B, 17, 3)``.
 
     Arguments as :meth:`unihpe_ref.models.UniHPE.lift`.
     """
     mirrored = torch.cat((-box_info[:, :1], box_info[:, 1:]), -1)
-    plain = model.lift(kp2d, box_info, generator=generator)
-    return (plain + flip_joints(model.lift(flip_joints(kp2d), mirrored, generator=generator))) / 2
+    options = {"joint_noise": joint_noise, "generator": generator}
+    plain = model.lift(kp2d, box_info, **options)
+    return (plain + flip_joints(model.lift(flip_joints(kp2d), mirrored, **options))) / 2

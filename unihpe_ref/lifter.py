@@ -1,14 +1,13 @@
-"""The lifters that come with the package: 2D joints in pixels to 3D joints in metres, in one call.
+"""The lifter that comes with the package: 2D joints in pixels to 3D joints in metres, in one call.
 
-There is one for exact joints and one for those of a detector, trained on CMU motion capture seen through random cameras
-(``assets/LIFTER.md`` says how, how well, and where they fail). Any checkpoint of ``unihpe train`` can take their place.
+It was trained on CMU motion capture with bodies, cameras and errors of the 2D joints drawn for each sample
+(``assets/LIFTER.md`` says how, how well, and where it fails). Any checkpoint of ``unihpe train`` can take its place.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from multicontrast._checks import check_choice, check_floating, describe, three_
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import (
+    JOINT_NOISE,
     SKELETON,
     box_information,
     denormalise_joints,
@@ -28,10 +28,10 @@ from unihpe_ref.data import (
 from unihpe_ref.data.facing import facing_rotation, turn_pixels
 from unihpe_ref.flipping import lift_flipped
 from unihpe_ref.models import UniHPE
+from unihpe_ref.weights import lifter_path, whole_path
 
-SHIPPED = {"annotated": "lifter.safetensors", "detected": "lifter-detected.safetensors"}
-"""The file of each lifter in ``assets``, by the 2D joints that it was trained for."""
-BOX_LIMIT = 3.0  # standard deviations of the box information that training has seen
+BOX_LIMIT = {"fixed": 3.0, "random": 3.0, "varied": 8.0}
+"""Standard deviations of the box information that training has seen, by its cameras."""
 _CHUNK = 4096  # poses at a time
 
 
@@ -152,7 +152,7 @@ class Lifter:
             focal, principal: ``(N, 2)`` pixels.
             generator: of a score-based decoder's noise.
         """
-        information, clamped = _within(box_information(box, focal, principal))
+        information, clamped = self._within(box_information(box, focal, principal))
         device = self.model.device
         with torch.no_grad():
             found = self.model.estimate(image.to(device), information.to(device), generator=generator)
@@ -167,9 +167,14 @@ class Lifter:
             rotation = facing_rotation(box, focal, principal)
             joints_px = turn_pixels(joints_px, rotation, focal, principal)
             box = joint_box(joints_px)
-        information, clamped = _within(box_information(box, focal, principal))
+        information, clamped = self._within(box_information(box, focal, principal))
         device = self.model.device
         return normalise_joints(joints_px, box).to(device), information.to(device), clamped, rotation
+
+    def _within(self, information: Tensor) -> tuple[Tensor, Tensor]:
+        """Box information brought to what training has seen, and who was outside."""
+        limit = BOX_LIMIT[self.config.data.cameras]
+        return information.clamp(-limit, limit), (information.abs() > limit).any(-1)
 
     @torch.no_grad()
     def _lift(
@@ -215,34 +220,32 @@ def place(joints: Tensor, rays: Tensor) -> Tensor:
 
 
 def load_lifter(
-    path: Path | str | None = None, device: torch.device | str = "cpu", *, joints_2d: str = "annotated"
+    path: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    joints_2d: str = "detected",
+    whole: bool = False,
 ) -> Lifter:
-    """A lifter of the package, or that of another checkpoint.
+    """The lifter of the package, or that of another checkpoint.
 
     Args:
-        path: a ``model.safetensors`` of ``unihpe train``; a shipped one unless given.
+        path: a ``model.safetensors`` of ``unihpe train``; the shipped one unless given.
         device: where it runs.
-        joints_2d: which shipped one: "annotated" is the most exact where 2D joints are exact to the pixel, and also
-            embeds poses for retrieval; "detected" is for joints that err by 1 % of the person's size or more, as a
-            detector's do, and only lifts.
+        joints_2d: what a model with ``encoder_noise_token``, as the shipped one, is told of its 2D joints: "detected"
+            for a detector's, "annotated" where they are exact to the pixel.
+        whole: with the shipped lifter's 3D encoder and 2D decoder, for :meth:`Lifter.embed_3d`; they are not in the
+            wheel (see ``weights.py``).
     Raises: FileNotFoundError or ValueError as :func:`unihpe_ref.checkpoint.load_model`; ValueError for a model whose
         joints are not Human3.6M's 17.
     """
-    check_choice("load_lifter", "joints_2d", joints_2d, tuple(SHIPPED))
-    if path is not None:
-        model, config = load_model(path, device)
-    else:
-        with as_file(files("unihpe_ref") / "assets" / SHIPPED[joints_2d]) as shipped:
-            model, config = load_model(shipped, device)
+    check_choice("load_lifter", "joints_2d", joints_2d, tuple(JOINT_NOISE))
+    if path is None:
+        path = whole_path() if whole else lifter_path()
+    model, config = load_model(path, device)
     if config.model.joints != SKELETON.num_joints:
         needed = "`load_lifter` needs a model of 17 joints"
         raise ValueError(three_beats(needed, str(config.model.joints), "Call `UniHPE.lift` yourself."))
-    return Lifter(model, config)
-
-
-def _within(information: Tensor) -> tuple[Tensor, Tensor]:
-    """Box information brought to what training has seen, and who was outside."""
-    return information.clamp(-BOX_LIMIT, BOX_LIMIT), (information.abs() > BOX_LIMIT).any(-1)
+    return Lifter(model.told(JOINT_NOISE[joints_2d]), config.override(**{"model.encoder_noise_token": False}))
 
 
 def _check_joints(operation: str, joints_px: Tensor) -> int:

@@ -160,6 +160,15 @@ class RunLog:
         return table
 
 
+def end_of_log(path: Path) -> dict[str, Any]:
+    """What :meth:`RunLog.state` would give for a log that lies there, without a line that breaks off."""
+    content = path.read_bytes() if path.exists() else b""
+    content = content[: content.rfind(b"\n") + 1]
+    lengths = {file.name: file.stat().st_size for file in path.parent.glob("steps-*.csv")}
+    seconds = float(json.loads(content.splitlines()[-1])["seconds"]) if content else 0.0
+    return {"lengths": {**lengths, path.name: len(content)}, "seconds": seconds}
+
+
 class SilentLog(RunLog):
     """Of the processes that share a run with the one that writes."""
 

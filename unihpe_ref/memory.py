@@ -82,6 +82,7 @@ def meta_batch(rows: int, config: RunConfig) -> PoseBatch:
         "image_size": (2,),
         "image": (3, *config.data.image_size),
         "crop_affine": (2, 3),
+        "joint_noise": (),
     }
     floats = {name: torch.empty(rows, *shape, device="meta") for name, shape in shapes.items()}
     numbers = {name: torch.empty(rows, dtype=torch.int64, device="meta") for name in _NUMBERS}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from multicontrast._checks import three_beats
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import SKELETON
+from unihpe_ref.files import write_whole
 from unihpe_ref.lifter import LiftedPoses
 
 FORMAT = "unihpe-poses/1"

@@ -7,16 +7,20 @@ Each is a folder ``stage3-00000500`` (stage and steps done) with
 ``last.safetensors``
     the moving weights, where the first file holds their average;
 ``state.pt``
-    the optimizer, the temperature, the scale of float16, and how long the log was; read with ``weights_only=True``.
+    the optimizer, the temperature, the scale of float16, and how long the log was; read with ``weights_only=True``;
+``hashes.json``
+    SHA-256 of the others, so that none of them is of another checkpoint or has changed.
 
-A folder is written under another name, flushed to the disk, and renamed: at every moment the newest one is whole.
+A folder is written under another name, flushed to the disk, and renamed; one that is no longer needed is renamed before
+it is removed: whatever has a checkpoint's name is whole. What a checkpoint says is checked before anything is done
+with it: a stranger's can be wrong, but neither write a file nor run code.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import shutil
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,13 @@ from typing import Any
 import torch
 
 from multicontrast._checks import three_beats
-from unihpe_ref.checkpoint import read_weights, save_model, write_whole
+from unihpe_ref.checkpoint import read_weights, save_model
 from unihpe_ref.config import RunConfig
+from unihpe_ref.files import file_hash, remove_whole, write_folder, write_whole
+from unihpe_ref.stages import make_stages
 from unihpe_ref.training import StageState
 
-_MODEL, _LAST, _STATE = "model.safetensors", "last.safetensors", "state.pt"
+_MODEL, _LAST, _STATE, _HASHES = "model.safetensors", "last.safetensors", "state.pt", "hashes.json"
 _KEPT = 2
 # What may differ from the run that is resumed: none of it reaches the weights.
 _FREE = ("workers", "log_every", "checkpoint_every", "tensorboard", "sampler", "evaluation")
@@ -45,38 +51,38 @@ class Checkpoint:
     beside: dict[str, Any]
 
     def restore(self, state: StageState) -> None:
-        """Brings the state of the same stage to where it was."""
-        model, _ = read_weights(self.folder / _MODEL)
-        if state.average is None:
-            state.restore(self.beside, model, None)
-        else:
-            state.restore(self.beside, read_weights(self.folder / _LAST)[0], model)
+        """Brings the state of the same stage to where it was.
+
+        Raises: ValueError where the checkpoint holds something that does not belong to this stage.
+        """
+        try:
+            model, _ = read_weights(self.folder / _MODEL)
+            if state.average is None:
+                state.restore(self.beside, model, None)
+            else:
+                state.restore(self.beside, read_weights(self.folder / _LAST)[0], model)
+        except _UNFIT as error:
+            raise _damaged(self.folder, error) from None
 
 
 def save_checkpoint(folder: Path, state: StageState, config: RunConfig, log: dict[str, Any]) -> None:
-    """Adds a checkpoint to ``folder`` and removes all but the two newest."""
+    """Adds a checkpoint to ``folder``, which the run has locked, and removes all but the two newest."""
     folder.mkdir(exist_ok=True)
-    name = f"stage{state.stage.number}-{state.step:08d}"
-    partial = folder / f".{name}.{os.getpid()}.tmp"
-    partial.mkdir()
-    try:
+
+    def fill(partial: Path) -> None:
         save_model(state.result, config, partial / _MODEL)
         if state.average is not None:
             save_model(state.model, config, partial / _LAST)
         buffer = io.BytesIO()
         torch.save({**state.beside_the_weights(), "log": log, "config": config.to_dict()}, buffer)
         write_whole(partial / _STATE, buffer.getvalue())
-        _flush(partial)
-        if (folder / name).exists():  # a resumed run comes by once more, with the same bits
-            shutil.rmtree(folder / name)
-        partial.rename(folder / name)
-        _flush(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        hashes = {file.name: file_hash(file) for file in sorted(partial.iterdir())}
+        write_whole(partial / _HASHES, json.dumps(hashes).encode())
+
+    # A resumed run comes by a checkpoint once more, with the same bits.
+    write_folder(folder / f"stage{state.stage.number}-{state.step:08d}", fill)
     for old in _found(folder)[:-_KEPT]:
-        shutil.rmtree(old)
-    for left in folder.glob(".*.tmp"):  # of a process that was killed
-        shutil.rmtree(left)
+        remove_whole(old)
 
 
 def newest_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
@@ -89,33 +95,56 @@ def newest_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         return None
     newest = found[-1]
     try:
-        held = torch.load(newest / _STATE, weights_only=True, map_location="cpu")
+        held = _read_state(newest)
     except Exception as error:  # torch raises half a dozen kinds for a file that is not one of its own
-        needed = f"`{newest}` needs a whole `{_STATE}`"
-        came = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        raise ValueError(three_beats(needed, came, "Remove this folder to go on from the one before.")) from None
-    _check_same_run(newest, RunConfig.from_dict(held["config"]), config)
+        raise _damaged(newest, error) from None
+    check_same_run(newest, held.pop("config"), config)
+    steps = {stage.number: stage.config.steps for stage in make_stages(config)}
+    if not 0 < held["step"] <= steps.get(held["stage"], 0):
+        raise _damaged(newest, ValueError(f"step {held['step']} of stage {held['stage']}"))
     return Checkpoint(newest, held["stage"], held["step"], held.pop("log"), held)
+
+
+_UNFIT = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError)
+_LOG_FILE = re.compile(r"log\.jsonl|steps-[\w.-]+\.csv")
+_FIELDS = {"stage": int, "step": int, "optimizer": dict, "temperature": dict, "scaler": dict, "averaged": int}
+_FIELDS |= {"log": dict, "config": dict}
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """What stands in the state, with the configuration as one; raises for what no run of ours wrote there."""
+    hashes = json.loads((folder / _HASHES).read_bytes())
+    for name in {*hashes, _MODEL, _STATE}:
+        if file_hash(folder / Path(name).name) != hashes.get(name):
+            raise ValueError(f"other bytes in {name!r} than were written")
+    held: dict[str, Any] = torch.load(folder / _STATE, weights_only=True, map_location="cpu")
+    wrong = [name for name, kind in _FIELDS.items() if not isinstance(held.get(name), kind)]
+    wrong += [name for name, kind in _FIELDS.items() if isinstance(held.get(name), bool)]
+    if wrong or folder.name != f"stage{held['stage']}-{held['step']:08d}":
+        raise ValueError(f"no {wrong[0]!r}" if wrong else f"stage {held['stage']}, step {held['step']}")
+    lengths, seconds = held["log"]["lengths"], held["log"]["seconds"]
+    for name, length in lengths.items():
+        if not _LOG_FILE.fullmatch(name) or type(length) is not int or length < 0:
+            raise ValueError(f"a log of {length!r} bytes called {name!r}")
+    if type(seconds) is not float or not 0 <= seconds < 1e12:
+        raise ValueError(f"{seconds!r} seconds")
+    return held | {"config": RunConfig.from_dict(held["config"])}
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    came = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    remedy = "Remove this folder to go on from the one before."
+    return ValueError(three_beats(f"`{folder}` needs to be a whole checkpoint of this run", came, remedy))
 
 
 def _found(folder: Path) -> list[Path]:
     return sorted(folder.glob("stage[0-9]-*"))
 
 
-def _check_same_run(folder: Path, old: RunConfig, new: RunConfig) -> None:
-    found = {name: both for name, both in new.differences(old).items() if name.split(".")[0] not in _FREE}
+def check_same_run(folder: Path, old: RunConfig, new: RunConfig, free: tuple[str, ...] = _FREE) -> None:
+    """Raises ValueError where the settings of two runs differ in more than what is ``free``."""
+    found = {name: both for name, both in new.differences(old).items() if name.split(".")[0] not in free}
     if found:
         needed = f"to go on from `{folder}`, a run needs its settings"
         came = ", ".join(f"{name} = {now!r} (was {before!r})" for name, (now, before) in found.items())
         raise ValueError(three_beats(needed, came, "Take those settings back, or train into another folder."))
-
-
-def _flush(folder: Path) -> None:
-    """A name in a folder reaches the disk when the folder is flushed. Not every system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from multicontrast._checks import three_beats
 from unihpe_ref import processes
-from unihpe_ref.checkpoint import save_model, write_whole
+from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import (
     Augmentation,
@@ -30,10 +31,12 @@ from unihpe_ref.data import (
 )
 from unihpe_ref.environment import describe_environment
 from unihpe_ref.evaluation import Evaluation, MeanPose, evaluate
-from unihpe_ref.logs import RunLog, SilentLog
+from unihpe_ref.figures import save_pose_sheet
+from unihpe_ref.files import clear_partial, locked, remove_whole, write_whole
+from unihpe_ref.logs import RunLog, SilentLog, end_of_log
 from unihpe_ref.models import UniHPE, load_pose_weights
 from unihpe_ref.presets import deviations
-from unihpe_ref.resume import Checkpoint, newest_checkpoint, save_checkpoint
+from unihpe_ref.resume import Checkpoint, check_same_run, newest_checkpoint, save_checkpoint
 from unihpe_ref.seeds import seed_of
 from unihpe_ref.stages import make_stages
 from unihpe_ref.training import StageState, fit
@@ -66,9 +69,13 @@ def open_source(
     """
     data = config.data
     augmentation = Augmentation(
-        flip=data.flip, scale=data.scale, rotation_degrees=data.rotation_degrees, joint_noise=data.joint_noise
+        flip=data.flip,
+        scale=data.scale,
+        rotation_degrees=data.rotation_degrees,
+        joint_noise=data.joint_noise,
+        bodies=data.bodies,
     )
-    varied = bool(data.flip or data.scale or data.rotation_degrees or data.joint_noise)
+    varied = augmentation != Augmentation(flip=0.0, scale=0.0, rotation_degrees=0.0)
     options: dict[str, Any] = {
         "image_size": data.image_size if images else None,
         "augment": augmentation if varied else False,
@@ -104,12 +111,21 @@ def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
     """A model with the weights that a run begins with.
 
     Args:
-        config: its seed draws them; ``image_weights`` then fills the image encoder.
+        config: its seed draws them; ``image_weights`` then fills the image encoder, or ``start`` everything.
         to_be_restored: a checkpoint comes anyway; the file of the image weights need no longer be there.
-    Raises: as :func:`unihpe_ref.models.load_pose_weights`.
+    Raises: as :func:`unihpe_ref.models.load_pose_weights` and :func:`unihpe_ref.checkpoint.load_model`; ValueError
+        where ``start`` holds another model.
     """
     torch.manual_seed(config.seed)
     model = UniHPE(config.model, config.sampler)
+    if config.start is not None and not to_be_restored:
+        started, held = load_model(config.start)
+        other = held.model.differences(config.model)
+        if other:
+            name, (theirs, ours) = next(iter(other.items()))
+            needed = f"`start` needs a model with `model.{name}` = {ours}"
+            raise ValueError(three_beats(needed, f"{theirs} in {config.start}", "Set it as that model has it."))
+        model.load_state_dict(started.state_dict())
     if config.image_weights is not None and not to_be_restored:
         if model.image_encoder is None:
             needed = "`image_weights` needs a model with an image encoder"
@@ -177,20 +193,22 @@ def evaluate_model(model: UniHPE, config: RunConfig, motion: Motion | Recording,
     return evaluate(model, source, mean_pose, config.evaluation, seed=config.seed)
 
 
-def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """Makes the folder of a run; with ``overwrite`` the checkpoints in it go, and later the model.
+@contextmanager
+def run_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+    """Makes the folder of a run and keeps it for this process; what a killed one was writing goes.
 
-    Raises: FileExistsError when it already holds a model, or checkpoints that ``resume`` does not ask for, unless
-        ``overwrite``; OSError when it cannot be written.
+    With ``overwrite`` the checkpoints in it go as well, and later the model. Processes that help the first do nothing.
+
+    Raises: FileExistsError when it already holds a model, or checkpoints, and neither ``overwrite`` nor ``resume`` is
+        asked for, or when another process is at work in it; ValueError for both options; OSError when it cannot be
+        written.
     """
-    unfinished = (folder / CHECKPOINTS).exists()
-    if (folder / MODEL).exists() and not overwrite and not (resume and unfinished):
-        needed = "`--out` needs a folder without a trained model"
-        raise FileExistsError(three_beats(needed, f"{folder / MODEL}", "Choose another folder, or add `--overwrite`."))
-    if unfinished and not overwrite and not resume:
-        needed = "`--out` needs a folder without checkpoints"
-        remedy = "Add `--resume` to go on from them, or `--overwrite` to begin again."
-        raise FileExistsError(three_beats(needed, f"{folder / CHECKPOINTS}", remedy))
+    if processes.rank() > 0:
+        yield
+        return
+    if overwrite and resume:
+        needed = "`--resume` goes on with a run, which `--overwrite` would remove: it needs one of them"
+        raise ValueError(three_beats(needed, "both", "Leave out one of the two."))
     if folder.exists() and not folder.is_dir():
         needed = "`--out` needs a folder"
         raise NotADirectoryError(three_beats(needed, f"the file {folder}", "Choose another name."))
@@ -198,8 +216,15 @@ def prepare_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> No
     if not os.access(folder, os.W_OK):
         needed = "`--out` needs a folder that can be written"
         raise PermissionError(three_beats(needed, str(folder), "Choose another folder."))
-    if overwrite:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    with locked(folder):
+        for name, what in ((MODEL, "a trained model"), (CHECKPOINTS, "checkpoints")):
+            if (folder / name).exists() and not overwrite and not resume:
+                remedy = "Add `--resume` to go on with that run, or `--overwrite` to begin again."
+                raise FileExistsError(three_beats(f"`--out` needs a folder without {what}", f"{folder / name}", remedy))
+        if overwrite:
+            remove_whole(folder / CHECKPOINTS)
+        clear_partial(folder / CHECKPOINTS)
+        yield
 
 
 def save_json(values: object, path: Path) -> None:
@@ -210,36 +235,52 @@ def save_json(values: object, path: Path) -> None:
 def run(
     config: RunConfig, folder: Path, console: Console, device: torch.device, *, resume: bool = False
 ) -> tuple[UniHPE, Evaluation, Motion | Recording] | None:
-    """Trains, saves and evaluates; leaves everything that happened in ``folder``.
+    """Trains, saves, evaluates and draws; leaves everything that happened in ``folder``.
 
     Args:
         config: of the run.
-        folder: from :func:`prepare_folder`.
+        folder: the caller is inside :func:`run_folder`.
         console: for a person.
         device: where to train.
-        resume: goes on from the newest checkpoint in the folder, where there is one.
-    Returns: what is there at the end; None in the processes that helped the first one to train.
+        resume: goes on from the newest checkpoint in the folder; where the model is there, only with what is missing.
+    Returns: what is there at the end; None where nothing was missing, and in the processes that helped the first one.
     """
     motion = open_motion(config)
     start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
+    trained = resume and (folder / MODEL).exists() and not (folder / CHECKPOINTS).exists()
     processes.wait()  # all have looked
     if processes.rank() > 0:
-        train_model(config, motion, SilentLog(), device, start=start)
+        if not trained:
+            train_model(config, motion, SilentLog(), device, start=start)
         return None
-    save_json(config.to_dict(), folder / CONFIG)
-    save_json(describe_environment(device), folder / ENVIRONMENT)
-    held = None if start is None else start.log
+    if trained:
+        model, own = load_model(folder / MODEL, device)
+        check_same_run(folder, own, config, ("workers", "log_every", "checkpoint_every", "tensorboard"))
+        if all((folder / name).exists() for name in (EVALUATION, POSES)):
+            console.print("The run is done; nothing is missing.", highlight=False)
+            return None
+    else:
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)  # as long as it is there, a model and a log are of an older run
+        save_json(config.to_dict(), folder / CONFIG)
+        save_json(describe_environment(device), folder / ENVIRONMENT)
+    held = end_of_log(folder / LOG) if trained else None if start is None else start.log
     with RunLog(folder / LOG, console, resume=held, tensorboard=config.tensorboard) as log:
-        if start is None:
+        if trained:
+            log.write("resume", checkpoint=MODEL, torch=torch.__version__, device=str(device))
+            console.print("The model is trained; evaluates it.", highlight=False)
+        elif start is None:
             named = {name: {"here": here, "paper": paper} for name, (here, paper) in deviations(config).items()}
             log.write("begin", config=config.to_dict(), deviations=named, torch=torch.__version__, device=str(device))
         else:
             log.write("resume", checkpoint=start.folder.name, torch=torch.__version__, device=str(device))
             console.print(f"Resumes after step {start.step} of stage {start.stage}.", highlight=False)
-        model = train_model(config, motion, log, device, checkpoints=folder / CHECKPOINTS, start=start)
-        save_model(model, config, folder / MODEL)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # the model is what they led to
+        if not trained:
+            model = train_model(config, motion, log, device, checkpoints=folder / CHECKPOINTS, start=start)
+            save_model(model, config, folder / MODEL)
         evaluation = evaluate_model(model, config, motion)
         log.write("evaluation", **evaluation.to_dict())
     save_json(evaluation.to_dict(), folder / EVALUATION)
+    source = open_source(motion, config, images=model.image_encoder is not None).split("test")
+    save_pose_sheet(model, source, folder / POSES, seed=config.seed)
+    remove_whole(folder / CHECKPOINTS)  # the model is what they led to; until here they can lead to it again
     return model, evaluation, motion

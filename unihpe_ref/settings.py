@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import types
 import typing
 from pathlib import Path
@@ -18,10 +19,17 @@ _Settings = TypeVar("_Settings", bound="Settings")
 
 
 def option(
-    default: Any, *, at_least: float | None = None, above: float | None = None, below: float | None = None
+    default: Any,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """A field with a default and the range that its numbers have to stay in."""
-    return dataclasses.field(default=default, metadata={"at_least": at_least, "above": above, "below": below})
+    return dataclasses.field(
+        default=default, metadata={"at_least": at_least, "at_most": at_most, "above": above, "below": below}
+    )
 
 
 class Settings:
@@ -146,8 +154,8 @@ def _check_type(owner: str, name: str, hint: Any, value: Any) -> None:
 
 
 def _check_range(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
-    words = {"at_least": "at least", "above": "greater than", "below": "less than"}
-    holds = {"at_least": lambda x, y: x >= y, "above": lambda x, y: x > y, "below": lambda x, y: x < y}
+    words = {"at_least": "at least", "at_most": "at most", "above": "greater than", "below": "less than"}
+    holds = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt, "below": operator.lt}
     for kind, bound in field.metadata.items():
         for number in value if isinstance(value, tuple) else (value,):
             if kind in holds and bound is not None and not holds[kind](number, bound):

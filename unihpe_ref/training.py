@@ -130,9 +130,15 @@ class StageState:
         }
 
     def restore(self, beside: dict[str, Any], weights: dict[str, Tensor], average: dict[str, Tensor] | None) -> None:
-        """Takes the values of a checkpoint: what :meth:`beside_the_weights` gave, the weights, and their average."""
+        """Takes the values of a checkpoint: what :meth:`beside_the_weights` gave, the weights, and their average.
+
+        Raises: ValueError for moments that are not those of these weights, which fused AdamW would read beyond their
+            end; as ``load_state_dict`` for the others.
+        """
         self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(beside["optimizer"])
+        _check_moments(beside["optimizer"]["state"], self.optimizer)
+        groups = self.optimizer.state_dict()["param_groups"]  # the settings, and not those of a file
+        self.optimizer.load_state_dict({"state": beside["optimizer"]["state"], "param_groups": groups})
         self.stage.temperature.load_state_dict(beside["temperature"])
         self.scaler.load_state_dict(beside["scaler"])
         if self.average is not None:
@@ -140,6 +146,17 @@ class StageState:
             self.average.module.load_state_dict(average)
             self.average.n_averaged.fill_(beside["averaged"])
         self.step = beside["step"]
+
+
+def _check_moments(held: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in held.items():
+        shapes = {name: tuple(value.shape) for name, value in moments.items()}
+        own = tuple(parameters[number].shape) if number in range(len(parameters)) else None
+        plain = all(value.layout is torch.strided and value.dtype is torch.float32 for value in moments.values())
+        if shapes != {"step": (), "exp_avg": own, "exp_avg_sq": own} or not plain:
+            needed = f"the optimizer needs float32 moments of weight {number}, of shape {own}"
+            raise ValueError(three_beats(needed, str(shapes), "Go on from a checkpoint of this model."))
 
 
 def fit(

@@ -10,6 +10,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,8 +22,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from multicontrast._checks import describe, three_beats
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import SKELETON
+from unihpe_ref.files import write_whole
 
 _GIF_FRAMES, _GIF_SECONDS, _GIF_SIZE = 48, 0.08, 360
 _OVERSAMPLE = 3  # drawn larger and reduced: Pillow's lines have no smooth edges
@@ -141,7 +142,7 @@ def _png(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> byt
             _limbs(axis, joints_px[k].double(), range(len(SKELETON.limbs)))
             axis.margins(0.12)
             axis.invert_yaxis()
-            axis.set_xlabel(titles[k], fontsize=8)
+            axis.set_xlabel(titles[k], fontsize=8, parse_math=False)
             if line == 0:
                 axis.set_title("input, 2D", fontsize=9)
         for axis, degrees in zip(panels, _SHEET_DEGREES):
@@ -180,7 +181,8 @@ def _html(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> by
         if joints_px is None
         else [[[round(float(x), 1) for x in joint] for joint in pose] for pose in joints_px],
     }
-    # "</" would end the script element early, wherever a title comes from.
-    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    # No title begins a tag or a comment in the script element, nor stands for the other part of the page.
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     page = (files("unihpe_ref") / "assets" / "turntable.html").read_text(encoding="utf-8")
-    return page.replace("__TITLE__", html.escape(titles[0])).replace("__DATA__", text).encode()
+    parts = {"__TITLE__": html.escape(titles[0]), "__DATA__": text}
+    return re.sub("|".join(parts), lambda found: parts[found[0]], page).encode()

@@ -33,7 +33,7 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 class Lift:
     """Lift 2D poses of a keypoint file (COCO, BODY-25 or Human3.6M's 17 joints) to 3D.
 
-    The lifters that come with the package need no training and no download. Say how the camera sees: its intrinsics
+    The lifter that comes with the package needs no training and no download. Say how the camera sees: its intrinsics
     where they are known, else the size of the image.
     """
 
@@ -50,7 +50,7 @@ class Lift:
     min_confidence: float = 0.0
     """joints at or below it are missing; poses with missing joints are left out"""
     joints_2d: Literal["detected", "annotated"] = "detected"
-    """a detector's, off by a percent of the person's size or more; or exact ones, for which another lifter is better"""
+    """a detector's, off by a percent of the person's size or more; or exact ones: what the lifter is told"""
     flip: bool = True
     """average with the mirrored pose"""
     checkpoint: Path | None = None
@@ -185,6 +185,8 @@ class Retrieve:
         poses = read_poses(path)
         if poses is not None:
             names, joints_3d, root = poses
+            if lifter.model.config.lifting_only:  # the shipped one's 3D encoder is a file of its own
+                lifter = load_lifter(self.checkpoint, whole=True)
             return "3D", names, lifter.embed_3d(joints_3d, root)
         found = read_keypoints(path, layout=self.layout)
         rows = torch.nonzero(found.complete)[:, 0]
@@ -208,7 +210,7 @@ class Export:
     """a model.safetensors of `unihpe train`; the lifter of the package unless given"""
 
     def execute(self, console: Console) -> None:
-        lifter = load_lifter(self.checkpoint)
+        lifter = load_lifter(self.checkpoint, whole=self.part == "encoder-3d")
         report = export_model(lifter, self.part, self.out)
         console.print(f"{self.out}: {report.format}, {self.part}, {report.bytes / 1e6:.1f} MB", highlight=False)
         for name, shape in (*report.inputs.items(), *report.outputs.items()):

@@ -20,12 +20,12 @@ from benchmarks.environment import ROOT, describe_environment
 from benchmarks.studies.photographs import judge_photographs
 from benchmarks.studies.plan import EQUAL_TIME, MAX_STRETCH, Cell
 from multicontrast._checks import three_beats
-from multicontrast.metrics import cosine_alignment, median_rank, retrieval_recall
-from unihpe_ref.checkpoint import write_whole
-from unihpe_ref.config import RunConfig
+from multicontrast.metrics import cosine_alignment, median_rank, mpjpe, retrieval_recall
+from unihpe_ref.config import RunConfig, SamplerConfig
 from unihpe_ref.data import Motion
+from unihpe_ref.files import write_whole
 from unihpe_ref.logs import RunLog
-from unihpe_ref.models import UniHPE
+from unihpe_ref.models import UniHPE, best_hypothesis
 from unihpe_ref.runs import evaluate_model, open_source, train_model
 
 RESULTS = ROOT / "benchmarks" / "results" / "studies"
@@ -90,6 +90,8 @@ def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | No
         result["curve"] = _curve(steps)
     else:
         result["poses"] = evaluate_model(model, config, motion).to_dict()
+    if cell.study == "table4-fair" and config.model.decoder == "diffusion":
+        result["hypotheses"] = _hypotheses(model, config, motion)
     if cell.study == "table6" and photographs is not None:
         result["photographs"] = judge_photographs(model, config, motion, photographs)
     if cell.study == "fig5":
@@ -140,7 +142,7 @@ def _embeddings(model: UniHPE, config: RunConfig, motion: Motion) -> tuple[dict[
     for indices in source.evaluation_indices(config.evaluation.stride).split(config.evaluation.batch_size):
         batch = source.evaluation_batch(indices)
         rows = {
-            "2d": model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info()),
+            "2d": model.encode(**batch.inputs_2d()),
             "3d": model.encode(kp3d=batch.joints_3d),
         }
         if batch.image is not None:
@@ -165,6 +167,32 @@ def _alignment(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, An
                 "median_rank": float(median_rank(x, y)),
             }
     return {"frames": len(embeddings["2d"]), "pairs": found}
+
+
+@torch.no_grad()
+def _hypotheses(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, Any]:
+    """What drawn poses are worth, mm, on every other evaluated frame: MPJPE of the first of ten, of their mean, and of
+    the best, which an oracle chooses; and the root mean square of their spread beside that of their mean's error.
+
+    Drawn from the truth's own distribution, ten would spread by 0.95 of their mean's error.
+    """
+    source = open_source(motion, config, images=False).split("test")
+    batch = source.evaluation_batch(source.evaluation_indices(2 * config.evaluation.stride))
+    truth, generator = batch.joints_3d, torch.Generator().manual_seed(config.seed)
+    deterministic = model.lift(**batch.inputs_2d(), generator=generator)
+    found: dict[str, Any] = {"poses": len(batch), "deterministic": 1000 * float(mpjpe(deterministic, truth))}
+    for sampler, steps in (("sde", 50), ("ode", 25)):  # as many evaluations of the network
+        sampling = SamplerConfig(sampler=sampler, steps=steps)
+        drawn = model.lift(**batch.inputs_2d(), hypotheses=10, sampling=sampling, generator=generator)
+        mean = drawn.mean(0)
+        found[sampler] = {
+            "first": 1000 * float(mpjpe(drawn[0], truth)),
+            "mean": 1000 * float(mpjpe(mean, truth)),
+            "best, by an oracle": 1000 * float(mpjpe(best_hypothesis(drawn, truth), truth)),
+            "spread": 1000 * float(drawn.var(0).sum(-1).mean().sqrt()),
+            "error of the mean": 1000 * float((mean - truth).square().sum(-1).mean().sqrt()),
+        }
+    return found
 
 
 def _curve(steps: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.environment import ROOT
 from benchmarks.studies import tables
 from benchmarks.studies.cells import RESULTS, read_result
-from benchmarks.studies.plan import CELLS, SEEDS, Cell, rows
-from unihpe_ref.checkpoint import write_whole
+from benchmarks.studies.plan import CELLS, PAIRS, RATES, SEEDS, TUNED, Cell, rows
+from unihpe_ref.files import write_whole
 
 PAGE = ROOT / "docs" / "unihpe" / "studies.md"
 CURVES = ROOT / "docs" / "_static" / "studies-cosines.svg"
@@ -64,7 +64,11 @@ def page(folder: Path = RESULTS) -> str:
     done = [result for cell in CELLS if (result := read_result(cell, folder)) is not None]
     seconds = sum(result["cpu_seconds"]["all"] for result in done)
     state = f"Of {len(CELLS)} cells {len(done)} have been run, in {seconds / 3600:.1f} hours of one CPU thread."
-    parts = [_INTRODUCTION, state, _table4(folder), _table6(folder), _figures(folder), _exact(folder), _photos(folder)]
+    missing = [f"`{cell.name}`" for cell in CELLS if read_result(cell, folder) is None]
+    if done and missing:
+        state += f" Missing: {', '.join(missing)}."
+    sections = (_table4, _fair, _table6, _figures, _exact, _photos)
+    parts = [_INTRODUCTION, state, *(section(folder) for section in sections)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -125,8 +129,59 @@ def _table4(folder: Path) -> str:
     head = ["2D encoder, 3D decoder", "MPJPE (mm)", "PA-MPJPE (mm)", "M parameters", "CPU s", "paper, MPJPE"]
     return (
         "## Table 4: encoder and decoder\n\nLifting ground-truth 2D joints, without images. The paper finds the "
-        f"transformer with the diffusion decoder far ahead.\n\n{_markdown(head, lines)}"
+        f"transformer with the diffusion decoder far ahead.\n\n{_markdown(head, lines)}\n\nThe order of these rows is "
+        "no property of the parts. The MLP decoder's loss, a mean square, begins at about 1, the score decoder's, half "
+        "a sum, at about 25, beside the same contrastive loss; the transformer encoder has 0.085 million parameters "
+        "and the MLP encoder 0.473; GFPose's parameterisation learns slowly. The next table takes these out."
     )
+
+
+_FAIR_TITLES = {"transformer-gfpose": "transformer, diffusion as in GFPose"}
+
+
+def _fair(folder: Path) -> str:
+    rates = sorted(RATES)
+    pose, lines, drawn = _pose("2D to 3D", "MPJPE"), [], []
+    for pair in PAIRS:
+        by_rate = {rate: _cells("table4-fair", f"{pair}-{rate}", folder) for rate in rates}
+        first = [f"{pose(cells[0]):.1f}" if cells else "" for cells in by_rate.values()]
+        tuned = by_rate.get(TUNED.get(pair, ""), [])
+        title = _FAIR_TITLES.get(pair, pair.replace("-", ", "))
+        repeated = [_spread(tuned, _pose("2D to 3D", metric)) for metric in ("MPJPE", "PA-MPJPE")]
+        lines.append([title, *first, TUNED.get(pair, ""), *repeated, _spread(tuned, _cost, 0)])
+        shown = tuned or min(
+            (cells for cells in by_rate.values() if cells), key=lambda cells: pose(cells[0]), default=[]
+        )
+        for sampler, words in (("sde", "SDE, 50 steps"), ("ode", "ODE, 25 steps of two")):
+            if shown and "hypotheses" in shown[0]["result"]:
+                names = ("first", "mean", "best, by an oracle", "spread", "error of the mean")
+                numbers = [_spread(shown, _hypothesis(sampler, name)) for name in names]
+                drawn.append([title, words, _spread(shown, _hypothesis("deterministic")), *numbers])
+    head = ["2D encoder, 3D decoder", *(f"at {rate}" for rate in rates), "chosen", "MPJPE (mm)", "PA-MPJPE", "CPU s"]
+    text = (
+        "## Table 4 with equal losses, parts and care\n\nThe same question with every decoding loss a mean square that "
+        "begins at about 1 and L_cl at the weight of 0.04; encoders of 0.085 million parameters, decoders of 0.41 "
+        "(MLP) and 0.45 (diffusion); the diffusion decoder [preconditioned](model.md), with GFPose's parameterisation "
+        "in the last row; and the best of three learning rates by the first seed, repeated with the others. Half the "
+        f"steps of the table above.\n\n{_markdown(head, lines)}"
+    )
+    if drawn:
+        head = ["", "ten drawn by", "one pose (`gfpose`)", "first", "mean", "best, by an oracle", "spread", "error"]
+        text += (
+            "\n\nPoses drawn from the diffusion decoders, on every other frame: MPJPE in mm, then the root mean square "
+            "of the ten poses' spread and that of their mean's error. Ten draws from the truth's own distribution "
+            "would spread by 0.95 of that error, and one of them would err by 1.4 times as much as the best guess."
+            f"\n\n{_markdown(head, drawn)}"
+        )
+    return text
+
+
+def _hypothesis(sampler: str, name: str = "") -> _Read:
+    def read(result: dict[str, Any]) -> float:
+        held = result["result"]["hypotheses"][sampler]
+        return held[name] if name else held
+
+    return read
 
 
 _TABLE6 = {

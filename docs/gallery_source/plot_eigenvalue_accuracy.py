@@ -26,13 +26,17 @@ def matrices(cosines):
     """Gram matrices (..., 3, 3) of cosines (3, ...)."""
     a, b, c = cosines
     one = torch.ones_like(a)
-    return torch.stack([torch.stack(row, -1) for row in ((one, a, b), (a, one, c), (b, c, one))], -2)
+    return torch.stack(
+        [torch.stack(row, -1) for row in ((one, a, b), (a, one, c), (b, c, one))], -2
+    )
 
 
 def arc_cosine(a, b, c):
     """The textbook form."""
     s, p = a * a + b * b + c * c, a * b * c
-    return 1 + 2 * (s / 3).sqrt() * torch.cos(torch.acos((p / (s / 3) ** 1.5).clamp(-1, 1)) / 3)
+    return 1 + 2 * (s / 3).sqrt() * torch.cos(
+        torch.acos((p / (s / 3) ** 1.5).clamp(-1, 1)) / 3
+    )
 
 
 def value_and_gradient(function, cosines):
@@ -43,7 +47,9 @@ def value_and_gradient(function, cosines):
 
 contenders = {
     "multicontrast": mc.linalg.gram3_eigmax,
-    "LAPACK (eigvalsh)": lambda *cosines: torch.linalg.eigvalsh(matrices(cosines))[..., -1],
+    "LAPACK (eigvalsh)": lambda *cosines: torch.linalg.eigvalsh(matrices(cosines))[
+        ..., -1
+    ],
     "arc cosine": arc_cosine,
 }
 worst = {name: ([], []) for name in contenders}
@@ -68,6 +74,10 @@ for axis, which, title in zip(axes, (0, 1), ("eigenvalue", "gradient")):
     for (name, errors), colour in zip(worst.items(), ("#0072b2", "#666666", "#d55e00")):
         finite = torch.tensor(errors[which]).clamp(max=1e9)
         axis.loglog(gaps, finite.clamp(min=0.05), label=name, color=colour, linewidth=2)
-    axis.set(title=title, xlabel="gap between the two largest, relative", ylabel="largest error / eps")
+    axis.set(
+        title=title,
+        xlabel="gap between the two largest, relative",
+        ylabel="largest error / eps",
+    )
     axis.grid(alpha=0.3)
 axes[0].legend()

@@ -15,12 +15,34 @@ from multicontrast import metrics
 from unihpe_ref.data import generate_motion
 
 actions = ("walk", "wave", "sit", "bend", "jump")
-motion = generate_motion(20, actions=actions, num_subjects=2, num_test_subjects=1, seconds=4)
+motion = generate_motion(
+    20, actions=actions, num_subjects=2, num_test_subjects=1, seconds=4
+)
 target = motion.joints[::10]
 names = [motion.action[sequence] for sequence in motion.sequence[::10].tolist()]
 
 generator = torch.Generator().manual_seed(0)
-extremity = torch.tensor([0.3, 0.4, 0.8, 1.4, 0.4, 0.8, 1.4, 0.4, 0.5, 0.6, 0.8, 0.6, 1.1, 1.8, 0.6, 1.1, 1.8])
+extremity = torch.tensor(
+    [
+        0.3,
+        0.4,
+        0.8,
+        1.4,
+        0.4,
+        0.8,
+        1.4,
+        0.4,
+        0.5,
+        0.6,
+        0.8,
+        0.6,
+        1.1,
+        1.8,
+        0.6,
+        1.1,
+        1.8,
+    ]
+)
 sitting = torch.tensor([2.0 if name == "sit" else 1.0 for name in names])
 noise = torch.randn(target.shape, generator=generator)
 pred = target + 0.03 * (sitting[:, None] * extremity)[..., None] * noise
@@ -29,7 +51,9 @@ pred = target + 0.03 * (sitting[:, None] * extremity)[..., None] * noise
 # Poses are in metres, and the report is in millimetres.
 
 report = metrics.PoseReport(actions=actions, unit_scale=1000.0)
-for rows in torch.arange(len(target)).split(64):  # as a loader hands them over; the last batch is short
+for rows in torch.arange(len(target)).split(
+    64
+):  # as a loader hands them over; the last batch is short
     report.update(pred[rows], target[rows], action=[names[i] for i in rows])
 result = report.compute()
 print(result.to_markdown())

@@ -18,12 +18,16 @@ import torch
 import multicontrast as mc
 from unihpe_ref.data import SKELETON, generate_motion
 
-pose = generate_motion(2, actions=("walk",), num_subjects=2, num_test_subjects=1, seconds=4).joints[40]
+pose = generate_motion(
+    2, actions=("walk",), num_subjects=2, num_test_subjects=1, seconds=4
+).joints[40]
 pose = 1000 * (pose - pose[0])  # millimetres from the pelvis, z up
 generator = torch.Generator().manual_seed(0)
 
 angle = torch.tensor(0.7)
-rotation = torch.tensor([[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0], [0, 0, 1]])
+rotation = torch.tensor(
+    [[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0], [0, 0, 1]]
+)
 estimates = {
     "turned, half the size, moved": 0.5 * pose @ rotation.T + 300,
     "noisy": pose + 30 * torch.randn(pose.shape, generator=generator),
@@ -35,13 +39,23 @@ estimates = {
 # %%
 # Grey is the truth, colour the estimate after alignment.
 
-figure, axes = plt.subplots(1, len(estimates), figsize=(13, 4), layout="constrained", subplot_kw={"projection": "3d"})
+figure, axes = plt.subplots(
+    1,
+    len(estimates),
+    figsize=(13, 4),
+    layout="constrained",
+    subplot_kw={"projection": "3d"},
+)
 for axis, (name, estimate) in zip(axes, estimates.items()):
     aligned = mc.metrics.procrustes_align(estimate, pose).aligned
     error = mc.metrics.pa_mpjpe(estimate, pose).item()
     for joints, width, faint in ((pose, 4, True), (aligned, 2, False)):
         for (parent, child), colour in zip(SKELETON.limbs, SKELETON.limb_colours):
-            axis.plot(*joints[[parent, child]].T, color="0.8" if faint else colour, linewidth=width)
+            axis.plot(
+                *joints[[parent, child]].T,
+                color="0.8" if faint else colour,
+                linewidth=width,
+            )
     axis.set_title(f"{name}\nPA-MPJPE {error:.1f} mm", fontsize=10)
     axis.set_axis_off()
     axis.set_box_aspect((1, 1, 2), zoom=1.5)

@@ -2,9 +2,9 @@ r"""
 Sampled against exact denominators
 ==================================
 
-UniHPE compares each anchor with one sampled triplet for each sample of the batch, and calls all of them unaffordable.
-With the closed form the exact denominator is affordable, and the sampled one can be seen for what it is: an estimate
-of it, with too few terms in its sum, and noisy.
+UniHPE compares each anchor with one sampled triplet for each sample of the batch, and calls all triplets unaffordable.
+With the closed form the exact denominator is affordable. The sampled one is a noisy estimate of it, with too few terms
+in its sum.
 """
 
 # %%
@@ -18,7 +18,9 @@ import multicontrast as mc
 B, D, TAU = 96, 64, 0.2
 generator = torch.Generator().manual_seed(0)
 shared = torch.randn(B, D, generator=generator)
-x_img, x_2d, x_3d = (shared + 1.2 * torch.randn(B, D, generator=generator) for _ in range(3))
+x_img, x_2d, x_3d = (
+    shared + 1.2 * torch.randn(B, D, generator=generator) for _ in range(3)
+)
 
 # %%
 # One number of negatives after the other, forty draws each. A sum of :math:`K` terms stands where :math:`B^2 - 1` are
@@ -29,9 +31,16 @@ counts = [1, 2, 4, 8, 16, 32, 64, 95, 256, 1024]
 
 
 def draw(count):
-    """The loss of one draw, as it is and with its negatives counted as often as they stand for others."""
-    loss = mc.triplet_infonce(x_img, x_2d, x_3d, TAU, num_negatives=count, generator=generator, reduction="none")
-    return torch.stack([loss.mean(), torch.log1p((B**2 - 1) / count * torch.expm1(loss)).mean()])
+    """The loss of one draw: as it is, and with its negatives counted more than once."""
+    options = {
+        "negatives": "permutation",
+        "num_negatives": count,
+        "generator": generator,
+    }
+    loss = mc.triplet_infonce(x_img, x_2d, x_3d, TAU, reduction="none", **options)
+    return torch.stack(
+        [loss.mean(), torch.log1p((B**2 - 1) / count * torch.expm1(loss)).mean()]
+    )
 
 
 draws = {count: torch.stack([draw(count) for _ in range(40)]) for count in counts}
@@ -48,7 +57,13 @@ true_direction = direction(negatives="all")
 agreement = {
     count: torch.stack(
         [
-            torch.cosine_similarity(direction(num_negatives=count, generator=generator), true_direction, dim=0)
+            torch.cosine_similarity(
+                direction(
+                    negatives="permutation", num_negatives=count, generator=generator
+                ),
+                true_direction,
+                dim=0,
+            )
             for _ in range(10)
         ]
     )
@@ -58,8 +73,13 @@ agreement = {
 # %%
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-left.axhline(exact, color="#0072b2", linewidth=2, label=f"exact: {B**2} triplets for each anchor")
-for which, colour, label in ((0, "#d55e00", "sampled"), (1, "#009e73", "sampled, each counted (B² - 1) / K times")):
+left.axhline(
+    exact, color="#0072b2", linewidth=2, label=f"exact: {B**2} triplets for each anchor"
+)
+for which, colour, label in (
+    (0, "#d55e00", "sampled"),
+    (1, "#009e73", "sampled, each counted (B² - 1) / K times"),
+):
     left.errorbar(
         counts,
         [draws[count][:, which].mean() for count in counts],
@@ -69,7 +89,11 @@ for which, colour, label in ((0, "#d55e00", "sampled"), (1, "#009e73", "sampled,
         label=label,
     )
 left.axvline(B - 1, color="0.7", linestyle=":", label="the paper: B - 1")
-left.set(xscale="log", xlabel="negatives for each anchor", ylabel="loss, mean and spread of 40 draws")
+left.set(
+    xscale="log",
+    xlabel="negatives for each anchor",
+    ylabel="loss, mean and spread of 40 draws",
+)
 left.legend(loc="center left")
 right.errorbar(
     counts,
@@ -79,10 +103,15 @@ right.errorbar(
     marker="o",
 )
 right.axvline(B - 1, color="0.7", linestyle=":")
-right.set(xscale="log", ylim=(0, 1.02), xlabel="negatives for each anchor", ylabel="cosine with the exact gradient")
+right.set(
+    xscale="log",
+    ylim=(0, 1.02),
+    xlabel="negatives for each anchor",
+    ylabel="cosine with the exact gradient",
+)
 for axis in (left, right):
     axis.grid(alpha=0.3)
 
 # %%
-# The value is far off, the direction of the gradient is not: with as many negatives as the paper draws it is nearly the
-# exact one. What the exact denominator buys is a loss without noise, that means the same at every batch size.
+# The value is far off; the direction of the gradient is not. With as many negatives as the paper draws it is nearly
+# that of the exact loss. The exact denominator gives a loss without noise, with one meaning at every batch size.

@@ -58,7 +58,14 @@ def run(temperature):
 figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
 axis.axhline(LOWEST, color="0.7", linestyle=":", label="lower bound")
 axis.axvline(STEPS / 2, color="0.9", linewidth=6, label="the matches become hard")
-axis.plot(run(ClampedInside()), color="#d55e00", label="clamped inside the graph: stuck")
-axis.plot(run(mc.Temperature(0.2, min=LOWEST)), color="#0072b2", linewidth=2, label="multicontrast.Temperature")
+axis.plot(
+    run(ClampedInside()), color="#d55e00", label="clamped inside the graph: stuck"
+)
+axis.plot(
+    run(mc.Temperature(0.2, min=LOWEST)),
+    color="#0072b2",
+    linewidth=2,
+    label="multicontrast.Temperature",
+)
 axis.set(yscale="log", xlabel="step", ylabel="tau")
 axis.legend()

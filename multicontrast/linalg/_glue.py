@@ -1,4 +1,4 @@
-"""What the autograd functions of this room share."""
+"""What the operations of this package share."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ def is_eager_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
-def blocks(count: int, length: int, device: torch.device) -> Iterator[slice]:
-    """``count`` rows, on a CPU by ``length`` at a time so that intermediate results stay in the cache."""
-    step = max(min(length, count) if device.type == "cpu" else count, 1)
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
+def blocks(count: int, length: int) -> Iterator[slice]:
+    """``count`` rows, by ``length`` at a time so that intermediate results stay in the cache."""
+    for start in range(0, count, length):
+        yield slice(start, min(start + length, count))
 
 
 def batch_first(size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -71,3 +70,16 @@ def refuse_nested_forward_mode(operation: str) -> None:
         needed = f"`{operation}` can be differentiated in forward mode once"
         remedy = "Take the other derivative in reverse mode: `torch.func.jacfwd(torch.func.jacrev(f))`."
         raise NotImplementedError(three_beats(needed, "forward mode over forward mode", remedy))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of small matrices, in full precision whatever autocast and the settings for TF32 say."""
+    total = a[..., :, :1] * b[..., :1, :]
+    for k in range(1, a.shape[-1]):
+        total = torch.addcmul(total, a[..., :, k : k + 1], b[..., k : k + 1, :])
+    return total
+
+
+def batch_last(matrices: Tensor) -> Tensor:
+    """``(n, N, M)`` in memory where the entries are contiguous over the batch, as a CPU wants them entry by entry."""
+    return matrices.permute(1, 2, 0).contiguous().permute(2, 0, 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from multicontrast.linalg.gram3 import evaluate_with_gradient, gram3_excess
-from multicontrast.linalg.symmetric import evaluate, symmetric_eigmax
+from multicontrast.linalg.symmetric import EIGMAX, symmetric_eigmax
 
 
 def num_vectors(num_cosines: int) -> int:
@@ -44,7 +44,7 @@ def gram_eigmax_with_gradient(cosines: Sequence[Tensor]) -> tuple[Tensor, list[T
         a, b, c = cosines
         x, *gradient = evaluate_with_gradient(a, b, c)
         return x, gradient
-    x, projector, *_ = evaluate(_assemble(n, cosines))
+    x, projector, *_ = EIGMAX.evaluate(False, _assemble(n, cosines))
     return x, [2 * projector[..., i, j] for i in range(n) for j in range(i + 1, n)]
 
 

@@ -1,8 +1,8 @@
-r"""The h-cubic in place: the hot path of the losses on a CPU, where the cost is the number of passes over a block.
+r"""The h-cubic in place, for the losses and for large batches on a CPU, where passes over a block are the cost.
 
-The equations of :mod:`multicontrast.linalg._gram3_torch` in some fifty-five passes, without a mask or an allocation;
-blocks of 128K to 256K elements are best. The gradient alone is another, which saves passes: from the eigenvector, by
-two quotients,
+It computes the equations of :mod:`multicontrast.linalg._gram3_torch` in some fifty-five passes, without a mask or an
+allocation; the losses' bars need it (GRAM3_RATIO). The gradient alone differs, and saves passes: it comes from the
+eigenvector, by two quotients,
 
 .. math:: \sigma = \frac{u_2 + u_3}{u_1} = \frac{a + b}{x - c},
           \qquad \tau = \frac{u_2 - u_3}{u_1} = \frac{a - b}{x + c},
@@ -10,9 +10,9 @@ two quotients,
 .. math:: (g_a, g_b, g_c) = \big(\sigma + \tau,\ \sigma - \tau,\ (\sigma^2 - \tau^2) / 2\big)
           \big/ \big(1 + (\sigma^2 + \tau^2) / 2\big).
 
-Cells that they are not made for (zeros, denormals, NaN, infinity, ties of all three magnitudes with a negative product,
-:math:`u_1 = 0`) leave the root very small or something infinite or NaN; if there are any, they alone are done by the
-careful form. Looking for them brings numbers to the host, so this is no road for a GPU.
+These formulas fail for some elements: zeros, denormals, NaN, infinity, ties of all three magnitudes with a negative
+product, :math:`u_1 = 0`. Such elements show as a very small root or as infinity or NaN, and are computed again by
+``_gram3_torch``. Finding them brings numbers to the host, so a GPU does not use this form.
 """
 
 from __future__ import annotations
@@ -34,47 +34,30 @@ Triple = tuple[Tensor, Tensor, Tensor]
 _RANGE = {torch.float32: (2.0**-19, 2.0**28), torch.float64: (2.0**-220, 2.0**240)}
 
 
-def eigmax_with_gradient_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
-    """``lambda_max - 1``, in a row of ``scratch``; ``a, b, c`` become its derivatives.
-
-    Args:
-        a, b, c: cosines of one shape, contiguous, float32 or float64; overwritten.
-        scratch: ``(SCRATCH_ROWS, *shape)`` of the same type; overwritten.
-
-    Accuracy and conventions are those of :func:`multicontrast.linalg._gram3_torch.eigmax_with_gradient`.
-    """
-    rows = scratch.unbind(0)
-    eigmax_with_gradient_into(rows[0], (a, b, c), (a, b, c), rows[1:])
-    return rows[0]
-
-
-def eigmax_excess_(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
-    """``lambda_max - 1`` alone, in a row of ``scratch``; ``a, b, c`` are left as they are."""
-    rows = scratch.unbind(0)
-    eigmax_excess_into(rows[0], (a, b, c), rows[1:])
-    return rows[0]
-
-
 def eigmax_excess_into(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
-    """``lambda_max - 1`` into ``x``; ``rows`` as for :func:`eigmax_with_gradient_into`."""
+    """Writes ``lambda_max - 1`` into ``x``; ``rows`` are as for :func:`eigmax_with_gradient_into`."""
     a, b, c = cosines
     _root(a, b, c, x, rows)
-    odd = _odd_cells(x, None)
-    if odd is not None:
-        x[odd] = eigmax_excess(*(cosine.expand(x.shape)[odd] for cosine in cosines))
+    exceptions = _exceptions(x, None)
+    if exceptions is not None:
+        x[exceptions] = eigmax_excess(*(cosine.expand(x.shape)[exceptions] for cosine in cosines))
 
 
 def eigmax_with_gradient_into(x: Tensor, gradient: Triple, cosines: Triple, rows: tuple[Tensor, ...]) -> None:
-    """The same into ``x`` and ``gradient``, which may be the cosines' own memory; ``rows`` has one row less."""
+    """Writes ``lambda_max - 1`` into ``x`` and its derivatives into ``gradient``.
+
+    All tensors have one shape and type, float32 or float64. ``gradient`` may be the cosines' own memory; ``rows`` are
+    ``SCRATCH_ROWS - 1`` contiguous buffers. Accuracy and conventions are those of ``_gram3_torch``.
+    """
     ratios = _value_and_ratios(x, cosines, rows)
     share = ratios.length.reciprocal_()
     _differentiate(gradient, ratios, share)
-    for whole, part in zip(gradient, ratios.careful):
-        whole[ratios.odd] = part
+    for whole, part in zip(gradient, ratios.recomputed):
+        whole[ratios.exceptions] = part
 
 
 def eigmax_with_pullback(cosines: Triple, scratch: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-    """``lambda_max - 1`` and a function that maps a weight for each cell to weight x derivative by each cosine.
+    """``lambda_max - 1`` and a function that maps a weight for each element to weight x derivative by each cosine.
 
     Both live in ``scratch`` ``(SCRATCH_ROWS, *shape)``. The cosines are only read, and may be of any shapes that
     broadcast to that one; the weights may be the value's own memory. The pullback works once.
@@ -85,24 +68,26 @@ def eigmax_with_pullback(cosines: Triple, scratch: Tensor) -> tuple[Tensor, Call
     def pullback(weights: Tensor) -> list[Tensor]:
         results = (ratios.free[2], ratios.free[0], ratios.first)
         share = torch.div(weights, ratios.length, out=ratios.length)
-        careful = [] if ratios.odd is None else [part * weights[ratios.odd] for part in ratios.careful]
+        recomputed = (
+            [] if ratios.exceptions is None else [part * weights[ratios.exceptions] for part in ratios.recomputed]
+        )
         _differentiate(results, ratios, share)
-        for whole, part in zip(results, careful):
-            whole[ratios.odd] = part
+        for whole, part in zip(results, recomputed):
+            whole[ratios.exceptions] = part
         return list(results)
 
     return x, pullback
 
 
 class _Ratios(NamedTuple):
-    """The top eigenvector of each cell, and what the careful form says of the cells that need it."""
+    """The top eigenvector of each element, and the derivatives of the exceptions."""
 
     first: Tensor  # (u_2 + u_3) / u_1
     second: Tensor  # (u_2 - u_3) / u_1
     length: Tensor  # 1 / u_1^2
     free: Triple  # rows that may be overwritten
-    odd: tuple[Tensor, ...] | None  # index of the cells, None where there are none
-    careful: Sequence[Tensor]  # their derivatives by a, b and c
+    exceptions: tuple[Tensor, ...] | None  # index of the exceptions; None where there are none
+    recomputed: Sequence[Tensor]  # their derivatives by a, b and c
 
 
 def _value_and_ratios(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> _Ratios:
@@ -115,11 +100,11 @@ def _value_and_ratios(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> _
     first = torch.add(a, b, out=r2).div_(minus)
     second = torch.sub(a, b, out=r3).div_(plus)
     length = torch.addcmul(_number(1, x), first, first, value=0.5, out=r4).addcmul_(second, second, value=0.5)
-    odd = _odd_cells(x, length)
-    careful: Sequence[Tensor] = ()
-    if odd is not None:
-        x[odd], *careful = eigmax_with_gradient(*(cosine.expand(x.shape)[odd] for cosine in cosines))
-    return _Ratios(first, second, length, (r0, r1, gamma), odd, careful)
+    exceptions = _exceptions(x, length)
+    recomputed: Sequence[Tensor] = ()
+    if exceptions is not None:
+        x[exceptions], *recomputed = eigmax_with_gradient(*(cosine.expand(x.shape)[exceptions] for cosine in cosines))
+    return _Ratios(first, second, length, (r0, r1, gamma), exceptions, recomputed)
 
 
 def _differentiate(results: Triple, ratios: _Ratios, share: Tensor) -> None:
@@ -135,11 +120,11 @@ def _differentiate(results: Triple, ratios: _Ratios, share: Tensor) -> None:
 
 
 def _number(value: float, like: Tensor) -> Tensor:
-    return torch.full((), value, dtype=like.dtype)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
-def _odd_cells(x: Tensor, length: Tensor | None) -> tuple[Tensor, ...] | None:
-    """The index of the cells that need the careful form; None when there are none."""
+def _exceptions(x: Tensor, length: Tensor | None) -> tuple[Tensor, ...] | None:
+    """The index of the elements for which the formulas fail; None when there are none."""
     smallest, largest = _RANGE[x.dtype]
     if x.numel() == 0:
         return None

@@ -10,9 +10,9 @@ whose coefficients and single non-negative root keep all their digits, however c
 :math:`2 (ax + bc) / (3x^2 - s)` and so on, with numerator and denominator written as sums in which nothing cancels. The
 derivation and the errors are in ``docs/math/h-cubic.md``.
 
-Out of place and free of branches on values: works under ``vmap`` and ``torch.compile`` and on any device. Inputs of one
-shape, type (float32 or float64) and device; nothing is checked here and nothing is known of autograd. The form that
-works in place, for the losses' blocks, is ``_gram3_in_place.py``.
+These functions work out of place and without branches on values, so ``torch.compile`` can fuse them and they run on any
+device. Inputs have one shape, type (float32 or float64) and device; nothing is checked and nothing is differentiated.
+``_gram3_in_place.py`` does the same in place, for the losses' blocks.
 """
 
 from __future__ import annotations
@@ -135,25 +135,6 @@ def _gradient(
         for cosine, over in ((a, over_a), (b, over_b), (c, over_c))
     )
     return ga, gb, gc
-
-
-def eigenvalues_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """All three eigenvalues less 1, ascending, ``(..., 3)``: 3 eps of the largest eigenvalue.
-
-    The lesser two differ by ``2 sqrt(q) / (3 x^2 - s)`` where ``4 q`` is the discriminant, a sum of squares.
-    """
-    a, b, c, _, inverse, poison = _scaled(a, b, c)
-    gamma, e, k = _root(a, b, c)
-    x = gamma + 2 * e
-    denominator = _denominator(gamma, e, k)
-    half = (a * a + b * b + c * c) / 2
-    q = torch.zeros_like(a)
-    for single, first, second in ((a, b, c), (b, c, a), (c, a, b)):
-        q = q + (half + 3 * single * single) * ((first - second) * (first + second)).square()
-    multiple = denominator == 0
-    half_difference = torch.where(multiple, 1.5 * x, q.sqrt() / torch.where(multiple, 1, denominator))
-    low, middle = -x / 2 - half_difference, torch.minimum(half_difference - x / 2, x)
-    return torch.stack([root * inverse + poison for root in (low, middle, x)], -1)
 
 
 def eigmax_hessian_product(

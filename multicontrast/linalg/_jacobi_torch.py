@@ -4,8 +4,8 @@ Each rotation makes one off-diagonal entry zero; a sweep visits all of them once
 number of sweeps is a constant of N and of the type. Derivation, sweeps and errors are in
 ``docs/math/symmetric-eigenproblems.md``.
 
-The work is done with the batch in the last axis, so that each operator meets contiguous rows. Nothing is checked here
-and nothing is known of autograd; no branch depends on a value.
+The work is done with the batch in the last axis, so that each operation has contiguous rows. No branch depends on a
+value. This is for devices other than the CPU where there is no Triton, and for N = 2; LAPACK is faster on a CPU.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ _SWEEPS = {
 
 
 def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``(batch, N)``, in no order, and orthonormal eigenvectors, the columns of ``(batch, N, N)``.
+    """Eigenvalues ``(..., N)``, in no order, and orthonormal eigenvectors, the columns of ``(..., N, N)``.
 
     Args:
-        matrix: ``(batch, N, N)``, symmetric, entries of order 1.
+        matrix: ``(..., N, N)``, symmetric, entries of order 1.
     """
-    batch, n, _ = matrix.shape
+    shape, n = matrix.shape, matrix.shape[-1]
+    matrix = matrix.reshape(-1, n, n)
+    batch = len(matrix)
     # The vectors hang below the matrix: a rotation of two columns is one operation on both.
     work = matrix.new_zeros(2 * n, n, batch)
     work[:n] = matrix.permute(1, 2, 0)
@@ -38,7 +40,8 @@ def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(_SWEEPS[matrix.dtype][n]):
         for p, q in itertools.combinations(range(n), 2):
             _rotate(work, p, q, spare)
-    return torch.stack([work[i, i] for i in range(n)], -1), work[n:].permute(2, 0, 1)
+    values = torch.stack([work[i, i] for i in range(n)], -1)
+    return values.view(shape[:-1]), work[n:].permute(2, 0, 1).reshape(shape)
 
 
 def _rotate(work: Tensor, p: int, q: int, spare: tuple[Tensor, Tensor]) -> None:

@@ -1,70 +1,56 @@
-"""Nearest proper rotation of small matrices, in plain PyTorch: one-sided Jacobi, batch innermost.
+r"""Nearest proper rotation of small matrices, in plain PyTorch, without iteration.
 
-Everything here is laid out ``(rows, columns, N)``: each scalar of the algorithm is a contiguous vector over the batch,
-so every step is a few vectorised passes. No LAPACK, no branch on data, no host synchronisation, and nothing that can
-fail to converge; a matrix that holds NaN spoils its own result and no other.
+Matrices are ``(D, D, N)``: each scalar of the algorithm is a contiguous vector over the batch, and every step is in
+place, because on a CPU the cost is passes over memory and the calls that start them. No LAPACK, no branch on data, no
+host synchronisation; a matrix that holds NaN spoils its own result and no other.
+
+For :math:`K = U \Sigma V^\top` of size 3 one pair of singular vectors :math:`u, v` is split off, and what is left of
+:math:`K` turns in a plane, where the best angle has a closed form:
+
+1. :math:`v` is the eigenvector of :math:`K^\top K` whose eigenvalue lies furthest from the other two. Being isolated it
+   is found to rounding, by the deflation of ``_symmetric3_torch``. Where all eigenvalues are equal any vector will do.
+2. :math:`a, b` complete :math:`v` to a right-handed frame. Where its eigenvalue is the largest,
+   :math:`u = K v / |K v|`. Where it is the least, :math:`K v` may be 0 or point either way, and
+   :math:`u = K a \times K b / |K a \times K b|`. Neither norm is small.
+3. :math:`c, d` complete :math:`u`. The rotation maps :math:`v` to :math:`u`, and turns the plane by the angle whose
+   cosine and sine are as :math:`c \cdot K a + d \cdot K b` to :math:`d \cdot K a - c \cdot K b`.
+
+The frames are right-handed, so the determinant is +1 by construction. Where a reflection is allowed, :math:`u` changes
+its sign if that makes :math:`u \cdot K v` positive, and the plane is mirrored if that leaves more of :math:`K` in it.
+
+The digits of :math:`v` that squaring :math:`K` costs leave a coupling of a few eps of the norm between the plane and
+its normal, as if :math:`K` had been rounded. A choice is a `lerp` with a weight of 0 or 1.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from multicontrast._workspace import Workspace
-
-# How many column pairs are rotated, in cyclic order. Jacobi converges cubically here: after one pair less the columns
-# of some matrix in a million are still visibly oblique, after one more nothing changes.
-_PAIRS = ((0, 1), (0, 2), (1, 2))
-_ROTATIONS = {torch.float32: 12, torch.float64: 13}
+from multicontrast.linalg import _symmetric3_torch
 
 
-class Polar(NamedTuple):
-    """``K = scale * R H``: the rotation, and what its derivative needs of the symmetric ``H``."""
-
-    rotation: Tensor  # (D, D, N)
-    axes: tuple[Tensor, ...]  # three (3, N): the eigenvectors of H; none for D = 2, where they do not matter
-    scaled: Tensor  # (D, D, N): K over the scale
-    scale: Tensor  # (N,): the largest |entry| of K; 0 where K = 0
-
-
-def polar(matrix: Tensor, allow_reflection: bool, buffers: Workspace | None = None) -> Polar:
-    """The ``R`` with ``det R = +1`` that maximises ``<R, K>``; of either sign with ``allow_reflection``.
+def nearest(matrix: Tensor, allow_reflection: bool, buffers: Workspace | None = None) -> Tensor:
+    """The nearest rotations ``(D, D, N)``, D = 2 or 3; with ``allow_reflection`` the nearest orthogonal matrices.
 
     Args:
-        matrix: ``(2, 2, N)`` or ``(3, 3, N)``, float32 or float64, of any scale.
-        allow_reflection: whether ``det R = -1`` may win.
+        matrix: float32 or float64, of any scale. NaN or infinity in a matrix gives NaN for it; 0 gives the identity.
         buffers: where a 3x3 result is made, to be overwritten by the next call with the same; None for new memory.
     """
     if len(matrix) == 2:
-        scale = matrix.abs().amax((0, 1))
-        empty = scale == 0
-        scaled = matrix / torch.where(empty, 1.0, scale)  # NaN and infinity stay, and spoil the whole matrix
-        scaled.diagonal().add_(empty[:, None])  # K = 0: as for the identity
-        return Polar(_polar2(scaled, allow_reflection), (), scaled, scale)
+        scale, empty = _scale(matrix)
+        scaled = matrix / scale
+        scaled.diagonal().add_(empty[:, None])
+        return _nearest2(scaled, allow_reflection)
     buffers = Workspace() if buffers is None else buffers
-    scaled, scale = normalise(matrix, buffers)
-    rotation, axes = _polar3(scaled, allow_reflection, buffers)
-    return Polar(rotation, axes, scaled, scale)
+    return _nearest3(_normalise(matrix, buffers), allow_reflection, buffers)
 
 
-def normalise(matrix: Tensor, buffers: Workspace) -> tuple[Tensor, Tensor]:
-    """``(3, 3, N)`` over its largest |entry|, and that ``(N,)``; in the buffers. A matrix of 0 becomes the identity."""
-    scaled = buffers.take("scaled", tuple(matrix.shape), matrix)
-    scale, empty, divisor = buffers.take("scales", (3, matrix.shape[-1]), matrix)
-    torch.amax(torch.abs(matrix, out=scaled), (0, 1), out=scale)
-    torch.add(scale, torch.eq(scale, scale.new_zeros(1), out=empty), out=divisor)
-    torch.div(matrix, divisor, out=scaled)  # NaN and infinity stay, and spoil the whole matrix
-    for k in range(3):
-        scaled[k, k].add_(empty)
-    return scaled, scale
-
-
-def polar_backward(grad: Tensor, polar: Polar) -> Tensor:
-    r"""Gradient for ``K`` from the gradient ``G`` for ``R``, damped where ``R`` jumps.
+def backward(grad: Tensor, matrix: Tensor, rotation: Tensor, may_look: bool) -> Tensor:
+    r"""Gradient for ``K`` from the gradient ``G`` for its rotation ``R``, damped where ``R`` jumps.
 
     ``K = R H`` with ``H`` symmetric gives :math:`dR = R\,[\omega]_\times` and
     :math:`(\operatorname{tr}(H) I - H)\,\omega = \operatorname{vee}(R^T dK - dK^T R)`. Hence
@@ -73,32 +59,49 @@ def polar_backward(grad: Tensor, polar: Polar) -> Tensor:
     :math:`a \ge \delta = \sqrt\epsilon \max(1, \operatorname{tr} H)`; below, where two rotations are about
     equally good and the derivative is about to be undefined, its inverse falls linearly to 0: ``a / delta**2``. So the
     result is always finite, and at most ``1 / delta`` times the gradient that came. At ``K = 0`` it is 0.
+
+    ``may_look`` is that of :func:`multicontrast.linalg._symmetric3_torch.solve`, which finds the eigenvectors of ``H``.
     """
-    rotation, scaled, scale = polar.rotation, polar.scaled, polar.scale
-    turned = (rotation[:, :, None] * grad[:, None]).sum(0)  # R^T G
+    scale, empty = _scale(matrix)
+    turned, stretch = _transposed_product(rotation, grad), _transposed_product(rotation, matrix / scale)
     if len(rotation) == 2:
-        trace = (rotation * scaled).sum((0, 1))
-        z = (turned[1, 0] - turned[0, 1]) * _damped_inverse(trace, trace, scale)
+        trace = stretch[0, 0] + stretch[1, 1]
+        z = (turned[1, 0] - turned[0, 1]) * _damped_inverse(trace, trace, scale, empty)
         return torch.stack((rotation[:, 1] * z, rotation[:, 0] * -z), 1)
-    axes = torch.stack(polar.axes)
+    values, vectors = _symmetric3_torch.solve(stretch.permute(2, 0, 1), True, may_look)
+    assert vectors is not None  # they were asked for
+    values, axes = values.mT, vectors.permute(2, 1, 0)  # (3, N), (3, 3, N): axis i in row i
     twist = torch.stack((turned[2, 1] - turned[1, 2], turned[0, 2] - turned[2, 0], turned[1, 0] - turned[0, 1]))
-    left = (rotation[None] * axes[:, None]).sum(2)  # row i: u_i = R v_i
-    sigma = (left[:, :, None] * scaled[None] * axes[:, None]).sum((1, 2))  # u_i . K v_i; the last may be negative
-    trace = sigma.sum(0)
-    gaps = torch.stack((sigma[1] + sigma[2], sigma[0] + sigma[2], sigma[0] + sigma[1]))
-    inverse = _damped_inverse(gaps, trace, scale)
+    trace = values.sum(0)
+    gaps = torch.stack((values[1] + values[2], values[0] + values[2], values[0] + values[1]))
+    inverse = _damped_inverse(gaps, trace, scale, empty)
     z = (axes * ((axes * twist).sum(1) * inverse)[:, None]).sum(0)
     r1, r2, r3 = rotation.unbind(1)
     return torch.stack((r2 * z[2] - r3 * z[1], r3 * z[0] - r1 * z[2], r1 * z[1] - r2 * z[0]), 1)
 
 
-def _damped_inverse(eigenvalues: Tensor, trace: Tensor, scale: Tensor) -> Tensor:
+def _scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest magnitude of each matrix, 1 where that is 0; and whether it is."""
+    scale = matrix.abs().amax((0, 1))
+    empty = scale == 0
+    return torch.where(empty, 1.0, scale), empty
+
+
+def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
+    """``A' B`` of ``(D, D, N)``."""
+    total = a[0][:, None] * b[0]
+    for row, other in zip(a[1:], b[1:]):
+        total.addcmul_(row[:, None], other)
+    return total
+
+
+def _damped_inverse(eigenvalues: Tensor, trace: Tensor, scale: Tensor, empty: Tensor) -> Tensor:
     limit = torch.finfo(trace.dtype).eps ** 0.5 * trace.clamp_min(1)
-    inverse = eigenvalues / torch.maximum(eigenvalues, limit).square() / torch.where(scale == 0, 1.0, scale)
-    return torch.where(scale == 0, 0.0, inverse)
+    inverse = eigenvalues / torch.maximum(eigenvalues, limit).square() / scale
+    return torch.where(empty, 0.0, inverse)
 
 
-def _polar2(scaled: Tensor, allow_reflection: bool) -> Tensor:
+def _nearest2(scaled: Tensor, allow_reflection: bool) -> Tensor:
     (a, b), (c, d) = scaled[0], scaled[1]
     cosine, sine, det = a + d, c - b, torch.ones_like(a)
     if allow_reflection:
@@ -112,105 +115,85 @@ def _polar2(scaled: Tensor, allow_reflection: bool) -> Tensor:
     return torch.stack((torch.stack((cosine, -sine * det)), torch.stack((sine, cosine * det))))
 
 
-# In place from here on: what it costs is passes over memory, the calls that start them, and most of all new memory.
-# Where a choice depends on data it is a `lerp` with a weight of 0 or 1: exact, and several times as fast as `where`.
+def _normalise(matrix: Tensor, buffers: Workspace) -> Tensor:
+    """``(3, 3, N)`` over its largest magnitude, in the buffers. A matrix of 0 becomes the identity."""
+    scaled = buffers.take("scaled", tuple(matrix.shape), matrix)
+    scale, empty = buffers.take("scales", (2, matrix.shape[-1]), matrix)
+    torch.amax(torch.abs(matrix, out=scaled), (0, 1), out=scale)
+    scale.add_(torch.eq(scale, scale.new_zeros(1), out=empty))
+    torch.div(matrix, scale, out=scaled)  # NaN and infinity stay, and spoil the whole matrix
+    for k in range(3):
+        scaled[k, k].add_(empty)
+    return scaled
 
 
-def _polar3(scaled: Tensor, allow_reflection: bool, buffers: Workspace) -> tuple[Tensor, tuple[Tensor, ...]]:
-    noise = 4 * torch.finfo(scaled.dtype).eps
-    shape = tuple(scaled.shape)
-    columns, axes, rotation = (buffers.take(name, shape, scaled) for name in ("columns", "axes", "rotation"))
-    rows = buffers.take("rows", (4, shape[-1]), scaled).unbind(0)
-    spare = rotation[0], rotation[1, 0]  # it is written last
+def _nearest3(scaled: Tensor, allow_reflection: bool, buffers: Workspace) -> Tensor:
+    shape, count = tuple(scaled.shape), scaled.shape[-1]
+    rotation, image = buffers.take("rotation", shape, scaled), buffers.take("image", shape, scaled)
+    scratch = buffers.take("rows", (_symmetric3_torch.PAIR_ROWS, count), scaled)
+    _write_gram(scaled, scratch)
+    _symmetric3_torch.shift_deviator(scratch)
+    frame = v, a, b = _symmetric3_torch.isolate(scratch)
+    rows = scratch[:9].unbind(0)
+    top = _symmetric3_torch.is_positive(rows[8], out=rows[0])
+    one = scaled.new_ones(1)
+    columns = scaled.unbind(1)
+    for vector, its_image in zip(frame, image):
+        x, y, z = vector
+        torch.mul(columns[0], x, out=its_image).addcmul_(columns[1], y).addcmul_(columns[2], z)
 
-    norm1, norm2 = _orthogonalise(columns.copy_(scaled.transpose(0, 1)), spare[0], rows)
-    u1, u2, u3 = columns
-    u1.div_(norm1)
-    _unit_or_any(u2, norm2, norm1.mul_(noise), u1, *spare)
-    _cross(u1, u2, out=u3)
-
-    v1, v2, v3 = axes
-    _transposed_product(scaled, u1, out=v1)
-    v1.div_(_norm(v1, out=norm1))
-    _transposed_product(scaled, u2, out=v2)
-    # One projection is enough: the image is normal to v1 but for rounding, and what is left is rounding of that.
-    v2.addcmul_(v1, _dot(v1, v2, out=norm2), value=-1)
-    _unit_or_any(v2, _norm(v2, out=norm2), norm1.mul_(noise), v1, *spare)
-    _cross(v1, v2, out=v3)  # det U = det V = 1, so det R = 1 by construction
+    u, c, d = rotation
+    kv, ka, kb = image
+    _cross(ka, kb, out=u)
+    torch.lerp(u, kv, top, out=u)
+    u.mul_(_dot(u, u, out=rows[1]).rsqrt_())
+    _symmetric3_torch.complete(u, c, d, rows[1])
+    cosine, sine = _dot(c, ka, out=rows[1]), _dot(d, ka, out=rows[2])
+    dkb, ckb = _dot(d, kb, out=rows[3]), _dot(c, kb, out=rows[4])
+    mirrored = _mirrored(cosine, sine, dkb, ckb, rows[5:]) if allow_reflection else None
+    cosine.add_(dkb)
+    sine.sub_(ckb)
+    square = torch.mul(cosine, cosine, out=rows[3]).addcmul_(sine, sine)
+    # Where no angle is better than another, 0.
+    lost = torch.le(square, one * (torch.finfo(scaled.dtype).eps / 8) ** 2, out=rows[4])
+    cosine.add_(lost)
+    inverse = square.add_(lost).rsqrt_()
+    cosine.mul_(inverse)
+    sine.mul_(inverse)
     if allow_reflection:
-        sigma3 = _dot(v3, _transposed_product(scaled, u3, out=spare[0]), out=norm1)
-        u3.mul_(sigma3.ge_(0).mul_(2).sub_(1))
-
-    torch.mul(u1[:, None], v1, out=rotation)
-    rotation.addcmul_(u2[:, None], v2).addcmul_(u3[:, None], v3)
-    return rotation, (v1, v2, v3)
-
-
-def _orthogonalise(columns: Tensor, spare: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rotates ``columns[i]`` ``(3, N)`` until they are orthogonal, the longest first; returns the first two norms."""
-    tiny, one = torch.finfo(columns.dtype).tiny, columns.new_ones(1)
-    vectors, entries = columns.unbind(0), [column.unbind(0) for column in columns]
-    for first, second in itertools.islice(itertools.cycle(_PAIRS), _ROTATIONS[columns.dtype]):
-        p, q = vectors[first], vectors[second]
-        inner = _dot(entries[first], entries[second], out=rows[0])
-        difference = _dot(entries[second], entries[second], out=rows[1])
-        for entry in entries[first]:
-            difference.addcmul_(entry, entry, value=-1)
-        # Half the tangent of the smaller angle that makes p and q orthogonal; `tiny` is for 0 / 0, too small to matter.
-        root = torch.mul(difference, difference, out=rows[2]).addcmul_(inner, inner, value=4).sqrt_()
-        root.add_(one, alpha=tiny)
-        half_tangent = inner.div_(root.copysign_(difference).add_(difference))
-        cosine = torch.addcmul(one, half_tangent, half_tangent, value=4, out=rows[1]).rsqrt_()
-        half_sine = half_tangent.mul_(cosine)
-        share = torch.mul(p, half_sine, out=spare)
-        p.mul_(cosine).addcmul_(q, half_sine, value=-2)
-        q.mul_(cosine).add_(share, alpha=2)
-
-    a, b, c = vectors
-    aa, bb, cc = (_dot(vector, vector, out=row) for vector, row in zip(entries, rows))
-    swap = torch.lt(aa, bb, out=rows[3])
-    longer = torch.lerp(a, b, swap, out=spare)
-    torch.lerp(b, a, swap, out=b)
-    most, bb = torch.maximum(aa, bb, out=rows[3]), torch.minimum(aa, bb, out=bb)
-    swap = torch.lt(most, cc, out=aa)
-    torch.lerp(longer, c, swap, out=a)
-    torch.lerp(c, longer, swap, out=c)
-    most, cc = torch.maximum(most, cc, out=aa), torch.minimum(most, cc, out=cc)
-    torch.lerp(b, c, torch.lt(bb, cc, out=rows[3]), out=b)
-    return most.sqrt_(), torch.maximum(bb, cc, out=bb).sqrt_()
+        u.mul_(torch.copysign(one, _dot(u, kv, out=rows[3]), out=rows[3]))
+    torch.mul(c, cosine, out=ka).addcmul_(d, sine)
+    torch.mul(d, cosine, out=kb).addcmul_(c, sine, value=-1)
+    if mirrored is not None:
+        kb.mul_(mirrored)
+    kv.copy_(u)
+    torch.mul(kv[:, None], v, out=rotation)
+    return rotation.addcmul_(ka[:, None], a).addcmul_(kb[:, None], b)
 
 
-def _unit_or_any(vector: Tensor, norm: Tensor, least: Tensor, beside: Tensor, spare: Tensor, row: Tensor) -> None:
-    """``vector`` over its norm; where that is not above ``least``, some unit vector normal to the unit ``beside``."""
-    lost = torch.le(norm, least, out=least)
-    vector.div_(norm.add_(lost))
-    torch.lerp(vector, _any_normal(beside, out=spare, row=row), lost, out=vector)
+def _mirrored(cka: Tensor, dka: Tensor, dkb: Tensor, ckb: Tensor, spare: Sequence[Tensor]) -> Tensor:
+    """-1 where the plane is better mirrored, and there the second vector changes its sign; 1 elsewhere."""
+    cosine, sine, best, other = spare
+    torch.add(cka, dkb, out=cosine), torch.sub(dka, ckb, out=sine)
+    torch.mul(cosine, cosine, out=best).addcmul_(sine, sine)
+    torch.sub(cka, dkb, out=cosine), torch.add(dka, ckb, out=sine)
+    torch.mul(cosine, cosine, out=other).addcmul_(sine, sine)
+    sign = torch.copysign(best.new_ones(1), best.sub_(other), out=best)
+    dkb.mul_(sign), ckb.mul_(sign)
+    return sign
 
 
-def _any_normal(unit: Tensor, *, out: Tensor, row: Tensor) -> Tensor:
-    """A unit vector normal to ``unit``: Duff et al., Building an Orthonormal Basis, Revisited, JCGT 2017."""
-    (x, y, z), (first, second, third) = unit, out
-    a = torch.div(x, torch.abs(z, out=row).add_(1), out=row).neg_()
-    torch.mul(a, x, out=first).add_(1)
-    torch.mul(a, y, out=second)
-    torch.copysign(unit.new_ones(1), z, out=third).mul_(x).neg_()
-    return out
+def _write_gram(k: Tensor, rows: Tensor) -> None:
+    """The lower triangle of ``K' K``, in the order of `_symmetric3_torch.shift_deviator`."""
+    first, second, third = (row.unbind(0) for row in k)
+    for entry, i, j in zip(rows, (0, 1, 2, 1, 2, 2), (0, 1, 2, 0, 0, 1)):
+        torch.mul(first[i], first[j], out=entry).addcmul_(second[i], second[j]).addcmul_(third[i], third[j])
 
 
-def _transposed_product(matrix: Tensor, vector: Tensor, *, out: Tensor) -> Tensor:
-    (k1, k2, k3), (x, y, z) = matrix, vector
-    torch.mul(k1, x, out=out)
-    return out.addcmul_(k2, y).addcmul_(k3, z)
-
-
-def _dot(a: Sequence[Tensor] | Tensor, b: Sequence[Tensor] | Tensor, *, out: Tensor) -> Tensor:
+def _dot(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     (a1, a2, a3), (b1, b2, b3) = a, b
     torch.mul(a1, b1, out=out)
     return out.addcmul_(a2, b2).addcmul_(a3, b3)
-
-
-def _norm(a: Tensor, *, out: Tensor) -> Tensor:
-    return _dot(a, a, out=out).sqrt_()
 
 
 def _cross(a: Tensor, b: Tensor, *, out: Tensor) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import rounds_to_nearest
 from multicontrast._checks import check_floating, check_same_device, compute_dtype, describe, three_beats
-from multicontrast.linalg import _gram3_in_place, _gram3_operator, _gram3_torch, _symmetric_operator
-from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
+from multicontrast.linalg import _gram3_in_place, _gram3_torch
+from multicontrast.linalg._glue import blocks
 from multicontrast.linalg._gram3_in_place import Triple
-from multicontrast.linalg._spectral import spectral_backward, spectral_forward
-from multicontrast.linalg.symmetric3 import evaluate_pairs
+from multicontrast.linalg._operation import Operation, Results
+from multicontrast.linalg.symmetric3 import EIGENPAIRS
 
 _BLOCK = 1 << 17  # elements at a time on a CPU: enough to hide the cost of a call, few enough to stay in cache
 
@@ -53,26 +53,32 @@ def gram3_eigvals(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         :func:`eigvalsh3`'s. For the largest eigenvalue alone :func:`gram3_eigmax` has the better gradient.
         Differentiable twice; NaN or infinity in any of the three gives NaN.
     Raises: as :func:`gram3_eigmax`.
-    Reference: docs/math/h-cubic, "All three".
+    Reference: :func:`eigvalsh3` of the matrix less its unit diagonal; docs/math/symmetric-eigenproblems.
 
     >>> import torch
     >>> gram3_eigvals(torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.5))
     tensor([0.5000, 0.5000, 2.0000])
     """
     a, b, c = _prepare("gram3_eigvals", a, b, c)
-    if torch.compiler.is_compiling():
-        return 1 + _symmetric_operator.symmetric3_eigenvalues(_assemble(a, b, c))
-    excesses: Tensor = _Spectrum.apply(a, b, c)[0] if is_differentiated(a, b, c) else _SpectrumAlone.apply(a, b, c)
-    return 1 + excesses
+    zero = torch.zeros_like(a)
+    return 1 + EIGENPAIRS.value(torch.stack([zero, a, b, a, zero, c, b, c, zero], -1).unflatten(-1, (3, 3)))
 
 
 def gram3_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """``lambda_max - 1``, differentiable: accurate relative to itself. Equal shapes, float32 or float64; no checks."""
-    if torch.compiler.is_compiling():
-        # An operator that the compiler takes as it is: inlining the formula costs it minutes.
-        return _gram3_operator.gram3_excess(a, b, c)
-    x: Tensor = _Excess.apply(a, b, c)[0] if is_differentiated(a, b, c) else _ExcessAlone.apply(a, b, c)
+    return EXCESS.value(a, b, c)
+
+
+def evaluate_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``lambda_max - 1`` by the best implementation for these tensors; no autograd."""
+    x: Tensor = EXCESS.evaluate(True, a, b, c)
     return x
+
+
+def evaluate_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(x, dx/da, dx/db, dx/dc)``, ``x = lambda_max - 1``, by the best implementation; no autograd."""
+    x, ga, gb, gc = EXCESS.evaluate(False, a, b, c)
+    return x, ga, gb, gc
 
 
 def _prepare(operation: str, *cosines: Tensor) -> Triple:
@@ -90,150 +96,67 @@ def _prepare(operation: str, *cosines: Tensor) -> Triple:
     return a, b, c
 
 
-def _assemble(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The symmetric ``(..., 3, 3)`` with zeros on the diagonal."""
-    zero = torch.zeros_like(a)
-    return torch.stack([zero, a, b, a, zero, c, b, c, zero], -1).view(*a.shape, 3, 3)
+class _Excess(Operation):
+    """``lambda_max - 1`` and its gradient, which is a result so that it can be differentiated again."""
 
+    function = "gram3_eigmax"
+    name = "gram3_with_gradient"
+    value_name = "gram3_excess"
+    arguments = "Tensor a, Tensor b, Tensor c"
+    results = 4
+    inlined = True
 
-# Back ends -----------------------------------------------------------------------------------------------------------
+    def plain(self, alone: bool, *cosines: Tensor) -> Tensor | Results:
+        return _gram3_torch.eigmax_excess(*cosines) if alone else _gram3_torch.eigmax_with_gradient(*cosines)
 
+    def on_cpu(self, alone: bool, *cosines: Tensor) -> Tensor | Results:
+        like = cosines[0]
+        results = [torch.empty(like.shape, dtype=like.dtype, device=like.device) for _ in range(1 if alone else 4)]
+        flat = [cosine.reshape(-1) for cosine in cosines]
+        count = like.numel()
+        scratch = like.new_empty(_gram3_in_place.SCRATCH_ROWS - 1, min(_BLOCK, count))
+        for block in blocks(count, _BLOCK):
+            rows = scratch[:, : block.stop - block.start].unbind(0)
+            a, b, c = (cosine[block] for cosine in flat)
+            x, *gradient = (result.view(-1)[block] for result in results)
+            if alone:
+                _gram3_in_place.eigmax_excess_into(x, (a, b, c), rows)
+            else:
+                ga, gb, gc = gradient
+                _gram3_in_place.eigmax_with_gradient_into(x, (ga, gb, gc), (a, b, c), rows)
+        return tuple(results)
 
-def evaluate_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """``lambda_max - 1`` by the best back end for these tensors; no autograd."""
-    if use_triton(a):
-        return _gram3_operator.eigmax_excess(a, b, c)
-    if not is_eager_cpu(a):
-        return _gram3_torch.eigmax_excess(a, b, c)
-    x = torch.empty(a.shape, dtype=a.dtype)
-    flat, cosines = x.view(-1), _flat(a, b, c)
-    scratch = _scratch(flat)
-    for block in blocks(len(flat), _BLOCK, x.device):
-        rows = scratch[:, : block.stop - block.start].unbind(0)
-        _gram3_in_place.eigmax_excess_into(flat[block], _take(cosines, block), rows)
-    return x
+    def triton(self, alone: bool, *cosines: Tensor) -> Tensor | Results:
+        from multicontrast.linalg import _gram3_triton
 
+        if alone:
+            return _gram3_triton.eigmax_excess(*cosines)
+        return _gram3_triton.eigmax_with_gradient(*cosines, correctly_rounded=rounds_to_nearest())
 
-def evaluate_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(x, dx/da, dx/db, dx/dc)``, ``x = lambda_max - 1``, by the best back end for these tensors; no autograd."""
-    if use_triton(a):
-        return _gram3_operator.eigmax_with_gradient(a, b, c)
-    if not is_eager_cpu(a):
-        return _gram3_torch.eigmax_with_gradient(a, b, c)
-    x, ga, gb, gc = (torch.empty(a.shape, dtype=a.dtype) for _ in range(4))
-    flat, cosines, gradient = x.view(-1), _flat(a, b, c), _flat(ga, gb, gc)
-    scratch = _scratch(flat)
-    for block in blocks(len(flat), _BLOCK, x.device):
-        rows = scratch[:, : block.stop - block.start].unbind(0)
-        _gram3_in_place.eigmax_with_gradient_into(flat[block], _take(gradient, block), _take(cosines, block), rows)
-    return x, ga, gb, gc
+    def fake(self, a: Tensor, *_: Tensor) -> Results:
+        return tuple(a.new_empty(a.shape) for _ in range(4))
 
+    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
+        return (*inputs, *results[1:])
 
-def _scratch(flat: Tensor) -> Tensor:
-    return flat.new_empty(_gram3_in_place.SCRATCH_ROWS - 1, min(_BLOCK, len(flat)))
+    def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        (*cosines, ga, gb, gc), (dx, *directions) = residuals, cotangents
+        first = None if dx is None else (dx * ga, dx * gb, dx * gc)
+        if all(direction is None for direction in directions):
+            return first or (None, None, None)
+        second = self._hessian_product(cosines, directions)
+        return second if first is None else tuple(f + s for f, s in zip(first, second))
 
-
-def _flat(a: Tensor, b: Tensor, c: Tensor) -> Triple:
-    return a.reshape(-1), b.reshape(-1), c.reshape(-1)
-
-
-def _take(triple: Triple, block: slice) -> Triple:
-    return triple[0][block], triple[1][block], triple[2][block]
-
-
-# Autograd ------------------------------------------------------------------------------------------------------------
-
-
-class _Excess(torch.autograd.Function):
-    """Value and gradient together. The gradient is an output, so that it can be differentiated again."""
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return evaluate_with_gradient(a, b, c)
+    def forward_mode(self, residuals: tuple[Any, ...], *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        *cosines, ga, gb, gc = residuals
+        slope = sum((g * v for g, v in zip((ga, gb, gc), tangents) if v is not None), torch.zeros_like(ga))
+        return (slope, *self._hessian_product(cosines, tangents))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs, *output[1:])
-        ctx.save_for_forward(*inputs, *output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, dx: Tensor | None, *dg: Tensor | None) -> tuple[Tensor | None, ...]:
-        a, b, c, ga, gb, gc = ctx.saved_tensors
-        first = (None, None, None) if dx is None else (dx * ga, dx * gb, dx * gc)
-        if all(d is None for d in dg):
-            return first
-        va, vb, vc = (torch.zeros_like(ga) if d is None else d for d in dg)
-        second = _gram3_torch.eigmax_hessian_product(a, b, c, va, vb, vc)  # the Hessian is symmetric
-        return tuple(s if f is None else f + s for f, s in zip(first, second))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        refuse_nested_forward_mode("gram3_eigmax")
-        a, b, c, ga, gb, gc = ctx.saved_tensors
-        va, vb, vc = (torch.zeros_like(ga) if tangent is None else tangent for tangent in tangents)
-        return ga * va + gb * vb + gc * vc, *_gram3_torch.eigmax_hessian_product(a, b, c, va, vb, vc)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
-        return _Excess.apply(*batch_first(info.batch_size, in_dims, cosines)), (0, 0, 0, 0)
+    def _hessian_product(cosines: Any, directions: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The Hessian is symmetric, so one function serves reverse and forward mode."""
+        zero = torch.zeros_like(cosines[0])
+        return _gram3_torch.eigmax_hessian_product(*cosines, *(zero if d is None else d for d in directions))
 
 
-class _ExcessAlone(torch.autograd.Function):
-    """The value for those who ask for no derivative; a function only so that ``vmap`` can see through it."""
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        return evaluate_excess(a, b, c)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
-        return _ExcessAlone.apply(*batch_first(info.batch_size, in_dims, cosines)), 0
-
-
-class _Spectrum(torch.autograd.Function):
-    """All three eigenvalues less 1, and the eigenvectors that their derivatives are made of."""
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        return _gram3_torch.eigenvalues_excess(a, b, c), evaluate_pairs(_assemble(a, b, c))[1]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, d_values: Tensor | None, d_vectors: Tensor | None) -> tuple[Tensor | None, ...]:
-        values, vectors = ctx.saved_tensors
-        gradient = spectral_backward(values, vectors, d_values, d_vectors)
-        if gradient is None:
-            return None, None, None
-        return 2 * gradient[..., 1, 0], 2 * gradient[..., 2, 0], 2 * gradient[..., 2, 1]
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
-        refuse_nested_forward_mode("gram3_eigvals")
-        values, vectors = ctx.saved_tensors
-        zero = torch.zeros_like(values[..., 0])
-        va, vb, vc = (zero if tangent is None else tangent for tangent in tangents)
-        return spectral_forward(values, vectors, _assemble(va, vb, vc))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
-        return _Spectrum.apply(*batch_first(info.batch_size, in_dims, cosines)), (0, 0)
-
-
-class _SpectrumAlone(_ExcessAlone):
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        return _gram3_torch.eigenvalues_excess(a, b, c)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *cosines: Tensor) -> tuple[Any, Any]:
-        return _SpectrumAlone.apply(*batch_first(info.batch_size, in_dims, cosines)), 0
+EXCESS = _Excess()

@@ -1,8 +1,4 @@
-"""Nearest proper rotation of a 2x2 or 3x3 matrix: the heart of Procrustes alignment.
-
-The public function, the autograd glue and the choice of back end. The arithmetic is in ``_rotation_torch``, and for
-Triton in ``_rotation_triton`` behind the operator of ``_rotation_operator``.
-"""
+"""Nearest proper rotation of a 2x2 or 3x3 matrix: the heart of Procrustes alignment."""
 
 from __future__ import annotations
 
@@ -10,14 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from multicontrast._backend import is_transformed, use_triton
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
-from multicontrast.linalg import _rotation_operator, _rotation_torch
-from multicontrast.linalg._glue import fold_last, unfold_last
+from multicontrast.linalg import _rotation_torch
+from multicontrast.linalg._operation import Operation, Results
 
-# On a CPU: long enough to hide the cost of several hundred short operations, short enough for a core's cache.
+# On a CPU: long enough to hide the cost of a hundred short operations, short enough for a core's cache.
 _CHUNK = 16384
 
 
@@ -66,45 +60,75 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
         )
     size = matrix.shape[-1]
     inner = matrix.to(compute_dtype(matrix)).reshape(-1, size, size).permute(1, 2, 0)
-    chunk = _CHUNK if matrix.device.type == "cpu" else max(inner.shape[-1], 1)
-    parts = [batch_last_rotation(part.contiguous(), allow_reflection) for part in torch.split(inner, chunk, -1)]
-    return torch.cat(parts, -1).permute(2, 0, 1).reshape(matrix.shape)
+    if torch.compiler.is_compiling() or matrix.device.type != "cpu":
+        rotation = batch_last_rotation(inner.contiguous(), allow_reflection)
+    else:
+        parts = torch.split(inner, _CHUNK, -1)
+        rotation = torch.cat([batch_last_rotation(part.contiguous(), allow_reflection) for part in parts], -1)
+    return rotation.permute(2, 0, 1).reshape(matrix.shape)
 
 
 def batch_last_rotation(matrix: Tensor, allow_reflection: bool = False) -> Tensor:
     """`proper_rotation` for callers that already hold ``(D, D, N)``, batch innermost; checks nothing, one chunk."""
-    compiled = torch.compiler.is_compiling()
-    if len(matrix) == 3 and (compiled or (use_triton(matrix) and not is_transformed(matrix))):
-        return _rotation_operator.rotation3(matrix, allow_reflection)
-    rotation: Tensor = _Rotation.apply(matrix, allow_reflection)[0]
-    return rotation
+    return ROTATION.value(matrix, allow_reflection)
 
 
-class _Rotation(torch.autograd.Function):
-    """The rotation ``(D, D, N)``; the axes and the scaled matrix beside it are what its derivative needs."""
+class _RotationBackward(Operation):
+    """The gradient by the matrices, from that by their rotations."""
 
-    @staticmethod
-    def forward(matrix: Tensor, allow_reflection: bool) -> tuple[Tensor, ...]:
-        polar = _rotation_torch.polar(matrix, allow_reflection)
-        return polar.rotation, polar.scaled, polar.scale, *polar.axes
+    function = "proper_rotation"
+    name = "rotation_backward"
+    arguments = "Tensor grad, Tensor matrix, Tensor rotation, bool allow_reflection"
+    batch_last = True
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output)
+    def plain(self, alone: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, allow_reflection: bool) -> Tensor:
+        return _rotation_torch.backward(grad, matrix, rotation, may_look=False)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
-        if grad is None:
-            return None, None
-        rotation, scaled, scale, *axes = ctx.saved_tensors
-        return _rotation_torch.polar_backward(grad, _rotation_torch.Polar(rotation, tuple(axes), scaled, scale)), None
+    def on_cpu(self, alone: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, allow_reflection: bool) -> Tensor:
+        return _rotation_torch.backward(grad, matrix, rotation, may_look=True)
 
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, None], matrix: Tensor, allow_reflection: bool
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        (wide,) = fold_last(info.batch_size, in_dims[:1], (matrix,))
-        return unfold_last(info.batch_size, _Rotation.apply(wide, allow_reflection))
+    def triton(self, alone: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, allow_reflection: bool) -> Tensor:
+        from multicontrast.linalg import _rotation_triton
+
+        if len(matrix) == 2:
+            return self.plain(alone, grad, matrix, rotation, allow_reflection)
+        return _rotation_triton.rotation3_backward(grad, matrix, allow_reflection)
+
+    def fake(self, grad: Tensor, *_: Any) -> Results:
+        return (grad.new_empty(grad.shape),)
+
+    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
+        return ()
+
+
+class _Rotation(Operation):
+    """The rotations ``(D, D, N)`` of matrices ``(D, D, N)``; differentiable once."""
+
+    function = "proper_rotation"
+    name = "rotation"
+    arguments = "Tensor matrix, bool allow_reflection"
+    batch_last = True
+
+    def plain(self, alone: bool, matrix: Tensor, allow_reflection: bool) -> Tensor:
+        return _rotation_torch.nearest(matrix, allow_reflection)
+
+    def triton(self, alone: bool, matrix: Tensor, allow_reflection: bool) -> Tensor:
+        from multicontrast.linalg import _rotation_triton
+
+        if len(matrix) == 2:
+            return self.plain(alone, matrix, allow_reflection)
+        return _rotation_triton.rotation3(matrix, allow_reflection)
+
+    def fake(self, matrix: Tensor, *_: Any) -> Results:
+        return (matrix.new_empty(matrix.shape),)
+
+    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
+        return (inputs[0], *results)
+
+    def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        matrix, rotation, allow_reflection = residuals
+        return (BACKWARD(cotangents[0], matrix, rotation, allow_reflection),)
+
+
+BACKWARD = _RotationBackward()
+ROTATION = _Rotation()

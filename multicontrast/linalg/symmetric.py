@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
-from multicontrast.linalg import _jacobi_torch, _symmetric3_torch, _symmetric_operator
-from multicontrast.linalg._glue import batch_first, blocks, is_eager_cpu, refuse_nested_forward_mode
+from multicontrast.linalg import _jacobi_torch, _symmetric3_torch
+from multicontrast.linalg._glue import batch_last, blocks, product
 from multicontrast.linalg._gram3_torch import power_of_two
+from multicontrast.linalg._operation import Operation, Results
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as one: so far does rounding part equal ones. Not
 # more, since the mean over two projectors is a subgradient only to half their distance.
 _TIE = 2.0
-_LAPACK_FROM = {torch.float32: 7, torch.float64: 5}  # N, on a CPU
-_BLOCK = 16384  # matrices at a time on a CPU: their rows stay in the cache
+_BLOCK = 1 << 17  # entries at a time on a CPU: they stay in the cache
+
+Solver = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def eigmax(A: Tensor) -> Tensor:  # the name of the contract
@@ -50,64 +51,103 @@ def eigmax(A: Tensor) -> Tensor:  # the name of the contract
 
 def symmetric_eigmax(matrix: Tensor) -> Tensor:
     """The same without checks, for float32 and float64."""
-    function = _TracedEigmax if torch.compiler.is_compiling() else _Eigmax
-    value: Tensor = function.apply(matrix)[0]
-    return value
+    return EIGMAX.value(matrix)
 
 
-def evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(largest eigenvalue, gradient, distances, eigenvectors)`` of ``(..., N, N)``; no autograd.
+class _Eigmax(Operation):
+    """Largest eigenvalue ``(...)``; its gradient ``(..., N, N)``, a result so that it can be differentiated again; the
+    distances ``(..., N)`` of all eigenvalues from it, 0 for those that count as equal; and the eigenvectors, the
+    columns of ``(..., N, N)``."""
 
-    The distances ``(..., N)`` are those of all eigenvalues from the largest, 0 for those that count as equal to it;
-    the eigenvectors are the columns of ``(..., N, N)``.
-    """
-    *batch, n, _ = matrix.shape
-    flat = matrix.reshape(-1, n, n)
-    # Memory of their own: autograd does not let users write into views that were made inside a function.
-    value, gradient, distances, vectors = (matrix.new_empty((*batch, *shape)) for shape in ((), (n, n), (n,), (n, n)))
-    wholes = (value.view(-1), gradient.view(-1, n, n), distances.view(-1, n), vectors.view(-1, n, n))
-    length = len(flat) if torch.compiler.is_compiling() else _BLOCK
-    for block in blocks(len(flat), length, matrix.device):
-        for whole, part in zip(wholes, _evaluate(flat[block])):
-            whole[block] = part
-    return value, gradient, distances, vectors
+    function = "eigmax"
+    name = "symmetric_eigmax"
+    results = 4
+    constants = 2
+
+    def plain(self, alone: bool, matrix: Tensor) -> Results:
+        return _evaluate(matrix, _deflation if matrix.shape[-1] == 3 else _jacobi_torch.eigenpairs)
+
+    def on_cpu(self, alone: bool, matrix: Tensor) -> Results:
+        n = matrix.shape[-1]
+        if n == 2:
+            return self.plain(alone, matrix)
+        solver = _deflation_on_cpu if n == 3 else _lapack
+        results, flat = self.fake(matrix), matrix.reshape(-1, n, n)
+        rows = [result.view(-1, *result.shape[matrix.dim() - 2 :]) for result in results]
+        for block in blocks(len(flat), max(_BLOCK // n**2, 1)):
+            for row, part in zip(rows, _evaluate(batch_last(flat[block]), solver)):
+                row[block] = part
+        return results
+
+    def triton(self, alone: bool, matrix: Tensor) -> Results:
+        from multicontrast.linalg import _jacobi_triton, _symmetric3_triton
+
+        return _evaluate(matrix, _symmetric3_triton.eigh3 if matrix.shape[-1] == 3 else _jacobi_triton.jacobi)
+
+    def fake(self, matrix: Tensor) -> Results:
+        *batch, n, _ = matrix.shape
+        return tuple(matrix.new_empty((*batch, *shape)) for shape in ((), (n, n), (n,), (n, n)))
+
+    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
+        return results[1:]
+
+    def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        (gradient, distances, vectors), (dx, direction, *_) = residuals, cotangents
+        first = None if dx is None else dx[..., None, None] * gradient
+        if direction is None:
+            return (first,)
+        second = _hessian_product(distances, vectors, direction)
+        return (second if first is None else first + second,)
+
+    def forward_mode(self, residuals: tuple[Any, ...], *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        (gradient, distances, vectors), (tangent,) = residuals, tangents
+        assert tangent is not None  # the only argument
+        return (gradient * tangent).sum((-2, -1)), _hessian_product(distances, vectors, tangent), None, None
 
 
-def _evaluate(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    symmetric = matrix.tril() + matrix.tril(-1).mT
+EIGMAX = _Eigmax()
+
+
+def _evaluate(matrix: Tensor, solver: Solver) -> Results:
+    """The four results from the eigenpairs of the matrix, scaled and less its mean diagonal."""
+    lower = torch.ones(matrix.shape[-2:], dtype=torch.bool, device=matrix.device).tril()
+    symmetric = torch.where(lower, matrix, matrix.mT)
     largest = symmetric.abs().amax((-2, -1))
     power, inverse = power_of_two(largest)
-    symmetric = symmetric * power[:, None, None]
+    symmetric = symmetric * power[..., None, None]
     shift = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1)
-    symmetric.diagonal(dim1=-2, dim2=-1).sub_(shift[:, None])
-    _, vectors = _solver(symmetric)(symmetric)
+    symmetric.diagonal(dim1=-2, dim2=-1).sub_(shift[..., None])
+    _, vectors = solver(symmetric)
     # The solver leaves some eps in its eigenvalues; Rayleigh quotients with the matrix itself take them out.
-    spectrum = ((symmetric @ vectors) * vectors).sum(-2) / vectors.square().sum(-2)
+    spectrum = (product(symmetric, vectors) * vectors).sum(-2) / vectors.square().sum(-2)
     distances = spectrum.amax(-1, keepdim=True) - spectrum
     tied = distances <= _TIE * torch.finfo(matrix.dtype).eps * spectrum.abs().amax(-1, keepdim=True)
-    weights = tied.to(matrix.dtype)
-    gradient = (vectors * weights[:, None, :]) @ vectors.mT
-    gradient = gradient / gradient.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    gradient = product(vectors * tied.to(matrix.dtype).unsqueeze(-2), vectors.mT)
+    gradient = gradient / gradient.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     value = (gradient * symmetric).sum((-2, -1))
     poison = largest * 0
-    distances = torch.where(tied, 0, distances) * inverse[:, None] + poison[:, None]
-    return (value + shift) * inverse + poison, gradient + poison[:, None, None], distances, vectors
+    distances = torch.where(tied, 0, distances) * inverse[..., None] + poison[..., None]
+    return (value + shift) * inverse + poison, gradient + poison[..., None, None], distances, vectors
 
 
-def _solver(matrix: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Deflation for N = 3, Jacobi for the others; as an operator for Triton and for the compiler."""
-    three = matrix.shape[-1] == 3
-    if matrix.shape[-1] >= _LAPACK_FROM[matrix.dtype] and is_eager_cpu(matrix) and not use_triton(matrix):
-        return _lapack_eigenpairs
-    if use_triton(matrix) or torch.compiler.is_compiling():
-        return _symmetric_operator.symmetric3_eigenpairs if three else _symmetric_operator.jacobi_eigenpairs
-    return _symmetric3_torch.eigenpairs if three else _jacobi_torch.eigenpairs
+def _deflation(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    return _pairs(matrix, may_look=False)
 
 
-def _lapack_eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by LAPACK, which on a CPU is faster for the larger N; it would raise for NaN and infinity."""
-    values, vectors = torch.linalg.eigh(matrix.nan_to_num(0, 0, 0))
+def _deflation_on_cpu(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    return _pairs(matrix, may_look=True)
+
+
+def _pairs(matrix: Tensor, may_look: bool) -> tuple[Tensor, Tensor]:
+    values, vectors = _symmetric3_torch.solve(matrix, True, may_look)
+    assert vectors is not None  # they were asked for
     return values, vectors
+
+
+def _lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """On a CPU faster than Jacobi in plain PyTorch for N > 3 and every batch; it would raise for NaN and infinity."""
+    values, vectors = torch.linalg.eigh(matrix.nan_to_num(0, 0, 0))
+    return values, batch_last(vectors)
 
 
 def _hessian_product(distances: Tensor, vectors: Tensor, direction: Tensor) -> Tensor:
@@ -122,43 +162,5 @@ def _hessian_product(distances: Tensor, vectors: Tensor, direction: Tensor) -> T
     index = distances.argmin(-1, keepdim=True).unsqueeze(-1)
     u = torch.take_along_dim(vectors, index, -1)  # (..., N, 1)
     symmetric = (direction + direction.mT) / 2
-    w = vectors @ (weight.unsqueeze(-1) * (vectors.mT @ (symmetric @ u)))
-    return w @ u.mT + u @ w.mT
-
-
-class _TracedEigmax(torch.autograd.Function):
-    """Value and gradient together. The gradient is an output, so that it can be differentiated again."""
-
-    @staticmethod
-    def forward(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return evaluate(matrix)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(*output[1:])
-        ctx.save_for_forward(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, dx: Tensor | None, dg: Tensor | None, *_: None) -> Tensor | None:
-        gradient, distances, vectors = ctx.saved_tensors
-        first = None if dx is None else dx[..., None, None] * gradient
-        if dg is None:
-            return first
-        second = _hessian_product(distances, vectors, dg)
-        return second if first is None else first + second
-
-
-class _Eigmax(_TracedEigmax):
-    """The same with the rules that ``torch.compile`` does not read: forward mode and ``vmap``."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_nested_forward_mode("eigmax")
-        gradient, distances, vectors = ctx.saved_tensors
-        return (gradient * tangent).sum((-2, -1)), _hessian_product(distances, vectors, tangent), None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None], matrix: Tensor) -> tuple[Any, Any]:
-        return _Eigmax.apply(*batch_first(info.batch_size, in_dims, (matrix,))), (0, 0, 0, 0)
+    w = product(vectors, weight.unsqueeze(-1) * product(vectors.mT, product(symmetric, u)))
+    return w * u.mT + u * w.mT

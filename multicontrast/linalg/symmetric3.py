@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
-from multicontrast.linalg import _symmetric3_in_place, _symmetric3_torch, _symmetric_operator
-from multicontrast.linalg._glue import batch_first, blocks, is_differentiated, is_eager_cpu, refuse_nested_forward_mode
-from multicontrast.linalg._spectral import inverse_gaps, spectral_backward
+from multicontrast.linalg import _symmetric3_torch
+from multicontrast.linalg._glue import product
+from multicontrast.linalg._operation import Operation, Results
 
-_BLOCK = 1 << 17  # matrices at a time on a CPU: enough to hide the cost of a call
+# Eigenvalues closer than this, in eps of the largest magnitude, count as one: rounding alone parts them so far.
+_TIE = 4.0
 
 
 def eigvalsh3(A: Tensor) -> Tensor:  # the name of the contract
@@ -35,12 +34,7 @@ def eigvalsh3(A: Tensor) -> Tensor:  # the name of the contract
     >>> eigvalsh3(torch.ones(3, 3))
     tensor([0., 0., 3.])
     """
-    matrix = _prepare("eigvalsh3", A)
-    if torch.compiler.is_compiling():
-        # An operator that the compiler takes as it is: inlining the formulas costs it minutes.
-        return _symmetric_operator.symmetric3_eigenvalues(matrix)
-    values: Tensor = _Eigh3.apply(matrix)[0] if is_differentiated(matrix) else _Eigvalsh3.apply(matrix)
-    return values
+    return EIGENPAIRS.value(_prepare("eigvalsh3", A))
 
 
 def eigh3(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,10 +50,7 @@ def eigh3(A: Tensor) -> tuple[Tensor, Tensor]:
     Raises: TypeError unless ``A`` is a real floating-point tensor; ValueError unless its last two axes are 3 x 3.
     Reference: docs/math/symmetric-eigenproblems.
     """
-    matrix = _prepare("eigh3", A)
-    if torch.compiler.is_compiling():
-        return _symmetric_operator.symmetric3_eigenpairs(matrix)
-    values, vectors = _Eigh3.apply(matrix)
+    values, vectors = EIGENPAIRS(_prepare("eigh3", A))
     return values, vectors
 
 
@@ -71,94 +62,61 @@ def _prepare(operation: str, matrix: Tensor) -> Tensor:
     return matrix.to(compute_dtype(matrix))
 
 
-# Back ends -----------------------------------------------------------------------------------------------------------
+class _Eigenpairs(Operation):
+    """Eigenvalues ``(..., 3)``, ascending, and eigenvectors, the columns of ``(..., 3, 3)``."""
 
+    function = "eigh3"
+    name = "symmetric3_eigenpairs"
+    value_name = "symmetric3_eigenvalues"
+    results = 2
 
-def evaluate_values(matrix: Tensor) -> Tensor:
-    """Eigenvalues ``(..., 3)`` by the best back end for this tensor; no autograd."""
-    if use_triton(matrix):
-        return _symmetric_operator.symmetric3_eigenvalues(matrix)
-    if not is_eager_cpu(matrix):
-        return _symmetric3_torch.eigenvalues(matrix)
-    flat, values = matrix.reshape(-1, 3, 3), torch.empty(matrix.shape[:-1], dtype=matrix.dtype)
-    scratch = matrix.new_empty(_symmetric3_in_place.VALUE_ROWS, min(_BLOCK, len(flat)))
-    for block in blocks(len(flat), _BLOCK, matrix.device):
-        rows = scratch[:, : block.stop - block.start]
-        _symmetric3_in_place.eigenvalues_into(values.view(-1, 3)[block], flat[block], rows)
-    return values
+    def plain(self, alone: bool, matrix: Tensor) -> Tensor | Results:
+        return self._solve(alone, matrix, may_look=False)
 
-
-def evaluate_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``(..., 3)`` and eigenvectors ``(..., 3, 3)``; no autograd.
-
-    In memory the batch is the last axis of the eigenvectors: what is done with them is done entry by entry.
-    """
-    if use_triton(matrix):
-        return _symmetric_operator.symmetric3_eigenpairs(matrix)
-    if not is_eager_cpu(matrix):
-        return _symmetric3_torch.eigenpairs(matrix)
-    flat, values, vectors = matrix.reshape(-1, 3, 3), matrix.new_empty(matrix.shape[:-1]), _batch_last(matrix)
-    scratch = matrix.new_empty(_symmetric3_in_place.PAIR_ROWS, min(_BLOCK, len(flat)))
-    for block in blocks(len(flat), _BLOCK, matrix.device):
-        rows = scratch[:, : block.stop - block.start]
-        results = values.view(-1, 3)[block], vectors.view(-1, 3, 3)[block]
-        _symmetric3_in_place.eigenpairs_into(*results, flat[block], rows)
-    return values, vectors
-
-
-def _batch_last(matrix: Tensor) -> Tensor:
-    """An empty ``(..., 3, 3)`` whose entries are contiguous over the batch."""
-    batch = matrix.shape[:-2]
-    count = math.prod(batch)
-    strides = torch.empty(batch, device="meta").stride()
-    return torch.empty_strided(matrix.shape, (*strides, 3 * count, count), dtype=matrix.dtype, device=matrix.device)
-
-
-# Autograd ------------------------------------------------------------------------------------------------------------
-
-
-class _Eigh3(torch.autograd.Function):
-    @staticmethod
-    def forward(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = evaluate_pairs(matrix)
-        return values, vectors
+    def on_cpu(self, alone: bool, matrix: Tensor) -> Tensor | Results:
+        return self._solve(alone, matrix, may_look=True)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
-        ctx.save_for_forward(*output)
-        ctx.set_materialize_grads(False)
+    def _solve(alone: bool, matrix: Tensor, may_look: bool) -> Tensor | Results:
+        values, vectors = _symmetric3_torch.solve(matrix, not alone, may_look)
+        return values if vectors is None else (values, vectors)
 
-    @staticmethod
-    def backward(ctx: Any, d_values: Tensor | None, d_vectors: Tensor | None) -> Tensor | None:
-        values, vectors = ctx.saved_tensors
-        return spectral_backward(values, vectors, d_values, d_vectors)
+    def triton(self, alone: bool, matrix: Tensor) -> Tensor | Results:
+        from multicontrast.linalg import _symmetric3_triton
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:
-        refuse_nested_forward_mode("eigh3")
-        values, vectors = ctx.saved_tensors
-        moved = vectors.mT @ ((tangent + tangent.mT) / 2) @ vectors
-        return moved.diagonal(dim1=-2, dim2=-1).clone(memory_format=torch.contiguous_format), vectors @ (
-            inverse_gaps(values) * moved
-        )
+        return _symmetric3_triton.eigvalsh3(matrix) if alone else _symmetric3_triton.eigh3(matrix)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None], matrix: Tensor) -> tuple[Any, Any]:
-        return _Eigh3.apply(*batch_first(info.batch_size, in_dims, (matrix,))), (0, 0)
+    def fake(self, matrix: Tensor) -> Results:
+        return matrix.new_empty(matrix.shape[:-1]), matrix.new_empty(matrix.shape)
+
+    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
+        return results
+
+    def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        (values, vectors), (d_values, d_vectors) = residuals, cotangents
+        if d_values is not None and d_vectors is None and not torch.is_grad_enabled():
+            return (_symmetric3_torch.weighted_projectors(vectors, d_values),)  # nobody will differentiate it
+        middle = torch.zeros_like(vectors) if d_values is None else torch.diag_embed(d_values)
+        if d_vectors is not None:
+            middle = middle + _inverse_gaps(values) * product(vectors.mT, d_vectors)
+        gradient = product(product(vectors, middle), vectors.mT)
+        return ((gradient + gradient.mT) / 2,)
+
+    def forward_mode(self, residuals: tuple[Any, ...], *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        (values, vectors), (tangent,) = residuals, tangents
+        assert tangent is not None  # the only argument
+        moved = product(product(vectors.mT, (tangent + tangent.mT) / 2), vectors)
+        # A copy: forward mode takes no view for the tangent of an output.
+        slope = moved.diagonal(dim1=-2, dim2=-1).clone(memory_format=torch.contiguous_format)
+        return slope, product(vectors, _inverse_gaps(values) * moved)
 
 
-class _Eigvalsh3(torch.autograd.Function):
-    """The values for those who ask for no derivative; a function only so that ``vmap`` can see through it."""
+def _inverse_gaps(values: Tensor) -> Tensor:
+    """``1 / (l_j - l_i)``, 0 on the diagonal and where the two count as one."""
+    difference = values.unsqueeze(-2) - values.unsqueeze(-1)
+    norm = values.detach().abs().amax(-1)[..., None, None]
+    tied = difference.detach().abs() <= _TIE * torch.finfo(values.dtype).eps * norm
+    return torch.where(tied, 0, 1 / torch.where(tied, 1, difference))
 
-    @staticmethod
-    def forward(matrix: Tensor) -> Tensor:
-        return evaluate_values(matrix)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None], matrix: Tensor) -> tuple[Any, Any]:
-        return _Eigvalsh3.apply(*batch_first(info.batch_size, in_dims, (matrix,))), 0
+EIGENPAIRS = _Eigenpairs()

@@ -48,10 +48,12 @@ def _bars(axes: Any, result: ReportNumbers, name: str) -> None:
         title += f"; dashed: the frame mean, {metric.frame_mean:.1f} {metric.unit}".rstrip()
     else:
         title += ": nothing to show" if not result.items else ": NaN"
-    axes.set_xticks(places, result.joint_names[: len(places)], rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_ylabel(f"{name} ({metric.unit})" if metric.unit else name)
+    axes.set_xticks(
+        places, result.joint_names[: len(places)], rotation=40, ha="right", rotation_mode="anchor", parse_math=False
+    )
+    axes.set_ylabel(f"{name} ({metric.unit})" if metric.unit else name, parse_math=False)
     axes.set_ylim(bottom=0)
-    axes.set_title(title, loc="left")
+    axes.set_title(title, loc="left", parse_math=False)
     axes.margins(x=0.02)
     _plain(axes)
 
@@ -64,7 +66,7 @@ def _curve(axes: Any, result: ReportNumbers) -> None:
     axes.set_xlim(0, longest)
     axes.set_xticks(np.linspace(0, longest, 4))
     axes.set_ylim(0, 100)
-    axes.set_xlabel(f"threshold ({result.length_unit})")
+    axes.set_xlabel(f"threshold ({result.length_unit})", parse_math=False)
     axes.set_ylabel("correct joints (%)")
     axes.set_title("PCK curve" + (f", AUC {shares.mean():.1f} %" if np.isfinite(shares).all() else ""), loc="left")
     _plain(axes)
@@ -85,7 +87,8 @@ def _overlay(axes: Any, result: ReportNumbers, examples: Examples, place: int, u
     reach = 0.54 * float(np.nanmax(np.nanmax(every, 0) - np.nanmin(every, 0))) or 1.0
     axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), aspect="equal")
     axes.set_axis_off()
-    axes.set_title(f"{examples.names[place]}: MPJPE {examples.errors[place]:.1f} {result.length_unit}")
+    title = f"{examples.names[place]}: MPJPE {examples.errors[place]:.1f} {result.length_unit}"
+    axes.set_title(title, parse_math=False)
     if place == 0:
         axes.legend(loc="upper left", bbox_to_anchor=(0, 0), ncols=2, frameon=False, fontsize=9)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from multicontrast._workspace import Workspace
-from multicontrast.linalg import _rotation_in_place, _rotation_torch
+from multicontrast.linalg import _rotation_torch
 from multicontrast.metrics._inputs import power_of_two
 
 # All buffers of a chunk. Longer chunks are fewer calls, three hundred for each whatever its length; shorter ones stay
@@ -100,10 +100,7 @@ def _measure(
         pose.flatten(0, 1).copy_(raw.flatten(1).mT)  # in two axes: PyTorch transposes those in blocks
         _standardise(pose, w, its_size, vectors)
     _correlate(x, y, w, covariance, variance, vectors)
-    if size == 3 and not allow_reflection:
-        linear = _rotation_in_place.rotation3(covariance, buffers)
-    else:
-        linear = _rotation_torch.polar(covariance, allow_reflection, buffers).rotation
+    linear = _rotation_torch.nearest(covariance, allow_reflection, buffers)
     if with_scale:
         trace = covariance.mul_(linear).sum((0, 1))
         linear.mul_(trace / torch.where(variance == 0, 1.0, variance))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import math
+import re
 
 from multicontrast.metrics._report_numbers import MetricResult, ReportNumbers
 from multicontrast.metrics.human36m import SHORT_ACTIONS
@@ -12,10 +13,11 @@ from multicontrast.metrics.human36m import SHORT_ACTIONS
 
 def markdown(result: ReportNumbers, digits: int) -> str:
     metrics = result.metrics
-    labels = [_label(name, metric) for name, metric in metrics.items()]
+    labels = [_plain(_label(name, metric)) for name, metric in metrics.items()]
     parts = []
     actions = list(next(iter(metrics.values())).per_action)
-    head = ["metric", *(SHORT_ACTIONS.get(action, action) for action in actions), "action_mean", "frame_mean"]
+    named = [_plain(SHORT_ACTIONS.get(action, action)) for action in actions]
+    head = ["metric", *named, "action_mean", "frame_mean"]
     rows = [
         [label, *_numbers([*metric.per_action.values(), metric.action_mean, metric.frame_mean], digits)]
         for label, metric in zip(labels, metrics.values())
@@ -27,14 +29,14 @@ def markdown(result: ReportNumbers, digits: int) -> str:
     subjects = list(next(iter(metrics.values())).per_subject)
     if subjects:
         body = [
-            [subject, *_numbers([metric.per_subject[subject] for metric in metrics.values()], digits)]
+            [_plain(subject), *_numbers([metric.per_subject[subject] for metric in metrics.values()], digits)]
             for subject in subjects
         ]
         parts.append(_markdown_table(["subject", *labels], body))
     jointed = [(label, metric) for label, metric in zip(labels, metrics.values()) if metric.per_joint]
     if jointed:
         body = [
-            [joint, *_numbers([metric.per_joint[index] for _, metric in jointed], digits)]
+            [_plain(joint), *_numbers([metric.per_joint[index] for _, metric in jointed], digits)]
             for index, joint in enumerate(result.joint_names)
         ]
         parts.append(_markdown_table(["joint", *(label for label, _ in jointed)], body))
@@ -70,7 +72,7 @@ def csv(result: ReportNumbers) -> str:
     for name, metric in result.metrics.items():
 
         def write(section: str, what: str, value: float, items: int | str = "") -> None:
-            writer.writerow([name, metric.unit, section, what, repr(value), items])  # noqa: B023
+            writer.writerow([_cell(name), _cell(metric.unit), section, _cell(what), repr(value), items])  # noqa: B023
 
         write("mean", "frame_mean", metric.frame_mean, result.items)
         write("mean", "action_mean", metric.action_mean, result.items)
@@ -105,12 +107,27 @@ def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
 
     def line(cells: list[str]) -> str:
-        first, *rest = (cell.replace("|", r"\|") for cell in cells)
+        first, *rest = cells
         return "| " + " | ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:]))]) + " |"
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([line(head), rule, *(line(row) for row in rows)])
 
 
+_LATEX = {**{letter: f"\\{letter}" for letter in "%&_#${}"}, "\\": r"\textbackslash{}"}
+_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
 def _escape(text: str) -> str:
-    return "".join(f"\\{character}" if character in "%&_#$" else character for character in text)
+    """Text of others in LaTeX, on one line."""
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def _plain(text: str) -> str:
+    """Text of others in Markdown, on one line: nothing of it is a link, a tag, or an end of the cell."""
+    return re.sub(r"[\\`*\[\]<>|~$&!]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
+
+
+def _cell(text: str) -> str:
+    """Text of others in CSV: a spreadsheet takes what begins in these ways for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

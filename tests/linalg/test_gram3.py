@@ -29,10 +29,11 @@ def out_of_place(cosines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_place(cosines: Tensor) -> tuple[Tensor, Tensor]:
-    buffers = [z.contiguous() for z in cosines.clone().unbind(-1)]
+    a, b, c = (z.contiguous() for z in cosines.unbind(-1))
     scratch = torch.full((_gram3_in_place.SCRATCH_ROWS, len(cosines)), torch.nan, dtype=cosines.dtype)
-    x = _gram3_in_place.eigmax_with_gradient_(*buffers, scratch)
-    return x, torch.stack(buffers, -1)
+    x, pullback = _gram3_in_place.eigmax_with_pullback((a, b, c), scratch)
+    x = x.clone()
+    return x, torch.stack(pullback(torch.ones_like(x)), -1)
 
 
 def at_the_door(cosines: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,18 +164,19 @@ def test_non_finite_cosines_are_nan_and_leave_the_others_alone(form, bad):
 def test_in_place_is_the_same_function(shape, dtype):
     cosines = [z.reshape(shape) for z in cosine_families(dtype)["uniform"](math.prod(shape), dtype, 5).unbind(-1)]
     if math.prod(shape) > 20:
-        for cosine, value in zip(cosines, (0.0, -0.25, 0.25)):  # cells that need the careful form
+        for cosine, value in zip(cosines, (0.0, -0.25, 0.25)):  # elements for which the formulas in place fail
             cosine.view(-1)[7], cosine.view(-1)[11] = 0, value or -0.25
-    scratch = torch.full((_gram3_in_place.SCRATCH_ROWS, *shape), torch.nan, dtype=dtype)
-    before = [cosine.clone() for cosine in cosines]
+    rows = torch.full((_gram3_in_place.SCRATCH_ROWS, *shape), torch.nan, dtype=dtype).unbind(0)
+    a, b, c = before = [cosine.clone() for cosine in cosines]
     x, *gradient = _gram3_torch.eigmax_with_gradient(*cosines)
-    alone = _gram3_in_place.eigmax_excess_(*cosines, scratch).clone()
+    _gram3_in_place.eigmax_excess_into(rows[0], (a, b, c), rows[1:])
+    alone = rows[0].clone()
     assert all(torch.equal(cosine, old) for cosine, old in zip(cosines, before))
-    got = _gram3_in_place.eigmax_with_gradient_(*cosines, scratch)
-    assert torch.equal(got, alone)
+    _gram3_in_place.eigmax_with_gradient_into(rows[0], (a, b, c), (a, b, c), rows[1:])  # over the cosines
+    assert torch.equal(rows[0], alone)
     eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(got, x, rtol=2 * eps, atol=0)
-    for ours, theirs in zip(cosines, gradient):
+    torch.testing.assert_close(alone, x, rtol=2 * eps, atol=0)
+    for ours, theirs in zip((a, b, c), gradient):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=5 * eps)
 
 

@@ -223,28 +223,29 @@ def test_offsets_beyond_32_bits():
 
 @on("interpreter", "gpu")
 def test_operators_pass_their_check():
-    from multicontrast.linalg import _gram3_operator as operators
+    import multicontrast  # noqa: F401, which registers the operators
 
     cosines = tuple((2 * torch.rand(2, 3, device=device()) - 1).requires_grad_() for _ in range(3))
-    torch.library.opcheck(operators.gram3_excess, cosines)
-    torch.library.opcheck(operators.gram3_with_gradient, cosines)
+    torch.library.opcheck(torch.ops.multicontrast.gram3_excess.default, cosines)
+    torch.library.opcheck(torch.ops.multicontrast.gram3_with_gradient.default, cosines)
 
 
 @on("interpreter", "gpu")
 def test_operators_are_differentiable_twice():
-    from multicontrast.linalg import _gram3_operator as operators
+    from multicontrast.linalg import gram3
 
     cosines = tuple((2 * torch.rand(4, dtype=torch.float64, device=device()) - 1).requires_grad_() for _ in range(3))
-    assert torch.autograd.gradcheck(operators.gram3_excess, cosines)
-    assert torch.autograd.gradgradcheck(operators.gram3_excess, cosines)
+    for function in (gram3.gram3_excess, torch.ops.multicontrast.gram3_excess):
+        assert torch.autograd.gradcheck(function, cosines)
+        assert torch.autograd.gradgradcheck(function, cosines)
 
 
 @on("interpreter", "gpu")
 def test_compile_export_and_vmap():
-    from multicontrast.linalg import _gram3_operator as operators
+    from multicontrast.linalg import gram3
 
     def loss(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return operators.eigmax_excess(a, b, c).square().sum()
+        return gram3.gram3_excess(a, b, c).square().sum()
 
     cosines = [(2 * torch.rand(9, device=device()) - 1).requires_grad_() for _ in range(3)]
     expected = torch.autograd.grad(loss(*cosines), cosines)
@@ -253,11 +254,11 @@ def test_compile_export_and_vmap():
 
     class Module(torch.nn.Module):
         def forward(self, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-            return operators.eigmax_excess(a, b, c)
+            return gram3.gram3_excess(a, b, c)
 
     exported = torch.export.export(Module(), tuple(cosines))
-    torch.testing.assert_close(exported.module()(*cosines), operators.eigmax_excess(*cosines))
-    over_b = torch.func.vmap(operators.eigmax_excess, in_dims=(None, 0, None))
+    torch.testing.assert_close(exported.module()(*cosines), gram3.gram3_excess(*cosines))
+    over_b = torch.func.vmap(gram3.gram3_excess, in_dims=(None, 0, None))
     b = 2 * torch.rand(4, 9, device=device()) - 1
-    rows = torch.stack([operators.eigmax_excess(cosines[0], row, cosines[2]) for row in b])
+    rows = torch.stack([gram3.gram3_excess(cosines[0], row, cosines[2]) for row in b])
     torch.testing.assert_close(over_b(cosines[0], b, cosines[2]), rows)

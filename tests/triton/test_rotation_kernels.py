@@ -191,12 +191,12 @@ def test_offsets_beyond_32_bits():
 
 @on("torch", "interpreter", "gpu")
 def test_the_operator_is_well_formed_and_one_node_for_the_compiler():
-    from multicontrast.linalg._rotation_operator import rotation3
+    from multicontrast.linalg.rotation import batch_last_rotation as rotation3
     from multicontrast.linalg.rotation import proper_rotation
 
     allow_reflection = True
     matrix = torch.randn(3, 3, 5, device=device(), requires_grad=True)
-    torch.library.opcheck(rotation3, (matrix, allow_reflection))
+    torch.library.opcheck(torch.ops.multicontrast.rotation.default, (matrix, allow_reflection))
 
     def loss(matrix: Tensor) -> Tensor:
         return proper_rotation(matrix.permute(2, 0, 1), allow_reflection=allow_reflection)[:, 0, 1].square().sum()

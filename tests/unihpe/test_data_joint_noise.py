@@ -36,11 +36,11 @@ def errors(clean: PoseBatch, noisy: PoseBatch) -> torch.Tensor:
 def test_errors_of_training_have_a_deviation_drawn_for_each_sample(make_source):
     clean, noisy = (drawn(make_source(augment=Augmentation(joint_noise=noise))) for noise in (0.0, NOISE))
     found = errors(clean, noisy)
-    deviation = found.flatten(1).std(-1)
-    assert deviation.min() < 0.1 * NOISE
-    assert 0.9 * NOISE < deviation.max() < 1.4 * NOISE  # 34 numbers tell a deviation to about an eighth
-    assert stats.kstest((deviation / NOISE).numpy(), lambda value: value.clip(0, 1)).statistic < 0.08
-    assert abs(float(found.square().mean()) / (NOISE**2 / 3) - 1) < 0.12
+    deviation = found.flatten(1).std(-1)  # 34 numbers tell a deviation to about an eighth
+    assert stats.kstest((deviation / noisy.joint_noise).log().numpy(), "norm", (-0.015, 0.125)).statistic < 0.1
+    root = (noisy.joint_noise / NOISE).sqrt()
+    assert stats.kstest(root.numpy(), "uniform").pvalue > 1e-3
+    assert abs(float(found.square().mean()) / (NOISE**2 / 5) - 1) < 0.15
     assert abs(float(found.mean())) < 0.05 * NOISE
 
 
@@ -65,7 +65,7 @@ def test_a_facing_camera_sees_the_noise_too(make_source):
         drawn(make_source(view="box", augment=Augmentation(flip=0.0, scale=0.0, rotation_degrees=0.0, joint_noise=n)))
         for n in (0.0, NOISE)
     )
-    assert 0.5 < float(errors(clean, noisy).square().mean()) / (NOISE**2 / 3) < 1.6
+    assert 0.5 < float(errors(clean, noisy).square().mean()) / (NOISE**2 / 5) < 1.6
 
 
 @pytest.mark.parametrize("noise", [0.004, 0.02])

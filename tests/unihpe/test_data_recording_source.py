@@ -101,12 +101,13 @@ def test_detected_joints_keep_their_distance_to_the_annotated_ones(tmp_path):
     """CPN's joints go through the same map as everything else."""
     formats.write_videopose3d(tmp_path / "data")
     data = read_data(tmp_path)
-    augment = Augmentation(flip=0.5, rotation_degrees=60)
+    augment = Augmentation(flip=0.5, rotation_degrees=60, bodies=0.5)
     one, other = (
         RecordingSource(data, augment=augment, joints_2d=kind).batch(torch.arange(9), generator(2))
         for kind in ("annotated", "detected")
     )
     assert torch.equal(one.joints_3d, other.joints_3d)
+    assert torch.equal(torch.stack([one.joint_noise, other.joint_noise]), torch.tensor([[0.0], [0.015]]).expand(2, 9))
     distance = (one.joints_2d - other.joints_2d).norm(dim=-1)
     torch.testing.assert_close(distance, torch.full_like(distance, 8**0.5), rtol=1e-2, atol=0)
 

@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import dataclasses
+import gzip
 import io
 import os
 import pickle
@@ -9,14 +11,22 @@ import stat
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
+import formats
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unihpe_ref.data import read_data
 from unihpe_ref.data.archives import Limits, unpack
+from unihpe_ref.data.pictures import decode
+from unihpe_ref.data.prepared import open_prepared
+from unihpe_ref.data.readers.bvh import read_bvh
+from unihpe_ref.data.readers.common import picture_size
+from unihpe_ref.data.safe_hdf5 import read_hdf5
 from unihpe_ref.data.safe_pickle import UnsafePickle, load_pickle, read_npz
 
 FRIENDLY = {
@@ -134,6 +144,76 @@ def test_a_crafted_pickle_is_refused_in_words(tmp_path, body):
     assert same(load_after(tmp_path), FRIENDLY)  # and has left no trace
 
 
+def _shared(make: bytes, times: int) -> bytes:
+    """A pair of the one before, twice, and again and again: 2 ** times values in a few bytes."""
+    return b"".join(b"\x94h" + bytes([k]) + make for k in range(times))
+
+
+BOMBS = {
+    "a place in the memo": b"]r\xff\xff\xff\x7f.",
+    "a place in the memo, in text": b"]p99999999999\n.",
+    "bytes of a length that no memory holds": b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.",
+    "a frame of a length that no memory holds": b"\x80\x04\x95" + (2**62).to_bytes(8, "little") + b"x.",
+    "a text of a length that no memory holds": b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b"x.",
+    "a key that is shared": b"\x80\x04}K\x01" + _shared(b"\x86", 60) + b"K\x01s.",
+    "a set of what is shared": b"\x80\x04\x8f(K\x01" + _shared(b"\x86", 60) + b"\x90.",
+    "lists that are shared": b"\x80\x04K\x01" + b"".join(b"\x94](h%ch%ce" % (k, k) for k in range(60)) + b".",
+    "lists that are filled after they are shared": b"\x80\x04" + b"]\x94" * 61
+        + b"".join(b"h%c(h%ch%ce0" % (k, k + 1, k + 1) for k in range(60)) + b"h\x00.",
+    "a tuple a million deep": b"\x80\x04)" + b"\x85" * 10**6 + b".",
+    "a list a hundred thousand deep": b"\x80\x04]" + b"]" * 10**5 + b"a" * 10**5 + b".",
+    "a list within itself": b"\x80\x04]\x94h\x00a.",
+    "a tuple within its list": b"\x80\x04]\x94(h\x00h\x00te.",
+    "an extension code": b"\x80\x02\x82\x01.",
+    "an extension code of four bytes": b"\x80\x02\x84\x01\x01\x01\x01.",
+    "pops of nothing": b"00000.",
+    "an integer of a million digits": b"I" + b"9" * 10**6 + b"\n.",
+    "a long of a million digits": b"L" + b"9" * 10**6 + b"L\n.",
+    "an array larger than its bytes": pickle.dumps(np.zeros(3)).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"),
+    "an array of objects, by hand": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+        b"(I1\n(I1000000000000\ntcnumpy\ndtype\n(S'O8'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI63\ntbI00\n(lt b.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
+def test_a_few_bytes_that_ask_for_everything_are_refused(tmp_path, name, module):
+    (tmp_path / "bomb.pkl").write_bytes(BOMBS[name].replace(b"numpy.core", module.encode()))
+    with pytest.raises(ValueError, match=r"bomb\.pkl needs to .*; got .*\. "):
+        load_pickle(tmp_path / "bomb.pkl")
+    assert same(load_after(tmp_path), FRIENDLY)
+
+
+def npy(shape: str, content: bytes, dtype: str = "<f8") -> bytes:
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("(1000000000000,)", b"12345678"),
+        npy("(2, 2)", bytes(8)),
+        npy("(-1,)", bytes(8)),
+        npy("(" + "9" * 4000 + ",)", bytes(8)),
+        npy("(True,)", bytes(8)),
+        npy("(1,)", bytes(8), "|O"),
+        npy("(" * 5000 + ")" * 5000, b""),
+        npy("(99999999999,)", pickle.dumps(np.array([None], dtype=object)), "|O"),
+        b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{}",
+        b"\x93NUMPY\x09\x00",
+        bytes(200 << 20),
+    ],
+    ids=lambda content: f"{len(content)} bytes",
+)
+def test_an_npz_that_asks_for_more_than_it_holds_is_refused(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("joints.npy", content)
+    with pytest.raises(ValueError, match=r"bomb\.npz.*; got .*\. "):
+        read_npz(tmp_path / "bomb.npz")
+
+
 def load_after(folder: Path) -> object:
     (folder / "friendly.pkl").write_bytes(pickle.dumps(FRIENDLY))
     return load_pickle(folder / "friendly.pkl")
@@ -224,7 +304,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path):
     ("members", "limits", "words"),
     [
         ({"a": b"0" * 1000}, Limits(total_bytes=999), "Raise the limit"),
-        ({"a": b"", "b": b""}, Limits(members=1), "2 members of at most 1"),
+        ({"a": b"", "b": b""}, Limits(members=1), "more than 1 members"),
         ({"zeros": bytes(65 << 20)}, Limits(), "zip bomb"),
         ({"a": b"1", "a/b": b"2"}, Limits(), "below a file"),
     ],
@@ -240,6 +320,179 @@ def test_a_member_that_stands_twice_is_refused(tmp_path):
         unpack(
             tarred(tmp_path / "a.tar", (tarfile.TarInfo("a"), b"1"), (tarfile.TarInfo("./a"), b"2")), tmp_path / "out"
         )
+
+
+def _sparse(path: Path) -> None:
+    info = tarfile.TarInfo("sparse")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410], header[483:495] = b"%011o\0" % 0, b"%011o\0" % 0, b"%011o\0" % (8**11 - 1)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(bytes(header) + bytes(1024))
+
+
+def _sparse_of_pax(path: Path) -> None:
+    info = tarfile.TarInfo("sparse")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**40)}
+    info.pax_headers |= {"GNU.sparse.name": "sparse"}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        content = b"1\n0\n0\n".ljust(512, b"\0")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+
+
+def _long(kind: bytes) -> object:
+    def write(path: Path) -> None:
+        info = tarfile.TarInfo("header")
+        info.type, info.size = kind, 100 << 20
+        with gzip.open(path, "wb", 1) as file:
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+            for _ in range(100):
+                file.write(bytes(1 << 20))
+
+    return write
+
+
+def _many_below_the_bound(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for k in range(4):
+            archive.writestr(f"{k}", bytes(60 << 20))
+
+
+def _deep_name(path: Path) -> None:
+    zipped(path, {"a/" * 30_000 + "b": b"1"})
+
+
+ARCHIVES = {
+    "a sparse member": _sparse, "a sparse member of pax": _sparse_of_pax,
+    "a long name": _long(tarfile.GNUTYPE_LONGNAME),
+    "a long link": _long(tarfile.GNUTYPE_LONGLINK), "a long comment": _long(tarfile.XHDTYPE),
+    "a long comment for all": _long(tarfile.XGLTYPE), "zeros in parts": _many_below_the_bound,
+    "thirty thousand folders": _deep_name,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_that_asks_for_more_than_it_holds_is_refused(tmp_path, name):
+    ARCHIVES[name](tmp_path / "a")
+    with pytest.raises(ValueError, match="`unpack` needs a zip or tar archive of plain files"):
+        unpack(tmp_path / "a", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+# --- pictures, HDF5, BVH, weights -----------------------------------------------------------------------------------
+
+
+def test_only_formats_of_photographs_are_opened(monkeypatch):
+    """An EPS under any name would start Ghostscript."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    monkeypatch.setattr("subprocess.check_call", pytest.fail)
+    monkeypatch.setattr("subprocess.Popen", pytest.fail)
+    with pytest.raises(ValueError, match=r"a picture that can be read at photo\.jpg; got a damaged one"):
+        decode(eps, "photo.jpg")
+    assert picture_size(eps) is None
+
+
+def test_a_picture_of_more_pixels_than_any_photograph_is_refused_before_it_is_unpacked():
+    def chunk(kind, content):
+        body = kind + content
+        return len(content).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    for width, height in ((20_000, 20_000), (2**31 - 1, 2**31 - 1), (1, 2**31 - 1), (12_000, 9_000)):
+        head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+        png = (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", head)
+            + chunk(b"IDAT", zlib.compress(bytes(100)))
+            + chunk(b"IEND", b"")
+        )
+        with pytest.raises(ValueError, match="a picture that can be read at it; got"):
+            decode(png, "it")
+
+
+def test_a_recording_has_no_pictures_outside_its_folder(tmp_path):
+    formats.write_coco(tmp_path / "data")
+    recording = read_data(tmp_path / "data")
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    for name in ("../secret.jpg", str(tmp_path / "secret.jpg"), "a/../../secret.jpg"):
+        outside = dataclasses.replace(recording, pictures=np.array([name] * len(recording.pictures)))
+        with pytest.raises(ValueError, match="needs its pictures below its folder"):
+            outside.picture_bytes(int(np.flatnonzero(recording.picture >= 0)[0]))
+
+
+def _hdf5(path: Path, kind: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    other = path.with_name("other.h5")
+    with h5py.File(other, "w") as file:
+        file["numbers"] = np.arange(4.0)
+    (path.parent / "raw.bin").write_bytes(bytes(32))
+    with h5py.File(path, "w") as file:
+        if kind == "external link":
+            file["numbers"] = h5py.ExternalLink("other.h5", "/numbers")
+        elif kind == "soft link":
+            file["numbers"] = h5py.SoftLink("/elsewhere")
+            file["elsewhere"] = h5py.ExternalLink("other.h5", "/numbers")
+        elif kind == "external storage":
+            file.create_dataset("numbers", (4,), "f8", external=[(str(path.parent / "raw.bin"), 0, 32)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((4,), "f8")
+            layout[:] = h5py.VirtualSource("other.h5", "numbers", (4,))
+            file.create_virtual_dataset("numbers", layout)
+        elif kind == "never written":
+            file.create_dataset("numbers", (2**40,), "f8", chunks=(2**16,))
+        elif kind == "text":
+            file["numbers"] = "text"
+        elif kind == "a group":
+            file.create_group("numbers")
+        elif kind == "empty":
+            file["numbers"] = h5py.Empty("f8")
+        else:
+            file["numbers"] = np.arange(4.0)
+
+
+@pytest.mark.parametrize(
+    "kind", ["external link", "soft link", "external storage", "virtual", "never written", "text", "a group", "empty"]
+)
+def test_hdf5_reads_numbers_of_its_own_alone(tmp_path, kind):
+    _hdf5(tmp_path / "a.h5", kind)
+    with pytest.raises(ValueError, match="'numbers'"):
+        read_hdf5(tmp_path / "a.h5", ["numbers"])
+
+
+def test_hdf5_reads_numbers(tmp_path):
+    _hdf5(tmp_path / "a.h5", "plain")
+    assert {name: list(held) for name, held in read_hdf5(tmp_path / "a.h5", ["numbers", "absent"]).items()} == {
+        "numbers": [0, 1, 2, 3]
+    }
+
+
+@pytest.mark.parametrize(
+    "skeleton",
+    [
+        "HIERARCHY ROOT a { OFFSET 0 0 0 CHANNELS -2 } MOTION FRAMES: 1 Frame Time: 1 1",
+        "HIERARCHY ROOT a { OFFSET 0 0 0 CHANNELS 99999999999 } MOTION FRAMES: 1 Frame Time: 1 1",
+        "HIERARCHY ROOT a { " + "END Site { " * 50_000 + "} " * 50_001 + "MOTION FRAMES: 1 Frame Time: 1 1",
+        "HIERARCHY ROOT a { " + "JOINT b { " * 50_000 + "} " * 50_001 + "MOTION FRAMES: 1 Frame Time: 1 1",
+        "HIERARCHY ROOT a { } MOTION FRAMES: 99999999999999 Frame Time: 1",
+    ],
+    ids=lambda text: f"{len(text)} letters",
+)
+def test_a_bvh_that_has_no_end_is_refused(tmp_path, skeleton):
+    (tmp_path / "walk.bvh").write_text(skeleton)
+    with pytest.raises(ValueError, match=r"walk\.bvh needs to be a whole BVH file"):
+        read_bvh(tmp_path / "walk.bvh")
+
+
+def test_json_a_hundred_thousand_deep_is_refused(tmp_path):
+    deep = "[" * 10**5 + "]" * 10**5
+    (tmp_path / "person_keypoints.json").write_text('{"images": ' + deep + ', "annotations": [], "categories": []}')
+    with pytest.raises((ValueError, OSError), match="; got "):
+        read_data(tmp_path / "person_keypoints.json")
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "manifest.json").write_text(deep)
+    with pytest.raises(ValueError, match="; got "):
+        open_prepared(tmp_path / "prepared")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])

@@ -331,7 +331,7 @@ def test_too_large_a_batch_is_refused_at_once(motion):
 def test_bad_requests_are_refused_in_words(motion):
     source = PoseSource(motion)
     with pytest.raises(
-        ValueError, match=r"`cameras` to be one of 'fixed', 'random'; got 'fix'\. Did you mean 'fixed'\?"
+        ValueError, match=r"`cameras` to be one of 'fixed', 'random', 'varied'; got 'fix'\. Did you mean 'fixed'\?"
     ):
         PoseSource(motion, cameras="fix")
     with pytest.raises(ValueError, match=r"\(height, width\).*Try \(64, 48\)"):

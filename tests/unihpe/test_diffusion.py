@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from unihpe_ref.diffusion import SDES, VE, VP, ScoreNetwork, SubVP, denoising_loss, make_sde, sample
-from unihpe_ref.diffusion.score_network import sinusoidal_embedding
+from unihpe_ref.diffusion.score_network import PARAMETERISATIONS, sinusoidal_embedding
 from unihpe_ref.parts import Part
 
 SDE = SubVP()
@@ -176,22 +176,85 @@ def test_times_can_be_those_of_a_grid() -> None:
     assert 0.999 < anywhere.max() <= 1
 
 
-def test_skip_is_exact_for_unit_gaussian_data() -> None:
-    """With the layers' part taken away, the network is the noise estimate of N(0, 1)."""
-    network = ScoreNetwork(3, 4, width=32, time_width=8, gaussian_skip=True).eval()
-    torch.nn.init.zeros_(network.out.weight)
-    torch.nn.init.zeros_(network.out.bias)
-    x, t = torch.randn(6, 3), torch.rand(6)
-    m, s = SDE.mean(t)[:, None], SDE.std(t)[:, None]
-    assert_close(network(x, t, torch.randn(6, 4)), s * x / (m.square() + s.square()))
+def preconditioned(sde=SDE, size: int = 3) -> ScoreNetwork:
+    network = ScoreNetwork(size, 4, width=64, time_width=8, dropout=0.0, parameterisation="preconditioned", sde=sde)
+    return network.double().eval()
 
 
-def test_network_sees_time_and_condition() -> None:
-    network = ScoreNetwork(3, 4, width=32, time_width=8, dropout=0.0)
+def stating(network: ScoreNetwork, output: Tensor) -> ScoreNetwork:
+    """The network with this output F, whatever it is given."""
+    network.out.register_forward_hook(lambda *_: output)
+    return network
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_preconditioned_network_of_output_zero_is_exact_for_unit_gaussian_data(name: str) -> None:
+    sde, x, t = make_sde(name), torch.randn(6, 3).double(), torch.rand(6).double()
+    network = stating(preconditioned(sde), torch.zeros(6, 3).double())
+    m, s = sde.mean(t)[:, None], sde.std(t)[:, None]
+    assert_close(network(x, t, network.project(torch.randn(6, 4).double())), s * x / (m.square() + s.square()))
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_preconditioned_target_has_unit_variance_and_its_error_the_same_weight_at_every_time(name: str) -> None:
+    """F* = (sigma x0 - m z) / sqrt(v) recovers the noise, and the weighted loss is the squared error of F."""
+    sde, draw = make_sde(name), torch.Generator().manual_seed(0)
+    x0, z = torch.randn(2, 20_000, 3, generator=draw).double()
+    for time in (1e-4, 0.1, 0.5, 1.0):
+        t = torch.full((len(x0),), time, dtype=torch.float64)
+        m, s = sde.mean(t)[:, None], sde.std(t)[:, None]
+        wanted = (s * x0 - m * z) / (m.square() + s.square()).sqrt()
+        assert wanted.var().item() == pytest.approx(1, rel=0.02)
+        network = preconditioned(sde)
+        projected = network.project(torch.zeros(len(x0), 4).double())
+        x_t = m * x0 + s * z
+        assert_close(stating(network, wanted)(x_t, t, projected), z, atol=1e-8, rtol=1e-8)
+        wrong = torch.randn(x0.shape, generator=draw).double()
+        error = stating(network, wanted + wrong)(x_t, t, projected) - z
+        assert_close(network.loss_weight(t)[:, None] * error.square(), wrong.square(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("time", [1e-3, 0.3, 1.0])
+def test_layers_of_the_preconditioned_network_see_unit_variance(time: float) -> None:
+    network, given = preconditioned(VE()), []
+    network.stem.linear.register_forward_hook(lambda _, inputs, __: given.append(inputs[0]))
+    t = torch.full((4000,), time, dtype=torch.float64)
+    x_t = VE().mean(t)[:, None] * torch.randn(4000, 3).double() + VE().std(t)[:, None] * torch.randn(4000, 3).double()
+    network(x_t, t, network.project(torch.zeros(4000, 4).double()))
+    assert given[0].var().item() == pytest.approx(1, rel=0.1)
+
+
+def test_the_network_of_gfpose_states_the_noise_and_weighs_it_alike() -> None:
+    network = stating(ScoreNetwork(3, 4, width=32, time_width=8), torch.full((2, 3), 7.0))
+    t = torch.tensor([1e-3, 1.0])
+    assert torch.equal(network(torch.randn(2, 3), t, network.project(torch.randn(2, 4))), torch.full((2, 3), 7.0))
+    assert torch.equal(network.loss_weight(t), torch.ones(2))
+
+
+def test_the_loss_takes_a_weight_of_the_time() -> None:
+    x0 = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss(**options: object) -> Tensor:
+        return denoising_loss(lambda x, _: 0 * x, x0, SDE, generator=torch.Generator().manual_seed(1), **options)
+
+    assert_close(loss(weight=lambda t: torch.full_like(t, 3.0)), 3 * loss())
+    assert loss(weight=lambda t: (t > 0.5).float()) + loss(weight=lambda t: (t <= 0.5).float()) == pytest.approx(loss())
+
+
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+def test_network_sees_time_and_condition(parameterisation: str) -> None:
+    network = ScoreNetwork(3, 4, width=64, time_width=8, dropout=0.0, parameterisation=parameterisation)
     x, t, condition = torch.randn(6, 3), torch.rand(6), torch.randn(6, 4)
-    noise = network(x, t, condition)
-    assert not torch.allclose(network(x, 1 - t, condition), noise)
-    assert not torch.allclose(network(x, t, -condition), noise)
+    noise = network(x, t, network.project(condition))
+    assert not torch.allclose(network(x, 1 - t, network.project(condition)), noise)
+    assert not torch.allclose(network(x, t, network.project(-condition)), noise)
+
+
+def test_copies_of_a_condition_and_one_time_for_all_rows_need_no_repeats() -> None:
+    network = preconditioned()
+    x, t, condition = (value.double() for value in (torch.randn(6, 3), torch.tensor([0.3]), torch.randn(2, 4)))
+    few = network(x, t, network.project(condition))
+    assert_close(few, network(x, t.repeat(6), network.project(condition.repeat(3, 1))))
 
 
 def test_time_embedding_has_the_documented_frequencies() -> None:
@@ -208,6 +271,7 @@ def test_time_embedding_has_the_documented_frequencies() -> None:
         (lambda: denoising_loss(exact_noise, torch.ones(2, 1), SDE, reduction="sum"), "needs `reduction` to be one of"),
         (lambda: make_sde("sub-vp"), "Did you mean 'subvp'"),
         (lambda: ScoreNetwork(3, 4, width=100), "multiple of 32 .* got 100"),
+        (lambda: ScoreNetwork(3, 4, parameterisation="x0"), "needs `parameterisation` to be one of"),
         (lambda: ScoreNetwork(3, 4, width=64, time_width=7), "even and at least 4 .* got 7"),
     ],
 )

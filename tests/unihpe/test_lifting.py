@@ -1,10 +1,13 @@
 """The two stages of the shipped lifter: what moves, what stays, and what is learned."""
 
+from dataclasses import replace
+
 import torch
 from small import POSES_ONLY, quiet_log, small_source, weights
 
+from unihpe_ref.data import PoseSource
 from unihpe_ref.models import UniHPE
-from unihpe_ref.stages import Companions, Lifting, make_stages
+from unihpe_ref.stages import Companions, ImageAlignment, Lifting, make_stages
 from unihpe_ref.training import fit
 
 CONFIG = POSES_ONLY.override(
@@ -43,6 +46,21 @@ def test_lifting_moves_its_pair_and_lowers_the_reported_error(tmp_path):
     assert error() < 0.8 * first
     moved = {name.split(".")[0] for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
     assert moved == {"encoder_2d", "decoder_3d"}
+
+
+def test_every_stage_tells_the_encoder_how_much_the_joints_err():
+    config = CONFIG.override(**{"model.encoder_noise_token": True})
+    model = UniHPE(config.model).eval()
+    source = PoseSource(small_source().motion, joint_noise=0.01)
+    batch = source.evaluation_batch(torch.arange(0, len(source), 20))
+    told = model.encode(**batch.inputs_2d())
+    assert not torch.allclose(told, model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info()))
+    stages = [*make_stages(config), ImageAlignment(config.stage2)]
+    model.image_encoder = torch.nn.Flatten()
+    batch = replace(batch, image=torch.zeros(len(batch), 4, 8))
+    assert len(stages) == 5
+    for stage in stages:
+        assert torch.equal(stage.embed(model, batch)["2d"], told), stage.name
 
 
 def test_companions_leave_the_lifter_as_it_is(tmp_path):

@@ -17,6 +17,7 @@ from unihpe_ref.models import UniHPE, best_hypothesis, costs, mean_hypothesis, p
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
+from unihpe_ref.parts import Part
 from unihpe_ref.stages import make_stages
 
 
@@ -198,7 +199,7 @@ def test_hypotheses_are_drawn_for_one_embedding_each_with_noise_of_its_own(
     sampler: str, poses: dict[str, Tensor]
 ) -> None:
     torch.manual_seed(0)
-    model = UniHPE(POSES_ONLY.model.override(gaussian_skip=True), SamplerConfig(steps=50)).eval()
+    model = UniHPE(POSES_ONLY.model.override(parameterisation="preconditioned"), SamplerConfig(steps=50)).eval()
     sampling = SamplerConfig(sampler=sampler, steps=4)
 
     def lifted(**options: object) -> Tensor:
@@ -214,9 +215,75 @@ def test_hypotheses_are_drawn_for_one_embedding_each_with_noise_of_its_own(
     again = model.lift(
         poses["kp2d"].repeat(6, 1, 1), poses["box_info"].repeat(6, 1), sampling=sampling, generator=generator
     )
-    assert torch.equal(several.flatten(0, 1), again)
+    assert_close(several.flatten(0, 1), again)
     assert lifted().shape == (5, 17, 3)
     assert lifted(hypotheses=1).shape == (1, 5, 17, 3)
+
+
+@pytest.mark.parametrize("parameterisation", ["noise", "preconditioned"])
+def test_a_score_decoder_that_states_nothing_loses_one_for_each_coordinate(parameterisation: str) -> None:
+    """The variance of what it should state, weighed alike at every time."""
+    torch.manual_seed(0)
+    config = POSES_ONLY.model.override(parameterisation=parameterisation, denoising_reduction="mean")
+    decoder = UniHPE(config).eval().decoder_3d
+    nn.init.zeros_(decoder.network.out.weight)
+    nn.init.zeros_(decoder.network.out.bias)
+    target, rows = torch.randn(2000, 51), torch.zeros(2000, 32)
+    token, box_info = torch.zeros(2000, dtype=torch.int64), torch.zeros(2000, 3)
+    assert decoder.loss(target, rows, token, box_info, None, Part.whole(2000)).item() == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize("sampler", ["gfpose", "ode", "sde"])
+def test_a_sampling_projects_the_condition_once_and_the_time_once_a_step(
+    sampler: str, poses: dict[str, Tensor]
+) -> None:
+    """Rows that the projections of all layers were given, whatever the hypotheses and steps."""
+    model = UniHPE(POSES_ONLY.model, SamplerConfig(sampler=sampler, steps=4)).eval()
+    network = model.decoder_3d.network
+    rows: dict[str, list[int]] = {"condition": [], "time": []}
+    for layer in (network.stem, *network.blocks):
+        for name, seen in rows.items():
+            getattr(layer, name).register_forward_hook(lambda _, given, __, seen=seen: seen.append(len(given[0])))
+    model.lift(poses["kp2d"], poses["box_info"], hypotheses=3)
+    evaluations, layers = (7 if sampler == "ode" else 4), 1 + len(network.blocks)
+    assert rows == {"condition": [5] * layers, "time": [1] * layers * evaluations}
+
+
+def test_training_projects_the_condition_once_for_all_noise_draws(poses: dict[str, Tensor]) -> None:
+    model = UniHPE(POSES_ONLY.model.override(noise_draws=4)).eval()
+    rows: list[int] = []
+    model.decoder_3d.network.stem.condition.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    embeddings = {"2d": model.encode(kp2d=poses["kp2d"], box_info=poses["box_info"])}
+    model.decoding_losses(embeddings, poses["kp2d"], poses["kp3d"], poses["box_info"])
+    assert rows == [5]
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "transformer"])
+def test_the_level_of_the_joints_noise_is_told_exactly_where_it_is_asked_for(
+    encoder: str, poses: dict[str, Tensor]
+) -> None:
+    def lifted(level: float | None, **changes: object) -> Tensor:
+        torch.manual_seed(0)
+        model = UniHPE(POSES_ONLY.model.override(pose_encoder=encoder, decoder="mlp", **changes)).eval()
+        joint_noise = None if level is None else torch.full((5,), level)
+        return model.lift(poses["kp2d"], poses["box_info"], joint_noise=joint_noise)
+
+    assert torch.equal(lifted(0.01), lifted(None))
+    assert torch.equal(lifted(0.0, encoder_noise_token=True), lifted(None, encoder_noise_token=True))
+    assert not torch.allclose(lifted(0.01, encoder_noise_token=True), lifted(None, encoder_noise_token=True))
+    with pytest.raises(ValueError, match="needs `encoder_box_token`"):
+        lifted(0.0, encoder_noise_token=True, encoder_box_token=False)
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "transformer"])
+def test_a_model_told_its_noise_once_and_for_all_gives_the_same_numbers(encoder: str, poses: dict[str, Tensor]) -> None:
+    model = UniHPE(POSES_ONLY.model.override(pose_encoder=encoder, decoder="mlp", encoder_noise_token=True)).eval()
+    told = model.told(0.012)
+    assert not told.config.encoder_noise_token
+    joint_noise = torch.full((5,), 0.012)
+    expected = model.lift(poses["kp2d"], poses["box_info"], joint_noise=joint_noise)
+    assert_close(told.lift(poses["kp2d"], poses["box_info"]), expected)
+    assert told.told(0.5) is told  # has nowhere to take it
 
 
 def test_the_mean_of_hypotheses_is_honest_and_the_best_one_looks_at_the_answer() -> None:

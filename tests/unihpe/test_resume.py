@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from crashing import contents
 from rich.console import Console
 from small import POSES_ONLY, SMALL, weights
 
 from unihpe_ref.checkpoint import load_model
+from unihpe_ref.files import file_hash
 from unihpe_ref.resume import newest_checkpoint
-from unihpe_ref.runs import prepare_folder, run
+from unihpe_ref.runs import MODEL, run, run_folder
 
 # Long enough to be killed in the middle, in stage 3 as well; dropout and denoising noise draw at every step.
 CONFIG = POSES_ONLY.override(
@@ -37,17 +41,18 @@ import io, json, sys, torch
 from pathlib import Path
 from rich.console import Console
 from unihpe_ref.config import RunConfig
-from unihpe_ref.runs import prepare_folder, run
+from unihpe_ref.runs import run, run_folder
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-prepare_folder(folder, overwrite=False, resume=True)
-run(RunConfig.from_dict(json.loads(sys.argv[2])), folder, Console(file=io.StringIO()), torch.device("cpu"), resume=True)
+with run_folder(folder, resume=True):
+    config = RunConfig.from_dict(json.loads(sys.argv[2]))
+    run(config, folder, Console(file=io.StringIO()), torch.device("cpu"), resume=True)
 """
 
 
 def train(folder: Path, config=CONFIG, resume: bool = False):
-    prepare_folder(folder, overwrite=False, resume=resume)
-    return run(config, folder, Console(file=io.StringIO()), torch.device("cpu"), resume=resume)[0]
+    with run_folder(folder, resume=resume):
+        return run(config, folder, Console(file=io.StringIO()), torch.device("cpu"), resume=resume)[0]
 
 
 def steps(folder: Path) -> list[dict]:
@@ -126,25 +131,143 @@ def test_a_run_with_other_settings_does_not_go_on(stopped):
     assert newest_checkpoint(stopped, SMALL.override(workers=2, log_every=5)) is not None
 
 
-@pytest.mark.parametrize("cut", [0, 100, -1])
-def test_a_damaged_checkpoint_is_named(stopped, cut, tmp_path):
-    whole = (stopped / "stage3-00000003" / "state.pt").read_bytes()
-    (tmp_path / "stage3-00000003").mkdir()
-    (tmp_path / "stage3-00000003" / "state.pt").write_bytes(whole[:cut])
-    with pytest.raises(ValueError, match=r"stage3-00000003` needs a whole `state.pt`; got .* Remove this folder"):
-        newest_checkpoint(tmp_path, SMALL)
+@pytest.fixture
+def copied(stopped, tmp_path) -> Path:
+    """The two checkpoints, to be spoilt."""
+    return Path(shutil.copytree(stopped, tmp_path / "checkpoints"))
 
 
-def test_a_checkpoint_cannot_run_code(tmp_path):
+def enter_hashes(folder: Path) -> None:
+    """As one who alters a file on purpose would."""
+    files = [file for file in folder.iterdir() if file.name != "hashes.json"]
+    (folder / "hashes.json").write_text(json.dumps({file.name: file_hash(file) for file in files}))
+
+
+def state_with(folder: Path, change) -> None:
+    """Alters what `state.pt` holds."""
+    held = torch.load(folder / "state.pt", weights_only=True)
+    change(held)
+    torch.save(held, folder / "state.pt")
+    enter_hashes(folder)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "model.safetensors", "last.safetensors", "hashes.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "older", "gone"])
+def test_a_damaged_checkpoint_is_named(copied, name, damage):
+    newest, older = copied / "stage3-00000003", copied / "stage3-00000002"
+    content = bytearray((newest / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    spoilt = {"cut": content[:-1], "flipped": content, "emptied": b"", "older": (older / name).read_bytes()}
+    (newest / name).unlink()
+    if damage != "gone":
+        (newest / name).write_bytes(spoilt[damage])
+    with pytest.raises(ValueError, match=r"stage3-00000003` needs to be a whole checkpoint of this run; got .* Rem"):
+        newest_checkpoint(copied, SMALL)
+
+
+def test_a_checkpoint_under_another_name_is_not_taken_for_it(copied):
+    (copied / "stage3-00000003").rename(copied / "stage3-00000009")
+    with pytest.raises(ValueError, match="stage 3, step 3"):
+        newest_checkpoint(copied, SMALL)
+
+
+def _log(**values):
+    return lambda held: held["log"].update(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _log(lengths={"../victim.txt": 0}),
+        _log(lengths={"/tmp/victim.txt": 0}),
+        _log(lengths={"steps-../../victim.csv": 0}),
+        _log(lengths={"log.jsonl": -1}),
+        _log(lengths={"log.jsonl": "0"}),
+        _log(lengths=None),
+        _log(seconds=math.nan),
+        _log(seconds="0"),
+        lambda held: held.pop("log"),
+        lambda held: held.update(step=-3),
+        lambda held: held.update(stage=9),
+        lambda held: held.update(step=10**6),
+        lambda held: held.update(step=True),
+        lambda held: held.update(averaged="many"),
+        lambda held: held.update(config={"seed": "x"}),
+        lambda held: held.update(config={"unknown": 1}),
+    ],
+)
+def test_what_a_state_says_is_checked_before_it_is_believed(copied, change):
+    victim = copied.parent / "victim.txt"
+    victim.write_text("mine")
+    state_with(copied / "stage3-00000003", change)
+    with pytest.raises(ValueError, match="needs to be a whole checkpoint of this run"):
+        newest_checkpoint(copied, SMALL)
+    assert victim.read_text() == "mine"
+
+
+def _moment(change):
+    def spoil(held):
+        state = held["optimizer"]["state"]
+        state[0]["exp_avg"] = change(state[0]["exp_avg"])
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _moment(lambda moment: moment.flatten()[:1]),
+        _moment(lambda _: torch.zeros(0)),
+        _moment(lambda moment: moment.T.contiguous()),
+        _moment(lambda moment: moment.double()),
+        _moment(lambda moment: moment.to_sparse()),
+        _moment(lambda _: 3.0),
+        lambda held: held["optimizer"]["state"][0].pop("exp_avg_sq"),
+        lambda held: held["optimizer"]["state"].update({10**6: {}}),
+        lambda held: held["optimizer"].pop("state"),
+        lambda held: held["temperature"].clear(),
+        lambda held: held["temperature"].update(log_tau=torch.zeros(3)),
+    ],
+)
+def test_an_optimizer_of_other_weights_is_refused(copied, change):
+    """Fused AdamW reads and writes as many moments as there are weights, whatever the moments' shape."""
+    state_with(copied / "stage3-00000003", change)
+    with pytest.raises(ValueError, match="needs to be a whole checkpoint of this run"):
+        train(copied.parent, SMALL.override(checkpoint_every=2), resume=True)
+
+
+def test_a_checkpoint_cannot_run_code(copied):
     """`weights_only`: a pickle that asks for anything but tensors and plain values is refused."""
-    (tmp_path / "stage1-00000003").mkdir()
-    torch.save({"stage": 1, "call": os.getcwd}, tmp_path / "stage1-00000003" / "state.pt")
+    torch.save({"stage": 3, "call": os.getcwd}, copied / "stage3-00000003" / "state.pt")
+    enter_hashes(copied / "stage3-00000003")
     with pytest.raises(ValueError, match="UnpicklingError"):
-        newest_checkpoint(tmp_path, SMALL)
+        newest_checkpoint(copied, SMALL)
 
 
 def test_a_folder_with_checkpoints_asks_what_to_do(stopped):
-    with pytest.raises(FileExistsError, match=r"without checkpoints; got .* Add `--resume` to go on from them"):
-        prepare_folder(stopped.parent, overwrite=False)
-    prepare_folder(stopped.parent, overwrite=False, resume=True)
-    assert stopped.exists()
+    message = r"without checkpoints; got .* Add `--resume` to go on with that run"
+    with pytest.raises(FileExistsError, match=message), run_folder(stopped.parent):
+        pass
+    with run_folder(stopped.parent, resume=True):
+        assert stopped.exists()
+
+
+def test_a_run_that_is_done_stays_as_it_is_and_gets_what_is_missing(tmp_path):
+    console = Console(file=io.StringIO())
+    expected = weights(train(tmp_path, POSES_ONLY))
+    before = contents(tmp_path)
+    for missing in ((), ("evaluation.json",), ("poses.png",), ("evaluation.json", "poses.png")):
+        for name in missing:
+            (tmp_path / name).unlink()
+        with run_folder(tmp_path, resume=True):
+            done = run(POSES_ONLY, tmp_path, console, torch.device("cpu"), resume=True)
+        assert (done is None) == (not missing)
+        after = contents(tmp_path)
+        records = after.pop("log.jsonl")
+        assert after == {name: content for name, content in before.items() if name != "log.jsonl"}
+        assert records[: len(before["log.jsonl"])] == before["log.jsonl"]
+        assert {record["event"] for record in records[len(before["log.jsonl"]) :]} <= {"evaluation"}
+    assert "The run is done; nothing is missing." in console.file.getvalue()
+    assert all(torch.equal(value, expected[name]) for name, value in weights(load_model(tmp_path / MODEL)[0]).items())
+    with pytest.raises(ValueError, match="a run needs its settings; got seed = 1"), run_folder(tmp_path, resume=True):
+        run(POSES_ONLY.override(seed=1), tmp_path, console, torch.device("cpu"), resume=True)

@@ -12,12 +12,13 @@ from small import POSES_ONLY, SMALL, quiet_log, small_motion, small_source, weig
 
 from multicontrast import metrics
 from unihpe_ref import training
-from unihpe_ref.checkpoint import load_model, save_model, write_whole
+from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.config import EvaluationConfig, Stage1, Stage3
-from unihpe_ref.evaluation import MeanPose, evaluate
+from unihpe_ref.evaluation import MeanPose, _errors_2d, evaluate
+from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
-from unihpe_ref.runs import open_source, prepare_folder, train_model
+from unihpe_ref.runs import new_model, open_source, run_folder, train_model
 from unihpe_ref.stages import ImageAlignment, MultiTask, PoseAlignment, make_stages
 from unihpe_ref.training import fit, learning_rate_factor, make_optimizer
 
@@ -149,6 +150,17 @@ def test_a_checkpoint_comes_back_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_a_run_can_start_from_another_model_of_the_same_parts(tmp_path):
+    other = new_model(SMALL.override(seed=5))
+    save_model(other, SMALL, tmp_path / "other.safetensors")
+    config = SMALL.override(start=tmp_path / "other.safetensors")
+    started = new_model(config)
+    assert not changed(weights(other), weights(started))
+    assert changed(weights(model_of(SMALL)), weights(started))
+    with pytest.raises(ValueError, match=r"`start` needs a model with `model\.mlp_width` = 8; got 16 in "):
+        new_model(config.override(**{"model.mlp_width": 8}))
+
+
 def test_a_damaged_checkpoint_is_refused_in_words(tmp_path):
     path = tmp_path / "model.safetensors"
     save_model(model_of(POSES_ONLY), POSES_ONLY, path)
@@ -185,11 +197,20 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path, monkeypat
 
 def test_a_folder_with_a_model_is_not_overwritten_unasked(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(FileExistsError, match="a folder without a trained model"):
-        prepare_folder(tmp_path, overwrite=False)
-    prepare_folder(tmp_path, overwrite=True)
-    with pytest.raises(NotADirectoryError, match="needs a folder; got the file"):
-        prepare_folder(tmp_path / "model.safetensors", overwrite=True)
+    with pytest.raises(FileExistsError, match="a folder without a trained model"), run_folder(tmp_path):
+        pass
+    with run_folder(tmp_path, overwrite=True):
+        assert (tmp_path / "model.safetensors").exists()  # until there is another
+    with (
+        pytest.raises(NotADirectoryError, match="needs a folder; got the file"),
+        run_folder(tmp_path / "model.safetensors", overwrite=True),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="needs one of them; got both"),
+        run_folder(tmp_path, overwrite=True, resume=True),
+    ):
+        pass
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
@@ -211,6 +232,16 @@ def test_evaluation_averages_over_frames_and_over_actions():
     per_action = [errors[batch.action == k].mean().item() for k in batch.action.unique()]
     assert math.isclose(path.action_mean["MPJPE"], sum(per_action) / len(per_action), rel_tol=1e-6)
     assert set(path.per_action) == {test.action_names[k] for k in batch.action.unique()}
+
+
+def test_pck_measures_by_mmpose_s_box():
+    """0.05 of 1.2 times the larger side of the tight box: 0.06 of that side."""
+    batch = small_source().evaluation_batch(torch.arange(6))
+    side = (batch.joints_2d.amax(1) - batch.joints_2d.amin(1)).amax(-1)
+    for share, expected in ((0.058, 100.0), (0.062, 0.0)):
+        moved = replace(batch, joints_2d=batch.joints_2d + share * side[:, None, None] * torch.tensor([0.6, 0.8]))
+        found = _errors_2d(moved.joints_2d_normalised(), batch)
+        assert torch.equal(found["PCK@0.05"], torch.full((6,), expected))
 
 
 def test_the_mean_pose_is_the_mean_of_the_training_poses():

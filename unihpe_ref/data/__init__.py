@@ -21,12 +21,13 @@ from .prepared import open_data, open_prepared, prepare
 from .protocols import PROTOCOLS, Protocol, protocol
 from .readers import read_data
 from .recording import Recording
-from .recording_source import RecordingSource
+from .recording_source import JOINT_NOISE, RecordingSource
 from .render import denormalise_image, normalise_image, render_poses
 from .skeleton import SKELETON, Skeleton, flip_joints, flip_pixels, limb_lengths
 from .source import Augmentation, PoseSource, Source
 
 __all__ = [
+    "JOINT_NOISE",
     "PROTOCOLS",
     "SKELETON",
     "Augmentation",

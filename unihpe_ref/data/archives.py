@@ -6,6 +6,7 @@ when everything is in it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import stat
@@ -22,6 +23,7 @@ from multicontrast._checks import three_beats
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _CHUNK = 1 << 20
+_LONGEST = 4096  # letters of a path, as Linux has them
 _RATIO_FREE = 64 << 20  # below so many bytes a member may be packed as tightly as it likes
 
 
@@ -32,6 +34,11 @@ class Limits:
     members: int = 2_000_000
     total_bytes: int = 500 << 30
     ratio: float = 200.0  # unpacked to packed, of zip members above 64 MB: pictures and numbers stay far below
+
+
+def is_bomb(size: int, packed: int, ratio: float = Limits.ratio) -> bool:
+    """Whether a member is packed more tightly than pictures and numbers ever are."""
+    return size > _RATIO_FREE and size > ratio * max(1, packed)
 
 
 def is_archive(path: Path) -> bool:
@@ -61,8 +68,8 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> None:
         raise _refused(archive, f"something else ({error})", "Download it again.") from None
     with opened:
         try:
-            _check(archive, list(opened.members()), limits, folder.parent)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            _check(archive, list(itertools.islice(opened.members(), limits.members + 1)), limits, folder.parent)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
             try:
                 for member in opened.members():
                     _write(archive, opened, member, temporary)
@@ -115,13 +122,26 @@ class _Zip:
         self._file.close()
 
 
+class _Header(tarfile.TarInfo):
+    """A header; those of names and comments are read into memory whole."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if (self.type not in tarfile.SUPPORTED_TYPES or self.type in _LONG) and self.size > _CHUNK:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+_LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
 class _Tar:
     def __init__(self, path: Path) -> None:
-        self._file = tarfile.open(path)  # noqa: SIM115 - closed by __exit__
+        self._file = tarfile.open(path, tarinfo=_Header)  # noqa: SIM115 - closed by __exit__
 
     def members(self) -> Iterator[_Member]:
         for info in self._file:
-            kind = "folder" if info.isdir() else "file" if info.isreg() else "a link, a device or a sparse file"
+            plain = info.isreg() and not info.issparse()  # whose few bytes say that they are very many
+            kind = "folder" if info.isdir() else "file" if plain else "a link, a device or a sparse file"
             yield _Member(info.name, info.size, None, kind, info)
 
     def open(self, member: _Member) -> IO[bytes]:
@@ -140,6 +160,8 @@ class _Tar:
 def _parts(archive: Path, name: str) -> tuple[str, ...]:
     """The steps of a member's path, all of them downwards."""
     path = PurePosixPath(name)
+    if len(name) > _LONGEST:
+        raise _refused(archive, f"a name of {len(name)} letters", "Unpack it by hand if you trust it.")
     climbs = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
     if climbs or any(":" in part for part in path.parts) or not name:
         raise _refused(archive, f"the member {name!r}", "It would land outside the folder: do not unpack it.")
@@ -148,7 +170,7 @@ def _parts(archive: Path, name: str) -> tuple[str, ...]:
 
 def _check(archive: Path, members: list[_Member], limits: Limits, place: Path) -> None:
     if len(members) > limits.members:
-        raise _refused(archive, f"{len(members)} members of at most {limits.members}", "Raise the limit.")
+        raise _refused(archive, f"more than {limits.members} members", "Raise the limit.")
     seen: dict[tuple[str, ...], str] = {}
     total = 0
     for member in members:
@@ -159,14 +181,16 @@ def _check(archive: Path, members: list[_Member], limits: Limits, place: Path) -
             if parts in seen:
                 raise _refused(archive, f"{member.name!r} twice", "Unpack it by hand if you trust it.")
             total += member.size
-            tight = member.packed is not None and member.size > limits.ratio * max(1, member.packed)
-            if tight and member.size > _RATIO_FREE:
+            if member.packed is not None and is_bomb(member.size, member.packed, limits.ratio):
                 came = f"{member.name!r}, packed {member.size / max(1, member.packed or 1):.0f} times"
                 raise _refused(archive, came, "That is the sign of a zip bomb.")
         seen[parts] = member.kind
     for parts in seen:
         if any(seen.get(parts[:depth]) == "file" for depth in range(1, len(parts))):
             raise _refused(archive, f"{'/'.join(parts)!r} below a file", "Unpack it by hand if you trust it.")
+    if is_bomb(total, archive.stat().st_size, limits.ratio):
+        came = f"{total / 2**30:.1f} GB in {archive.stat().st_size / 2**20:.1f} MB"
+        raise _refused(archive, came, "That is the sign of a zip bomb.")
     if total > limits.total_bytes:
         came = f"{total / 2**30:.1f} GB of at most {limits.total_bytes / 2**30:.1f}"
         raise _refused(archive, came, "Raise the limit.")

@@ -29,6 +29,8 @@ class PoseBatch:
         crop_affine: ``(B, 2, 3)`` float32, full-image pixels to crop pixels.
         action, subject, sequence: ``(B,)`` int64 numbers; their names are the source's.
         index: ``(B,)`` int64, the frame within the source.
+        joint_noise: ``(B,)`` float32, standard deviation of the error of ``joints_2d``, in shares of the box's longer
+            side; for a detector's joints a guess.
     """
 
     joints_3d: Tensor
@@ -44,6 +46,7 @@ class PoseBatch:
     subject: Tensor
     sequence: Tensor
     index: Tensor
+    joint_noise: Tensor
 
     def __len__(self) -> int:
         """B."""
@@ -72,3 +75,11 @@ class PoseBatch:
     def box_info(self) -> Tensor:
         """The box in numbers of order 1, ``(B, 3)``; see :func:`~unihpe_ref.data.boxes.box_information`."""
         return box_information(self.box, self.focal, self.principal)
+
+    def inputs_2d(self) -> dict[str, Tensor]:
+        """What a model is told of the 2D pose: the arguments of :meth:`unihpe_ref.models.UniHPE.lift` by name."""
+        return {
+            "kp2d": self.joints_2d_normalised(),
+            "box_info": self.box_info(),
+            "joint_noise": self.joint_noise,
+        }

@@ -49,7 +49,7 @@ def displace_joints(joints_px: Tensor, displacement: Tensor) -> Tensor:
 
 
 def tight_box_size(joints_px: Tensor) -> Tensor:
-    """Width and height of the tight box of ``(..., J, 2)`` joints: ``(..., 2)``, the size that PCK divides by."""
+    """Width and height of the tight box of ``(..., J, 2)`` joints: ``(..., 2)``."""
     return joints_px.amax(-2) - joints_px.amin(-2)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +19,35 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 SHARD = 2048  # pictures in each file of a pack
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+MOST_PIXELS = 100_000_000  # a photograph of 100 megapixels takes 300 MB
+# What Pillow's decoders raise for damaged files.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+               MemoryError, struct.error, zlib.error)  # fmt: skip
+
+
+def open_picture(source: Path | IO[bytes]) -> Image.Image:
+    """A photograph whose pixels are still encoded. Pillow knows seventy formats and starts Ghostscript for some; only
+    those of photographs are tried.
+
+    Raises: OSError for other files.
+    """
+    from PIL import Image
+
+    Image.init()
+    return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def decode(content: bytes, name: object) -> Image.Image:
     """RGB pixels of an encoded picture. Raises ``ValueError`` where it is damaged or too large to be a photograph."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with open_picture(io.BytesIO(content)) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels")
             return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         needed = f"`decode` needs a picture that can be read at {name}"
         raise ValueError(three_beats(needed, f"a damaged one ({error})", "Copy or download it again.")) from None
 

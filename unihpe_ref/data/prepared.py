@@ -17,9 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from multicontrast._checks import three_beats
+from unihpe_ref.files import LOCK, file_hash, locked, remove_whole, write_whole
 
 from .archives import is_archive, unpack
 from .camera import Camera
@@ -74,31 +73,46 @@ def prepare(
         say: is told what happens.
     Raises: FileExistsError where the folder holds something else; OSError and ValueError as the readers.
     """
-    if is_prepared(folder):
-        needed = f"`prepare` needs a folder that is empty or unfinished at {folder}"
-        raise FileExistsError(three_beats(needed, f"finished data ({MANIFEST})", "Choose another, or remove it."))
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder))):
-        needed = f"`prepare` needs a folder that is empty or unfinished at {folder}"
+    needed = f"`prepare` needs a folder that is empty or unfinished at {folder}"
+    if folder.exists() and (not folder.is_dir() or _holds_something_else(folder)):
         raise FileExistsError(three_beats(needed, "something else", "Choose another name."))
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / PROGRESS, _json(_progress(folder)))  # marks the folder as ours
-    place = _unpacked(source, folder, say) if is_archive(source) else source
+    with locked(folder):
+        if is_prepared(folder):
+            (folder / PROGRESS).unlink(missing_ok=True)  # killed between the two
+            raise FileExistsError(three_beats(needed, f"finished data ({MANIFEST})", "Choose another, or remove it."))
+        return _prepare(source, folder, form, fps, crops, say)
+
+
+def _prepare(source: Path, folder: Path, form: str | None, fps: float | None, crops: bool, say: Say) -> Any:
+    archive = file_hash(source) if is_archive(source) else None
+    before = _progress(folder)
+    if before.get("archive") != archive or archive is None:
+        remove_whole(folder / "source")  # of another archive
+    write_whole(folder / PROGRESS, _json(before | {"archive": archive}))  # marks the folder as ours
+    place = _unpacked(source, folder, say) if archive is not None else source
     say(f"reading {place}")
     data = read_data(place, form)
     if fps is not None:
         data = data.thinned(fps) if isinstance(data, Recording) else data.every(max(1, round(data.fps / fps)))
-    sources = _sources(data, place, source)
+    sources = _sources(data, place, source, archive)
     hashes = [(Path(name).name, held["sha256"]) for name, held in sources.items()]  # however the path was spelt
     key = hashlib.sha256(_json({"sources": hashes, "fps": fps, "crops": crops, "format": FORMAT})).hexdigest()
-    pieces = _Pieces(folder, key, say)
+    pieces = _Pieces(folder, key, archive, say)
     held = _write_recording(data, pieces, crops) if isinstance(data, Recording) else _write_motion(data, pieces)
     manifest = {"format": FORMAT, "key": key, "sources": sources, "fps": fps, **held, "pieces": pieces.done}
     pieces.remove_others()
     if place != source and (crops or isinstance(data, Motion) or not len(data.pictures)):
-        shutil.rmtree(folder / "source")
-    _write(folder / MANIFEST, _json(manifest))
+        remove_whole(folder / "source")
+    write_whole(folder / MANIFEST, _json(manifest))
     (folder / PROGRESS).unlink()
     return open_prepared(folder)
+
+
+def _holds_something_else(folder: Path) -> bool:
+    """Whether there is anything that neither :func:`prepare` nor a process that was killed in it has left."""
+    ours = is_prepared(folder) or _is_ours(folder)
+    return not ours and any(path.name != LOCK and not path.match(".*.tmp") for path in folder.iterdir())
 
 
 def open_data(path: Path, form: str | None = None, *, verify: bool = False) -> Recording | Motion:
@@ -167,28 +181,16 @@ def _check_piece(folder: Path, name: str, piece: dict[str, Any], verify: bool) -
         raise _unfit(folder, f"{name}, whose bytes have changed")
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 # --- writing --------------------------------------------------------------------------------------------------
 
 
 class _Pieces:
     """The files of a folder: written once, whole, entered with their hashes, and kept over an interruption."""
 
-    def __init__(self, folder: Path, key: str, say: Say) -> None:
+    def __init__(self, folder: Path, key: str, archive: str | None, say: Say) -> None:
         self.folder = folder
         self.key = key
+        self.archive = archive
         self.say = say
         self.done: dict[str, dict[str, Any]] = {}
         before = _progress(folder)
@@ -209,14 +211,10 @@ class _Pieces:
     def put(self, name: str, content: Callable[[Any], None]) -> None:
         """Writes a piece; ``content`` is given the open file."""
         path = self.folder / name
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        self.done[name] = {"bytes": temporary.stat().st_size, "sha256": file_hash(temporary)}
-        temporary.replace(path)
-        _write(self.folder / PROGRESS, _json({"key": self.key, "pieces": self._before | self.done}))
+        write_whole(path, content)
+        self.done[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        progress = {"key": self.key, "archive": self.archive, "pieces": self._before | self.done}
+        write_whole(self.folder / PROGRESS, _json(progress))
         self.say(f"{name}: {self.done[name]['bytes'] / 2**20:.1f} MB")
 
     def array(self, name: str, array: Array) -> None:
@@ -321,8 +319,8 @@ def _cut(recording: Recording, rows: Array, affine: Array) -> Iterator[bytes]:
         yield encode(warp(decode(content, path), own, CROP_SIZE))
 
 
-def _sources(data: Recording | Motion, place: Path, source: Path) -> dict[str, dict[str, Any]]:
-    """The files that were read, with sizes and hashes."""
+def _sources(data: Recording | Motion, place: Path, source: Path, archive: str | None) -> dict[str, dict[str, Any]]:
+    """The files that were read, with sizes and hashes; that of the archive is known."""
     if place != source:
         files = [source]
     elif isinstance(data, Recording):
@@ -335,7 +333,8 @@ def _sources(data: Recording | Motion, place: Path, source: Path) -> dict[str, d
             if path.suffix.lower() in (".amc", ".asf", ".bvh", ".csv")
         )  # fmt: skip
     return {
-        str(path.resolve()): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in dict.fromkeys(files)
+        str(path.resolve()): {"bytes": path.stat().st_size, "sha256": archive or file_hash(path)}
+        for path in dict.fromkeys(files)
     }
 
 
@@ -362,12 +361,6 @@ def _progress(folder: Path) -> dict[str, Any]:
 
 def _json(values: Any) -> bytes:
     return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _as_bytes(names: Array) -> Array:

@@ -126,7 +126,7 @@ PROTOCOLS = {
         ),
         Protocol(
             "h36m_2d",
-            "S9 and S11 at 10 frames a second, 2D: PCK at 0.05 of the tight box's larger side, EPE in pixels of the "
+            "S9 and S11 at 10 frames a second, 2D: PCK at 0.05 of the box's larger side, EPE in pixels of the "
             "full picture (mmpose).",
             subjects=("S9", "S11"),
             every=5,

@@ -186,8 +186,12 @@ class Recording:
         number = int(self.picture[sample])
         if number < 0 or self.pack is not None:
             return None
-        name = self.pictures[number]
-        return self.folder / (name.decode() if isinstance(name, bytes) else str(name))
+        stored = self.pictures[number]
+        name = stored.decode() if isinstance(stored, bytes) else str(stored)
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            needed = f"a recording needs its pictures below its folder {self.folder}"
+            raise ValueError(three_beats(needed, repr(name), "Write their names relative to it, without `..`."))
+        return self.folder / name
 
     def picture_bytes(self, sample: int) -> bytes | None:
         """The encoded picture of a sample; None without one. Raises ``OSError`` where its file cannot be read."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from multicontrast._checks import check_choice, describe, three_beats
 
 from .batches import PoseBatch
+from .bodies import with_lengths
 from .boxes import apply_affine, compose_affine, crop_affine, displace_joints, invert_affine, joint_box
 from .camera import Camera
 from .facing import face_box
@@ -24,7 +25,8 @@ from .sampling import SpacedSampler
 from .skeleton import SKELETON, flip_joints
 from .source import VIEWS, Augmentation, hashed_joint_errors, vocabulary
 
-JOINTS_2D = ("annotated", "detected")
+JOINT_NOISE = {"annotated": 0.0, "detected": 0.015}
+"""How much 2D joints err by where they come from: a standard deviation in shares of the box's longer side."""
 
 
 class RecordingSource:
@@ -65,7 +67,7 @@ class RecordingSource:
         action_names: tuple[str, ...] | None = None,
         subject_names: tuple[str, ...] | None = None,
     ) -> None:
-        check_choice("RecordingSource", "joints_2d", joints_2d, JOINTS_2D)
+        check_choice("RecordingSource", "joints_2d", joints_2d, JOINT_NOISE)
         check_choice("RecordingSource", "view", view, VIEWS)
         if joints_2d == "detected" and recording.detected_2d is None:
             needed = "`RecordingSource` needs detected joints in the recording"
@@ -73,6 +75,8 @@ class RecordingSource:
         self.recording = recording
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.augment = Augmentation() if augment is True else None if augment is False else augment
+        if self.augment is not None:
+            self.augment.check_pictures(image_size is not None)
         self.joints_2d = joints_2d
         self.convention = convention
         self.view = view
@@ -154,13 +158,15 @@ class RecordingSource:
             return self._seen(indices[rows])
         draw = torch.rand(len(indices), 5, generator=generator)[rows]
         errors = self.augment.joint_errors(len(indices), generator)
+        lengths = self.augment.limb_lengths(len(indices), generator)
         return self._seen(
             indices[rows],
             angle=(2 * draw[:, 0] - 1) * math.radians(self.augment.rotation_degrees),
             mirror=draw[:, 1] < self.augment.flip,
             scale=1 + (2 * draw[:, 2] - 1) * self.augment.scale,
             shift=(2 * draw[:, 3:] - 1) * self.augment.shift,
-            errors=None if errors is None else errors[rows],
+            errors=None if errors is None else (errors[0][rows], errors[1][rows]),
+            lengths=None if lengths is None else lengths[rows],
         )
 
     def evaluation_batch(self, indices: Tensor) -> PoseBatch:
@@ -226,7 +232,8 @@ class RecordingSource:
         mirror: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
-        errors: Tensor | None = None,
+        errors: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
     ) -> PoseBatch:
         """Takes samples through one map of their pictures, and poses and cameras with it."""
         rows = self._rows[indices.numpy()]
@@ -236,6 +243,10 @@ class RecordingSource:
             torch.from_numpy(np.array(array[rows])) for array in (recording.joints_3d, recording.root, self._pixels)
         )
         camera = recording.cameras[torch.from_numpy(np.array(recording.camera[rows]))]
+        if lengths is not None:  # pixels move as the joints' projections do, and keep the error that a detector made
+            other = torch.where(lengths.isnan()[:, :1, None], joints, with_lengths(joints, lengths))
+            pixels = pixels + camera.project(other + root[:, None]) - camera.project(joints + root[:, None])
+            joints = other
         moved = torch.eye(2, 3).repeat(len(rows), 1, 1)
         if angle is not None:
             turn = torch.eye(3).repeat(len(rows), 1, 1)
@@ -255,7 +266,7 @@ class RecordingSource:
             pixels = torch.where(mirror[:, None, None], pixels[:, list(SKELETON.flip_permutation)], pixels)
             principal = torch.where(mirror[:, None], camera.mirrored().principal, principal)
         if errors is not None:
-            pixels = displace_joints(pixels, errors)
+            pixels = displace_joints(pixels, errors[0])
         box = joint_box(pixels)
         if shift is not None:
             box = torch.cat([box[:, :2] + shift * box[:, 2:], box[:, 2:]], -1)
@@ -277,6 +288,10 @@ class RecordingSource:
             subject=self._subjects[sequence],
             sequence=sequence,
             index=indices,
+            joint_noise=torch.hypot(
+                torch.full((len(rows),), JOINT_NOISE[self.joints_2d]),
+                torch.zeros(len(rows)) if errors is None else errors[1],
+            ),
         )
         return face_box(batch) if self.view == "box" else batch
 

@@ -3,6 +3,9 @@
 Data sets come as pickles (3DPW, ``cameras.pkl``) and as npz files with pickles inside (VideoPose3D). Python's own
 unpickler imports and calls whatever a file names. This one knows the eight names that numpy's arrays are made of,
 and answers each with a stand-in of its own that builds plain arrays from checked parts; everything else is refused.
+
+A few bytes can also ask for gigabytes or for years: a place in the memo, a size, a tuple of one tuple twice, forty
+times over, as the key of a dictionary. So the instructions are looked through before they are followed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import re
 import zipfile
 import zlib
@@ -22,6 +26,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from multicontrast._checks import three_beats
+
+from .archives import is_bomb
 
 _PLAIN_DTYPE = re.compile(r"[|<>=]?(?:[biufcSU]\d+|O\d*|b1)")
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -65,8 +71,7 @@ def load_pickle(path: str | os.PathLike[str], *, encoding: str = "latin1", inert
     Raises: OSError where the file cannot be opened; ValueError where it is damaged or asks for anything else.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        return _load(file, str(path), encoding, inert)
+    return _load(path.read_bytes(), str(path), encoding, inert)
 
 
 def read_npz(path: str | os.PathLike[str], names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
@@ -83,14 +88,28 @@ def read_npz(path: str | os.PathLike[str], names: tuple[str, ...] | None = None)
             wanted = members if names is None else [name for name in names if name in members]
             arrays = {}
             for name in wanted:
-                with archive.open(members[name]) as file:
+                info = archive.getinfo(members[name])
+                if is_bomb(info.file_size, info.compress_size):
+                    raise ValueError(f"{name}, {info.file_size} bytes packed into {info.compress_size}")
+                with archive.open(info) as file:
                     arrays[name] = _read_npy(file, f"{path} ({name})")
             return arrays
     except UnsafePickle:
         raise
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (
+        ValueError,
+        EOFError,
+        KeyError,
+        OverflowError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+    ) as error:
         needed = f"`read_npz` needs a whole npz archive at {path}"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None
+        came = f"something else ({' '.join(str(error).split())[:200]})"
+        raise ValueError(three_beats(needed, came, "Copy or download it again.")) from None
 
 
 def _read_npy(file: IO[bytes], name: str) -> np.ndarray:
@@ -99,18 +118,24 @@ def _read_npy(file: IO[bytes], name: str) -> np.ndarray:
     read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
     shape, _, dtype = read_header(content)
     if not dtype.hasobject:
+        left = content.getbuffer().nbytes - content.tell()
+        if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != left:
+            raise ValueError(f"{left} bytes for the shape {shape}")
         content.seek(0)
         return npy_format.read_array(content, allow_pickle=False)
-    held = _load(content, name, "latin1")
+    held = _load(content.read(), name, "latin1")
     if not isinstance(held, np.ndarray) or not held.dtype.hasobject or held.size != math.prod(shape):
         came = f"a pickled {type(held).__name__}"
         raise ValueError(three_beats(f"{name} needs an array of shape {shape}", came, "Download it again."))
     return held.reshape(shape)
 
 
-def _load(file: IO[bytes], name: str, encoding: str, inert: tuple[str, ...] = ()) -> Any:
+def _load(content: bytes, name: str, encoding: str, inert: tuple[str, ...] = ()) -> Any:
     try:
-        return _Unpickler(file, encoding, inert).load()
+        _look_through(content)
+        held = _Unpickler(io.BytesIO(content), encoding, inert).load()
+        _check_expansion(held)
+        return held
     except UnsafePickle as error:
         needed = f"{name} needs to hold arrays, numbers and texts alone"
         raise UnsafePickle(
@@ -123,6 +148,123 @@ def _load(file: IO[bytes], name: str, encoding: str, inert: tuple[str, ...] = ()
         needed = f"{name} needs to be a whole pickle"
         came = f"a damaged one ({type(error).__name__}: {error})"
         raise ValueError(three_beats(needed, came, "Copy or download it again.")) from None
+
+
+_DEEPEST = 200
+_MOST = 5 * 10**7  # what a value may hold where everything that is shared is counted as often as it is reached
+
+
+class _Part:
+    """What the instructions know of a value: how much it holds, tuples and lists only, and how deep."""
+
+    __slots__ = ("depth", "size")
+
+    def __init__(self, parts: list[_Part] | None = None) -> None:
+        self.size, self.depth = 1, 0
+        self.add(parts or [])
+
+    def add(self, parts: list[_Part]) -> None:
+        self.size += sum(part.size for part in parts)
+        self.depth = max([self.depth, *(1 + part.depth for part in parts)])
+        if self.depth > _DEEPEST or self.size > _MOST:
+            raise UnsafePickle("values within values, too deep or too many")
+
+
+def _look_through(content: bytes) -> None:
+    """Refuses instructions that take far more room or time than they have bytes; what they build is not known here.
+
+    Tuples have to be bounded before they are made: a dictionary hashes its keys, which goes through all of a tuple, as
+    often as it is reached, and as deep as it is.
+    """
+    stack: list[_Part | None] = []  # None: a mark
+    memo: dict[int, _Part] = {}
+    hashed = 0
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        name = operation.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if argument > number:
+                raise UnsafePickle(f"place {argument} of a memo that has {len(memo)}")
+            memo[argument] = _top(stack)
+        elif name == "MEMOIZE":
+            memo[len(memo)] = _top(stack)
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            if argument not in memo:
+                raise ValueError(f"nothing at place {argument} of the memo")
+            stack.append(memo[argument])
+        elif name == "MARK":
+            stack.append(None)
+        elif name == "DUP":
+            stack.append(_top(stack))
+        else:
+            parts: list[_Part] = []
+            count = len(operation.stack_before)
+            if pickletools.stackslice in operation.stack_before:
+                while stack and stack[-1] is not None:
+                    parts.append(_top(stack))
+                    stack.pop()
+                if not stack:
+                    raise ValueError("a mark is missing")
+                stack.pop()
+                count = operation.stack_before.index(pickletools.markobject)
+            if name == "POP" and stack and stack[-1] is None:
+                stack.pop()  # as the unpickler does: a mark
+                continue
+            for _ in range(count):
+                parts.append(_top(stack))
+                stack.pop()
+            if name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"):
+                held = parts.pop()
+                if name in ("APPEND", "APPENDS"):
+                    held.add(parts)
+                stack.append(held)
+            elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST"):
+                stack.append(_Part(parts))
+            else:
+                stack.extend(_Part() for _ in operation.stack_after)
+            if name in ("SETITEM", "SETITEMS", "ADDITEMS", "DICT", "FROZENSET", "REDUCE"):
+                hashed += sum(part.size for part in parts)
+                if hashed > _MOST:
+                    raise UnsafePickle("keys that would take hours to look up")
+
+
+def _top(stack: list[_Part | None]) -> _Part:
+    if not stack or stack[-1] is None:
+        raise ValueError("a value is missing")
+    return stack[-1]
+
+
+def _check_expansion(held: Any) -> None:
+    """Refuses a value within itself, and values that are shared so often that no reader would come to an end."""
+    sizes: dict[int, int] = {}
+    way: list[tuple[Any, list[Any]]] = [(held, _inside(held))]
+    open_ones = {id(held)}
+    while way:
+        value, left = way[-1]
+        if left:
+            part = left.pop()
+            if id(part) in open_ones:
+                raise UnsafePickle("a value within itself")
+            if id(part) not in sizes and isinstance(part, _HOLDERS):
+                if len(way) > _DEEPEST:
+                    raise UnsafePickle("values within values, too deep")
+                open_ones.add(id(part))
+                way.append((part, _inside(part)))
+            continue
+        sizes[id(value)] = 1 + sum(sizes.get(id(part), 1) for part in _inside(value))
+        if sizes[id(value)] > _MOST:
+            raise UnsafePickle("values within values, too many")
+        open_ones.discard(id(value))
+        way.pop()
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, Inert):
+        return [value.state]
+    if isinstance(value, np.ndarray):
+        return list(value.ravel()) if value.dtype.hasobject else []
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else []
 
 
 class _Unpickler(pickle.Unpickler):
@@ -284,6 +426,7 @@ class _Rebuild(_Maker):
         return kind()
 
 
+_HOLDERS = (list, tuple, set, frozenset, dict, np.ndarray, Inert)
 _REBUILDERS = {(module, name) for module in ("copyreg", "copy_reg") for name in ("_reconstructor", "__newobj__")}
 _OBJECT, _REBUILD = _Maker(), _Rebuild()
 _NDARRAY, _MAKE_DTYPE, _RECONSTRUCT = _NdarrayName(), _MakeDtype(), _Reconstruct()

@@ -13,6 +13,7 @@ from torch import Tensor
 from multicontrast._checks import check_choice, describe, three_beats
 
 from .batches import PoseBatch
+from .bodies import random_lengths, with_lengths
 from .boxes import crop_affine, displace_joints, joint_box
 from .camera import Camera, crop_intrinsics, fixed_cameras, random_camera
 from .facing import face_box
@@ -22,9 +23,11 @@ from .render import NOISE_CHANNELS, render_poses
 from .sampling import SpacedSampler
 from .skeleton import SKELETON, flip_joints
 
-CAMERAS = ("fixed", "random")
+CAMERAS = ("fixed", "random", "varied")
 VIEWS = ("box", "camera")
 _ROAM = 1.5  # metres: how far from the middle of the room a person is seen, as in Human3.6M
+_VARIED = {"distance": (2.5, 8.0), "height": (0.3, 3.0), "roll_degrees": 5.0}  # of :func:`random_camera`
+_VARIED_ROAM = 0.3  # of the camera's distance, where that is nearer than _ROAM: nobody enters the lens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +39,41 @@ class Augmentation:
     rotation_degrees: float = 30.0  # the camera rolls about its optical axis by up to this much
     shift: float = 0.0  # the box moves by up to this share of its side
     joint_noise: float = 0.0  # 2D joints err, each sample's by a deviation drawn up to this share of the box's side
+    bodies: float = 0.0  # probability that a sample is another body (see ``bodies.py``); not with pictures
 
     def __post_init__(self) -> None:
         """Raises ``ValueError`` outside the ranges that make sense."""
-        limits = {"flip": 1.0, "scale": 0.9, "rotation_degrees": 180.0, "shift": 0.5, "joint_noise": 0.5}
+        limits = {"flip": 1.0, "scale": 0.9, "rotation_degrees": 180.0, "shift": 0.5, "joint_noise": 0.5, "bodies": 1.0}
         for name, high in limits.items():
             value = getattr(self, name)
             if not 0 <= value <= high:
                 needed = f"`Augmentation` needs 0 <= `{name}` <= {high:g}"
                 raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
 
-    def joint_errors(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """What a batch's 2D joints are displaced by, ``(count, 17, 2)``; None, and nothing drawn, without noise."""
+    def check_pictures(self, pictures: bool) -> None:
+        """Raises ``ValueError`` where pictures would show another body than the joints."""
+        if self.bodies and pictures:
+            needed = "`bodies` needs poses alone"
+            raise ValueError(three_beats(needed, "pictures, which show the recorded body", "Set `data.bodies` to 0."))
+
+    def joint_errors(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        """What a batch's 2D joints are displaced by, ``(count, 17, 2)``, and each sample's deviation ``(count,)``.
+
+        The deviation's square root is uniform: small errors matter most to a lifter and are drawn most. None, and
+        nothing is drawn, without noise.
+        """
         if not self.joint_noise:
             return None
-        deviation = self.joint_noise * torch.rand(count, 1, 1, generator=generator)
-        return deviation * torch.randn(count, SKELETON.num_joints, 2, generator=generator)
+        deviation = self.joint_noise * torch.rand(count, generator=generator).square()
+        return deviation[:, None, None] * torch.randn(count, SKELETON.num_joints, 2, generator=generator), deviation
+
+    def limb_lengths(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Limb lengths of a batch, ``(count, 16)`` metres, NaN for who stays as recorded; None, and nothing is drawn,
+        where all do."""
+        if not self.bodies:
+            return None
+        lengths = random_lengths(generator, count)
+        return torch.where(torch.rand(count, 1, generator=generator) < self.bodies, lengths, torch.nan)
 
 
 class Source(Protocol):
@@ -91,8 +113,9 @@ class PoseSource:
 
     Args:
         motion: where the poses come from.
-        cameras: for training, "random" draws a new camera and a new place in the room for each sample; "fixed" draws
-            one of the four evaluation cameras.
+        cameras: for training, "random" draws a new camera like Human3.6M's and a new place in the room for each
+            sample; "varied" draws it from 2.5 to 8 m away and 0.3 to 3 m high; "fixed" draws one of the four
+            evaluation cameras.
         image_size: (height, width) of rendered crops; None leaves pictures out (crops then have 256 x 192 pixels).
         augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
         seed: decides how evaluation pictures look; training draws from the generator that is passed in.
@@ -127,6 +150,8 @@ class PoseSource:
         self.cameras = cameras
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.augment = Augmentation() if augment is True else None if augment is False else augment
+        if self.augment is not None:
+            self.augment.check_pictures(image_size is not None)
         self.seed = seed
         self.view = view
         self.joint_noise = joint_noise
@@ -173,9 +198,10 @@ class PoseSource:
         """
         indices = self._checked(indices)
         count = len(indices)
-        if self.cameras == "random":
-            camera = random_camera(generator, count)
-            radius = _ROAM * torch.rand(count, generator=generator).sqrt()
+        if self.cameras != "fixed":
+            camera = random_camera(generator, count, **(_VARIED if self.cameras == "varied" else {}))
+            roam = camera.position[:, :2].norm(dim=-1).mul(_VARIED_ROAM).clamp(max=_ROAM)
+            radius = (roam if self.cameras == "varied" else _ROAM) * torch.rand(count, generator=generator).sqrt()
             angle = 2 * math.pi * torch.rand(count, generator=generator)
             place = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
         else:
@@ -187,6 +213,7 @@ class PoseSource:
             return self._seen(indices, place, camera, noise)
         draw = torch.rand(count, 5, generator=generator)[rows]
         errors = self.augment.joint_errors(count, generator)
+        lengths = self.augment.limb_lengths(count, generator)
         angle = (2 * draw[:, 0] - 1) * math.radians(self.augment.rotation_degrees)
         return self._seen(
             indices,
@@ -196,7 +223,8 @@ class PoseSource:
             mirror=draw[:, 1] < self.augment.flip,
             scale=1 + (2 * draw[:, 2] - 1) * self.augment.scale,
             shift=(2 * draw[:, 3:] - 1) * self.augment.shift,
-            errors=None if errors is None else errors[rows],
+            errors=None if errors is None else (errors[0][rows], errors[1][rows]),
+            lengths=None if lengths is None else lengths[rows],
         )
 
     def evaluation_batch(self, indices: Tensor, camera: int | None = None) -> PoseBatch:
@@ -270,10 +298,13 @@ class PoseSource:
         mirror: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
-        errors: Tensor | None = None,
+        errors: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
     ) -> PoseBatch:
         """Puts the frames at ``place`` (B, 2) on the floor and takes their pictures."""
         world = self.motion.joints[indices]
+        if lengths is not None:
+            world = torch.where(lengths.isnan()[:, :1, None], world, with_lengths(world, lengths))
         moved = torch.cat([place - world[:, 0, :2], torch.zeros(len(place), 1)], -1)
         joints = camera.world_to_camera(world + moved[:, None])
         if mirror is not None:
@@ -282,7 +313,7 @@ class PoseSource:
             camera = replace(camera, principal=principal)
         pixels = camera.project(joints, distort=False)
         if errors is not None:
-            pixels = displace_joints(pixels, errors)
+            pixels = displace_joints(pixels, errors[0])
         box = joint_box(pixels)
         if shift is not None:
             box = torch.cat([box[:, :2] + shift * box[:, 2:], box[:, 2:]], -1)
@@ -307,15 +338,17 @@ class PoseSource:
             subject=self._subjects[self.motion.sequence[indices]],
             sequence=self.motion.sequence[indices],
             index=indices,
+            joint_noise=torch.zeros(len(indices)) if errors is None else errors[1],
         )
         return face_box(batch) if self.view == "box" else batch
 
 
-def hashed_joint_errors(indices: Tensor, joint_noise: float, seed: int) -> Tensor | None:
-    """What the 2D joints of evaluated samples are displaced by, ``(B, 17, 2)``, the same at every call; None for 0."""
+def hashed_joint_errors(indices: Tensor, joint_noise: float, seed: int) -> tuple[Tensor, Tensor] | None:
+    """As :meth:`Augmentation.joint_errors`, for evaluated samples: one deviation, the same at every call."""
     if not joint_noise:
         return None
-    return joint_noise * hashed_normal(indices, 2 * SKELETON.num_joints, seed + 3).view(-1, SKELETON.num_joints, 2)
+    errors = hashed_normal(indices, 2 * SKELETON.num_joints, seed + 3).view(-1, SKELETON.num_joints, 2)
+    return joint_noise * errors, torch.full((len(indices),), joint_noise)
 
 
 def vocabulary(owner: str, kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -1,9 +1,12 @@
 r"""Denoising score matching.
 
 With :math:`x_t = m x_0 + \sigma z` the score of the noised sample is :math:`-z / \sigma`, so a network that states the
-noise :math:`z` states the score. The loss weighs every noise level alike in :math:`z`:
+noise :math:`z` states the score:
 
-.. math:: \mathcal L = \mathbb E_{t, z} \; \tfrac12 \lVert z - \hat z(m x_0 + \sigma z, t) \rVert^2 .
+.. math:: \mathcal L = \mathbb E_{t, z} \; \tfrac12\, w(t)\, \lVert z - \hat z(m x_0 + \sigma z, t) \rVert^2 .
+
+With w = 1 every noise level counts alike in :math:`z`, and a high one next to nothing in :math:`x_0`, whose error is
+:math:`\sigma / m` times that of :math:`z`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from unihpe_ref.parts import Part
 SMALLEST_TIME = 1e-5  # training times are uniform on [1e-5, 1]: at 0 the noise level is 0 and the score infinite
 REDUCTIONS = ("half_sum", "mean")
 
-NoiseEstimate = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> the noise in x_t
+NoiseEstimate = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> the noise in x_t; t is (B,), or (1,) for all rows
 
 
 def denoising_loss(
@@ -32,6 +35,7 @@ def denoising_loss(
     generator: torch.Generator | None = None,
     part: Part | None = None,
     time_steps: int | None = None,
+    weight: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Denoising score matching at one random time per row.
 
@@ -45,6 +49,8 @@ def denoising_loss(
         part: which rows of a larger batch ``x0`` holds, once or as several copies one after the other. The draw is the
             one of the whole batch, cut: parts of a batch see the noise that the batch in one piece sees.
         time_steps: draws the times from ``1 / time_steps, ..., 1`` instead of the whole interval.
+        weight: w(t), of times ``(B,)``; 1 unless given. See
+            :meth:`~unihpe_ref.diffusion.score_network.ScoreNetwork.loss_weight`.
     Returns: a scalar.
     Raises: ValueError for an unknown reduction and for rows that are no copies of the part.
     """
@@ -61,6 +67,8 @@ def denoising_loss(
     noise = noise.reshape(x0.shape).to(x0.device)
     x_t = sde.mean(t)[:, None] * x0 + sde.std(t)[:, None] * noise
     squared = (noise - estimate_noise(x_t, t).to(x0.dtype)).square()  # autocast may have made the estimate shorter
+    if weight is not None:
+        squared = weight(t)[:, None] * squared
     if reduction == "half_sum":
         return 0.5 * squared.sum(-1).mean()
     return squared.mean()

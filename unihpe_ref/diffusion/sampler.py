@@ -6,7 +6,8 @@ With the drift :math:`f(t)\, x`, written :math:`f` below, and the score :math:`s
     :math:`dx = (f - g^2 s)\, dt + g\, dw`, Euler-Maruyama. Draws from the distribution.
 ``"ode"``
     :math:`dx = (f - \tfrac12 g^2 s)\, dt`, Heun. The same distribution, without noise on the way. It needs a network
-    that follows the norm of x: see ``gaussian_skip`` of :class:`~unihpe_ref.diffusion.score_network.ScoreNetwork`.
+    that follows the norm of x: the ``"preconditioned"`` one of
+    :class:`~unihpe_ref.diffusion.score_network.ScoreNetwork`.
 ``"gfpose"``
     :math:`dx = (f - g^2 s)\, dt`: the reverse SDE with its noise left out, which GFPose calls an ODE. It contracts to
     the conditional mean (the mode), so it is the best single answer and has almost no diversity.
@@ -42,7 +43,7 @@ def sample(
 
     Args:
         estimate_noise: as in :func:`~unihpe_ref.diffusion.denoising_loss`; evaluated ``steps`` times
-            (``2 * steps - 1`` times by ``"ode"``).
+            (``2 * steps - 1`` times by ``"ode"``), with one time ``(1,)`` for all rows.
         shape: ``(B, n)``.
         sde: the process.
         sampler: ``"gfpose"``, ``"ode"`` or ``"sde"``.
@@ -59,7 +60,7 @@ def sample(
     score_factor = 0.5 if sampler == "ode" else 1.0
 
     def reverse_drift(x: Tensor, time: float) -> Tensor:
-        t = torch.full((shape[0],), time, device=device, dtype=dtype)
+        t = torch.tensor([time], device=device, dtype=dtype)
         weight = score_factor * sde.diffusion_squared(t) / sde.std(t)
         return sde.drift(t)[:, None] * x + weight[:, None] * estimate_noise(x, t)
 

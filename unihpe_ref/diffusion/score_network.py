@@ -1,7 +1,14 @@
-"""The network of the score-based decoders: fully connected, conditioned at every layer.
+r"""The network of the score-based decoders: fully connected, conditioned at every layer.
 
 Its shape is GFPose's (Ci et al., CVPR 2023), which UniHPE adopts (supplement B.3): a stem and residual blocks of two
 layers; every layer adds its own projections of the time and of the condition, then GroupNorm, SiLU and dropout.
+
+What its output F means is the parameterisation. ``"noise"``: F is the noise, as in GFPose. ``"preconditioned"``: with
+:math:`v = m^2 + \sigma^2`, the variance of :math:`x_t` for data of unit variance,
+
+.. math:: \hat z = \frac{\sigma}{v}\, x_t - \frac{m}{\sqrt v}\, F\big(x_t / \sqrt v,\, t\big) ,
+
+so that F has a target of unit variance at every t (``docs/unihpe/model.md`` has the derivation).
 """
 
 from __future__ import annotations
@@ -11,9 +18,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from multicontrast._checks import three_beats
+from multicontrast._checks import check_choice, three_beats
 from unihpe_ref.diffusion.sde import SDE, SubVP
 
+PARAMETERISATIONS = ("noise", "preconditioned")
 _GROUPS = 32
 _TIME_SCALE = 999.0  # t in (0, 1] becomes the index of one of a thousand steps
 _LONGEST_PERIOD = 1e4
@@ -38,8 +46,10 @@ class _ConditionedLayer(nn.Module):
         self.norm = nn.GroupNorm(_GROUPS, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        mixed = self.linear(h) + self.time(time) + self.condition(condition)
+    def forward(self, h: Tensor, time: Tensor, projected: Tensor) -> Tensor:
+        """``projected`` ``(B, width)`` is ``W_c condition``; ``h`` holds B rows, or several copies of them."""
+        mixed = self.linear(h) + self.time(time)
+        mixed = (mixed.unflatten(0, (-1, len(projected))) + projected).flatten(0, 1)
         return self.dropout(nn.functional.silu(self.norm(mixed)))
 
 
@@ -53,12 +63,10 @@ class ScoreNetwork(nn.Module):
         time_width: of the embedding of the time, even and at least 4. 512 in GFPose.
         blocks: residual blocks of two layers. Two in the paper (section 3.1).
         dropout: after every layer. 0.25 in GFPose.
-        gaussian_skip: adds the exact noise estimate for unit Gaussian data, ``sigma x / (m^2 + sigma^2)``, so that the
-            layers learn the difference. GroupNorm right after the input hides the norm of ``x_t`` from the plain
-            network; the probability-flow ODE then amplifies every drift. With the skip each sampler is stable. The
-            plain network is GFPose's and does well with the ``"gfpose"`` sampler.
-        sde: the process; used by the skip alone.
-    Raises: ValueError for a width or a time width that does not divide.
+        parameterisation: ``"noise"`` is GFPose's; with it GroupNorm hides the norm of ``x_t``, and the
+            probability-flow ODE amplifies every drift. ``"preconditioned"`` serves every sampler.
+        sde: the process; used by the preconditioned network alone.
+    Raises: ValueError for an unknown parameterisation and a width or a time width that does not divide.
     """
 
     def __init__(
@@ -70,10 +78,11 @@ class ScoreNetwork(nn.Module):
         time_width: int = 512,
         blocks: int = 2,
         dropout: float = 0.25,
-        gaussian_skip: bool = False,
+        parameterisation: str = "noise",
         sde: SDE | None = None,
     ) -> None:
         super().__init__()
+        check_choice("ScoreNetwork", "parameterisation", parameterisation, PARAMETERISATIONS)
         if width % _GROUPS or width < _GROUPS:
             needed = f"`ScoreNetwork` needs `width` to be a multiple of {_GROUPS} (its group normalisation)"
             raise ValueError(three_beats(needed, str(width), "Try 256 or 1024."))
@@ -81,7 +90,7 @@ class ScoreNetwork(nn.Module):
             needed = "`ScoreNetwork` needs `time_width` to be even and at least 4 (sines and cosines)"
             raise ValueError(three_beats(needed, str(time_width), "Try 128 or 512."))
         self.time_width = time_width
-        self.gaussian_skip = gaussian_skip
+        self.preconditioned = parameterisation == "preconditioned"
         self.sde = sde or SubVP()
         self.time = nn.Sequential(nn.Linear(time_width, time_width), nn.SiLU())
         self.stem = _ConditionedLayer(size, width, time_width, condition_width, dropout)
@@ -89,14 +98,34 @@ class ScoreNetwork(nn.Module):
         self.blocks = nn.ModuleList(layers)  # two to a block
         self.out = nn.Linear(width, size)
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """``x_t`` ``(B, n)``, ``t`` ``(B,)`` in (0, 1], ``condition`` ``(B, condition_width)``: noise ``(B, n)``."""
+    def project(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """What every layer adds of ``condition`` ``(B, condition_width)``: ``(B, width)`` each, once for all steps."""
+        return tuple(layer.condition(condition) for layer in (self.stem, *self.blocks))
+
+    def forward(self, x_t: Tensor, t: Tensor, projected: tuple[Tensor, ...]) -> Tensor:
+        """The noise in ``x_t``, ``(R, n)``.
+
+        Args:
+            x_t: ``(R, n)``, R rows: those of the condition, or several copies of them one after the other.
+            t: ``(R,)`` in (0, 1], or ``(1,)`` for one time of all rows.
+            projected: from :meth:`project`, B rows; R is a multiple of B.
+        """
+        mean, std = self.sde.mean(t)[:, None], self.sde.std(t)[:, None]
+        variance = mean.square() + std.square()
         time = self.time(sinusoidal_embedding(t, self.time_width))
-        h = self.stem(x_t, time, condition)
-        for first, second in zip(self.blocks[::2], self.blocks[1::2]):
-            h = h + second(first(h, time, condition), time, condition)
-        noise = self.out(h)
-        if self.gaussian_skip:
-            mean, std = self.sde.mean(t)[:, None], self.sde.std(t)[:, None]
-            noise = noise + std * x_t / (mean.square() + std.square())
-        return noise
+        first, *others = projected
+        h = self.stem(x_t * variance.rsqrt() if self.preconditioned else x_t, time, first)
+        for layers, conditions in zip(zip(self.blocks[::2], self.blocks[1::2]), zip(others[::2], others[1::2])):
+            inner = h
+            for layer, condition in zip(layers, conditions):
+                inner = layer(inner, time, condition)
+            h = h + inner
+        out = self.out(h)
+        return std / variance * x_t - mean * variance.rsqrt() * out if self.preconditioned else out
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        r"""What the squared error of the noise is multiplied by at ``t``, so that F is learnt alike at every time.
+
+        :math:`v / m^2`, which turns an error of the noise into one of F; 1 for the noise itself.
+        """
+        return 1 + (self.sde.std(t) / self.sde.mean(t)).square() if self.preconditioned else torch.ones_like(t)

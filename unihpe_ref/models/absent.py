@@ -23,6 +23,7 @@ class Absent(nn.Module):
     def forward(self, *arguments: Any) -> NoReturn:
         """Raises: ValueError, always."""
         needed = f"this needs a model with a {self.part}"
-        raise ValueError(three_beats(needed, "one that only lifts (`lifting_only`)", "Choose another checkpoint."))
+        remedy = "Choose another checkpoint; `load_lifter(whole=True)` is the shipped one with all parts."
+        raise ValueError(three_beats(needed, "one that only lifts (`lifting_only`)", remedy))
 
     decode = loss = forward

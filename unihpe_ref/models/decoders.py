@@ -59,7 +59,7 @@ class ScoreDecoder(nn.Module):
             time_width=config.decoder_time_width,
             blocks=config.decoder_blocks,
             dropout=config.decoder_dropout,
-            gaussian_skip=config.gaussian_skip,
+            parameterisation=config.parameterisation,
             sde=self.sde,
         )
 
@@ -73,15 +73,16 @@ class ScoreDecoder(nn.Module):
         part: Part,
     ) -> Tensor:
         """Denoising score matching of ``target`` ``(copies of the part, size)``, each row at ``noise_draws`` times."""
-        condition = self.project(self.condition(embedding, modality, box_info)).repeat(self.draws, 1)
+        projected = self.network.project(self.project(self.condition(embedding, modality, box_info)))
         return denoising_loss(
-            lambda x, t: self.network(x, t, condition),
+            lambda x, t: self.network(x, t, projected),
             target.repeat(self.draws, 1),
             self.sde,
             reduction=self.reduction,
             generator=generator,
             part=part,
             time_steps=self.time_steps or None,
+            weight=self.network.loss_weight,
         )
 
     def decode(
@@ -91,13 +92,14 @@ class ScoreDecoder(nn.Module):
         box_info: Tensor,
         sampling: SamplerConfig,
         generator: torch.Generator | None,
+        copies: int = 1,
     ) -> Tensor:
-        """One sample ``(B, size)``; see :func:`unihpe_ref.diffusion.sample`."""
+        """Samples ``(copies * B, size)``, one copy after the other; see :func:`unihpe_ref.diffusion.sample`."""
         with torch.no_grad():
-            condition = self.project(self.condition(embedding, modality, box_info))
+            projected = self.network.project(self.project(self.condition(embedding, modality, box_info)))
         return sample(
-            lambda x, t: self.network(x, t, condition),
-            (len(embedding), self.size),
+            lambda x, t: self.network(x, t, projected),
+            (copies * len(embedding), self.size),
             self.sde,
             sampler=sampling.sampler,
             steps=sampling.steps,
@@ -138,6 +140,8 @@ class MLPDecoder(nn.Module):
         box_info: Tensor,
         sampling: SamplerConfig,
         generator: torch.Generator | None,
+        copies: int = 1,
     ) -> Tensor:
-        """The pose ``(B, size)``; a deterministic decoder needs neither ``sampling`` nor a generator."""
+        """The pose ``(B, size)``; a deterministic decoder needs neither ``sampling`` nor a generator, and has one."""
+        assert copies == 1  # UniHPE checks at its door
         return self.layers(self.condition(embedding, modality, box_info))

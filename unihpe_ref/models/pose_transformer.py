@@ -24,6 +24,7 @@ class PoseTransformer(nn.Module):
         embedding_dim: D, the length of the output.
         box_token: whether ``forward`` takes box information: without it, different poses have the same normalised 2D
             joints (CLIFF; supplement B.0).
+        noise_token: whether a fourth number of the box information is the level of the joints' noise.
         width, layers, heads, feedforward, dropout: of the transformer.
     Raises: ValueError when ``heads`` does not divide ``width``.
     """
@@ -35,6 +36,7 @@ class PoseTransformer(nn.Module):
         embedding_dim: int,
         *,
         box_token: bool,
+        noise_token: bool = False,
         width: int = 256,
         layers: int = 3,
         heads: int = 8,
@@ -46,7 +48,7 @@ class PoseTransformer(nn.Module):
             needed = f"`PoseTransformer` needs `width` to be a multiple of `heads` ({heads})"
             raise ValueError(three_beats(needed, str(width), "Change one of the two."))
         self.joint = nn.Linear(coordinates, width)
-        self.box = nn.Linear(3, width) if box_token else None
+        self.box = nn.Linear(3 + noise_token, width) if box_token else None
         self.cls = nn.Parameter(torch.empty(width))
         self.position = nn.Parameter(torch.empty(1 + joints + box_token, width))
         layer = nn.TransformerEncoderLayer(
@@ -58,7 +60,7 @@ class PoseTransformer(nn.Module):
         nn.init.trunc_normal_(self.position, std=_POSITION_STD)
 
     def forward(self, joints: Tensor, box_info: Tensor | None = None) -> Tensor:
-        """``(B, J, 2 or 3)`` joints and, with a box token, ``(B, 3)`` box information: features ``(B, D)``."""
+        """``(B, J, 2 or 3)`` joints and, with a box token, ``(B, 3 or 4)`` box information: features ``(B, D)``."""
         tokens = [self.cls.expand(joints.shape[0], 1, -1), self.joint(joints)]
         if self.box is not None:
             tokens.append(self.box(box_info)[:, None])

@@ -101,8 +101,9 @@ def read_state(weights: Path | str | Mapping[str, Tensor]) -> dict[str, Tensor]:
                 came = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
                 remedy = "Where you trust it, load it yourself and pass its tensors."
                 raise ValueError(three_beats(needed, came, remedy)) from None
-    while isinstance(held.get("state_dict"), Mapping):
-        held = dict(held["state_dict"])
+    for _ in range(3):  # a file can also hold itself
+        if isinstance(held.get("state_dict"), Mapping):
+            held = dict(held["state_dict"])
     return {name.removeprefix("module."): value for name, value in held.items()}
 
 

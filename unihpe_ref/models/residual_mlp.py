@@ -29,6 +29,7 @@ class PoseMLP(nn.Module):
         joints: J.
         embedding_dim: D, the length of the output.
         box_token: whether ``forward`` takes box information, appended to the flattened joints.
+        noise_token: whether a fourth number of the box information is the level of the joints' noise.
         width, blocks, dropout: of the residual blocks; three blocks in the paper.
     """
 
@@ -39,6 +40,7 @@ class PoseMLP(nn.Module):
         embedding_dim: int,
         *,
         box_token: bool,
+        noise_token: bool = False,
         width: int = 1024,
         blocks: int = 3,
         dropout: float = 0.1,
@@ -46,13 +48,13 @@ class PoseMLP(nn.Module):
         super().__init__()
         self.box_token = box_token
         self.layers = nn.Sequential(
-            nn.Linear(coordinates * joints + 3 * box_token, width),
+            nn.Linear(coordinates * joints + 3 * box_token + noise_token, width),
             *(ResidualBlock(width, dropout) for _ in range(blocks)),
             nn.Linear(width, embedding_dim),
         )
 
     def forward(self, joints: Tensor, box_info: Tensor | None = None) -> Tensor:
-        """``(B, J, 2 or 3)`` joints and, with a box token, ``(B, 3)`` box information: features ``(B, D)``."""
+        """``(B, J, 2 or 3)`` joints and, with a box token, ``(B, 3 or 4)`` box information: features ``(B, D)``."""
         flat = joints.flatten(1)
         if self.box_token:
             assert box_info is not None  # UniHPE checks at its door

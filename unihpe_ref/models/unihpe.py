@@ -45,7 +45,9 @@ class UniHPE(nn.Module):
         self.config = config
         self.sampler = sampler or SamplerConfig()
         self.image_encoder = _image_encoder(config)
-        self.encoder_2d = _pose_encoder(config, 2, box_token=config.encoder_box_token)
+        self.encoder_2d = _pose_encoder(
+            config, 2, box_token=config.encoder_box_token, noise_token=config.encoder_noise_token
+        )
         whole = not config.lifting_only
         self.encoder_3d = _pose_encoder(config, 3, box_token=False) if whole else Absent("3D encoder")
         decoder = ScoreDecoder if config.decoder == "diffusion" else MLPDecoder
@@ -64,6 +66,7 @@ class UniHPE(nn.Module):
         kp2d: Tensor | None = None,
         kp3d: Tensor | None = None,
         box_info: Tensor | None = None,
+        joint_noise: Tensor | None = None,
     ) -> Tensor:
         """The embeddings ``(B, D)`` of one modality: unit rows, or raw features if the configuration says so.
 
@@ -71,6 +74,8 @@ class UniHPE(nn.Module):
             image: ``(B, 3, H, W)``.
             kp2d: ``(B, J, 2)``, normalised by the box; needs ``box_info`` ``(B, 3)``.
             kp3d: ``(B, J, 3)``, pelvis-relative metres.
+            joint_noise: ``(B,)``, standard deviation of the error of ``kp2d`` in shares of the box's longer side; 0
+                unless given. Told to a model with ``encoder_noise_token``; others have nowhere to take it.
         Raises: ValueError or TypeError unless exactly one of the three comes, with the shape above.
         """
         given = [name for name, value in (("image", image), ("kp2d", kp2d), ("kp3d", kp3d)) if value is not None]
@@ -88,6 +93,11 @@ class UniHPE(nn.Module):
             self._check("encode", "kp2d", kp2d, (self.config.joints, 2))
             if self.config.encoder_box_token:
                 self._check("encode", "box_info", box_info, (3,), rows=len(kp2d))
+            if self.config.encoder_noise_token:
+                assert box_info is not None  # the noise token is a part of the box token
+                level = box_info.new_zeros(len(box_info)) if joint_noise is None else joint_noise
+                self._check("encode", "joint_noise", level, (), rows=len(kp2d))
+                box_info = torch.cat((box_info, noise_level(level).to(box_info)[:, None]), -1)
             features = self.encoder_2d(kp2d, box_info)
         else:
             assert kp3d is not None
@@ -97,6 +107,24 @@ class UniHPE(nn.Module):
         if self.config.condition == "raw":
             return features
         return nn.functional.normalize(features, dim=-1, eps=_NORM_EPS)
+
+    def told(self, joint_noise: float) -> UniHPE:
+        """The same model for 2D joints that always err by ``joint_noise`` (see :meth:`encode`).
+
+        What the encoder is told becomes a part of its bias, so nobody has to say it again; the model itself where it
+        has no ``encoder_noise_token``.
+        """
+        if not self.config.encoder_noise_token:
+            return self
+        with torch.device("meta"):
+            model = UniHPE(self.config.override(encoder_noise_token=False), self.sampler)
+        weights = dict(self.state_dict())
+        name = next(name for name, value in model.state_dict().items() if value.shape != weights[name].shape)
+        weight, bias = weights[name], name.removesuffix("weight") + "bias"
+        weights[bias] = weights[bias] + weight[:, -1] * noise_level(weight.new_tensor(joint_noise))
+        weights[name] = weight[:, :-1]
+        model.load_state_dict(weights, assign=True)
+        return model.train(self.training)
 
     def decode(
         self,
@@ -118,7 +146,7 @@ class UniHPE(nn.Module):
             box_info: ``(B, 3)``.
             hypotheses: how many answers of a score-based decoder to draw for each embedding, ``(H, B, J, 2 or 3)``.
                 The sampler ``"gfpose"`` hardly varies them; ``"sde"`` and ``"ode"`` draw from the distribution, and
-                want a decoder with ``gaussian_skip``. See :func:`unihpe_ref.models.mean_hypothesis` and
+                want a ``preconditioned`` decoder. See :func:`unihpe_ref.models.mean_hypothesis` and
                 :func:`unihpe_ref.models.best_hypothesis`.
             sampling: instead of the model's own way to sample.
             generator: of a score-based decoder's noise.
@@ -134,13 +162,7 @@ class UniHPE(nn.Module):
             came = f"{hypotheses} of a {type(decoder).__name__}"
             raise ValueError(three_beats(needed, came, "Leave it out for one pose."))
         count = hypotheses or 1
-        decoded = decoder.decode(
-            embedding.repeat(count, 1),
-            token.repeat(count),
-            box_info.repeat(count, 1),
-            sampling or self.sampler,
-            generator,
-        )
+        decoded = decoder.decode(embedding, token, box_info, sampling or self.sampler, generator, count)
         joints = decoded.unflatten(-1, (self.config.joints, coordinates)) * scale
         if target == "3d":
             joints = torch.cat((torch.zeros_like(joints[:, :1]), joints[:, 1:]), 1)  # the pelvis is the origin
@@ -163,12 +185,14 @@ class UniHPE(nn.Module):
         kp2d: Tensor,
         box_info: Tensor,
         *,
+        joint_noise: Tensor | None = None,
         hypotheses: int | None = None,
         sampling: SamplerConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """3D poses ``(B, J, 3)`` of 2D poses ``(B, J, 2)``; the options are those of :meth:`decode`."""
-        embedding = self.encode(kp2d=kp2d, box_info=box_info)
+        """3D poses ``(B, J, 3)`` of 2D poses ``(B, J, 2)``; the options are those of :meth:`encode` and
+        :meth:`decode`."""
+        embedding = self.encode(kp2d=kp2d, box_info=box_info, joint_noise=joint_noise)
         options = {"hypotheses": hypotheses, "sampling": sampling, "generator": generator}
         return self.decode(embedding, "2d", "3d", box_info, **options)
 
@@ -241,13 +265,21 @@ def _image_encoder(config: ModelConfig) -> HRNetEncoder | ViTEncoder | None:
     return encoder(config.image_encoder, config.embedding_dim)
 
 
-def _pose_encoder(config: ModelConfig, coordinates: int, *, box_token: bool) -> PoseTransformer | PoseMLP:
+def noise_level(joint_noise: Tensor) -> Tensor:
+    """What the encoder is told of a deviation in shares of the box: its root, 1 at 1 %."""
+    return (100 * joint_noise).sqrt()
+
+
+def _pose_encoder(
+    config: ModelConfig, coordinates: int, *, box_token: bool, noise_token: bool = False
+) -> PoseTransformer | PoseMLP:
     if config.pose_encoder == "mlp":
         return PoseMLP(
             coordinates,
             config.joints,
             config.embedding_dim,
             box_token=box_token,
+            noise_token=noise_token,
             width=config.mlp_width,
             blocks=config.mlp_blocks,
             dropout=config.mlp_dropout,
@@ -257,6 +289,7 @@ def _pose_encoder(config: ModelConfig, coordinates: int, *, box_token: bool) -> 
         config.joints,
         config.embedding_dim,
         box_token=box_token,
+        noise_token=noise_token,
         width=config.encoder_width,
         layers=config.encoder_layers,
         heads=config.encoder_heads,

@@ -33,7 +33,7 @@ class ImageAlignment:
 
     def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
         with torch.no_grad():
-            x_2d = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
+            x_2d = model.encode(**batch.inputs_2d())
             x_3d = model.encode(kp3d=batch.joints_3d)
         return {"img": model.encode(image=batch.image), "2d": x_2d, "3d": x_3d}
 

@@ -33,7 +33,7 @@ class Lifting:
         return [model.encoder_2d, model.decoder_3d]
 
     def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
-        return {"2d": model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())}
+        return {"2d": model.encode(**batch.inputs_2d())}
 
     def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         return embeddings["2d"].new_zeros(())  # nothing to compare with
@@ -65,7 +65,7 @@ class Companions:
 
     def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
         with torch.no_grad():
-            x_2d = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
+            x_2d = model.encode(**batch.inputs_2d())
         return {"2d": x_2d, "3d": model.encode(kp3d=batch.joints_3d)}
 
     def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:

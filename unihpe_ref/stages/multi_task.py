@@ -34,7 +34,7 @@ class MultiTask:
         embeddings: dict[str, Tensor] = {}
         if model.image_encoder is not None:
             embeddings["img"] = model.encode(image=batch.image)
-        embeddings["2d"] = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
+        embeddings["2d"] = model.encode(**batch.inputs_2d())
         embeddings["3d"] = model.encode(kp3d=batch.joints_3d)
         return embeddings
 

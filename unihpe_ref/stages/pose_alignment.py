@@ -28,7 +28,7 @@ class PoseAlignment:
         return [model.encoder_2d, model.encoder_3d]
 
     def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
-        x_2d = model.encode(kp2d=batch.joints_2d_normalised(), box_info=batch.box_info())
+        x_2d = model.encode(**batch.inputs_2d())
         return {"2d": x_2d, "3d": model.encode(kp3d=batch.joints_3d)}
 
     def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:

@@ -69,6 +69,9 @@ def read(path: Path) -> Motion:
     return read_takes(files, read_bvh, subject_of_name)
 
 
+_MOST_JOINTS = 1000  # of hands and faces, too
+
+
 def read_bvh(path: Path) -> Take:
     """One file. Raises ``ValueError`` where it is damaged or its joints have names that are not known."""
     words = path.read_text(encoding="latin-1").split()
@@ -79,7 +82,7 @@ def read_bvh(path: Path) -> Take:
         frames, seconds = int(words[position + 2]), float(words[position + 5])
         values = np.array(words[position + 6 :], float)
         width = sum(len(joint.channels) for joint in joints)
-        if frames < 1 or values.size != frames * width or not np.isfinite(values).all() or not seconds > 0:
+        if frames < 1 or width < 1 or values.size != frames * width or not np.isfinite(values).all() or not seconds > 0:
             raise ValueError(f"{values.size} numbers for {frames} frames of {width}")
     except (ValueError, IndexError, KeyError) as error:
         needed = f"{path} needs to be a whole BVH file"
@@ -96,6 +99,9 @@ def _hierarchy(words: list[str]) -> tuple[list[_Joint], int]:
     while words[position].upper() != "MOTION":
         word = words[position].upper()
         if word in ("ROOT", "JOINT", "END"):
+            ended = bool(stack) and joints[stack[-1]].name.endswith(" end")
+            if ended or len(joints) >= _MOST_JOINTS:
+                raise ValueError("a joint within an end" if ended else f"more than {_MOST_JOINTS} joints")
             name = words[position + 1] if word != "END" else f"{joints[stack[-1]].name} end"
             joints.append(_Joint(name, stack[-1] if stack else -1, np.zeros(3), ()))
             position += 2
@@ -110,6 +116,8 @@ def _hierarchy(words: list[str]) -> tuple[list[_Joint], int]:
             position += 4
         elif word == "CHANNELS":
             count = int(words[position + 1])
+            if not 0 <= count <= 6:
+                raise ValueError(f"{count} channels")
             names = tuple(name.lower() for name in words[position + 2 : position + 2 + count])
             if not all(re.fullmatch(r"[xyz](position|rotation)", name) for name in names):
                 raise ValueError(f"channels {' '.join(names)}")

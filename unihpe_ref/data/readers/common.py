@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from multicontrast._checks import three_beats
 
+from ..pictures import open_picture
 from ..safe_pickle import load_pickle
 
 Array = NDArray[Any]
@@ -171,7 +172,7 @@ def picture_size(picture: Path | bytes) -> tuple[int, int] | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+        with open_picture(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
             return opened.size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
         return None

@@ -19,6 +19,7 @@ from multicontrast._checks import three_beats
 
 from ..layouts import LAYOUTS
 from ..recording import Recording, RecordingBuilder
+from ..safe_hdf5 import read_hdf5
 from .common import MILLIMETRE, Array, Intrinsics, fitted_intrinsics
 
 NAME = "mpi_inf_3dhp"
@@ -111,16 +112,12 @@ def _read_train(file: Path, builder: RecordingBuilder) -> None:
 
 
 def _read_test(file: Path, builder: RecordingBuilder) -> None:
-    import h5py
-
     try:
-        with h5py.File(file, "r") as held:
-            pixels = np.asarray(held["annot2"][()], float).reshape(-1, 17, 2)
-            metric, universal = (
-                np.asarray(held[name][()], float).reshape(-1, 17, 3) for name in ("annot3", "univ_annot3")
-            )
-            valid = np.asarray(held["valid_frame"][()]).ravel() != 0
-            activity = np.asarray(held["activity_annotation"][()]).ravel() if "activity_annotation" in held else None
+        held = read_hdf5(file, ("annot2", "annot3", "univ_annot3", "valid_frame", "activity_annotation"))
+        pixels = np.asarray(held["annot2"], float).reshape(-1, 17, 2)
+        metric, universal = (np.asarray(held[name], float).reshape(-1, 17, 3) for name in ("annot3", "univ_annot3"))
+        valid = held["valid_frame"].ravel() != 0
+        activity = held["activity_annotation"].ravel() if "activity_annotation" in held else None
     except (OSError, KeyError, ValueError, TypeError) as error:
         needed = f"{file} needs to be an HDF5 file with annot2, annot3, univ_annot3 and valid_frame"
         raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None

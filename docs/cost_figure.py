@@ -1,7 +1,8 @@
-"""The picture at the top of the README, drawn from the rows in ``benchmarks/results/``: what a step costs, and how many
-digits are left near a tie.
+"""The picture at the top of the benchmarks, drawn from the rows in ``benchmarks/results/``.
 
-    python docs/readme_figure.py
+It shows what a step costs, and how many digits are left near a tie.
+
+    python docs/cost_figure.py
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import driver, table
 
-OUT = ROOT / "docs" / "_static" / "readme.png"
+OUT = ROOT / "docs" / "_static" / "cost.png"
 OURS, PLAIN, THEIRS = "#0072b2", "#8c959f", "#d55e00"
 _STEP = "losses of one stage-2 step"
 _COLOURS = {"pairs": PLAIN, "+ triplet, SVD": THEIRS, "+ triplet, eigenvalue": THEIRS}

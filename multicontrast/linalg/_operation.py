@@ -1,0 +1,239 @@
+"""How the operations of this package are registered: each states its implementations and derivatives once.
+
+From one :class:`Operation` come a ``torch.autograd.Function``, which eager PyTorch and the transforms of ``torch.func``
+call, and operators of the same formulas, each of which compilers and exporters keep as one node. Which implementation
+computes the numbers is decided in one place, :meth:`Operation.evaluate`.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from multicontrast._backend import run_kernel, use_triton
+from multicontrast._checks import three_beats
+from multicontrast.linalg._glue import (
+    batch_first,
+    fold_last,
+    is_differentiated,
+    is_eager_cpu,
+    refuse_nested_forward_mode,
+    unfold_last,
+)
+
+Results = tuple[Tensor, ...]
+Gradients = tuple[Tensor | None, ...]
+
+
+class Operation:
+    """A differentiable operation on tensors of one type (float32 or float64) and device.
+
+    The implementations return the results, or the first of them alone where that is all that is asked for. Results are
+    new tensors. The last arguments may be Python values.
+    """
+
+    function: str
+    """The public function, for error messages."""
+    name: str
+    """Of the operator ``multicontrast::name`` that returns all results."""
+    value_name: str | None = None
+    """Of the operator that returns the first alone; None where there is only one."""
+    arguments = "Tensor matrix"
+    """In the language of operator schemas."""
+    results = 1
+    constants = 0
+    """How many of the last results have no derivative."""
+    batch_last = False
+    """Whether the batch is the last axis of every tensor; otherwise any leading axes are."""
+    inlined = False
+    """Whether :meth:`evaluate` shows a compiler the plain formulas instead of an operator."""
+
+    # What an operation states ----------------------------------------------------------------------------------------
+
+    def plain(self, alone: bool, *inputs: Any) -> Tensor | Results:
+        """On any device, and without a branch on values."""
+        raise NotImplementedError
+
+    def on_cpu(self, alone: bool, *inputs: Any) -> Tensor | Results:
+        """On a CPU in eager mode, where values may be looked at."""
+        return self.plain(alone, *inputs)
+
+    def triton(self, alone: bool, *inputs: Any) -> Tensor | Results:
+        """By Triton kernels."""
+        raise NotImplementedError
+
+    def fake(self, *inputs: Any) -> Results:
+        """Empty tensors of the results' shapes."""
+        raise NotImplementedError
+
+    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
+        """The tensors that the derivatives are made of."""
+        raise NotImplementedError
+
+    def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> Gradients:
+        """One gradient for each tensor; ``residuals`` are followed by the arguments that are no tensors."""
+        remedy = "Use it where a first derivative is enough."
+        raise NotImplementedError(
+            three_beats(f"`{self.function}` can be differentiated once", "a request for its second derivative", remedy)
+        )
+
+    def forward_mode(self, residuals: tuple[Any, ...], *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """One tangent for each result."""
+        remedy = "Use reverse mode."
+        raise NotImplementedError(
+            three_beats(f"`{self.function}` is differentiated in reverse mode", "forward mode", remedy)
+        )
+
+    # What is made of it ----------------------------------------------------------------------------------------------
+
+    def __init__(self) -> None:
+        self._function = _function(self)
+        self._operator = _operator(self, self.name, self.results, False)
+        self._operator.register_autograd(self._function.backward, setup_context=self._function.setup_context)
+        self._alone = _function_alone(self)
+        self._operator_alone = self._operator
+        if self.value_name is not None:
+            self._operator_alone = _operator(self, self.value_name, 1, True)
+            self._operator_alone.register_autograd(self._backward_alone, setup_context=_save_inputs)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """All results, differentiable: a tensor if there is one, else a tuple."""
+        return self._operator(*inputs) if torch.compiler.is_compiling() else self._function.apply(*inputs)
+
+    def value(self, *inputs: Any) -> Tensor:
+        """The first result, differentiable; where nobody differentiates, computed alone."""
+        if is_differentiated(*_tensors(inputs)):
+            return _first(self(*inputs))
+        if torch.compiler.is_compiling():
+            return _first(self._operator_alone(*inputs))
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return _first(self._alone.apply(*inputs))
+        return _first(self.evaluate(True, *inputs))
+
+    def evaluate(self, alone: bool, *inputs: Any) -> Any:
+        """The results by the best implementation for these tensors, without derivatives."""
+        tensor = inputs[0]
+        if isinstance(tensor, FakeTensor) or tensor.is_meta:
+            results: Tensor | Results = self.fake(*inputs)
+        elif torch.compiler.is_compiling() and not (self.inlined and not use_triton(tensor)):
+            results = self._operator_alone(*inputs) if alone else self._operator(*inputs)
+        elif use_triton(tensor):
+            results = run_kernel(self.triton, self.plain, alone, *inputs)
+        elif is_eager_cpu(tensor):
+            results = self.on_cpu(alone, *inputs)
+        else:
+            results = self.plain(alone, *inputs)
+        return _first(results) if alone or self.results == 1 else results
+
+    def _backward_alone(self, ctx: Any, cotangent: Tensor) -> Gradients:
+        inputs = ctx.saved_tensors
+        residuals = self.residuals(inputs, self._operator(*inputs))
+        return self.backward(residuals, cotangent, *[None] * (self.results - 1))
+
+
+def _function(operation: Operation) -> type[torch.autograd.Function]:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return operation.evaluate(False, *inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            results = (output,) if isinstance(output, Tensor) else output
+            if operation.constants:
+                ctx.mark_non_differentiable(*results[-operation.constants :])
+            residuals = operation.residuals(inputs, results)
+            ctx.save_for_backward(*residuals)
+            ctx.save_for_forward(*residuals)
+            ctx.rest = inputs[len(_tensors(inputs)) :]
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Tensor | None) -> Gradients:
+            if all(cotangent is None for cotangent in cotangents):
+                return (None,) * len(ctx.needs_input_grad)
+            gradients = operation.backward((*ctx.saved_tensors, *ctx.rest), *cotangents)
+            return (*gradients, *[None] * len(ctx.rest))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+            refuse_nested_forward_mode(operation.function)
+            known = tangents[: len(tangents) - len(ctx.rest)]
+            moved = operation.forward_mode((*ctx.saved_tensors, *ctx.rest), *known)
+            return moved[0] if operation.results == 1 else moved
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+            return _mapped(operation, Function.apply, info, in_dims, inputs)
+
+    return Function
+
+
+def _function_alone(operation: Operation) -> type[torch.autograd.Function]:
+    class FunctionAlone(torch.autograd.Function):
+        """The value where nobody differentiates; a function only so that ``vmap`` can see through it."""
+
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return operation.evaluate(True, *inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            pass
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+            # `value` asks again, below this transform, whether somebody differentiates.
+            return _mapped(operation, operation.value, info, in_dims, inputs)
+
+    return FunctionAlone
+
+
+def _operator(operation: Operation, name: str, results: int, alone: bool) -> Any:
+    def evaluate(*inputs: Any) -> Any:
+        found = operation.evaluate(alone, *inputs)
+        return found.contiguous() if isinstance(found, Tensor) else tuple(one.contiguous() for one in found)
+
+    def fake(*inputs: Any) -> Any:
+        empty = operation.fake(*inputs)
+        return empty[0] if results == 1 else empty
+
+    returns = "Tensor" if results == 1 else "(" + ", ".join(["Tensor"] * results) + ")"
+    schema = f"({operation.arguments}) -> {returns}"
+    operator = torch.library.custom_op(f"multicontrast::{name}", evaluate, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    operator.register_vmap(lambda info, in_dims, *inputs: _mapped(operation, operator, info, in_dims, inputs))
+    return operator
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001, torch names it
+    ctx.save_for_backward(*inputs)
+
+
+def _mapped(
+    operation: Operation, call: Callable[..., Any], info: Any, in_dims: Sequence[int | None], inputs: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """The ``vmap`` rule: the mapped axis joins the batch."""
+    tensors = _tensors(inputs)
+    rest = inputs[len(tensors) :]
+    if not operation.batch_last:
+        results = call(*batch_first(info.batch_size, in_dims, tensors), *rest)
+        return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
+    results = call(*fold_last(info.batch_size, in_dims, tensors), *rest)
+    unfolded, dims = unfold_last(info.batch_size, (results,) if isinstance(results, Tensor) else results)
+    return (unfolded[0], dims[0]) if isinstance(results, Tensor) else (unfolded, dims)
+
+
+def _tensors(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The tensors, which come first."""
+    return tuple(one for one in inputs if isinstance(one, Tensor))
+
+
+def _first(results: Tensor | Results) -> Tensor:
+    return results if isinstance(results, Tensor) else results[0]

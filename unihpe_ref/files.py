@@ -1,0 +1,182 @@
+"""Files that are whole or absent, whatever stops the process, and folders that one process at a time writes in.
+
+What is being written has a name that begins with a dot and ends in ``.tmp``; it is renamed when it is on the disk. What
+is removed is first renamed to such a name. So everything under its own name is whole, and whatever a killed process has
+left is told by its name and goes with the next :func:`locked`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from multicontrast._checks import three_beats
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder are not told apart
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_held: set[Path] = set()  # by this process, which the system would give the same lock again
+
+
+def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
+    """Writes a file so that its name never stands for a part of it, whatever happens meanwhile.
+
+    Args:
+        path: of the file. content: its bytes, or a function that is given the open file and writes them.
+    Raises: OSError where it cannot be written, or another process is writing it; what stood there stays.
+    """
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        with _claimed(partial) as file:
+            try:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                if fcntl is not None:
+                    partial.replace(path)  # while it is locked
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        if fcntl is None:
+            partial.replace(path)  # Windows renames no open file
+    except OSError as error:
+        if error.errno is None:
+            raise
+        needed, came = f"writing `{path}` needs room and permission", error.strerror or str(error)
+        remedy = "Make room there, or choose another place; what was written before is as it was."
+        raise type(error)(three_beats(needed, came, remedy)) from error
+    flush_names(path.parent)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Makes a folder so that its name never stands for a part of it; one that is there is replaced.
+
+    Args:
+        folder: its parent is there, and locked by the caller. fill: is given a folder to write in.
+    """
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    try:
+        fill(partial)
+        flush_names(partial)
+        remove_whole(folder)
+        partial.rename(folder)
+        flush_names(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def remove_whole(folder: Path) -> None:
+    """Removes a folder, if it is there, so that its name never stands for a part of it."""
+    going = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(going, ignore_errors=True)
+    try:
+        folder.rename(going)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(going)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of ``folder``, which is there; clears away what a killed one has left in it.
+
+    The system gives the lock back when its process ends, however it ends.
+
+    Raises: FileExistsError when another process holds it.
+    """
+    place = folder.resolve() / LOCK
+    if place.parent in _held:
+        raise _in_use(folder, str(os.getpid()))
+    with _claimed(place, folder) as file:
+        file.write(f"{os.getpid()}\n".encode())
+        file.flush()
+        _held.add(place.parent)
+        try:
+            clear_partial(folder)
+            yield
+        finally:
+            _held.discard(place.parent)
+            place.unlink(missing_ok=True)  # while it is held
+
+
+def clear_partial(folder: Path) -> None:
+    """Removes what a killed process was writing or removing in a folder that is locked."""
+    for left in folder.glob(".*.tmp"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def flush_names(folder: Path) -> None:
+    """A name in a folder reaches the disk when the folder is flushed. Not every system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _claimed(path: Path, place: Path | None = None) -> Iterator[IO[bytes]]:
+    """An empty file, open for writing, that no other process has; it stays claimed until it is closed."""
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            if not _lock(file):
+                holder = file.read(32).decode(errors="replace").strip() if place is not None else "another process"
+                raise _in_use(place or path, holder)
+            if not _is_still(path, file):  # the one before has renamed or removed it
+                continue
+            file.truncate(0)
+            yield file
+            return
+
+
+def _lock(file: IO[bytes]) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # some network file systems have no locks
+        return True
+    return True
+
+
+def _is_still(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(place: Path, holder: str) -> FileExistsError:
+    needed = f"writing `{place}` needs it for one process alone"
+    came = f"process {holder} at work there" if holder.isdecimal() else f"{holder or 'another process'} at work there"
+    return FileExistsError(three_beats(needed, came, "Wait until it is done, or choose another name."))
