@@ -90,7 +90,7 @@ def cases() -> Iterator[Case]:
     """Every kernel in every form that a launch can take."""
     from multicontrast.linalg import _gram3_triton, _jacobi_triton, _rotation_triton, _symmetric3_triton
     from multicontrast.losses import _exact_triton, _pairwise_triton, _sampled_triton
-    from multicontrast.losses.triton import fused
+    from multicontrast.losses.triton import fused_triton as fused
 
     count, batch, dim = 4096, 1024, 1024
     tau = torch.tensor(0.1)
@@ -446,7 +446,7 @@ PAGE_TEXT = """\
 
 <!-- Written by `python -m benchmarks.compiled`: change that, not this page. -->
 
-These kernels have not been measured on a GPU. What is known without one is here: every kernel is compiled as a launch would
+These kernels have not been measured on a GPU. What is known without one: every kernel is compiled as a launch would
 compile it, for five architectures, and its machine code is read. That the compiled code computes the right numbers is
 another matter, and tested: `tests/triton` runs it, instruction by instruction, against float64 definitions. Triton
 {triton}, {date}.

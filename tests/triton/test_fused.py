@@ -71,7 +71,7 @@ def _check(
     xs, tau, terms, index=None, present=None, ids=None, weight=None, reduction="mean", normalize=True, slack=8.0
 ):
     """Value and every gradient, in eps of the largest logit or gradient."""
-    from multicontrast.losses.triton import fused
+    from multicontrast.losses.triton import fused_triton as fused
 
     inputs = [x.double().cpu().requires_grad_() for x in xs]
     temperature = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
@@ -108,7 +108,7 @@ def _check(
 
 
 def _terms(pairs=PAIRS, alpha=0.7, scheme="shifts", symmetric=True):
-    from multicontrast.losses.triton.fused import Terms
+    from multicontrast.losses.triton.fused_triton import Terms
 
     share = 0.5 if symmetric else 1.0
     return Terms(tuple(pairs), (share,) * len(pairs), (share * symmetric,) * len(pairs), alpha, scheme)
@@ -164,7 +164,7 @@ def test_subsets_of_terms():
 def test_rows_of_any_scale_and_zero_rows():
     xs = _embeddings(17, 9)
     scales = torch.logspace(-30, 30, 17).to(device())[:, None]
-    from multicontrast.losses.triton import fused
+    from multicontrast.losses.triton import fused_triton as fused
 
     terms, index = _terms(), _shifts(17, 16).to(device())
     nothing = fused.Samples(None, None, None)
@@ -192,7 +192,7 @@ def test_rows_of_any_scale_and_zero_rows():
 @on("interpreter", "sm_80", "gpu")
 def test_a_tiny_temperature():
     """At tau = 1e-8 a softmax has one entry: its gradient is that of the nearest, not a multiple of it."""
-    from multicontrast.losses.triton import fused
+    from multicontrast.losses.triton import fused_triton as fused
 
     terms = _terms(PAIRS[:1], 0.0)
     xs = _embeddings(40, 16, 2)
@@ -220,7 +220,7 @@ def test_half_precision(dtype):
 
 @on("interpreter", "sm_90", "gpu")
 def test_invalid_temperatures_and_members_that_do_not_exist_give_nan():
-    from multicontrast.losses.triton import fused
+    from multicontrast.losses.triton import fused_triton as fused
 
     xs = _embeddings(9, 5)
     nothing = fused.Samples(None, None, None)

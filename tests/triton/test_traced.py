@@ -70,7 +70,7 @@ def test_the_trace_counts_what_a_driver_is_given():
 
 def test_what_a_kernel_touches_is_read_off_its_source():
     from multicontrast.losses import _sampled_triton
-    from multicontrast.losses.triton import fused
+    from multicontrast.losses.triton import fused_triton as fused
 
     constants = frozenset({"HAS_PRESENT": False, "HAS_IDS": False, "HAS_WEIGHT": False}.items())
     reads, writes = traced.touched(fused._pair_gradient_kernel, constants)

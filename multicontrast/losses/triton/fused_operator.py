@@ -46,12 +46,12 @@ def fused_loss(
         tau: 0-dim float32; one that is not positive gives NaN.
         index: of the triplets, as ``scheme`` says (:data:`multicontrast.losses._sampled_triton.SCHEMES`).
         present, ids, weight: ``(B, N)`` bool, ``(B,)`` integers, ``(B,)``.
-        left, right, rows, columns, alpha: see :class:`multicontrast.losses.triton.fused.Terms`.
+        left, right, rows, columns, alpha: see :class:`multicontrast.losses.triton.fused_triton.Terms`.
 
     Raises:
         KernelUnavailable: a kernel cannot be built or launched here.
     """
-    from multicontrast.losses.triton import fused
+    from multicontrast.losses.triton import fused_triton as fused
 
     terms = fused.Terms(tuple(zip(left, right)), tuple(rows), tuple(columns), alpha, scheme)
     samples = fused.Samples(_contiguous(present), _contiguous(ids), _contiguous(weight))
@@ -101,7 +101,7 @@ def fused_loss_backward(
     """Gradients by the embeddings and by tau; ``scaled`` to ``sums`` as :func:`fused_loss` returned them."""
 
     def by_kernels() -> tuple[list[Tensor], Tensor]:
-        from multicontrast.losses.triton import fused
+        from multicontrast.losses.triton import fused_triton as fused
 
         terms = fused.Terms(tuple(zip(left, right)), tuple(rows), tuple(columns), alpha, scheme)
         samples = fused.Samples(_contiguous(present), _contiguous(ids), _contiguous(weight))
