@@ -671,7 +671,8 @@ def index_of(candidates: Candidates, start: int, stop: int) -> Tensor:
     members = candidates.members(start, stop)
     chosen = candidates.positive(start, stop) or [candidates.own(start, stop)[:, 0]] * len(members)
     columns = [
-        torch.cat((first[:, None], member.expand(stop - start, -1)), 1) for first, member in zip(chosen, members)
+        torch.cat((first[:, None], member.expand(stop - start, candidates.width)), 1)
+        for first, member in zip(chosen, members)
     ]
     index = torch.stack(columns, -1)
     strays = candidates.strays(start, stop)

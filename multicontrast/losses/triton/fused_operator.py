@@ -247,7 +247,8 @@ def _differentiate_backward(ctx: Any, by_grads: Sequence[Tensor], by_dtau: Tenso
     embeddings, tau, masks, (grad,) = _unpack(ctx)
 
     def plain(tau: Tensor, *xs: Tensor) -> Tensor:
-        return _reference(xs, tau, *masks, *ctx.terms)
+        options: list[Any] = [*masks, *ctx.terms]
+        return _reference(xs, tau, *options)
 
     (dtau, *dxs), (dgrad,) = second_derivative(plain, (tau, *embeddings), (grad,), (by_dtau, *by_grads))
     return (dxs, dtau, *(None,) * (_OPTIONS + 5), dgrad)
