@@ -14,6 +14,8 @@ atomics, and the same result in every run. All sums are in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -38,7 +40,7 @@ _FORWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:100": _LARGE, "cuda:75": _S
 _BACKWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:120": _SMALL, "cuda:75": _SCALAR}, _CANDIDATES)
 
 # A logit is rounded before its log-sum is taken off, in both passes, so that a softmax of one entry is 1 at any tau.
-_ROUNDED = {"enable_fp_fusion": False}
+_ROUNDED: dict[str, Any] = {"enable_fp_fusion": False}
 
 # Columns are divided into parts of whole tiles, until there are two programs for each multiprocessor of a large device.
 # Each part of the gradient takes another (M, D) of memory.

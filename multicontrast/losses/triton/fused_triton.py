@@ -46,7 +46,7 @@ _TRIPLETS = Tuning(default=config(num_warps=4, BLOCK=256))
 _TRIPLETS_BACKWARD = Tuning(default=config(num_warps=4, BLOCK=128))
 _LAST = Tuning(default=config(num_warps=8, BLOCK=1024))
 # A logit is rounded before its row's largest is taken off, in both passes: a softmax of one entry is 1 at any tau.
-_ROUNDED = {"enable_fp_fusion": False}
+_ROUNDED: dict[str, Any] = {"enable_fp_fusion": False}
 
 
 class Terms(NamedTuple):
@@ -76,7 +76,7 @@ class Terms(NamedTuple):
         """The modality of each block's left and then of each block's right factor."""
         return (*(m for m, _ in self.pairs), *(n for _, n in self.pairs))
 
-    def shares(self) -> dict[str, int]:
+    def shares(self) -> dict[str, Any]:
         """The factors, coded, as compile-time constants."""
         coded = [
             sum(int(2 * f) << 2 * place for place, f in enumerate(factors)) for factors in (self.rows, self.columns)
@@ -115,7 +115,8 @@ class Sums(NamedTuple):
     def of(cls, buffer: Tensor, blocks: int, size: int) -> Sums:
         """Views of such a buffer."""
         *parts, triplet, totals = buffer.split([blocks * size] * 4 + [size, blocks + 1])
-        return cls(*(part.view(blocks, size) for part in parts), triplet, totals)
+        first, second, third, fourth = (part.view(blocks, size) for part in parts)
+        return cls(first, second, third, fourth, triplet, totals)
 
 
 @triton.jit
@@ -670,8 +671,8 @@ def forward(
     blocks, size, _ = grams.shape
     strips = triton.cdiv(size, _STRIP)
     given = samples.arguments(scale)
-    pairs = {"LEFT": terms.left, "RIGHT": terms.right, "MODALITIES": len(scale)}
-    masks = {"HAS_PRESENT": samples.present is not None, "HAS_IDS": samples.ids is not None}
+    pairs: dict[str, Any] = {"LEFT": terms.left, "RIGHT": terms.right, "MODALITIES": len(scale)}
+    masks: dict[str, Any] = {"HAS_PRESENT": samples.present is not None, "HAS_IDS": samples.ids is not None}
     by_pairs = any(terms.rows) or any(terms.columns)
     allocate = scale.new_empty if by_pairs and index is not None else scale.new_zeros
     buffer = allocate(Sums.length(blocks, size))
@@ -776,7 +777,7 @@ def gram_gradient(
     strips = triton.cdiv(size, _STRIP)
     given = samples.arguments(scale)
     kept = Sums.of(sums, blocks, size)
-    masks = {
+    masks: dict[str, Any] = {
         "HAS_PRESENT": samples.present is not None, "HAS_IDS": samples.ids is not None,
         "HAS_WEIGHT": samples.weight is not None,
     }  # fmt: skip
