@@ -67,13 +67,27 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def finish(options: argparse.Namespace, rows: Sequence[driver.Row], failed: Sequence[str] = (), **extra: object) -> int:
-    """File the rows, compare them with an earlier run, and give the exit status."""
+def csv_of(options: argparse.Namespace) -> Path:
+    """The file that a run's rows are added to."""
+    given: Path | None = options.csv
+    return given or place(driver.RESULTS / f"{options.name}.csv", options.record)
+
+
+def finish(
+    options: argparse.Namespace,
+    rows: Sequence[driver.Row],
+    failed: Sequence[str] = (),
+    *,
+    appended: bool = False,
+    **extra: object,
+) -> int:
+    """File the rows, unless they are ``appended`` already, compare them with an earlier run, give the exit status."""
     progress("")
     if options.compare is not None:
         failed = [*failed, *_compare(options, rows)]
-    csv = options.csv or place(driver.RESULTS / f"{options.name}.csv", options.record)
-    driver.append_csv(csv, rows)
+    csv = csv_of(options)
+    if not appended:
+        driver.append_csv(csv, rows)
     driver.write_json(options.json or place(driver.RESULTS / f"{options.name}.json", options.record), rows, **extra)
     print(f"{len(rows)} rows appended to {csv}")
     for line in failed:

@@ -2,6 +2,8 @@
 
     python -m benchmarks.compiled            # minutes, and no GPU; rewrites docs/benchmarks/compiled-kernels.md
     python -m benchmarks.compiled --only gram3
+    python -m benchmarks.compiled --check cuda:75 cuda:90 hip:gfx942    # does every case compile? 1 if one does not
+    PYTHONPATH=folder/of/triton-3.2 python -m benchmarks.compiled --check cuda:80 --record    # with another Triton
 
 Each kernel is launched by its own launcher, through Triton's own specialisation and with the configuration of the
 architecture, up to the point where a driver would run it. Registers, spills and shared memory are the assembler's
@@ -13,6 +15,8 @@ overlapped and the clock were the highest. A kernel on a card is slower than tha
 from __future__ import annotations
 
 import argparse
+import csv
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import triton
 
 from benchmarks import cli, driver, records
 from benchmarks.environment import describe_environment
@@ -28,6 +33,7 @@ from tests.ptx import compilation, recording
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "compiled-kernels.md"
 ROWS = driver.RESULTS / "compiled" / "kernels.csv"
+VERSIONS = driver.RESULTS / "compiled" / "versions.csv"
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Case:
         traffic: bytes of device memory for each element, or None where the caches hold what is read.
         marker: how often ``MUFU.RSQ`` occurs for one element, in a kernel of which the compiler may unroll the loop.
         passes: through its loop, for one element; None for a kernel without, or one whose loop is all that matters.
+        tile: the compile-time constants whose product is the elements of one pass through the largest loop.
         depth: of the products on tensor cores that make an element, a logit; each is one of six in bfloat16.
     """
 
@@ -74,6 +81,8 @@ class Case:
     traffic: float | None = None
     marker: int | None = None
     passes: int | None = None
+    tile: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # targets that never launch it
     depth: int = 0
 
 
@@ -81,6 +90,7 @@ def cases() -> Iterator[Case]:
     """Every kernel in every form that a launch can take."""
     from multicontrast.linalg import _gram3_triton, _jacobi_triton, _rotation_triton, _symmetric3_triton
     from multicontrast.losses import _exact_triton, _pairwise_triton, _sampled_triton
+    from multicontrast.losses.triton import fused_triton as fused
 
     count, batch, dim = 4096, 1024, 1024
     tau = torch.tensor(0.1)
@@ -164,6 +174,38 @@ def cases() -> Iterator[Case]:
             name="pairs in tiles, backward", dtype=name, element="logit and side", depth=dim,
             call=_call(_pairwise_triton.pairwise_backward, x, x, tau, rows, rows, rows, rows, rows),
         )  # fmt: skip
+    pairs = ((0, 1), (0, 2), (1, 2))
+    masks = fused.Samples(torch.zeros(batch, 3, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64), rows)
+    for dtype in (torch.float32, torch.bfloat16):
+        xs, name = [torch.zeros(batch, dim, dtype=dtype)] * 3, str(dtype).removeprefix("torch.")
+        terms = fused.Terms(pairs, (0.5,) * 3, (0.5,) * 3, 1.0, "shifts")
+        skipped = ("cuda:75",) if dtype == torch.bfloat16 else ()  # has no bfloat16: rows are float32 before
+        width = 9 * dtype.itemsize  # three rows in, two copies of each out
+        yield Case(
+            name="rows made ready", dtype=name, call=_call(fused.prepare, xs, None, terms, True),
+            element="entry", traffic=width / 3, tile=("BLOCK",), skipped=skipped,
+        )  # fmt: skip
+        factors, wide, each = torch.zeros(6, batch, dim, dtype=dtype), torch.zeros(3, batch, dim), torch.zeros(3, batch)
+        yield Case(
+            name="gradient by the rows", dtype=name,
+            call=_call(fused.embedding_gradient, wide, wide, factors, each, each, terms, True),
+            element="entry", traffic=8 + 2 * dtype.itemsize, tile=("BLOCK",), skipped=skipped,
+        )  # fmt: skip
+    grams, scale, sums = torch.zeros(3, batch, batch), torch.zeros(3, batch), torch.zeros(fused.Sums.length(3, batch))
+    for scheme, index in (("shifts", short), ("index", whole)):
+        for words, samples in (("", fused.Samples(None, None, None)), (", masked", masks)):
+            terms = fused.Terms(pairs, (0.5,) * 3, (0.5,) * 3, 1.0, scheme)
+            given = (grams, scale, tau, terms, samples, index)
+            name = f"held blocks, {scheme}{words}"
+            yield Case(
+                name=f"{name}, forward", dtype="float32", element="logit and triplet",
+                call=_call(fused.forward, *given, "mean"), traffic=8 / 3, tile=("STRIP", "BLOCK_COLUMNS"),
+            )  # fmt: skip
+            yield Case(
+                name=f"{name}, backward", dtype="float32", element="logit and triplet",
+                call=_call(fused.gram_gradient, *given, sums, torch.zeros(())), traffic=24 / 3,
+                tile=("STRIP", "BLOCK_COLUMNS"),
+            )  # fmt: skip
 
 
 def _call(function: Callable[..., object], *arguments: object, **options: object) -> Callable[[], object]:
@@ -197,6 +239,11 @@ def per_element(case: Case, compiled: recording.Compiled) -> Counter[str]:
     if case.marker is not None:  # the loop alone: its beginning and end are shared by many elements
         largest = max(loops, key=lambda loop: loop.total())
         elements = largest["MUFU.RSQ"] / case.marker
+        return Counter({name: number / elements for name, number in largest.items()})  # type: ignore[misc]
+    if case.tile:  # the loop alone; loops run more than once over some tiles, which is left out
+        largest = max(loops or [whole], key=lambda loop: loop.total())
+        width = math.prod(compiled.constants.get(constant, 1) for constant in case.tile)
+        elements = max(1, max(width, compiled.constants.get("BLOCK", 1)) // lanes)
         return Counter({name: number / elements for name, number in largest.items()})  # type: ignore[misc]
     if case.passes is not None and loops:
         largest = max(loops, key=lambda loop: loop.total())
@@ -309,6 +356,89 @@ def read(path: Path = ROWS) -> list[Row]:
     ]
 
 
+# Other versions of Triton ---------------------------------------------------------------------------------------------
+
+UNSUPPORTED = "not supported by this Triton"
+LARGEST_SPILL = 64  # bytes of a lane that a kernel may leave to memory: a few values, once, outside its loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Every case for one architecture with one Triton; one line of ``versions.csv``."""
+
+    triton: str
+    target: str
+    status: str  # "ok", "failed" or UNSUPPORTED
+    cases: int = 0
+    failures: int = 0
+    registers: int = 0  # the largest
+    spilled: int = 0  # likewise, bytes of a lane
+    shared: int = 0
+    date: str = ""
+
+
+def check(targets: Sequence[str], only: str = "", report: Callable[[str], object] = str) -> list[Check]:
+    """Compile every case for each target with the Triton that is imported; what fails is reported."""
+    environment = describe_environment(torch.device("cpu"), "")
+    found = []
+    for target in targets:
+        where = {"triton": triton.__version__, "target": target, "date": environment.date}
+        if not recording.supports(target):
+            report(f"{target}: {UNSUPPORTED}")
+            found.append(Check(status=UNSUPPORTED, **where))
+            continue
+        largest, failures, number = compilation.Resources(0, 0, 0), 0, 0
+        for case in cases():
+            if only not in case.name or target in case.skipped:
+                continue
+            number += 1
+            try:
+                resources = [compilation.resources(kernel) for kernel in recording.compiled_by(case.call, target)]
+            except Exception as error:
+                failures += 1
+                report(f"{target}: {case.name}, {case.dtype}: {' '.join(str(error).split())[:300]}")
+                continue
+            worst = compilation.Resources(*(max(column) for column in zip(*resources)))
+            if worst.spilled > LARGEST_SPILL or worst.shared > compilation.SHARED_MEMORY_LIMIT[target]:
+                failures += 1
+                report(f"{target}: {case.name}, {case.dtype}: spills {worst.spilled}, shared memory {worst.shared}")
+            largest = compilation.Resources(*map(max, largest, worst))
+        status = "failed" if failures else "ok"
+        report(f"{target}: {number - failures} of {number} cases compile with Triton {triton.__version__}")
+        found.append(Check(status=status, cases=number, failures=failures, **largest._asdict(), **where))
+    return found
+
+
+def read_checks(path: Path = VERSIONS) -> list[Check]:
+    """The newest of each Triton and target on file."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("cases", "failures", "registers", "spilled", "shared")
+    newest = {(row["triton"], row["target"]): row for row in rows}
+    return [
+        Check(**{name: int(text) if name in numbers else text for name, text in row.items()}) for row in newest.values()
+    ]
+
+
+def versions_table(checks: Sequence[Check]) -> str:
+    """A column for each Triton."""
+    versions = sorted({row.triton for row in checks}, key=lambda text: [int(part) for part in text.split(".")])
+    targets = [target for target in compilation.EVERY_TARGET if any(row.target == target for row in checks)]
+    found = {(row.triton, row.target): row for row in checks}
+
+    def cell(row: Check | None) -> str:
+        if row is None or row.status == UNSUPPORTED:
+            return UNSUPPORTED if row else "not tried"
+        counted = f"{row.cases - row.failures} of {row.cases}"
+        return f"{counted}, {row.registers} registers" + (f", {row.spilled} B spilled" if row.spilled else "")
+
+    lines = [
+        [target.replace("cuda:", "sm_").removeprefix("hip:"), *(cell(found.get((one, target))) for one in versions)]
+        for target in targets
+    ]
+    return markdown(["card", *(f"Triton {one}" for one in versions)], lines, text_columns=1 + len(versions))
+
+
 # The page -------------------------------------------------------------------------------------------------------------
 
 PAGE_TEXT = """\
@@ -316,7 +446,7 @@ PAGE_TEXT = """\
 
 <!-- Written by `python -m benchmarks.compiled`: change that, not this page. -->
 
-No card has timed these kernels yet. What can be known without one is here: every kernel is compiled as a launch would
+These kernels have not been measured on a GPU. What is known without one: every kernel is compiled as a launch would
 compile it, for five architectures, and its machine code is read. That the compiled code computes the right numbers is
 another matter, and tested: `tests/triton` runs it, instruction by instruction, against float64 definitions. Triton
 {triton}, {date}.
@@ -327,6 +457,14 @@ another matter, and tested: `tests/triton` runs it, instruction by instruction, 
 cell says so. *Shared* memory of a block is far below what each card has: {limits}.
 
 {resources}
+## Versions
+
+torch 2.6 comes with Triton 3.2, 2.14 with 3.8. Each column is a Triton, each cell how many of the launches above it
+compiles for that card, the most *registers* of a lane among them, and what a lane spills at most. A card that the
+Triton's own compiler or assembler does not know is not supported by it. AMD counts vector registers, of which gfx90a
+and gfx942 have 512 and gfx1100 has 256.
+
+{versions}
 ## Estimates
 
 *Instructions* of a lane for one element, counted in the machine code of an A100 (sm_80) and an H100 (sm_90). The *time*
@@ -371,7 +509,7 @@ def page(rows: Sequence[Row]) -> str:
     return PAGE_TEXT.format(
         triton=rows[0].triton, date=rows[0].date[:10], limits=limits, resources=resources,
         gram3_memory=f"{1e12 * 16 / CARDS['A100'].bandwidth:.1f}",
-        estimates=markdown(header, lines, text_columns=3),
+        versions=versions_table(read_checks()), estimates=markdown(header, lines, text_columns=3),
     ).rstrip("\n") + "\n"  # fmt: skip
 
 
@@ -381,8 +519,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="kernels whose name holds this; nothing is filed")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--check", nargs="+", metavar="TARGET", help="compile every case for these, with any Triton")
     cli.add_record(parser)
     options = parser.parse_args(arguments)
+    if options.check:
+        unknown = [target for target in options.check if target not in compilation.SHARED_MEMORY_LIMIT]
+        if unknown:
+            parser.error(f"--check needs targets among {', '.join(compilation.SHARED_MEMORY_LIMIT)}; got {unknown[0]}.")
+        found = check(options.check, options.only, lambda text: print(text, flush=True))
+        records.append(cli.place(VERSIONS, options.record), found)
+        return 1 if any(row.status == "failed" for row in found) else 0
     csv_path, page_path = (
         options.csv or cli.place(ROWS, options.record),
         options.page or cli.place(PAGE, options.record),

@@ -198,12 +198,15 @@ def measure(
     warm_up: bool = True,
     min_seconds: float = 0.0,
     report: Callable[[str], object] = str,  # of progress; `str` throws the text away
+    bounds: Mapping[str, int] | None = None,
+    done: Callable[[str, Samples], object] | None = None,
 ) -> dict[str, Samples]:
     """Time all contenders in ``rounds`` interleaved rounds, after one that warms up and one that counts memory.
 
     A contender that runs out of memory leaves the field, with ``out_of_memory`` set; the others go on.
     With ``min_seconds`` a short step is repeated within a round until it fills that time. Without ``warm_up``, for
-    steps of seconds on a CPU, the one that counts memory warms up too.
+    steps of seconds on a CPU, the one that counts memory warms up too. ``bounds`` are rounds at most by contender;
+    ``done`` is told of each contender the moment it has its last round.
     """
     results = {name: Samples() for name in contenders}
     repeats = dict.fromkeys(contenders, 1)
@@ -236,15 +239,20 @@ def measure(
 
         results[name].seconds.append(time_once(repeated, device) / repeats[name])
 
+    last = {name: min(rounds, (bounds or {}).get(name, rounds)) for name in contenders}
     for name in contenders:
         report(f"warming up {name}")
         attempt(name, partial(prepare, name))
+        if done and results[name].out_of_memory:
+            done(name, results[name])
     for number in range(rounds):
-        alive = [name for name in contenders if not results[name].out_of_memory]
+        alive = [name for name in contenders if not results[name].out_of_memory and number < last[name]]
         order.shuffle(alive)
         for name in alive:
             report(f"round {number + 1} of {rounds}: {name}")
             attempt(name, partial(one_round, name))
+            if done and (number + 1 == last[name] or results[name].out_of_memory):
+                done(name, results[name])
     return results
 
 

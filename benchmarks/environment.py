@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from multicontrast._backend import tf32_allowed
+
 ROOT = Path(__file__).resolve().parents[1]
 # A change in one of these may change a figure, so a commit with such a change is marked.
 _TIMED_CODE = ("multicontrast", "unihpe_ref", "benchmarks", "tests/definitions.py")
@@ -52,14 +54,19 @@ def describe_environment(device: torch.device, clock: str) -> Environment:
         triton=_version("triton"),
         cuda=(torch.version.cuda or "") if cuda else "",
         driver=_run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if cuda else "",
-        tf32=f"matmul {_on(torch.backends.cuda.matmul.allow_tf32)}, cudnn {_on(torch.backends.cudnn.allow_tf32)}"
-        if cuda
-        else "",
+        tf32=tf32_flags() if cuda else "",
         commit=_commit(),
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         clock=clock,
     )
+
+
+def tf32_flags() -> str:
+    """PyTorch's switches, whichever API they were set by: its old names raise once a new one was used."""
+    convolution = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    cudnn = torch.backends.cudnn.allow_tf32 if convolution is None else convolution == "tf32"
+    return f"matmul {_on(tf32_allowed())}, cudnn {_on(cudnn)}"
 
 
 def _on(flag: bool) -> str:

@@ -3,12 +3,13 @@
 ``MULTICONTRAST_BACKEND`` is read at each call:
 
 ``auto``
-    Triton for CUDA tensors where Triton is installed, plain PyTorch elsewhere. The default.
+    Triton for CUDA tensors where Triton is installed, plain PyTorch elsewhere. The default. A kernel that cannot be
+    built or launched gives way to plain PyTorch, with one warning.
 ``torch``
     Plain PyTorch everywhere.
 ``triton``
-    The Triton kernels everywhere. On CPU tensors they are launched all the same, which works under
-    ``TRITON_INTERPRET=1`` and with a driver that runs compiled kernels on the CPU.
+    The Triton kernels everywhere, and an error where one cannot be built or launched. On CPU tensors they are launched
+    all the same, which works under ``TRITON_INTERPRET=1`` and with a driver that runs compiled kernels on the CPU.
 
 ``MULTICONTRAST_ROUNDING``, likewise, is how the kernels divide and take square roots where the result shows it, in the
 float32 gradient of the 3x3 Gram eigenvalue:
@@ -23,8 +24,12 @@ Nothing here imports Triton or asks a driver anything; the kernels' own modules 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +41,13 @@ _VARIABLE = "MULTICONTRAST_BACKEND"
 _CHOICES = ("auto", "torch", "triton")
 _ROUNDING = "MULTICONTRAST_ROUNDING"
 _ROUNDINGS = ("device", "nearest")
+
+_warned: set[str] = set()
+T = TypeVar("T")
+
+
+class KernelUnavailable(RuntimeError):
+    """A Triton kernel could not be built or launched here; the message names the cause and the remedy."""
 
 
 # Whether the package is installed, not whether a device can run it; finding it does not import it.
@@ -56,6 +68,34 @@ def use_triton(tensor: Tensor) -> bool:
     return choice == "triton"
 
 
+def run_kernel(kernel: Callable[..., T], plain: Callable[..., T], *arguments: object) -> T:
+    """The result of ``kernel``; under ``auto`` that of ``plain`` where the kernel cannot be built or launched.
+
+    Every operator that has a kernel calls it through this, so that none fails where plain PyTorch would do.
+    """
+    try:
+        return kernel(*arguments)
+    except (KernelUnavailable, ImportError) as error:
+        give_way(error)
+        return plain(*arguments)
+
+
+def give_way(error: Exception) -> None:
+    """Warn of a kernel that cannot be built or launched; unless the back end is ``auto``, raise."""
+    if os.environ.get(_VARIABLE, "auto") != "auto":
+        raise error
+    cause = str(error.__cause__ or error)  # many kernels fail for one reason
+    if cause in _warned:
+        return
+    _warned.add(cause)
+    warnings.warn(
+        f"Plain PyTorch takes the place of a Triton kernel: {error} "
+        f"Set {_VARIABLE}=torch to choose that without this warning, or {_VARIABLE}=triton to raise instead.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
 def is_transformed(*tensors: Tensor) -> bool:
     """Whether a transform of ``torch.func`` or a forward-mode derivative is under way, which operators know not."""
     if torch.compiler.is_compiling():
@@ -63,6 +103,24 @@ def is_transformed(*tensors: Tensor) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or any(
         forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
     )
+
+
+def tf32_allowed() -> bool:
+    """Whether PyTorch's switches, the old ones or those of torch 2.9, let float32 products be rounded to TF32.
+
+    Asked of the new one where there is one: it answers for both, and the old one raises once the new one was set.
+    """
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    return matmul.allow_tf32 if precision is None else precision == "tf32"
+
+
+@functools.cache
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16: every GPU that Triton knows but those before Ampere."""
+    if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def rounds_to_nearest() -> bool:

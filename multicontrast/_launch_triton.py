@@ -17,6 +17,8 @@ import torch
 import triton
 from torch import Tensor
 
+from multicontrast._backend import KernelUnavailable
+
 _AUTOTUNE = "MULTICONTRAST_AUTOTUNE"
 
 # Contraction of a * b + c to one rounding is what the kernels' error bounds and counts of instructions assume; Triton
@@ -30,7 +32,8 @@ class Tuning:
 
     Args:
         default: for every architecture that has no entry of its own.
-        by_architecture: ``"cuda:90"`` or ``"hip"`` to configuration.
+        by_architecture: ``"cuda:90"`` or ``"hip"`` to configuration. An architecture that has no entry has that of
+            the first of its generation, as ``"cuda:121"`` has that of ``"cuda:120"``.
         candidates: what the autotuner may choose from, when it is asked to.
     """
 
@@ -39,8 +42,12 @@ class Tuning:
     candidates: Sequence[triton.Config] = ()
 
     def __getitem__(self, architecture: str) -> triton.Config:
-        family = architecture.split(":")[0]
-        return self.by_architecture.get(architecture, self.by_architecture.get(family, self.default))
+        family, _, number = architecture.partition(":")
+        generation = f"{family}:{int(number) // 10 * 10}" if number.isdigit() else family
+        for name in (architecture, generation, family):
+            if name in self.by_architecture:
+                return self.by_architecture[name]
+        return self.default
 
 
 def config(num_warps: int, num_stages: int = 2, **blocks: Any) -> triton.Config:
@@ -61,6 +68,27 @@ def architecture() -> str:
     return f"{target.backend}:{target.arch}"
 
 
+def dot_precision(tf32: bool) -> str:
+    """How ``tl.dot`` is to multiply float32 on the current device, by the names that this Triton knows.
+
+    Without TF32 with float32's accuracy, to 1e-7: six products of bfloat16 or three of TF32, on tensor cores. With
+    TF32 three products of bfloat16, which err by 1e-6, or TF32's own. Where tensor cores have neither type
+    the scalar units multiply; the interpreter knows one way.
+    """
+    family, _, number = architecture().partition(":")
+    if family == "interpreter" or (family == "cuda" and int(number) < 80):
+        return "ieee"
+    if _VERSION >= (3, 6):
+        return "bf16x3" if tf32 else "bf16x6"
+    if family == "hip":
+        return "ieee"
+    return "tf32" if tf32 else "tf32x3"
+
+
+_VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
+_failed: dict[Any, KernelUnavailable] = {}  # by kernel and device: what failed once is not tried again
+
+
 def launch(
     kernel: Any,
     grid: Callable[[dict[str, Any]], tuple[int, ...]],
@@ -78,23 +106,64 @@ def launch(
         arguments: in the kernel's order, tensors and numbers.
         key: names of arguments whose values the autotuner should tell apart.
         zeroed: names of arguments the kernel adds to, which the autotuner must clear between its trials.
-        constants: compile-time constants that are not the configuration's.
+        constants: compile-time constants that are not the configuration's, and options of the compiler.
+
+    Raises:
+        KernelUnavailable: the kernel cannot be built or launched here.
     """
     device = next(argument for argument in arguments if isinstance(argument, Tensor))
+    if (kernel, device.device) in _failed:
+        raise _failed[kernel, device.device]
+    try:
+        _launch(kernel, grid, tuning, device, arguments, key, zeroed, constants)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if interpreted():  # where nothing is built, and an error is the kernel's own
+            raise
+        _failed[kernel, device.device] = unavailable = KernelUnavailable(_cause(kernel, error))
+        raise unavailable from error
+
+
+def _cause(kernel: Any, error: Exception) -> str:
+    """What was needed, what came, and what to do, in words."""
+    name = getattr(kernel, "__name__", "a kernel").strip("_")
+    text = " ".join(str(error).split()) or type(error).__name__
+    remedy = "Another version of Triton may build it; please report this."
+    for sign, way_out in _REMEDIES.items():
+        if sign in text:
+            remedy = way_out
+            break
+    return f"`{name}` could not be built or launched ({type(error).__name__}: {text[-300:]}). {remedy}"
+
+
+_REMEDIES = {
+    "C compiler": "Triton compiles its launcher with it: install gcc or clang, or name one in the variable CC.",
+    "Python.h": "Triton's launcher needs Python's headers: install the package `python3-dev`.",
+    "active drivers": "Triton finds no driver: install that of the graphics card.",
+    "gpu-name": "This Triton does not know the graphics card: install a newer Triton, which comes with a newer torch.",
+    "out of resource": "The card has less shared memory or registers than the kernel takes; please report this.",
+}
+
+
+def _launch(
+    kernel: Any,
+    grid: Callable[[dict[str, Any]], tuple[int, ...]],
+    tuning: Tuning,
+    device: Tensor,
+    arguments: Sequence[Any],
+    key: Sequence[str],
+    zeroed: Sequence[str],
+    constants: Mapping[str, Any],
+) -> None:
     with torch.cuda.device_of(device):
         if os.environ.get(_AUTOTUNE, "0") == "1" and tuning.candidates and not interpreted():
             tuned = _autotuned(kernel, tuple(tuning.candidates), tuple(key), tuple(zeroed))
-            tuned[grid](*arguments, **constants, **_COMPILER_OPTIONS)
+            tuned[grid](*arguments, **{**_COMPILER_OPTIONS, **constants})
             return
         chosen = tuning[architecture()]
-        kernel[grid](
-            *arguments,
-            **constants,
-            **chosen.kwargs,
-            num_warps=chosen.num_warps,
-            num_stages=chosen.num_stages,
-            **_COMPILER_OPTIONS,
-        )
+        options = {**_COMPILER_OPTIONS, **chosen.kwargs, **constants}
+        kernel[grid](*arguments, **options, num_warps=chosen.num_warps, num_stages=chosen.num_stages)
 
 
 @functools.cache

@@ -2,20 +2,21 @@ r"""Cyclic Jacobi as a Triton kernel: all eigenpairs of small symmetric matrices
 
 A rotation by :math:`\tan\theta = t`, the smaller root of :math:`t^2 + t (a_{qq} - a_{pp}) / a_{pq} = 1`, makes
 :math:`a_{pq}` zero; a sweep visits all entries below the diagonal, and convergence is quadratic, so the number of
-sweeps is a constant of N and of the type. The matrix (its lower triangle) and the eigenvectors live in registers, as
-tuples of N (N + 1) / 2 and N^2 values.
+sweeps is a constant of N and of the type. The matrix (its lower triangle) and the eigenvectors live in registers, each
+entry a variable of its own. Triton has no arrays in registers, and tuples that grow only since 3.4, so the kernel of
+each N is written by :func:`_source`.
 
 The order is a tournament's: neighbours ``(0, 1), (2, 3), ...`` meet, then all but one move a seat on, and after N - 1
 rounds (N for odd N, where one rests) everybody has met everybody. So the code is one round, in a loop. Sweeps and
 errors: ``docs/math/symmetric-eigenproblems.md``.
 """
-# A kernel's tuples grow, and know no stars.
-# ruff: noqa: RUF005
-# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
 import functools
+import linecache
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -23,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
-from multicontrast.linalg._gram3_triton import power_of_two
+from multicontrast.linalg._gram3_triton import power_of_two  # noqa: F401, for the generated source
 from multicontrast.linalg._symmetric3_triton import inverse_root, reciprocal
 
 # Sweeps after which neither value nor vector gets better, and one to spare in float64.
@@ -51,113 +52,74 @@ def _angle(app, aqq, apq):
     return t, cos, t * cos
 
 
-@triton.jit
-def _rotate(triangle, P: tl.constexpr, t, cos, sin, N: tl.constexpr):
-    """The lower triangle after the rotation of ``p`` and ``q = p + 1`` from both sides."""
-    Q: tl.constexpr = P + 1
-    apq = triangle[Q * (Q + 1) // 2 + P]
-    rotated = ()
-    for i in tl.static_range(N):
-        for j in tl.static_range(i + 1):
-            value = triangle[i * (i + 1) // 2 + j]
-            if i == P and j == P:
-                value = value - t * apq
-            elif i == Q and j == Q:
-                value = value + t * apq
-            elif i == Q and j == P:
-                value = tl.zeros_like(apq)
-            elif i == P:
-                value = cos * value - sin * triangle[Q * (Q + 1) // 2 + j]
-            elif i == Q:
-                value = sin * triangle[P * (P + 1) // 2 + j] + cos * value
-            elif j == P:
-                value = cos * value - sin * triangle[i * (i + 1) // 2 + Q]
-            elif j == Q:
-                value = sin * triangle[i * (i + 1) // 2 + P] + cos * value
-            rotated = rotated + (value,)
-    return rotated
+def _source(n: int, columns: int) -> Iterator[str]:
+    """The lines of the kernel for ``n`` rows, of which a lane turns ``columns`` columns of the eigenvectors.
 
-
-@triton.jit
-def _rotate_vectors(vectors, P: tl.constexpr, cos, sin, N: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rows ``p`` and ``p + 1`` of the eigenvectors after the rotation."""
-    rotated = ()
-    for k in tl.static_range(N * COLUMNS):
-        value = vectors[k]
-        if k // COLUMNS == P:
-            value = cos * value - sin * vectors[k + COLUMNS]
-        elif k // COLUMNS == P + 1:
-            value = sin * vectors[k - COLUMNS] + cos * value
-        rotated = rotated + (value,)
-    return rotated
-
-
-@triton.jit
-def _reorder(values, ORDER: tl.constexpr, COUNT: tl.constexpr):
-    """``values[ORDER[0]], values[ORDER[1]], ...``"""
-    reordered = ()
-    for k in tl.static_range(COUNT):
-        reordered = reordered + (values[ORDER[k]],)
-    return reordered
-
-
-@triton.jit
-def _jacobi_kernel(
-    matrix_ptr, values_ptr, vectors_ptr, stride, row_stride, column_stride, count,
-    N: tl.constexpr, COLUMNS: tl.constexpr, ROUNDS: tl.constexpr,
-    TRIANGLE_ORDER: tl.constexpr, VECTOR_ORDER: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    parts: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
-    matrix = lane // parts
-    first = (lane % parts) * COLUMNS  # the columns of the eigenvectors that this lane turns
-    inside = matrix < count
-    matrix_ptr += matrix * stride
-    largest = tl.abs(tl.load(matrix_ptr, mask=inside, other=0.0))
-    raw = ()
-    for i in tl.static_range(N):
-        for j in tl.static_range(i + 1):
-            value = tl.load(matrix_ptr + i * row_stride + j * column_stride, mask=inside, other=0.0)
-            largest = tl.maximum(largest, tl.abs(value), propagate_nan=tl.PropagateNan.ALL)
-            raw = raw + (value,)
-    poison = largest * 0
-    power, inverse = power_of_two(largest)
-    triangle = ()
-    for k in tl.static_range(N * (N + 1) // 2):
-        triangle = triangle + (raw[k] * power,)
-    vectors = ()
-    for k in tl.static_range(N * COLUMNS):
-        vectors = vectors + (tl.where(first + k % COLUMNS == k // COLUMNS, 1.0, 0.0).to(largest.dtype),)
-
-    for _ in range(ROUNDS):
-        for p in tl.static_range(N % 2, N - 1, 2):  # for odd N the first rests
-            t, cos, sin = _angle(
-                triangle[p * (p + 1) // 2 + p],
-                triangle[(p + 1) * (p + 2) // 2 + p + 1],
-                triangle[(p + 1) * (p + 2) // 2 + p],
-            )
-            triangle = _rotate(triangle, p, t, cos, sin, N)
-            vectors = _rotate_vectors(vectors, p, cos, sin, N, COLUMNS)
-        triangle = _reorder(triangle, TRIANGLE_ORDER, N * (N + 1) // 2)
-        vectors = _reorder(vectors, VECTOR_ORDER, N * COLUMNS)
-
+    ``a{i}{j}`` is entry ``(i, j)``, i >= j, and ``v{i}{k}`` the k-th of the lane's columns in row i.
+    """
+    parts = triton.cdiv(n, columns)
+    triangle = [f"a{i}{j}" for i in range(n) for j in range(i + 1)]
+    vectors = [f"v{i}{k}" for i in range(n) for k in range(columns)]
+    yield f"def _jacobi_{n}_{columns}_kernel("
+    yield "    matrix_ptr, values_ptr, vectors_ptr, stride, row_stride, column_stride, count,"
+    yield "    ROUNDS: tl.constexpr, BLOCK: tl.constexpr,"
+    yield "):"
+    yield "    lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)"
+    yield f"    matrix = lane // {parts}"
+    yield f"    first = (lane % {parts}) * {columns}  # the columns of the eigenvectors that this lane turns"
+    yield "    inside = matrix < count"
+    yield "    matrix_ptr += matrix * stride"
+    yield "    largest = tl.abs(tl.load(matrix_ptr, mask=inside, other=0.0))"
+    for a in triangle:
+        place = f"matrix_ptr + {a[1]} * row_stride + {a[2]} * column_stride"
+        yield f"    {a} = tl.load({place}, mask=inside, other=0.0)"
+        yield f"    largest = tl.maximum(largest, tl.abs({a}), propagate_nan=tl.PropagateNan.ALL)"
+    yield "    poison = largest * 0"
+    yield "    power, inverse = power_of_two(largest)"
+    yield from (f"    {a} = {a} * power" for a in triangle)
+    for v in vectors:
+        yield f"    {v} = tl.where(first + {v[2]} == {v[1]}, 1.0, 0.0).to(largest.dtype)"
+    yield "    for _ in range(ROUNDS):"
+    for p in range(n % 2, n - 1, 2):  # for odd N the first rests
+        q = p + 1
+        yield f"        t, cos, sin = _angle(a{p}{p}, a{q}{q}, a{q}{p})"
+        yield f"        a{p}{p} = a{p}{p} - t * a{q}{p}"
+        yield f"        a{q}{q} = a{q}{q} + t * a{q}{p}"
+        yield f"        a{q}{p} = tl.zeros_like(a{q}{p})"
+        turned = [(f"a{max(k, p)}{min(k, p)}", f"a{max(k, q)}{min(k, q)}") for k in range(n) if k not in (p, q)]
+        for left, right in (*turned, *((f"v{p}{k}", f"v{q}{k}") for k in range(columns))):
+            yield f"        turned = cos * {left} - sin * {right}"
+            yield f"        {right} = sin * {left} + cos * {right}"
+            yield f"        {left} = turned"
+    seats = _seats(n)
+    sources = [f"a{max(seats[i], seats[j])}{min(seats[i], seats[j])}" for i in range(n) for j in range(i + 1)]
+    sources += [f"v{seats[i]}{k}" for i in range(n) for k in range(columns)]
+    yield from (f"        n{source} = {source}" for source in sources)
+    yield from (f"        {name} = n{source}" for name, source in zip((*triangle, *vectors), sources))
     # Each rotation adds rounding to the lengths; their squares are 1 + e, and 1 - e / 2 mends that.
-    scales = ()
-    for i in tl.static_range(N):
-        square = tl.zeros_like(largest)
-        for j in tl.static_range(COLUMNS):
-            square += tl.where(first + j < N, vectors[i * COLUMNS + j] * vectors[i * COLUMNS + j], 0.0)
+    for i in range(n):
+        yield "    square = tl.zeros_like(largest)"
+        for k in range(columns):
+            yield f"    square += tl.where(first + {k} < {n}, v{i}{k} * v{i}{k}, 0.0)"
         if parts > 1:
-            square = tl.sum(tl.reshape(square, (BLOCK // parts, parts)), 1, keep_dims=True)
-            square = tl.reshape(tl.broadcast_to(square, (BLOCK // parts, parts)), (BLOCK,))
-        scales = scales + (1.5 - 0.5 * square + poison,)
-    for i in tl.static_range(N):
-        value = triangle[i * (i + 1) // 2 + i] * inverse + poison
-        tl.store(values_ptr + matrix * N + i, value, mask=inside & (first == 0))
-    for k in tl.static_range(N * COLUMNS):
-        column = first + k % COLUMNS
-        offsets = matrix * (N * N) + column * N + k // COLUMNS  # eigenvectors are columns for the caller
-        tl.store(vectors_ptr + offsets, vectors[k] * scales[k // COLUMNS], mask=inside & (column < N))
+            yield f"    square = tl.sum(tl.reshape(square, (BLOCK // {parts}, {parts})), 1, keep_dims=True)"
+            yield f"    square = tl.reshape(tl.broadcast_to(square, (BLOCK // {parts}, {parts})), (BLOCK,))"
+        yield "    scale = 1.5 - 0.5 * square + poison"
+        yield f"    tl.store(values_ptr + matrix * {n} + {i}, a{i}{i} * inverse + poison, mask=inside & (first == 0))"
+        for k in range(columns):  # eigenvectors are columns for the caller
+            place = f"vectors_ptr + matrix * {n * n} + (first + {k}) * {n} + {i}"
+            yield f"    tl.store({place}, v{i}{k} * scale, mask=inside & (first + {k} < {n}))"
+
+
+@functools.cache
+def _kernel(n: int, columns: int) -> Any:
+    """The kernel of these lines. Triton reads its source, which ``linecache`` has under a name of no file."""
+    name, lines = f"<jacobi {n}x{n}, {columns} columns>", [f"{line}\n" for line in _source(n, columns)]
+    text = "".join(lines)
+    linecache.cache[name] = (len(text), None, lines, name)
+    namespace = dict(globals())
+    exec(compile(text, name, "exec"), namespace)  # noqa: S102, text of our own
+    return triton.jit(namespace[f"_jacobi_{n}_{columns}_kernel"])
 
 
 def rounds(n: int, dtype: torch.dtype) -> int:
@@ -180,15 +142,6 @@ def _seats(n: int) -> tuple[int, ...]:
     return tuple(seat - n % 2 for seat in source[n % 2 :])
 
 
-@functools.cache
-def _orders(n: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The same as sources of the entries of the lower triangle, and of some columns of the eigenvectors, by rows."""
-    seats = _seats(n)
-    pairs = [(max(seats[i], seats[j]), min(seats[i], seats[j])) for i in range(n) for j in range(i + 1)]
-    triangle = tuple(i * (i + 1) // 2 + j for i, j in pairs)
-    return triangle, tuple(seats[i] * columns + j for i in range(n) for j in range(columns))
-
-
 def jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues ``(..., N)``, in no order, and eigenvectors, the columns of ``(..., N, N)``, of matrices.
 
@@ -205,11 +158,8 @@ def jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:
         # The eigenvectors of a large float64 matrix would not fit into one lane's registers: two share them.
         parts = 2 if matrix.dtype == torch.float64 and n > 6 else 1
         columns = triton.cdiv(n, parts)
-        triangle, rows = _orders(n, columns)
         launch(
-            _jacobi_kernel, lambda constants: (triton.cdiv(len(flat) * parts, constants["BLOCK"]),), _TUNING,
-            flat, values, vectors, *flat.stride(), len(flat),
-            N=n, COLUMNS=columns, ROUNDS=rounds(n, matrix.dtype),
-            TRIANGLE_ORDER=triangle, VECTOR_ORDER=rows,
+            _kernel(n, columns), lambda constants: (triton.cdiv(len(flat) * parts, constants["BLOCK"]),), _TUNING,
+            flat, values, vectors, *flat.stride(), len(flat), ROUNDS=rounds(n, matrix.dtype),
         )  # fmt: skip
     return values, vectors

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import run_kernel, use_triton
 from multicontrast._checks import three_beats
 from multicontrast.linalg._glue import (
     batch_first,
@@ -124,7 +124,7 @@ class Operation:
         elif torch.compiler.is_compiling() and not (self.inlined and not use_triton(tensor)):
             results = self._operator_alone(*inputs) if alone else self._operator(*inputs)
         elif use_triton(tensor):
-            results = self.triton(alone, *inputs)
+            results = run_kernel(self.triton, self.plain, alone, *inputs)
         elif is_eager_cpu(tensor):
             results = self.on_cpu(alone, *inputs)
         else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import run_kernel, use_triton
 from multicontrast.linalg.gram3 import evaluate_excess, evaluate_with_gradient, gram3_excess
 from multicontrast.losses._second_derivative import second_derivative
 
@@ -35,10 +35,16 @@ def exact_logsumexp(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tenso
             of those two; float32 or float64.
         tau: 0-dim tensor of their type; a temperature that is not positive gives NaN.
     """
-    if _streamed(a):
-        from multicontrast.losses import _exact_triton
+    return run_kernel(_by_kernels, _one_by_one, a, b, c, tau) if _streamed(a) else _one_by_one(a, b, c, tau)
 
-        return _exact_triton.exact_forward(a, b, c, tau)
+
+def _by_kernels(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    from multicontrast.losses import _exact_triton
+
+    return _exact_triton.exact_forward(a, b, c, tau)
+
+
+def _one_by_one(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     lse, mean = a.new_empty(len(a)), a.new_empty(len(a))
     tau = torch.where(tau > 0, tau, torch.nan)
     for i, (row, column) in enumerate(zip(a, b)):
@@ -64,10 +70,23 @@ def exact_logsumexp_backward(
     a: Tensor, b: Tensor, c: Tensor, tau: Tensor, lse: Tensor, mean: Tensor, grad: Tensor
 ) -> Gradients:
     """Gradients of ``(grad * lse).sum()`` by ``a, b, c, tau``; ``lse`` and ``mean`` as the forward returned them."""
+    arguments = (a, b, c, tau, lse, mean, grad)
     if _streamed(a):
-        from multicontrast.losses import _exact_triton
+        return run_kernel(_backward_by_kernels, _backward_one_by_one, *arguments)
+    return _backward_one_by_one(*arguments)
 
-        return _exact_triton.exact_backward(a, b, c, tau, lse, mean, grad)
+
+def _backward_by_kernels(
+    a: Tensor, b: Tensor, c: Tensor, tau: Tensor, lse: Tensor, mean: Tensor, grad: Tensor
+) -> Gradients:
+    from multicontrast.losses import _exact_triton
+
+    return _exact_triton.exact_backward(a, b, c, tau, lse, mean, grad)
+
+
+def _backward_one_by_one(
+    a: Tensor, b: Tensor, c: Tensor, tau: Tensor, lse: Tensor, mean: Tensor, grad: Tensor
+) -> Gradients:
     da, db, dc = a.new_empty(a.shape), b.new_empty(b.shape), c.new_zeros(c.shape)
     for i, (row, column) in enumerate(zip(a, b)):
         x, ga, gb, gc = evaluate_with_gradient(*_all_of(row, column, c))

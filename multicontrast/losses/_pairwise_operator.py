@@ -9,12 +9,13 @@ that of the plain form, which holds the logits.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import run_kernel, tf32_allowed, use_triton
 from multicontrast._checks import compute_dtype
 from multicontrast.losses._second_derivative import second_derivative
 
@@ -36,11 +37,16 @@ def pairwise_logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int, columns: 
         columns: whether the second result is wanted; it is empty if not.
     """
     if _in_tiles(x):
-        from multicontrast.losses import _pairwise_triton
-
-        rows, cols, match = _pairwise_triton.pairwise_forward(x, y, tau, offset=offset, columns=columns)
-        return rows, rows.new_empty(0) if cols is None else cols, match
+        return run_kernel(_by_kernels, _plain, x, y, tau, offset, columns)
     return _plain(x, y, tau, offset, columns)
+
+
+def _by_kernels(x: Tensor, y: Tensor, tau: Tensor, offset: int, columns: bool) -> Three:
+    from multicontrast.losses import _pairwise_triton
+
+    tf32 = tf32_allowed()
+    rows, cols, match = _pairwise_triton.pairwise_forward(x, y, tau, offset=offset, columns=columns, tf32=tf32)
+    return rows, rows.new_empty(0) if cols is None else cols, match
 
 
 @pairwise_logsumexp.register_fake
@@ -53,7 +59,7 @@ def _fake(x: Tensor, y: Tensor, tau: Tensor, offset: int, columns: bool) -> Thre
     "multicontrast::pairwise_logsumexp_backward",
     mutates_args=(),
     schema="(Tensor x, Tensor y, Tensor tau, Tensor row_lse, Tensor column_lse, Tensor row_grad, Tensor column_grad,"
-    " Tensor match_grad, int offset, bool columns) -> (Tensor, Tensor, Tensor)",
+    " Tensor match_grad, int offset, bool columns, bool tf32) -> (Tensor, Tensor, Tensor)",
 )
 def pairwise_logsumexp_backward(
     x: Tensor,
@@ -66,17 +72,33 @@ def pairwise_logsumexp_backward(
     match_grad: Tensor,
     offset: int,
     columns: bool,
+    tf32: bool,
 ) -> Three:
     """Gradients by ``x``, ``y`` and ``tau``, in their types."""
+    arguments = (x, y, tau, row_lse, column_lse, row_grad, column_grad, match_grad, offset, columns)
     if _in_tiles(x):
-        from multicontrast.losses import _pairwise_triton
+        return run_kernel(partial(_backward_by_kernels, tf32=tf32), _plain_backward, *arguments)
+    return _plain_backward(*arguments)
 
-        dx, dy, dtau = _pairwise_triton.pairwise_backward(
-            x, y, tau,
-            row_lse, column_lse if columns else None,
-            row_grad, column_grad if columns else None, match_grad, offset=offset,
-        )  # fmt: skip
-        return dx.to(x.dtype), dy.to(y.dtype), dtau.to(tau.dtype)
+
+def _backward_by_kernels(
+    x: Tensor, y: Tensor, tau: Tensor, row_lse: Tensor, column_lse: Tensor,
+    row_grad: Tensor, column_grad: Tensor, match_grad: Tensor, offset: int, columns: bool, tf32: bool,
+) -> Three:  # fmt: skip
+    from multicontrast.losses import _pairwise_triton
+
+    dx, dy, dtau = _pairwise_triton.pairwise_backward(
+        x, y, tau,
+        row_lse, column_lse if columns else None,
+        row_grad, column_grad if columns else None, match_grad, offset=offset, tf32=tf32,
+    )  # fmt: skip
+    return dx.to(x.dtype), dy.to(y.dtype), dtau.to(tau.dtype)
+
+
+def _plain_backward(
+    x: Tensor, y: Tensor, tau: Tensor, row_lse: Tensor, column_lse: Tensor,
+    row_grad: Tensor, column_grad: Tensor, match_grad: Tensor, offset: int, columns: bool,
+) -> Three:  # fmt: skip
     dtype = compute_dtype(x)
     logits = x.to(dtype) @ y.to(dtype).mT / tau.to(dtype)
     weight = row_grad[:, None] * torch.exp(logits - row_lse[:, None])
@@ -100,6 +122,7 @@ def _backward_fake(
     match_grad: Tensor,
     offset: int,
     columns: bool,
+    tf32: bool,
 ) -> Three:
     return x.new_empty(x.shape), y.new_empty(y.shape), tau.new_empty(())
 
@@ -125,19 +148,20 @@ def _plain(x: Tensor, y: Tensor, tau: Tensor, offset: int, columns: bool) -> Thr
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
     x, y, tau, ctx.offset, ctx.columns = inputs
+    ctx.tf32 = tf32_allowed()  # the backward pass multiplies as this one did
     ctx.save_for_backward(x, y, tau, output[0], output[1])
 
 
 def _differentiate(ctx: Any, row_grad: Tensor, column_grad: Tensor, match_grad: Tensor) -> tuple[Tensor | None, ...]:
     x, y, tau, row_lse, column_lse = ctx.saved_tensors
     grads = pairwise_logsumexp_backward(
-        x, y, tau, row_lse, column_lse, row_grad, column_grad, match_grad, ctx.offset, ctx.columns
+        x, y, tau, row_lse, column_lse, row_grad, column_grad, match_grad, ctx.offset, ctx.columns, ctx.tf32
     )
     return *grads, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
-    x, y, tau, _, _, row_grad, column_grad, match_grad, ctx.offset, ctx.columns = inputs
+    x, y, tau, _, _, row_grad, column_grad, match_grad, ctx.offset, ctx.columns, _ = inputs
     ctx.save_for_backward(x, y, tau, row_grad, column_grad, match_grad)
 
 
@@ -148,7 +172,7 @@ def _differentiate_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | Non
         return _plain(x, y, tau, ctx.offset, ctx.columns)
 
     (dx, dy, dtau), dgrads = second_derivative(plain, (x, y, tau), tuple(grads), cotangents)
-    return dx, dy, dtau, None, None, *dgrads, None, None
+    return dx, dy, dtau, None, None, *dgrads, None, None, None
 
 
 pairwise_logsumexp.register_autograd(_differentiate, setup_context=_save)

@@ -14,16 +14,14 @@ atomics, and the same result in every run. All sums are in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from multicontrast._launch_triton import Tuning, config, interpreted, launch
-
-# Three or six passes of bfloat16 products on tensor cores, with float32's accuracy to 1e-6 or 1e-7; `ieee` is the
-# scalar unit's own product. These three exist on every architecture.
-_PRECISION = {"highest": "bf16x6", "high": "bf16x3", "medium": "bf16x3"}
+from multicontrast._launch_triton import Tuning, config, dot_precision, launch
 
 # The largest tiles that spill no register. Splitting a float32 into three bfloat16 costs as much as their products do,
 # and every row and column that shares a tile shares it.
@@ -37,8 +35,12 @@ _CANDIDATES = [
 _SMALL = config(num_warps=8, BLOCK_ROWS=64, BLOCK_COLUMNS=64, BLOCK_DEPTH=16)
 _MEDIUM = config(num_warps=8, BLOCK_ROWS=128, BLOCK_COLUMNS=64, BLOCK_DEPTH=16)
 _LARGE = config(num_warps=8, BLOCK_ROWS=128, BLOCK_COLUMNS=64, BLOCK_DEPTH=32)
-_FORWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:100": _LARGE}, _CANDIDATES)
-_BACKWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:120": _SMALL}, _CANDIDATES)
+_SCALAR = config(num_warps=4, num_stages=1, BLOCK_ROWS=32, BLOCK_COLUMNS=32, BLOCK_DEPTH=16)  # no tensor core to feed
+_FORWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:100": _LARGE, "cuda:75": _SCALAR}, _CANDIDATES)
+_BACKWARD = Tuning(_MEDIUM, {"cuda:90": _LARGE, "cuda:120": _SMALL, "cuda:75": _SCALAR}, _CANDIDATES)
+
+# A logit is rounded before its log-sum is taken off, in both passes, so that a softmax of one entry is 1 at any tau.
+_ROUNDED: dict[str, Any] = {"enable_fp_fusion": False}
 
 # Columns are divided into parts of whole tiles, until there are two programs for each multiprocessor of a large device.
 # Each part of the gradient takes another (M, D) of memory.
@@ -58,12 +60,12 @@ def _products(
             x_ptr + i[:, None] * x_row_stride + k[None, :] * x_stride,
             mask=(i[:, None] < rows) & (k[None, :] < depth),
             other=0.0,
-        ).to(tl.float32)
+        )
         y = tl.load(
             y_ptr + j[None, :] * y_row_stride + k[:, None] * y_stride,
             mask=(j[None, :] < columns) & (k[:, None] < depth),
             other=0.0,
-        ).to(tl.float32)
+        )
         products = tl.dot(x, y, products, input_precision=PRECISION)
     return products
 
@@ -75,7 +77,7 @@ def _pairwise_logsumexp_kernel(
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tau = tl.load(tau_ptr).to(tl.float32)
-    scale = tl.where(tau > 0, 1.4426950408889634 / tau, float("nan"))  # logits in units of ln 2
+    inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
     program = tl.program_id(0).to(tl.int64)
     first, part = program // parts * BLOCK_ROWS, program % parts
     i = first + tl.arange(0, BLOCK_ROWS)
@@ -86,7 +88,7 @@ def _pairwise_logsumexp_kernel(
     stop = tl.minimum(begin + part_columns, columns)
     for start in range(begin, stop, BLOCK_COLUMNS):
         j = start + tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
-        z = scale * _products(
+        z = inverse_tau * _products(
             x_ptr, y_ptr, x_row_stride, x_stride, y_row_stride, y_stride, rows, stop, i, j, depth,
             BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DEPTH, PRECISION,
         )  # fmt: skip
@@ -96,13 +98,19 @@ def _pairwise_logsumexp_kernel(
             match = tl.where(here, tl.sum(tl.where(is_match, z, 0.0), 1), match)
         z = tl.where(j[None, :] < stop, z, -float("inf"))
         higher = tl.maximum(highest, tl.max(z, 1))
-        total = total * tl.exp2(highest - higher) + tl.sum(tl.exp2(z - higher[:, None]), 1)
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(z - higher[:, None]), 1)
         highest = higher
     inside = i < rows
     out = part * rows + i
     tl.store(highest_ptr + out, highest, mask=inside)
     tl.store(total_ptr + out, total, mask=inside)
     tl.store(match_ptr + out, match, mask=inside)
+
+
+@triton.jit
+def _softmax(z, lse):
+    """``exp(z - lse)``, at most 1: at a tiny tau ``z`` has no digits left that its row's sum has not rounded off."""
+    return tl.exp(tl.minimum(z - lse, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -138,11 +146,11 @@ def _pairwise_gradient_kernel(
         z = cosines * inverse_tau
         weight = tl.where(j[None, :] == i[:, None] + offset, match_grad[:, None], 0.0)
         if OF_ROWS:
-            weight += row_grad[:, None] * tl.exp(z - row_lse[:, None])
+            weight += row_grad[:, None] * _softmax(z, row_lse[:, None])
         if OF_COLUMNS:
             column_lse = tl.load(column_lse_ptr + j, mask=j < stop, other=0.0)
             column_grad = tl.load(column_grad_ptr + j, mask=j < stop, other=0.0)
-            weight += column_grad[None, :] * tl.exp(z - column_lse[None, :])
+            weight += column_grad[None, :] * _softmax(z, column_lse[None, :])
         weight = tl.where(inside[:, None] & (j[None, :] < stop), weight, 0.0)
         slope += tl.sum(weight * z, 1)
         weight *= inverse_tau
@@ -152,17 +160,21 @@ def _pairwise_gradient_kernel(
                 y_ptr + j[:, None] * y_row_stride + k[None, :] * y_stride,
                 mask=(j[:, None] < stop) & (k[None, :] < depth),
                 other=0.0,
-            ).to(tl.float32)
+            )
             pointers = dx_ptr + i[:, None] * depth + k[None, :]
             mask = inside[:, None] & (k[None, :] < depth)
+            if y.dtype == tl.bfloat16:  # a gradient of half inputs comes from products in their type
+                factor = weight.to(tl.bfloat16)
+            else:
+                factor, y = weight, y.to(tl.float32)
             dx = tl.load(pointers, mask=mask & (start > begin), other=0.0)
-            tl.store(pointers, tl.dot(weight, y, dx, input_precision=PRECISION), mask=mask)
+            tl.store(pointers, tl.dot(factor, y, dx, input_precision=PRECISION), mask=mask)
         tl.debug_barrier()  # these rows are the program's own, but another of its threads may read them next
     tl.store(dtau_ptr + part * rows + i, -slope * inverse_tau, mask=inside)
 
 
 def pairwise_forward(
-    x: Tensor, y: Tensor, tau: Tensor, *, offset: int = 0, columns: bool = True
+    x: Tensor, y: Tensor, tau: Tensor, *, offset: int = 0, columns: bool = True, tf32: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """``(row logsumexp (M,), column logsumexp (N,) or None, matches (M,))`` of the logits ``x @ y.T / tau``, float32.
 
@@ -171,9 +183,12 @@ def pairwise_forward(
         tau: 0-dim tensor on the same device.
         offset: row ``i`` matches column ``i + offset``; a row that matches none has NaN for its match.
         columns: whether the logsumexp of columns is wanted; it takes a second pass.
+        tf32: whether products may err as those of TF32 do.
     """
-    rows, match = _logsumexp(x, y, tau, offset)
-    return rows, _logsumexp(y, x, tau, -offset)[0] if columns else None, match
+    precision = dot_precision(tf32)
+    x, y = _factors(x, y, precision)
+    rows, match = _logsumexp(x, y, tau, offset, precision)
+    return rows, _logsumexp(y, x, tau, -offset, precision)[0] if columns else None, match
 
 
 def pairwise_backward(
@@ -187,23 +202,32 @@ def pairwise_backward(
     match_grad: Tensor,
     *,
     offset: int = 0,
+    tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(dx, dy, dtau)`` in float32 from the gradients of the three results of :func:`pairwise_forward`.
 
     Args:
         row_lse, column_lse: what it returned; None for the columns if they were not wanted.
         row_grad, column_grad, match_grad: ``(M,)``, ``(N,)`` or None, and ``(M,)``.
+        tf32: as it was given there; the products must be the same.
     """
+    precision = dot_precision(tf32)
+    x, y = _factors(x, y, precision)
     match_grad = match_grad.contiguous().float()
     row_grad = row_grad.contiguous().float()
     column_grad = None if column_grad is None else column_grad.contiguous().float()
     rows, columns = (row_lse, row_grad), (column_lse, column_grad)
-    dx, dtau = _gradient(x, y, tau, rows, columns, match_grad, offset, 0)
-    dy, _ = _gradient(y, x, tau, columns, rows, match_grad, -offset, -offset)
+    dx, dtau = _gradient(x, y, tau, rows, columns, match_grad, offset, 0, precision)
+    dy, _ = _gradient(y, x, tau, columns, rows, match_grad, -offset, -offset, precision)
     return dx, dy, dtau.sum()
 
 
-def _logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+def _factors(x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """What is multiplied: half precision as it is on tensor cores, float32 on scalar units and in the interpreter."""
+    return (x.float(), y.float()) if precision == "ieee" else (x, y)
+
+
+def _logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int, precision: str) -> tuple[Tensor, Tensor]:
     parts, part_columns = _parts(len(x), len(y), len(y))
     shape = (parts, len(x))
     highest, total, match = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(3))
@@ -211,13 +235,12 @@ def _logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int) -> tuple[Tensor, 
         launch(
             _pairwise_logsumexp_kernel, _grid(len(x), parts), _FORWARD,
             x, y, tau, highest, total, match, *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset,
-            parts, part_columns, PRECISION=_precision(), key=("columns", "depth"),
+            parts, part_columns, PRECISION=precision, **_ROUNDED, key=("columns", "depth"),
         )  # fmt: skip
     peak = highest.amax(0)
-    total = torch.where(total == 0, total, total * torch.exp2(highest - peak)).sum(0)  # no columns: the log of 0
+    total = torch.where(total == 0, total, total * torch.exp(highest - peak)).sum(0)  # no columns: the log of 0
     match = match.amax(0)
-    ln2 = 0.6931471805599453
-    return ln2 * (peak + total.log2()), torch.where(match == -torch.inf, torch.nan, ln2 * match)
+    return peak + total.log(), torch.where(match == -torch.inf, torch.nan, match)
 
 
 def _parts(rows: int, columns: int, most: int) -> tuple[int, int]:
@@ -237,6 +260,7 @@ def _gradient(
     match_grad: Tensor,
     offset: int,
     match_shift: int,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     parts, part_columns = _parts(len(x), len(y), _GRADIENT_PARTS)
     allocate = torch.empty if len(y) else torch.zeros
@@ -251,15 +275,9 @@ def _gradient(
             x, y, tau, row_lse, column_lse, row_grad, column_grad, match_grad, dx, dtau,
             *x.stride(), *y.stride(), len(x), len(y), x.shape[1], offset, match_shift, len(match_grad),
             parts, part_columns, OF_ROWS=of_rows, OF_COLUMNS=of_columns,
-            PRECISION=_precision(),
-            key=("columns", "depth"),
+            PRECISION=precision, **_ROUNDED, key=("columns", "depth"),
         )  # fmt: skip
     return dx.sum(0) if parts > 1 else dx[0], dtau
-
-
-def _precision() -> str:
-    """How ``tl.dot`` multiplies: as ``torch.set_float32_matmul_precision`` asks. The interpreter knows one way."""
-    return "ieee" if interpreted() else _PRECISION[torch.get_float32_matmul_precision()]
 
 
 def _grid(rows: int, parts: int):

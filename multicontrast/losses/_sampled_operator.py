@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import use_triton
+from multicontrast._backend import run_kernel, use_triton
 from multicontrast.linalg.gram3 import evaluate_excess, evaluate_with_gradient, gram3_excess
 from multicontrast.losses._second_derivative import second_derivative
 
@@ -24,7 +24,6 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 @torch.library.custom_op(
     "multicontrast::sampled_loss",
     mutates_args=(),
-    device_types="cpu",
     schema='(Tensor a, Tensor b, Tensor c, Tensor index, Tensor tau, str scheme="index", int first=0) -> Tensor',
 )
 def sampled_loss(
@@ -39,14 +38,15 @@ def sampled_loss(
         scheme: ``"index"``, ``"list"`` or ``"shifts"``: see :data:`multicontrast.losses._sampled_triton.SCHEMES`.
         first: the number of the first row of ``a`` and ``b``, which may hold those of some anchors alone.
     """
-    if use_triton(a):
-        return _loss_cuda(a, b, c, index, tau, scheme, first)
-    x = evaluate_excess(*_cosines(a, b, c, index, scheme, first))
-    return _cross_entropy(x, tau)
+    arguments = (a, b, c, index, tau, scheme, first)
+    return run_kernel(_by_kernels, _plain, *arguments) if use_triton(a) else _plain(*arguments)
 
 
-@sampled_loss.register_kernel("cuda")
-def _loss_cuda(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str, first: int) -> Tensor:
+def _plain(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str, first: int) -> Tensor:
+    return _cross_entropy(evaluate_excess(*_cosines(a, b, c, index, scheme, first)), tau)
+
+
+def _by_kernels(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str, first: int) -> Tensor:
     from multicontrast.losses import _sampled_triton
 
     return _sampled_triton.sampled_forward(a, b, c, index, tau, scheme, first)[1]
@@ -62,7 +62,6 @@ def _loss_fake(
 @torch.library.custom_op(
     "multicontrast::sampled_loss_backward",
     mutates_args=(),
-    device_types="cpu",
     schema="(Tensor a, Tensor b, Tensor c, Tensor index, Tensor tau, Tensor loss, Tensor grad, bool deterministic,"
     " str scheme, int first) -> (Tensor, Tensor, Tensor, Tensor)",
 )
@@ -71,8 +70,16 @@ def sampled_loss_backward(
     deterministic: bool, scheme: str, first: int,
 ) -> Gradients:  # fmt: skip
     """Gradients of ``(grad * loss).sum()`` by ``a, b, c, tau``; ``loss`` as :func:`sampled_loss` returned it."""
+    arguments = (a, b, c, index, tau, loss, grad, deterministic, scheme, first)
     if use_triton(a):
-        return _backward_cuda(a, b, c, index, tau, loss, grad, deterministic, scheme, first)
+        return run_kernel(_backward_by_kernels, _plain_backward, *arguments)
+    return _plain_backward(*arguments)
+
+
+def _plain_backward(
+    a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor,
+    deterministic: bool, scheme: str, first: int,
+) -> Gradients:  # fmt: skip
     i, j, k = _places(a, c, index, scheme, first)
     x, ga, gb, gc = evaluate_with_gradient(a[i, j], b[i, k], c[j, k])
     z = (x - x[:, :1]) / tau
@@ -86,8 +93,7 @@ def sampled_loss_backward(
     return da, db, dc, -(grad[:, None] * p * z).sum() / tau
 
 
-@sampled_loss_backward.register_kernel("cuda")
-def _backward_cuda(
+def _backward_by_kernels(
     a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor,
     deterministic: bool, scheme: str, first: int,
 ) -> Gradients:  # fmt: skip

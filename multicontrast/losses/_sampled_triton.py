@@ -160,6 +160,7 @@ def _sampled_backward_kernel(
     inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
     loss = tl.load(loss_ptr + row)
     grad = tl.load(grad_ptr + row * grad_stride)
+    slant = grad * inverse_tau
     inverse_unit = tl.load(inverse_unit_ptr)
     positive = _positive(
         a_ptr, b_ptr, c_ptr, index_ptr,
@@ -179,7 +180,7 @@ def _sampled_backward_kernel(
         z = (x - positive) * inverse_tau
         p = tl.exp(z - loss)
         slope += tl.where(inside, p * z, 0)
-        weight = grad * (p - tl.where(columns == 0, 1, 0))
+        weight = slant * (p - tl.where(columns == 0, 1, 0))
         exists = inside & (i >= 0) & (i < size0) & (j >= 0) & (j < size1) & (k >= 0) & (k < size2)
         _add(da_ptr, a_fixed_ptr, i * size1 + j, weight * ga, inverse_unit, exists, DETERMINISTIC)
         _add(db_ptr, b_fixed_ptr, i * size2 + k, weight * gb, inverse_unit, exists, DETERMINISTIC)
@@ -231,7 +232,7 @@ def sampled_backward(
         loss: what it returned second.
         grad: ``(R,)``, any stride.
         deterministic: the same bits in every run. Contributions are rounded to multiples of a unit of about
-            ``max|grad| * R * 2**-60`` and added as integers, which takes 8 more bytes for each entry of the blocks.
+            ``max|grad| / tau * R * 2**-60`` and added as integers, which takes 8 more bytes for each entry of a block.
     """
     rows, count, strides = _extent(a, index, scheme)
     blocks = (a, b, c)
@@ -239,18 +240,20 @@ def sampled_backward(
     dtau = a.new_empty(rows)
     if not rows:
         return grads[0], grads[1], grads[2], dtau.sum()
-    # A power of two, its inverse finite. One row adds at most 2 max|grad| to any entry, so sums stay below 2^62 units.
-    exponent = torch.frexp(grad.abs().amax()).exponent + (math.ceil(math.log2(rows)) - 60)
-    unit = exponent.clamp_min(-126 if a.dtype == torch.float32 else -1022).to(a.dtype).exp2()
-    fixed = [torch.zeros_like(block, dtype=torch.int64) for block in grads] if deterministic else grads
+    fixed, unit = grads, tau
+    if deterministic:
+        # A power of two, its inverse finite. One row adds at most 2 max|grad| / tau to any entry, so sums stay below
+        # 2^62 units.
+        exponent = torch.frexp(grad.abs().amax() / tau).exponent + (math.ceil(math.log2(rows)) - 60)
+        unit = exponent.clamp_min(-126 if a.dtype == torch.float32 else -1022).to(a.dtype).exp2()
+        fixed = [torch.zeros_like(block, dtype=torch.int64) for block in grads]
     launch(
         _sampled_backward_kernel, lambda _: (rows,), _BACKWARD[a.dtype],
-        a, b, c, index, tau.to(a.dtype), loss, grad, 1 / unit, *grads, *fixed, dtau,
+        a, b, c, index, tau.to(a.dtype), loss, grad, 1 / unit if deterministic else unit, *grads, *fixed, dtau,
         *a.stride(), *b.stride(), *c.stride(), *strides, grad.stride(0), first, *a.shape, b.shape[1], count,
         SCHEME=scheme, DETERMINISTIC=deterministic,
         key=("count",), zeroed=("da_ptr", "db_ptr", "dc_ptr", "a_fixed_ptr", "b_fixed_ptr", "c_fixed_ptr"),
     )  # fmt: skip
     if deterministic:
         grads = [block.add_(whole.to(a.dtype) * unit) for block, whole in zip(grads, fixed)]
-    da, db, dc = (block.div_(tau) for block in grads)
-    return da, db, dc, dtau.sum()
+    return grads[0], grads[1], grads[2], dtau.sum()

@@ -243,10 +243,11 @@ def _loss(
     if plan.diagnostics is not None:
         plan.diagnostics.pairs, plan.diagnostics.tuples = {}, None
     with without_autocast(like.device):
-        xs = [x.to(dtype) for x in batch.embeddings]
+        xs = batch.embeddings
         if ranks is None:
             return run(operation, plan, xs, impl)
-        loss = ring_loss(plan, xs, ranks) if batch.ring else run(operation, plan, xs, impl)
+        ring = batch.ring
+        loss = ring_loss(plan, [x.to(dtype) for x in xs], ranks) if ring else run(operation, plan, xs, impl)
         if plan.reduction != "none":
             loss = loss * ranks.size
         return ranks.join(loss, *batch.embeddings, *([tau] if isinstance(tau, Tensor) else []))

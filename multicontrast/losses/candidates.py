@@ -664,3 +664,18 @@ def check_index(
         if low < 0 or high >= size:
             needed = f"`{operation}` needs row numbers from 0 to {size - 1} in the index"
             raise ValueError(three_beats(needed, f"values from {low} to {high}", "Draw the index for this batch size."))
+
+
+def index_of(candidates: Candidates, start: int, stop: int) -> Tensor:
+    """``(R, 1 + K, N)``: the positive and the candidates of each anchor; -1 for what is no row of the batch."""
+    members = candidates.members(start, stop)
+    chosen = candidates.positive(start, stop) or [candidates.own(start, stop)[:, 0]] * len(members)
+    columns = [
+        torch.cat((first[:, None], member.expand(stop - start, candidates.width)), 1)
+        for first, member in zip(chosen, members)
+    ]
+    index = torch.stack(columns, -1)
+    strays = candidates.strays(start, stop)
+    if strays is not None:
+        index[:, 1:].masked_fill_(strays[..., None], -1)
+    return index

@@ -26,7 +26,7 @@ from multicontrast.losses import reference
 from multicontrast.losses._exact_operator import exact_logsumexp
 from multicontrast.losses._pairwise_operator import pairwise_logsumexp
 from multicontrast.losses._sampled_operator import sampled_loss
-from multicontrast.losses.candidates import All, Candidates
+from multicontrast.losses.candidates import All, index_of
 from multicontrast.losses.reference import Evaluation
 from multicontrast.losses.terms import Plan
 from multicontrast.similarity import Eigenvalue
@@ -69,26 +69,12 @@ def _by_anchor(evaluation: Evaluation) -> Tensor | None:
     blocks, candidates = evaluation.blocks, term.directions[0][0]
     c = blocks.whole(1, 2)
     if not candidates.anchored:  # the first members may be any rows
-        whole: Tensor = sampled_loss(blocks.whole(0, 1), blocks.whole(0, 2), c, _index(candidates, start, stop), tau)
+        whole: Tensor = sampled_loss(blocks.whole(0, 1), blocks.whole(0, 2), c, index_of(candidates, start, stop), tau)
         return whole
     a, b = (blocks.rows(0, n, start, stop) for n in (1, 2))
     if isinstance(candidates, All):
         lse, _ = exact_logsumexp(a, b, c, tau)
         return lse - gram3_excess(a.diagonal(start), b.diagonal(start), c.diagonal()[start:stop]) / tau
-    scheme, index = candidates.listed() or ("index", _index(candidates, start, stop))
+    scheme, index = candidates.listed() or ("index", index_of(candidates, start, stop))
     anchored: Tensor = sampled_loss(a, b, c, index, tau, scheme, start)
     return anchored
-
-
-def _index(candidates: Candidates, start: int, stop: int) -> Tensor:
-    """``(R, 1 + K, N)``: the positive and the candidates of each anchor; -1 for what is no row of the batch."""
-    members = candidates.members(start, stop)
-    chosen = candidates.positive(start, stop) or [candidates.own(start, stop)[:, 0]] * len(members)
-    columns = [
-        torch.cat((first[:, None], member.expand(stop - start, -1)), 1) for first, member in zip(chosen, members)
-    ]
-    index = torch.stack(columns, -1)
-    strays = candidates.strays(start, stop)
-    if strays is not None:
-        index[:, 1:].masked_fill_(strays[..., None], -1)
-    return index

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast._backend import KernelUnavailable, give_way
+from multicontrast._checks import check_choice, compute_dtype, describe, three_beats
 from multicontrast.losses import cpu, kernels, reference, streamed
 from multicontrast.losses.candidates import (
     MAX_MODALITIES,
@@ -26,18 +27,21 @@ from multicontrast.losses.candidates import (
 )
 from multicontrast.losses.softmax import Masks
 from multicontrast.losses.terms import TRIPLET, Plan, Term
+from multicontrast.losses.triton import fused_operator
 from multicontrast.similarity import MeanCosine, resolve_similarity
 
 
 class Implementation(NamedTuple):
-    """Which plans it computes, and how."""
+    """Which plans it computes, and how. Without ``takes_half`` embeddings are float32 at least."""
 
     name: str
     applies: Callable[[Plan, Sequence[Tensor]], bool]
     loss: Callable[[Plan, Sequence[Tensor]], Tensor]
+    takes_half: bool = False
 
 
 IMPLEMENTATIONS = (
+    Implementation("fused", fused_operator.applies, fused_operator.loss, takes_half=True),
     Implementation("triton", kernels.applies, kernels.loss),
     Implementation("streamed", streamed.applies, streamed.loss),
     Implementation("cpu", cpu.applies, cpu.loss),
@@ -52,9 +56,15 @@ def run(operation: str, plan: Plan, embeddings: Sequence[Tensor], impl: str | No
     """The plan's loss by the first implementation that applies, or by the one that is named."""
     if impl is not None:
         check_choice(operation, "impl", impl, [found.name for found in IMPLEMENTATIONS])
+    dtype = compute_dtype(*embeddings)
+    wide = [x.to(dtype) for x in embeddings]
     for found in IMPLEMENTATIONS:
-        if impl in (None, found.name) and found.applies(plan, embeddings):
-            return found.loss(plan, embeddings)
+        xs = embeddings if found.takes_half else wide
+        if impl in (None, found.name) and found.applies(plan, xs):
+            try:
+                return found.loss(plan, xs)
+            except KernelUnavailable as error:
+                give_way(error)
     remedy = "Leave `impl` out."
     raise ValueError(three_beats(f"`{operation}` needs a plan that {impl!r} computes", "another", remedy))
 

@@ -17,16 +17,26 @@ from triton.compiler import ASTSource
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NVIDIA_TARGETS = ("cuda:80", "cuda:90", "cuda:100", "cuda:120")
 TARGETS = (*NVIDIA_TARGETS, "hip:gfx942")
+EVERY_TARGET = (
+    "cuda:75", "cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:100", "cuda:120",
+    "hip:gfx90a", "hip:gfx942", "hip:gfx1100",
+)  # fmt: skip
 
 # Bytes of shared memory a block may use.
 SHARED_MEMORY_LIMIT = {
+    "cuda:75": 65_536,
     "cuda:80": 166_912,
     "cuda:86": 101_376,
     "cuda:89": 101_376,
     "cuda:90": 232_448,
     "cuda:100": 232_448,
+    "cuda:103": 232_448,
     "cuda:120": 101_376,
+    "cuda:121": 101_376,
+    "hip:gfx90a": 65_536,
     "hip:gfx942": 65_536,
+    "hip:gfx950": 163_840,
+    "hip:gfx1100": 65_536,
 }
 
 

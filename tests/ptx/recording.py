@@ -1,12 +1,16 @@
 """What a launch compiles for an architecture: Triton's whole just-in-time path up to the launch, which runs nothing.
 
 So the code that is looked at is the code that a card would get: specialised for sizes and strides, with the
-configuration of that architecture.
+configuration of that architecture. Works with every Triton from 3.2 on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -34,13 +38,65 @@ def compiled_by(call: Callable[[], object], target: str) -> list[Compiled]:
     The results of ``call`` hold whatever was in memory. Triton's driver is put back afterwards.
     """
     found: list[Compiled] = []
-    before = triton.runtime.driver._active  # reading `active` would ask for a driver that may not be there
-    triton.runtime.driver.set_active(_Driver(target, found))
-    try:
+    if target.startswith("hip"):
+        os.environ.setdefault("TRITON_HIP_LLD_PATH", _linker())
+    with driven_by(_Driver(target, found)):
         call()
-    finally:
-        triton.runtime.driver._active = before
     return found
+
+
+def supports(target: str) -> bool:
+    """Whether this Triton can compile for a target at all: its compiler and its assembler know the name."""
+    try:
+        compiled_by(lambda: _nothing[(1,)](torch.zeros(1)), target)
+    except Exception:  # by version ptxas's, LLVM's, or Triton's own
+        return False
+    return True
+
+
+@triton.jit
+def _nothing(x_ptr):
+    pass
+
+
+@contextmanager
+def driven_by(driver: object) -> Iterator[None]:
+    """Another driver for a while. Triton's own is not asked for: it may not be there."""
+    place = "_active" if hasattr(triton.runtime.driver, "_active") else "active"  # a proxy of its own until Triton 3.5
+    before = getattr(triton.runtime.driver, place)
+    setattr(triton.runtime.driver, place, driver)
+    try:
+        yield
+    finally:
+        setattr(triton.runtime.driver, place, before)
+
+
+@functools.cache
+def _linker() -> str:
+    """A linker for wheels of Triton that bring none for AMD: it copies, since only the assembly is looked at."""
+    import shutil
+
+    if found := next(Path(triton.__file__).parent.rglob("ld.lld"), None) or shutil.which("ld.lld"):
+        return str(found)
+    path = Path(tempfile.mkdtemp()) / "ld.lld"
+    path.write_text(
+        '#!/bin/sh\nfor word; do\n  case $last in -o) cp "$input" "$word" ;; esac\n'
+        '  case $word in -*|gnu) ;; *) [ "$last" = -o ] || input=$word ;; esac\n  last=$word\ndone\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def loaded(name: str, registers: int = 0, spilled: int = 0, threads: int = 1024) -> tuple[object, ...]:
+    """What ``load_binary`` returns; Triton asks for the number of threads since 3.4."""
+    handles = (name, name, registers, spilled)
+    return handles if triton_version() < (3, 4) else (*handles, threads)
+
+
+def triton_version() -> tuple[int, int]:
+    """Such as ``(3, 8)``."""
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 class _Driver:
@@ -67,7 +123,7 @@ class _Driver:
         return {"max_shared_mem": SHARED_MEMORY_LIMIT[self.name]}
 
     def load_binary(self, name, kernel, shared, device):
-        return name, name, 0, 0, 1024
+        return loaded(name)
 
     def unload_module(self, module):
         pass
@@ -85,7 +141,12 @@ class _Launcher:
         }
         self.metadata, self.found = metadata, found
         names = source.fn.arg_names
-        self.constants = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
+        constants = getattr(source, "constants", {}).items()  # by name until Triton 3.2, by place since
+        self.constants = {
+            key if isinstance(key, str) else names[key[0]]: value
+            for key, value in constants
+            if isinstance(key, str) or len(key) == 1
+        }
 
     def __call__(self, gx, gy, gz, *_):
         meta = self.metadata

@@ -19,7 +19,10 @@ Loss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
 PAIR_KERNELS = {"_pairwise_logsumexp_kernel", "_pairwise_gradient_kernel"}
 SAMPLED_KERNELS = {"_sampled_forward_kernel", "_sampled_backward_kernel"}
 EXACT_KERNELS = {"_exact_forward_kernel", "_exact_gradient_kernel"}
-ALL_KERNELS = PAIR_KERNELS | SAMPLED_KERNELS | EXACT_KERNELS
+HELD = {"_prepare_kernel", "_embedding_gradient_kernel", "_reduce_kernel"}
+HELD_PAIRS = HELD | {"_pair_sums_kernel", "_pair_losses_kernel", "_pair_gradient_kernel"}
+HELD_TRIPLETS = HELD | {"_triplet_losses_kernel", "_triplet_gradient_kernel"}
+ALL_KERNELS = PAIR_KERNELS | SAMPLED_KERNELS | EXACT_KERNELS | HELD_PAIRS | HELD_TRIPLETS
 
 
 def _pairwise(symmetric: bool = True, **options: object) -> Loss:
@@ -62,22 +65,26 @@ def _drawn(scheme: str) -> tuple[Loss, Loss, set[str]]:
     def definition(xs: list[Tensor], tau: Tensor, _: Tensor) -> Tensor:
         return _trimodal(_sampled)(xs, tau, mc.sample_tuples(len(xs[0]), 3, scheme=scheme, **options()))
 
-    return lambda xs, tau, _: mc.trimodal_infonce(*xs, tau, negatives=scheme, **options()), definition, SAMPLED_KERNELS
+    return (
+        lambda xs, tau, _: mc.trimodal_infonce(*xs, tau, negatives=scheme, **options()),
+        definition,
+        HELD_PAIRS | HELD_TRIPLETS,
+    )
 
 
 CASES: dict[str, tuple[Loss, Loss, set[str]]] = {
-    "pairwise": (_pairwise(), _pair, PAIR_KERNELS),
-    "pairwise, one direction, each row": (_pairwise(False, reduction="none"), _one_way, PAIR_KERNELS),
+    "pairwise": (_pairwise(), _pair, HELD_PAIRS),
+    "pairwise, one direction, each row": (_pairwise(False, reduction="none"), _one_way, HELD_PAIRS),
     "pairwise, tiled": (_pairwise(tiled=True), _pair, PAIR_KERNELS),
     "pairs of three": (
         lambda xs, tau, _: mc.trimodal_infonce(*xs, tau, alpha=0.0),
         lambda xs, tau, _: _definitions().three_pairs(xs, tau),
-        PAIR_KERNELS,
+        HELD_PAIRS,
     ),
     "triplet": (
         lambda xs, tau, index: mc.triplet_infonce(*xs, tau, negatives=index, reduction="none"),
         _sampled,
-        SAMPLED_KERNELS,
+        HELD_TRIPLETS,
     ),
     "triplet, all": (
         lambda xs, tau, _: mc.triplet_infonce(*xs, tau, negatives="all", reduction="none"),
@@ -88,12 +95,12 @@ CASES: dict[str, tuple[Loss, Loss, set[str]]] = {
     "trimodal": (
         lambda xs, tau, index: mc.trimodal_infonce(*xs, tau, negatives=index, alpha=0.5),
         _trimodal(_sampled, 0.5),
-        SAMPLED_KERNELS,
+        HELD_PAIRS | HELD_TRIPLETS,
     ),
     "trimodal, int32 index": (
         lambda xs, tau, index: mc.trimodal_infonce(*xs, tau, negatives=index.int()),
         _trimodal(_sampled),
-        SAMPLED_KERNELS,
+        HELD_PAIRS | HELD_TRIPLETS,
     ),
     "trimodal, all": (
         lambda xs, tau, _: mc.trimodal_infonce(*xs, tau, negatives="all"),

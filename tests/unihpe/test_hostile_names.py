@@ -17,12 +17,10 @@ from rich.table import Table
 from unihpe_ref import commands
 from unihpe_ref.__main__ import main
 from unihpe_ref.escaping import PlainConsole, printable
+from unihpe_ref.lifter import LiftedPoses
+from unihpe_ref.poses import PoseSet
+from unihpe_ref.report import PoseReport
 from unihpe_ref.turntable import save_pose_view
-
-try:
-    from unihpe_ref.report import PoseReport
-except ModuleNotFoundError:
-    from unihpe_ref.report import PoseReport
 
 HOSTILE = [
     "x[/red]y",
@@ -100,11 +98,16 @@ class _Page(html.parser.HTMLParser):
             self.script += data
 
 
+def pose_of(title):
+    nowhere = LiftedPoses(torch.rand(1, 17, 3), torch.ones(1, 3), torch.zeros(1), torch.zeros(1, dtype=torch.bool))
+    return PoseSet([title], torch.rand(1, 17, 2), nowhere)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_page_shows_a_title_as_it_is(name, tmp_path):
     pages = []
     for title in ("plain", name):
-        save_pose_view(tmp_path / "pose.html", torch.zeros(1, 17, 3), [title])
+        save_pose_view(tmp_path / "pose.html", pose_of(title))
         page = _Page()
         page.feed((tmp_path / "pose.html").read_text(encoding="utf-8"))
         pages.append(page)
@@ -112,12 +115,12 @@ def test_a_page_shows_a_title_as_it_is(name, tmp_path):
     assert pages[1].title.endswith(name.replace("\r", "\n"))
     data = re.search(r"const D = (\{.*?\});?\n", pages[1].script)[1]
     assert "<" not in data
-    assert json.loads(data)["titles"] == [name]
+    assert json.loads(data)["scenes"][0]["title"] == name
 
 
 @pytest.mark.parametrize("name", ["$\\frac{1$", "<!--<script>", "100%_&#{}~^"])
 def test_a_picture_shows_a_title_as_it_is(name, tmp_path):
-    save_pose_view(tmp_path / "pose.png", torch.rand(1, 17, 3), [name])
+    save_pose_view(tmp_path / "pose.png", pose_of(name))
     assert (tmp_path / "pose.png").stat().st_size
 
 

@@ -1,0 +1,190 @@
+"""Everything that the first graphics card should show, in one run that ends in time.
+
+    python -m benchmarks.on_a_card [--minutes 9] [--out DIR]
+
+In the order of their worth: the tests that need a card; the paper's table; the losses against CLIP losses and against
+their own matrix products from B = 180 to 65,536, in float32, TF32 and bfloat16; the kernels against LAPACK's. Each
+part is a process of its own with a share of the time that is left, so a part that hangs or fails costs its share and
+no more. Needs torch, triton, numpy and pytest; the encoder of the paper's table needs timm, and is left out without.
+
+DIR (`card-results` by default) holds `rows.csv`, each row written the moment it is measured, the log of each part,
+`environment.txt`, and `summary.md`, which is written again after each part. On a machine without a card the same runs
+on the CPU at small sizes: a rehearsal, and its figures say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import multicontrast as mc
+from benchmarks import cases, driver, traced
+from benchmarks.environment import ROOT, describe_environment
+
+SIZES = (180, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+PRECISIONS = ("float32", "tf32", "bfloat16")
+DIM = 1024
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process: its name, its command after the interpreter, the share of the remaining time that it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    share: float
+
+
+def parts(out: Path, on_card: bool) -> list[Part]:
+    """What is run, in this order."""
+    files = ("--csv", str(out / "rows.csv"), "--json")
+    device = ("--device", "cuda" if on_card else "cpu")
+    tests = ("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/triton")
+    chosen = ("-m", "gpu") if on_card else ("-k", "test_a_table_has_an_entry")
+    encoder = () if on_card and importlib.util.find_spec("timm") else ("--loss-only",)
+    timing = ("-m", "benchmarks.timing", *device, *encoder, *files, str(out / "timing.json"))
+    kernels = ("-m", "benchmarks.kernels", *device, *files, str(out / "kernels.json"))
+    own = ("-m", "benchmarks.on_a_card", "--losses", "--out", str(out))
+    if not on_card:
+        timing += ("--batch", "12", "--dim", "16", "--rounds", "1")
+        kernels += ("--count", "1000", "--batch", "16", "--dim", "16", "--rounds", "1")
+    return [
+        Part("tests", (*tests, *chosen), 0.35),
+        Part("paper", timing, 0.4),
+        Part("losses", own, 0.7),
+        Part("kernels", kernels, 1.0),
+    ]
+
+
+def run(part: Part, out: Path, seconds: float) -> tuple[str, float]:
+    """``(what became of it, seconds)``."""
+    begin = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    with (out / f"{part.name}.log").open("w") as log:
+        command = [sys.executable, *part.command]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env=environment, start_new_session=hasattr(os, "killpg")
+        )
+        try:
+            code = process.wait(timeout=seconds)
+            status = "ok" if code == 0 else f"exit status {code}"
+        except subprocess.TimeoutExpired:
+            status = f"out of time after {seconds:.0f} s"
+            if hasattr(os, "killpg"):  # and what it started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+    return status, time.monotonic() - begin
+
+
+# The losses against CLIP losses and their own products ----------------------------------------------------------------
+
+Step = Callable[[], object]
+
+
+def contenders(batch: int, dim: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Step]]:
+    """Forward and backward of each loss, and the products that none of them can do without."""
+    xs = [torch.randn(batch, dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+    tau = torch.tensor(cases.TAU, device=device, requires_grad=True)
+    leaves = (*xs, tau)
+    block = torch.empty(batch, batch, device=device, dtype=dtype) if batch <= 16_384 else None
+
+    def products() -> None:
+        with torch.no_grad():
+            for m, n in cases.PAIRS:
+                torch.mm(xs[m], xs[n].mT, out=block)
+                block @ xs[n], block.mT @ xs[m]
+
+    if block is not None:
+        yield "matrix products alone", products
+        yield "clip x3", cases.step_of(lambda: traced.three_clip_losses(xs, tau), leaves)
+        compiled = torch.compile(traced.three_clip_losses)
+        if device.type == "cuda":
+            yield "clip x3, compiled", cases.step_of(lambda: compiled(xs, tau), leaves)
+        yield "trimodal", cases.step_of(lambda: mc.trimodal_infonce(*xs, tau), leaves)
+    yield "pairs", cases.step_of(lambda: mc.trimodal_infonce(*xs, tau, alpha=0.0), leaves)
+
+
+def time_losses(out: Path, on_card: bool) -> None:
+    """All sizes and precisions, each row filed the moment it is measured."""
+    device = torch.device("cuda" if on_card else "cpu")
+    for batch in SIZES if on_card else (12,):
+        for precision in PRECISIONS:
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            environment = describe_environment(device, driver.clock_name(device))
+            dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+            for name, step in contenders(batch, DIM if on_card else 16, dtype, device):
+                samples = driver.measure({name: step}, device, rounds=5 if on_card else 1, min_seconds=0.02)[name]
+                row = driver.make_row(
+                    samples, environment, benchmark="on_a_card", case="losses", implementation=name,
+                    shape=f"B={batch} D={DIM if on_card else 16}", dtype=precision,
+                )  # fmt: skip
+                driver.append_csv(out / "rows.csv", [row])
+                print(row, flush=True)
+    torch.set_float32_matmul_precision("highest")
+
+
+# The report -----------------------------------------------------------------------------------------------------------
+
+
+def summary(out: Path, done: Sequence[tuple[Part, str, float]], on_card: bool) -> str:
+    """One page of Markdown, of what there is so far."""
+    lines = ["# The first card" if on_card else "# A rehearsal on a CPU: no figure here is a card's", ""]
+    lines += ["```", (out / "environment.txt").read_text().rstrip(), "```", ""]
+    lines += ["| part | result | seconds |", "| --- | --- | ---: |"]
+    lines += [f"| {part.name} | {status} | {seconds:.0f} |" for part, status, seconds in done]
+    if (out / "rows.csv").exists():
+        lines += [
+            "",
+            "| benchmark | case | shape | type | implementation | ms | peak MB |",
+            "| --- " * 5 + "| ---: | ---: |",
+        ]
+        for row in driver.read_rows(out / "rows.csv"):
+            time_ms = row.status if row.p50_ms is None else f"{row.p50_ms:.3f} ({row.rounds} rounds)"
+            peak = "" if row.peak_mb is None else f"{row.peak_mb:.0f}"
+            cells = (row.benchmark, row.case, row.shape, row.dtype, row.implementation, time_ms, peak)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts, and say what became of them; 1 if one failed, but not if the time ran out."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.on_a_card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which it has ended, whatever happens")
+    parser.add_argument("--out", type=Path, default=Path("card-results"))
+    parser.add_argument("--losses", action="store_true", help="that part alone, in this process")
+    options = parser.parse_args(arguments)
+    begin, on_card = time.monotonic(), torch.cuda.is_available()
+    out: Path = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if options.losses:
+        time_losses(out, on_card)
+        return 0
+    device = torch.device("cuda" if on_card else "cpu")
+    (out / "environment.txt").write_text(describe_environment(device, driver.clock_name(device)).header() + "\n")
+    end = begin + 60 * options.minutes - 10  # seconds to write what is there
+    done: list[tuple[Part, str, float]] = []
+    for part in parts(out, on_card):
+        left = end - time.monotonic()
+        status, seconds = run(part, out, part.share * left) if left > 0 else ("no time left", 0.0)
+        done.append((part, status, seconds))
+        print(f"{part.name}: {status}, {seconds:.0f} s", flush=True)
+        (out / "summary.md").write_text(summary(out, done, on_card))
+    print(f"rows, logs and summary.md are in {out}")
+    return 1 if any(status.startswith("exit") for _, status, _ in done) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
