@@ -108,10 +108,12 @@ def fused_loss_backward(
         return fused.backward(grams, scaled, scale, power, tau, terms, samples, index, sums, grad, normalize)
 
     def plain() -> tuple[list[Tensor], Tensor]:
-        masks, terms = (index, present, ids, weight), (left, right, rows, columns, alpha, scheme, reduction, normalize)
         with torch.enable_grad():
             inputs = [x.detach().requires_grad_() for x in (*embeddings, tau)]
-            loss = _reference(inputs[:-1], inputs[-1], *masks, *terms)
+            loss = _reference(
+                inputs[:-1], inputs[-1], index, present, ids, weight,
+                left, right, rows, columns, alpha, scheme, reduction, normalize,
+            )  # fmt: skip
             *found, dtau = torch.autograd.grad(loss, inputs, grad, materialize_grads=True)
         return found, dtau
 
