@@ -220,17 +220,18 @@ def check_same_device(operation: str, names: Sequence[str], tensors: Sequence[Te
         )
 
 
-def values_are_free(tensor: Tensor) -> bool:
-    """Whether looking at the values of ``tensor`` costs nothing: on a CPU, in eager mode, not under a transform, and
+def values_are_free(*tensors: Tensor) -> bool:
+    """Whether looking at the values of the tensors costs nothing: on a CPU, in eager mode, not under a transform, and
     without a forward-mode derivative."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # under `is_grads_batched`
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and forward_ad.unpack_dual(tensor).tangent is None
-    )
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu":
+            return False
+        # The first is what `is_grads_batched` makes of a cotangent.
+        if torch._C._functorch.is_legacy_batchedtensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None:
+            return False
+    return True
 
 
 def check_generator(operation: str, generator: object) -> None:

@@ -38,7 +38,8 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
     """Means and sums over the whole batch without masks but weights, of similarities with a closed-form derivative."""
     term, weight = plan.tuples, plan.masks.weight
     return (
-        plan.reduction != "none"
+        not use_triton(embeddings[0])
+        and plan.reduction != "none"
         and plan.is_whole
         and plan.size > 1
         and bool(plan.terms)
@@ -47,8 +48,7 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
         and not plan.tiled
         and (term is None or _has_formula(term))
         and (weight is None or (values_are_free(weight) and not weight.requires_grad))
-        and all(values_are_free(x) for x in (*embeddings, *plan.taus))
-        and not use_triton(embeddings[0])
+        and values_are_free(*embeddings, *plan.taus)
     )
 
 
@@ -168,7 +168,7 @@ class _Work:
         scale = LOG2_E / self.tau[id(taus[0])]
         self.scale = scale if scalable and scale < LARGEST_SCALE else 1.0
         size, kind = plan.size, rows[0]
-        self.blocks = {pair: kind.new_empty(size, size) for pair in plan.blocks()}
+        self.blocks = {pair: kind.new_empty(size, size) for pair in plan.blocks}
         for pair in self.blocks:
             self.write(pair)
         weight = None if plan.masks.weight is None else plan.masks.weight

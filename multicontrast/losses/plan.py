@@ -41,10 +41,10 @@ class Implementation(NamedTuple):
 
 
 IMPLEMENTATIONS = (
+    Implementation("cpu", cpu.applies, cpu.loss),
     Implementation("fused", fused_operator.applies, fused_operator.loss, takes_half=True),
     Implementation("triton", kernels.applies, kernels.loss),
     Implementation("streamed", streamed.applies, streamed.loss),
-    Implementation("cpu", cpu.applies, cpu.loss),
     Implementation("reference", reference.applies, reference.loss),
 )
 """The first that applies computes a plan. All give the reference's numbers, to rounding."""
@@ -138,7 +138,7 @@ def _holds_blocks(operation: str, plan: Plan, like: Tensor, tiled: bool | None) 
         return not tiled
     itemsize = 8 if like.dtype == torch.float64 else 4
     rows = plan.size if plan.tuples is not None else plan.stop - plan.start
-    bytes_needed = 2 * len(plan.blocks()) * rows * plan.size * itemsize
+    bytes_needed = 2 * len(plan.blocks) * rows * plan.size * itemsize
     return bytes_needed <= _ALWAYS_HELD or 2 * bytes_needed <= reference.free_memory(like.device)
 
 

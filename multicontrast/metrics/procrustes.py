@@ -130,7 +130,7 @@ def _read(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, roo
 def _values_alone(poses: Poses) -> bool:
     """Whether to go in place: on a CPU, without derivatives, tracing or the Triton kernels."""
     tensors = [tensor for tensor in poses if tensor is not None]
-    free = all(values_are_free(tensor) for tensor in tensors)
+    free = values_are_free(*tensors)
     return free and not is_differentiated(*tensors) and not use_triton(poses.target)
 
 

@@ -161,7 +161,7 @@ def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
     if dtype == torch.bfloat16 and not has_bfloat16(first.device):
         dtype = torch.float32
     tau = plan.taus[0].to(first.device, torch.float32, non_blocking=True)
-    blocks = plan.blocks()
+    blocks = plan.blocks
     rows, columns = dict.fromkeys(blocks, 0.0), dict.fromkeys(blocks, 0.0)
     for term in plan.pairs:
         block, share = (min(term.pair), max(term.pair)), 0.5 if term.symmetric else 1.0
