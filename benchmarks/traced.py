@@ -185,7 +185,9 @@ def touched(kernel: Any, constants: frozenset[tuple[str, Any]]) -> tuple[frozens
     writes: set[str] = set()
     known = dict(constants)
     _Touched(kernel, {name: {name} for name in kernel.arg_names}, known, reads, writes)
-    return frozenset(reads), frozenset(writes)
+    # What is added to a pointer is no memory; a kernel's pointers are named for what they are.
+    found = [frozenset(name for name in names if name.endswith("_ptr")) for names in (reads, writes)]
+    return found[0], found[1]
 
 
 class _Touched(ast.NodeVisitor):

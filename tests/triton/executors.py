@@ -27,8 +27,9 @@ NEEDS_A_CARD = [
 _KIND = "MULTICONTRAST_TEST_EXECUTOR"
 
 
-def on(*kinds: str) -> Callable:
-    """Runs the decorated test once on each of ``kinds``; other parametrisation is left to pytest."""
+def on(*kinds: str, slow: tuple[str, ...] = ()) -> Callable:
+    """Runs the decorated test once on each of ``kinds``, on those of ``slow`` under that marker; other parametrisation is
+    left to pytest."""
 
     def decorate(function: Callable) -> Callable:
         if _KIND in os.environ:  # in the process that runs the body
@@ -43,7 +44,8 @@ def on(*kinds: str) -> Callable:
         first = inspect.Parameter("executor", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         send.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
         del send.__wrapped__  # or pytest would look through it
-        marked = [pytest.param(kind, marks=NEEDS_A_CARD) if kind == "gpu" else kind for kind in kinds]
+        marks = {"gpu": NEEDS_A_CARD} | {kind: [pytest.mark.slow] for kind in slow}
+        marked = [pytest.param(kind, marks=marks.get(kind, [])) for kind in kinds]
         return pytest.mark.parametrize("executor", marked)(send)
 
     return decorate

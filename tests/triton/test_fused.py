@@ -125,14 +125,14 @@ def _shifts(size: int, count: int) -> Tensor:
     return torch.cat((torch.zeros(2, 1, dtype=torch.int64), drawn), 1).mT
 
 
-@on(*EVERYWHERE)
+@on(*EVERYWHERE, slow=("sm_90", "sm_100"))
 def test_pairs_and_triplets_by_shifts():
     emulated(noise=1.0)
     _check(_embeddings(21, 13), 0.2, _terms(), _shifts(21, 20))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@on("interpreter", "sm_80", "gpu")
+@on("interpreter", "sm_80", "gpu", slow=("sm_80",))
 def test_masks_weights_and_an_index(reduction):
     size = 11
     present = torch.rand(size, 3) < 0.7
@@ -148,7 +148,7 @@ def test_masks_weights_and_an_index(reduction):
     _check(_embeddings(size, 7), 0.3, _terms(), _shifts(size, 10), ids=ids, reduction=reduction)
 
 
-@on("interpreter", "sm_90", "gpu")
+@on("interpreter", "sm_90", "gpu", slow=("sm_90",))
 def test_subsets_of_terms():
     _check(_embeddings(18, 9, 2), 0.1, _terms(PAIRS[:1], 0.0))
     _check(_embeddings(18, 9, 2), 0.1, _terms(PAIRS[:1], 0.0, symmetric=False))
@@ -160,7 +160,7 @@ def test_subsets_of_terms():
     )
 
 
-@on("interpreter", "sm_80", "gpu")
+@on("interpreter", "sm_80", "gpu", slow=("sm_80",))
 def test_rows_of_any_scale_and_zero_rows():
     xs = _embeddings(17, 9)
     scales = torch.logspace(-30, 30, 17).to(device())[:, None]
@@ -189,7 +189,7 @@ def test_rows_of_any_scale_and_zero_rows():
     assert not grads[1][4].any()
 
 
-@on("interpreter", "sm_80", "gpu")
+@on("interpreter", "sm_80", "gpu", slow=("sm_80",))
 def test_a_tiny_temperature():
     """At tau = 1e-8 a softmax has one entry: its gradient is that of the nearest, not a multiple of it."""
     from multicontrast.losses.triton import fused_triton as fused
@@ -212,13 +212,13 @@ def test_a_tiny_temperature():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@on("interpreter", "sm_80", "gpu")
+@on("interpreter", "sm_80", "gpu", slow=("sm_80",))
 def test_half_precision(dtype):
     xs = [x.to(dtype) for x in _embeddings(19, 12)]
     _check(xs, 0.2, _terms(), _shifts(19, 18))
 
 
-@on("interpreter", "sm_90", "gpu")
+@on("interpreter", "sm_90", "gpu", slow=("sm_90",))
 def test_invalid_temperatures_and_members_that_do_not_exist_give_nan():
     from multicontrast.losses.triton import fused_triton as fused
 
