@@ -44,6 +44,7 @@ from multicontrast._checks import (
 __all__ = ["sample_tuples"]
 
 MAX_MODALITIES = 8
+FEW = 16  # candidates are few if a batch has this many times as many samples: a matmul costs a tenth of dot products
 
 Pair = tuple[int, int]
 Gradients = Mapping[Pair, Tensor]
@@ -187,9 +188,11 @@ class Sampled(Candidates):
     def read(self, blocks: Blocks, start: int, stop: int) -> tuple[list[Tensor], Scatter]:
         members, strays, rows = self.members(start, stop), self.strays(start, stop), stop - start
         pairs = pairs_of(self.num_modalities)
+        # Rows of a block that is not held are a matmul, of which few candidates read little.
+        in_rows = self.anchored and (blocks.held or FEW * self.width > self.size)
         cosines = []
         for m, n in pairs:
-            if m == 0 and self.anchored:
+            if m == 0 and in_rows:
                 cosine = blocks.rows(0, n, start, stop).gather(1, members[n].expand(rows, -1))
             else:
                 cosine = blocks.entries(m, n, members[m], members[n])

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from multicontrast._checks import values_are_free
-from multicontrast.losses.candidates import All, Blocks, Candidates, Given, pairs_of
+from multicontrast.losses.candidates import FEW, All, Blocks, Candidates, Given, pairs_of
 from multicontrast.losses.diagnostics import Diagnostics, Direction, TermDiagnostics, describe_term, share_of_flipped
 from multicontrast.losses.factorised import mean_cosine_denominators
 from multicontrast.losses.rows import unit_rows
@@ -125,7 +125,8 @@ class Evaluation:
             if not any(isinstance(part, All) for part in candidates):
                 step = max(step, -(-(self.plan.stop - self.plan.start) // _SLABS))
         elif not all(part.holds_positive for part in candidates):
-            step = min(step, _GATHERED // (width * self.blocks.units[0].shape[1]))
+            strip = self.plan.size if FEW * width > self.plan.size else 1
+            step = min(_CANDIDATES // max(width, strip), _GATHERED // (width * self.blocks.units[0].shape[1]))
         return max(1, step)
 
     def _slab(self, start: int, stop: int) -> list[Direction]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
@@ -62,12 +61,12 @@ class Plan:
     tiled: bool
     diagnostics: Diagnostics | None = None
 
-    @cached_property
+    @property
     def pairs(self) -> list[Term]:
         """The terms of two modalities."""
         return [term for term in self.terms if term.is_pair]
 
-    @cached_property
+    @property
     def tuples(self) -> Term | None:
         """The tuple term, if there is one; it comes first."""
         return next((term for term in self.terms if not term.is_pair), None)
@@ -77,12 +76,12 @@ class Plan:
         """Whether every sample of the batch is an anchor."""
         return self.start == 0 and self.stop == self.size
 
-    @cached_property
+    @property
     def taus(self) -> list[Tensor]:
         """The temperatures, each once."""
         return list({id(term.tau): term.tau for term in self.terms}.values())
 
-    @cached_property
+    @property
     def blocks(self) -> list[Pair]:
         """The pairs of modalities whose cosines the terms read, the smaller number first."""
         found = {pair for term in self.terms for pair in pairs_of(len(term.modalities)) if term.is_pair is False}

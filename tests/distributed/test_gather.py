@@ -228,11 +228,6 @@ def test_no_rank_holds_the_logits_of_all(pool, name, options, entries):
         ({"ring": True}, ValueError, "needs `gather` for a ring; got ring=True alone. Pass gather=True"),
         ({"ring": 1, "gather": True}, TypeError, "`ring` to be True or False; got 1"),
         ({"ring": True, "gather": True, "tiled": False}, ValueError, "a ring in tiles; got ring=True and tiled=False"),
-        (
-            {"ring": True, "gather": True, "negatives": "all", "anchor": "any"},
-            ValueError,
-            "negatives='all' in a ring for anchor=0 and up to three modalities; got anchor='any'",
-        ),
         ({"gather": 3}, TypeError, "`gather` to be True, False or a process group; got 3"),
     ],
 )
