@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import multicontrast as mc
-from benchmarks import driver, pictures, records
+from benchmarks import cli, driver, pictures, records
 from benchmarks.environment import describe_environment
 
 ROWS = driver.RESULTS / "negatives-noise.csv"
@@ -205,10 +205,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--csv", type=Path, default=ROWS)
-    parser.add_argument("--folder", type=Path, default=pictures.FOLDER, help="of the picture")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--folder", type=Path, help="of the picture")
     parser.add_argument("--draw", action="store_true", help="measure nothing; draw what is on file")
+    cli.add_record(parser)
     options = parser.parse_args(arguments)
+    options.csv = options.csv or cli.place(ROWS, options.record or options.draw)
+    options.folder = options.folder or cli.place(pictures.FOLDER, options.record)
     torch.set_num_threads(1)
     if not options.draw:
         records.append(options.csv, measure(options.draws, options.seed, lambda text: print(text, flush=True)))

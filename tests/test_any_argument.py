@@ -807,6 +807,11 @@ SUBJECTS = {"losses": _losses(), "metrics": _metrics(), "linalg": _linalg(), "di
 # Public, and not tried; with the reason.
 LEFT_OUT = {
     "TermDiagnostics": "made by a loss",
+    "param_groups": "tried by the tests of the temperature",
+    "Temperature.register_parameter": "torch's",
+    "Accumulator.plot": "a picture of torchmetrics' kind",
+    "Accumulator.set_extra_state": "called by load_state_dict",
+    "PoseMetric.mean_of": "called by reports",
     "Alignment": "made by procrustes_align",
     "Summary": "made by a metric",
     "PoseResult": "made by a report",
@@ -816,11 +821,6 @@ LEFT_OUT = {
     "CosineSimilarity.with_gradient": "called by the losses",
     "CosineSimilarity.with_pullback": "called by the losses",
     "CosineSimilarity.without_gradient": "called by the losses",
-    "compiled": "tried by the losses' own tests: each call compiles",
-    "resolve_similarity": "called by the losses",
-    "draw_cyclic": "called by sample_tuples",
-    "draw_permutations": "called by sample_tuples",
-    "draw_shared": "called by sample_tuples",
     "Accumulator.forward": "the arguments of update",
     "Accumulator.merge_state": "torchmetrics' name of merge",
     "Accumulator.set_dtype": "torchmetrics' name, which does nothing",
@@ -859,7 +859,7 @@ def _methods(kind: type) -> Iterator[tuple[str, str]]:
         owner = next((base for base in kind.__mro__ if method in vars(base)), kind)
         value = getattr(kind, method)
         ours = owner.__module__.startswith("multicontrast") and not method.startswith("_") and callable(value)
-        if ours and _arguments(value):
+        if ours and method != "function" and _arguments(value):  # of a metric: the function is tried by its own name
             # Each metric's own update is tried, also where the method is inherited.
             shown = kind if method == "update" and kind.__name__ in _CLASS_OPTIONS else owner
             yield shown.__name__, method
@@ -878,7 +878,8 @@ def _arguments(value: Any) -> list[str]:
 def test_every_public_name_is_tried_or_left_out_with_a_reason() -> None:
     tried = {name for subjects in SUBJECTS.values() for name in subjects}
     assert public() - tried - set(LEFT_OUT) == set()
-    assert tried <= public(), "no longer public"
+    of_torchmetrics = {"Accumulator.persistent"}  # where it is installed
+    assert tried <= public() | of_torchmetrics, "no longer public"
 
 
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -103,7 +103,8 @@ def test_the_loss_that_takes_a_list(wrap):
     plain_step(twins, batch(), lambda *embeddings: twin_loss(embeddings), 4)
     mc.cached_step(nn.ModuleList(models), batch(), wrap(loss), chunk_size=4)
     for grad, wanted in zip(gradients(*models, loss), gradients(*twins, twin_loss)):
-        torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-14)
+        exact = grad.dtype == torch.float64  # a temperature is a float32
+        torch.testing.assert_close(grad, wanted, rtol=1e-12 if exact else 1e-6, atol=1e-14 if exact else 1e-6)
 
 
 class Rows(NamedTuple):
@@ -146,7 +147,7 @@ def test_under_autocast_and_with_a_scaler():
     loss, scaler = mc.PairwiseInfoNCE(0.2), torch.amp.GradScaler("cpu", init_scale=1024.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = mc.cached_step(models, inputs, loss, chunk_size=4, scaler=scaler)
-    plain_step(twins, inputs, copy.deepcopy(loss), 4)
+        plain_step(twins, inputs, copy.deepcopy(loss), 4)
     assert value.dtype == torch.float32
     for grad, wanted in zip(gradients(*models), gradients(*twins)):
         assert (grad / 1024 - wanted).norm() < 0.03 * wanted.norm()
