@@ -10,7 +10,7 @@ that many draws leave of it by chance, which is ``chance``. ``weights`` is the n
 linear encoders, in which anchors average, and the scheme ``batch`` is the yardstick for it: the noise that comes from
 another batch of the same size, each with one draw of ``cyclic``.
 
-Rows are added to ``results/negatives-noise.csv``.
+Rows are added to ``results/negatives/noise.csv``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import multicontrast as mc
 from benchmarks import cli, driver, pictures, records
 from benchmarks.environment import describe_environment
 
-ROWS = driver.RESULTS / "negatives-noise.csv"
+ROWS = driver.RESULTS / "negatives" / "noise.csv"
 SCHEMES = ("permutation", "cyclic", "shared")
 TAU = 0.2
 
