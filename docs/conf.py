@@ -57,7 +57,6 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True  # a default as it is written, not three hundred numbers
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -75,9 +74,15 @@ nitpick_ignore_regex = [
     ("py:.*", r"Tensor|Generator|Module|ProcessGroup|Figure|Path"),  # annotations that are not evaluated
     ("py:.*", r"Sequence|Callable|Iterable|Mapping|Literal|optional|Tally|Gather|Examples"),
     ("py:.*", r"(multicontrast|unihpe_ref)\.(.*\.)?_.*"),  # private names in annotations
+    ("py:class", r"PIL\..*|unihpe_ref\.data\.layouts\.Layout|unihpe_ref\.detector\.Detected"),  # of annotations
 ]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def _short_defaults(app, what, name, obj, options, signature, returns):  # noqa: ARG001 (Sphinx fixes the signature)
+    """A long tuple of numbers says nothing in a signature."""
+    return signature and re.sub(r"\((?:-?[\d.e-]+, ){8,}[^()]*\)", "(...)", signature), returns
 
 
 def _sections_on_one_line(app, what, name, obj, options, lines) -> None:  # noqa: ARG001 (Sphinx fixes the signature)
@@ -108,6 +113,7 @@ def _add_math_font(app, error) -> None:
 
 def setup(app) -> None:
     """Called by Sphinx; runs before napoleon (priority 500)."""
+    app.connect("autodoc-process-signature", _short_defaults)
     app.connect("autodoc-process-docstring", _sections_on_one_line, priority=400)
     app.connect("build-finished", _finish_lift_page)
     app.connect("build-finished", _add_math_font)

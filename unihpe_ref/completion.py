@@ -42,7 +42,7 @@ def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         joints_px: ``(N, 17, 2)`` pixels, NaN where missing.
-    Returns: ``(N, 17, 2)``, NaN only in poses with fewer than :data:`LEAST` joints, and ``(N, 17)`` bool, which joints
+    Returns: ``(N, 17, 2)``, NaN only in poses with fewer than ``LEAST`` joints, and ``(N, 17)`` bool, which joints
         are estimates.
     """
     values = joints_px.double().numpy().copy()

@@ -54,7 +54,7 @@ class Detector:
     """Finds people in pictures.
 
     Args:
-        folder: of the two models; where the package or :data:`FOLDER` has them unless given.
+        folder: of the two models; where the package or ``FOLDER`` has them unless given.
         threads: of the CPU.
     Raises: ValueError where LiteRT or the models are missing, with the command to install them.
     """

@@ -70,7 +70,7 @@ def to_h36m(keypoints: Tensor, layout: str) -> tuple[Tensor, Tensor]:
 
     Args:
         keypoints: ``(N, J, 2)`` pixels, or ``(N, J, 3)`` with a confidence, which is 0 for a missing joint.
-        layout: a name of :data:`unihpe_ref.data.layouts.LAYOUTS`.
+        layout: a name of ``unihpe_ref.data.layouts.LAYOUTS``.
     Returns: joints ``(N, 17, 2)``, NaN where missing, and confidence ``(N, 17)``, the least of the joints used.
     Raises: ValueError or TypeError for shapes and names that do not fit.
 

@@ -233,7 +233,7 @@ def load_lifter(
         device: where it runs.
         joints_2d: what a model with ``encoder_noise_token``, as the shipped one, is told of its 2D joints: "detected"
             for a detector's, "annotated" where they are exact to the pixel.
-        whole: with the shipped lifter's 3D encoder and 2D decoder, for :meth:`Lifter.embed_3d`; they are not in the
+        whole: with the shipped lifter's 3D encoder and 2D decoder, for ``Lifter.embed_3d``; they are not in the
             wheel (see ``weights.py``).
     Raises: FileNotFoundError or ValueError as :func:`unihpe_ref.checkpoint.load_model`; ValueError for a model whose
         joints are not Human3.6M's 17.

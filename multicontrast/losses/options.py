@@ -137,7 +137,7 @@ class StoredOptions(TypedDict, total=False):
         Option(
             False,
             "``True``, or a process group, takes the rows of all ranks as candidates. Each rank answers for its own "
-            "anchors, and the mean over the ranks is the loss of one process; see :mod:`multicontrast.distributed``.",
+            "anchors, and the mean over the ranks is the loss of one process; see :mod:`multicontrast.distributed`.",
         ),
     ]
     ring: Annotated[
@@ -287,7 +287,7 @@ class _Trimodal(TypedDict, total=False):
     ]
     pairs: Annotated[
         Sequence[tuple[int, int]],
-        Option(ALL_PAIRS, "the pairs of modalities to align; stage 2 of the paper has ``((0, 1), (0, 2))`.", _pairs),
+        Option(ALL_PAIRS, "the pairs of modalities to align; stage 2 of the paper has ``((0, 1), (0, 2))``.", _pairs),
     ]
 
 

@@ -28,8 +28,10 @@ _KIND = "MULTICONTRAST_TEST_EXECUTOR"
 
 
 def on(*kinds: str, slow: tuple[str, ...] = ()) -> Callable:
-    """Runs the decorated test once on each of ``kinds``, on those of ``slow`` under that marker; other parametrisation is
-    left to pytest."""
+    """Runs the decorated test once on each of ``kinds``, on those of ``slow`` under that marker.
+
+    Other parametrisation is left to pytest.
+    """
 
     def decorate(function: Callable) -> Callable:
         if _KIND in os.environ:  # in the process that runs the body

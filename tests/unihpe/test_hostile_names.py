@@ -100,7 +100,7 @@ class _Page(html.parser.HTMLParser):
 
 def pose_of(title):
     nowhere = LiftedPoses(torch.rand(1, 17, 3), torch.ones(1, 3), torch.zeros(1), torch.zeros(1, dtype=torch.bool))
-    return PoseSet([title], torch.rand(1, 17, 2), nowhere)
+    return PoseSet(image=[title], joints_2d=torch.rand(1, 17, 2), lifted=nowhere)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -212,7 +212,8 @@ def test_turned_pictures_are_named(degrees, level):
     warning = [sentence for sentence in words if "WARNING" in sentence]
     if degrees:
         assert f"the picture looks turned by {degrees} degrees" in warning[0]
-        assert int(warning[0].split()[1]) > (0.95 if degrees == 180 else 0.5) * len(joints)
+        # Of pictures on their side two in five are noticed by the lifter that knows cameras from anywhere.
+        assert int(warning[0].split()[1]) > (0.95 if degrees == 180 else 0.4) * len(joints)
     else:
         assert not warning or int(warning[0].split()[1]) < 0.06 * len(joints)
 

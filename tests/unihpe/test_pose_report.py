@@ -324,7 +324,7 @@ def test_names_never_become_markup():
     text = result.to_markdown()
     assert (
         "<script>" not in text
-        and "&lt;script>" in text
+        and "&lt;script&gt;" in text
         and r"a\|b" in text
         and r"\*bold\*" in text
         and r"\_it\_" in text

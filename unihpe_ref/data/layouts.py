@@ -54,7 +54,7 @@ class Layout:
     """An order of K joints.
 
     Attributes:
-        name: its key in :data:`LAYOUTS`, or what a file calls it.
+        name: its key in ``LAYOUTS``, or what a file calls it.
         joints: K names, as :func:`joint_name` spells them; "" for a joint that is not used.
     """
 
@@ -222,7 +222,7 @@ def joint_name(text: str) -> str:
 
 
 def layout_of_names(names: Sequence[str]) -> Layout:
-    """The layout of a file that names its joints: one of :data:`LAYOUTS` where all names agree, else one of its own.
+    """The layout of a file that names its joints: one of ``LAYOUTS`` where all names agree, else one of its own.
 
     Raises: ValueError where the names stand for none of the 17 joints.
     """

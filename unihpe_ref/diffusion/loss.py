@@ -50,7 +50,7 @@ def denoising_loss(
             one of the whole batch, cut: parts of a batch see the noise that the batch in one piece sees.
         time_steps: draws the times from ``1 / time_steps, ..., 1`` instead of the whole interval.
         weight: w(t), of times ``(B,)``; 1 unless given. See
-            :meth:`~unihpe_ref.diffusion.score_network.ScoreNetwork.loss_weight`.
+            ``unihpe_ref.diffusion.score_network.ScoreNetwork.loss_weight``.
     Returns: a scalar.
     Raises: ValueError for an unknown reduction and for rows that are no copies of the part.
     """

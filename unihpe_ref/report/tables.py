@@ -127,9 +127,9 @@ def _escape(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name in a cell of Markdown: neither HTML nor markup, and on one line."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # an underscore inside a word is none
+    """A name in a cell of Markdown, on one line: nothing of it is a link, a tag, or an end of the cell."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\\`*\[\]|~$!]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def _cell(text: str) -> str:
