@@ -86,3 +86,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def batch_last(matrices: Tensor) -> Tensor:
     """``(n, N, M)`` in memory where the entries are contiguous over the batch, as a CPU wants them entry by entry."""
     return matrices.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+def is_traced() -> bool:
+    """Whether a compiler is recording operators, as it does when it differentiates a graph that it has captured."""
+    modes = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL)
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)

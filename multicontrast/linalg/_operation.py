@@ -23,6 +23,7 @@ from multicontrast.linalg._glue import (
     fold_last,
     is_differentiated,
     is_eager_cpu,
+    is_traced,
     refuse_nested_forward_mode,
     unfold_last,
 )
@@ -121,7 +122,7 @@ class Operation:
         tensor = inputs[0]
         if isinstance(tensor, FakeTensor) or tensor.is_meta:
             results: Tensor | Results = self.fake(*inputs)
-        elif torch.compiler.is_compiling() and not (self.inlined and not use_triton(tensor)):
+        elif (torch.compiler.is_compiling() or is_traced()) and not (self.inlined and not use_triton(tensor)):
             results = self._operator_alone(*inputs) if alone else self._operator(*inputs)
         elif use_triton(tensor):
             results = run_kernel(self.triton, self.plain, alone, *inputs)

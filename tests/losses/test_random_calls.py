@@ -16,7 +16,7 @@ from tests.losses.differential import NAMES, compare, disagreements, draw_case, 
 BLOCK = 100
 
 
-@pytest.mark.parametrize("block", range(20))
+@pytest.mark.parametrize("block", [*range(10), *(pytest.param(k, marks=pytest.mark.slow) for k in range(10, 50))])
 def test_random_calls_equal_their_definition(block):
     failures, done = compare(range(block * BLOCK, (block + 1) * BLOCK))
     shown = "\n\n".join(str(smallest(failure)) for failure in failures[:3])

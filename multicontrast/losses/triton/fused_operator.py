@@ -232,7 +232,7 @@ def _unpack(ctx: Any) -> tuple[list[Tensor], Tensor, list[Tensor | None], list[T
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     nothing = (None,) * _OPTIONS
     if grad is None:
-        return (None, None, *nothing)
+        return ([None] * ctx.count, None, *nothing)
     embeddings, tau, masks, rest = _unpack(ctx)
     grads, dtau = fused_loss_backward(embeddings, tau, *masks, *ctx.terms, *rest, grad)
     return (grads, dtau, *nothing)
