@@ -38,8 +38,11 @@ def test_the_page_is_made_from_the_latest_rows():
     assert compiled.PAGE.read_text() == compiled.page(compiled.read())
 
 
-# Bytes of a thread that leave the registers and come back once: four numbers.
-SPILLS = {("pairs in tiles, backward", "bfloat16", "cuda:120"): 16}
+# Bytes of a thread that leave the registers and come back once: four numbers at most.
+SPILLS = {
+    ("pairs in tiles, backward", "bfloat16", "cuda:120"): 16,
+    ("held blocks, shifts, masked, forward", "float32", "cuda:90"): 8,
+}
 
 
 def test_every_kernel_of_every_architecture_is_on_file_without_spills_and_within_shared_memory():
