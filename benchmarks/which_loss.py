@@ -79,17 +79,9 @@ def tied_both_ways(similarity: str, label_smoothing: float = 0.0) -> Loss:
 
     def loss(x: Tensor, y: Tensor, z: Tensor, tau: float | Tensor, present: Tensor | None) -> Tensor:
         options = {"similarity": similarity, "label_smoothing": label_smoothing, "present": present}
-        one_way = mc.triplet_infonce(z, x, y, tau, negatives="tied", **options)
-        return (one_way + mc.triplet_infonce(z, x, y, tau, negatives=reversed_tuples(len(z)), **options)) / 2
+        return mc.triplet_infonce(z, x, y, tau, negatives="tied", symmetric=True, **options)
 
     return loss
-
-
-def reversed_tuples(batch: int) -> Tensor:
-    """The tuples (j; i, i) as an index ``(B, B, 3)``, the positive in column 0."""
-    row = torch.arange(batch)
-    other = (row[:, None] + row) % batch
-    return torch.stack((other, *(row[:, None].expand(batch, batch),) * 2), -1)
 
 
 def symile(x: Tensor, y: Tensor, z: Tensor, tau: float | Tensor, present: Tensor | None) -> Tensor:

@@ -142,7 +142,9 @@ def gram() -> tuple[Loss, Loss]:
         return sum(F.cross_entropy(side, target, label_smoothing=0.1) for side in (logits, logits.T)) / 2
 
     def ours(text: Tensor, video: Tensor, audio: Tensor) -> Tensor:
-        return both_ways(text, video, audio, 0.07, similarity="volume", label_smoothing=0.1)
+        return mc.triplet_infonce(
+            text, video, audio, 0.07, similarity="volume", negatives="tied", symmetric=True, label_smoothing=0.1
+        )
 
     return theirs, ours
 
@@ -160,18 +162,18 @@ def triangle() -> tuple[Loss, Loss]:
         return -(4 * d * e - (d + e - f) ** 2) / 2
 
     def ours(text: Tensor, video: Tensor, audio: Tensor) -> Tensor:
-        return both_ways(text, video, audio, 0.07, similarity=twice_squared_area, label_smoothing=0.1)
+        return mc.triplet_infonce(
+            text,
+            video,
+            audio,
+            0.07,
+            similarity=twice_squared_area,
+            negatives="tied",
+            symmetric=True,
+            label_smoothing=0.1,
+        )
 
     return theirs, ours
-
-
-def both_ways(x: Tensor, y: Tensor, z: Tensor, tau: float, **options: object) -> Tensor:
-    """The tuples (i; j, j) and, in the other direction, (j; i, i)."""
-    row = torch.arange(len(x))
-    other = (row[:, None] + row) % len(x)  # column 0 is the positive
-    same = row[:, None].expand_as(other)
-    reverse = mc.triplet_infonce(x, y, z, tau, negatives=torch.stack((other, same, same), -1), **options)
-    return (mc.triplet_infonce(x, y, z, tau, negatives="tied", **options) + reverse) / 2
 
 
 def symile() -> tuple[Loss, Loss]:

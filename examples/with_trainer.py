@@ -41,12 +41,7 @@ class Samples(Dataset):
 
 def optimizer(model: nn.Module, weight_decay: float = 0.01) -> torch.optim.Optimizer:
     """Trainer decays all that is no bias and no norm, and so the temperature: give it an optimizer that does not."""
-    temperatures = {id(p) for part in model.modules() if isinstance(part, mc.Temperature) for p in part.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in temperatures], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if id(p) in temperatures], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=3e-3)
+    return torch.optim.AdamW(mc.param_groups(model, weight_decay), lr=3e-3)
 
 
 def main(steps: int = 60) -> tuple[Model, float]:
