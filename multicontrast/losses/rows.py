@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,8 +57,13 @@ def scale_products_(products: Tensor, left: Tensor, right: Tensor) -> None:
     """Multiply rows by ``left`` ``(B, 1)`` and columns by ``right`` ``(B, 1)``, in place."""
     columns = right.mT
     step = max(1, _CHUNK // products.shape[1])
-    for rows, factor in zip(products.split(step), left.split(step)):
+    for rows, factor in _chunks(step, products, left):
         rows.mul_(factor).mul_(columns)
+
+
+def _chunks(step: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Rows of each tensor, ``step`` at a time; splitting costs more than all the rest of a small batch."""
+    return [tensors] if tensors[0].shape[0] <= step else zip(*(x.split(step) for x in tensors))
 
 
 def dot(x: Tensor, y: Tensor) -> float:
@@ -81,7 +86,7 @@ def undo_lengths_backward_(grad: Tensor, rows: Tensor, inverse: Tensor, scaled: 
     step = max(1, _CHUNK // grad.shape[1])
     radial = grad.new_empty(len(grad), 1)
     scratch = torch.empty_like(grad[:step])
-    for part, by_row, row, inverse_length in zip(*(x.split(step) for x in (radial, grad, rows, inverse))):
+    for part, by_row, row, inverse_length in _chunks(step, radial, grad, rows, inverse):
         torch.sum(torch.mul(by_row, row, out=scratch[: len(row)]), 1, keepdim=True, out=part)
         if scaled:  # of a row x of length l the unit row is x / l, and the products are scaled by 1 / l already
             by_row.addcmul_(row, inverse_length.square().mul_(part), value=-1)
