@@ -44,7 +44,7 @@ from multicontrast._checks import (
 __all__ = ["sample_tuples"]
 
 MAX_MODALITIES = 8
-FEW = 16  # candidates are few if a batch has this many times as many samples: a matmul costs a tenth of dot products
+FEW = 16  # candidates are few if a batch has this many times as many samples, of which a matmul would waste the rest
 
 Pair = tuple[int, int]
 Gradients = Mapping[Pair, Tensor]

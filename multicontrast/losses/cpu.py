@@ -3,7 +3,7 @@ r"""Means and sums on a CPU with closed-form gradients: each Gram block is overw
 One matmul for each pair of modalities, then blocks of rows that stay in cache: read the candidates' cosines, similarity
 and derivative, softmax, write the weighted derivative back; then two matmuls for each block in the backward pass.
 Beside the Gram blocks it needs one more for each pair of modalities that does not hold the anchor. The default trimodal
-step takes 0.6 of the reference's time at B = 512 and 1,024, D = 1,024 (78 against 127 and 264 against 446 ms in one run),
+step takes 0.6 of the reference's time at B = 512 and 1,024, D = 1,024 (78 against 127, 264 against 446 ms in one run),
 which the bars need. The second derivative is the reference's.
 """
 
