@@ -309,6 +309,9 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device, as far as asking is cheap; 8 GiB where nobody says."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as lines:  # what could be had, caches of files included
+            available = next((line for line in lines if line.startswith("MemAvailable:")), "")
+        if available:
+            return 1024 * int(available.split()[1])
     return 1 << 33
