@@ -71,6 +71,8 @@ class Row:
 def ship(run: Path) -> list[Path]:
     """Puts the model of a run into the package, in half precision: the pair that lifts, the whole, and their card."""
     model, config = load_model(run / MODEL)
+    if config.motion is not None:  # a file of the machine that trained
+        config = config.override(motion=Path(config.motion.name))
     pair_config = config.override(**{"model.lifting_only": True})
     pair = UniHPE(pair_config.model)
     weights = model.state_dict()

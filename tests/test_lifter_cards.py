@@ -36,6 +36,12 @@ def test_the_card_describes_the_file_beside_it():
         assert card["whole_sha256"] == hashlib.sha256((ASSETS / WHOLE).read_bytes()).hexdigest()
 
 
+def test_shipped_weights_name_no_folder_of_the_machine_that_trained_them():
+    for path in ASSETS.glob("*.safetensors"):
+        _, config = load_model(path)
+        assert config.motion is None or config.motion.name == str(config.motion)
+
+
 def test_the_rows_are_of_the_file_that_is_shipped():
     digits = hashlib.sha256(lifter_path().read_bytes()).hexdigest()[:12]
     shipped = [line for line in lifters.records.every(lifters.RESULTS) if line["lifter"] == lifters.SHIPPED]
