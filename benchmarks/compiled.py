@@ -89,7 +89,7 @@ class Case:
 def cases() -> Iterator[Case]:
     """Every kernel in every form that a launch can take."""
     from multicontrast.linalg import _gram3_triton, _jacobi_triton, _rotation_triton, _symmetric3_triton
-    from multicontrast.losses import _exact_triton, _pairwise_triton, _sampled_triton
+    from multicontrast.losses.triton import exact_triton, pairwise_triton, sampled_triton
     from multicontrast.losses.triton import fused_triton as fused
 
     count, batch, dim = 4096, 1024, 1024
@@ -143,7 +143,7 @@ def cases() -> Iterator[Case]:
             traffic = 24 if scheme == "index" else None  # of row numbers
             yield Case(
                 name=f"sampled triplets{words}, forward",
-                dtype=name, call=_call(_sampled_triton.sampled_forward, *triplets, scheme),
+                dtype=name, call=_call(sampled_triton.sampled_forward, *triplets, scheme),
                 element="tuple", traffic=traffic, marker=3 if size == 4 else None,
             )  # fmt: skip
             for deterministic in (False, True):
@@ -151,28 +151,28 @@ def cases() -> Iterator[Case]:
                 yield Case(
                     name=f"sampled triplets{words}, {way}",
                     dtype=name,
-                    call=_call(_sampled_triton.sampled_backward, *triplets, loss, loss, deterministic, scheme),
+                    call=_call(sampled_triton.sampled_backward, *triplets, loss, loss, deterministic, scheme),
                     element="tuple", traffic=traffic, marker=4 if size == 4 else None,
                 )  # fmt: skip
     block = torch.zeros(batch, batch)
     yield Case(
         name="all triplets, forward", dtype="float32", element="tuple", marker=3,
-        call=_call(_exact_triton.exact_forward, block, block, block, tau),
+        call=_call(exact_triton.exact_forward, block, block, block, tau),
     )  # fmt: skip
     yield Case(
         name="all triplets, backward", dtype="float32", element="tuple", marker=4,
-        call=_call(_exact_triton.exact_backward, block, block, block, tau, rows, rows, rows),
+        call=_call(exact_triton.exact_backward, block, block, block, tau, rows, rows, rows),
     )  # fmt: skip
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.zeros(batch, dim, dtype=dtype)
         name = str(dtype).removeprefix("torch.")
         yield Case(
             name="pairs in tiles, forward", dtype=name, element="logit and direction", depth=dim,
-            call=_call(_pairwise_triton.pairwise_forward, x, x, tau),
+            call=_call(pairwise_triton.pairwise_forward, x, x, tau),
         )  # fmt: skip
         yield Case(
             name="pairs in tiles, backward", dtype=name, element="logit and side", depth=dim,
-            call=_call(_pairwise_triton.pairwise_backward, x, x, tau, rows, rows, rows, rows, rows),
+            call=_call(pairwise_triton.pairwise_backward, x, x, tau, rows, rows, rows, rows, rows),
         )  # fmt: skip
     pairs = ((0, 1), (0, 2), (1, 2))
     masks = fused.Samples(torch.zeros(batch, 3, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64), rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multicontrast._backend import KernelUnavailable, give_way
 from multicontrast._checks import check_choice, compute_dtype, describe, three_beats
-from multicontrast.losses import cpu, kernels, reference, streamed
+from multicontrast.losses import cpu, reference, streamed
 from multicontrast.losses.candidates import (
     MAX_MODALITIES,
     SCHEMES,
@@ -27,7 +27,7 @@ from multicontrast.losses.candidates import (
 )
 from multicontrast.losses.softmax import Masks
 from multicontrast.losses.terms import TRIPLET, Plan, Term
-from multicontrast.losses.triton import fused_operator
+from multicontrast.losses.triton import fused_operator, kernels
 from multicontrast.similarity import MeanCosine, resolve_similarity
 
 

@@ -22,7 +22,7 @@ def _case(sizes: tuple[int, int, int]) -> list[Tensor]:
 
 
 def _check(a: Tensor, b: Tensor, c: Tensor, tau: float) -> None:
-    from multicontrast.losses._exact_triton import exact_backward, exact_forward
+    from multicontrast.losses.triton.exact_triton import exact_backward, exact_forward
 
     inputs = [t.double().cpu().requires_grad_() for t in (a, b, c)]
     inputs.append(torch.tensor(tau, dtype=torch.float64, requires_grad=True))
@@ -63,7 +63,7 @@ def test_strided_blocks():
 
 @on("interpreter", "gpu")
 def test_nan_and_bad_temperatures():
-    from multicontrast.losses._exact_triton import exact_backward, exact_forward
+    from multicontrast.losses.triton.exact_triton import exact_backward, exact_forward
 
     a, b, c = _case((5, 6, 7))
     for tau in (0.0, -0.1, float("nan")):
@@ -79,7 +79,7 @@ def test_nan_and_bad_temperatures():
 
 @on("interpreter", "gpu")
 def test_no_anchors():
-    from multicontrast.losses._exact_triton import exact_forward
+    from multicontrast.losses.triton.exact_triton import exact_forward
 
     a, b, c = _case((4, 5, 6))
     lse, mean = exact_forward(a[:0], b[:0], c, torch.tensor(0.1, device=device()))
@@ -89,7 +89,7 @@ def test_no_anchors():
 @on("sm_90", "gpu")
 def test_offsets_beyond_32_bits():
     """The third block is 46,400 apart in rows: its last entries lie beyond 2**31."""
-    from multicontrast.losses._exact_triton import exact_backward, exact_forward
+    from multicontrast.losses.triton.exact_triton import exact_backward, exact_forward
 
     a, b, c = _case((2, 3, 5))
     far = torch.empty(2**31 + 64, device=device()).as_strided((3, 5), (2**30, 1))

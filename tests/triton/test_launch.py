@@ -14,7 +14,7 @@ from executors import device, kind, on
 def test_the_autotuner_chooses_among_the_candidates_and_changes_no_result():
     """Also for kernels that add to their results: those are cleared between trials."""
     from multicontrast.linalg import _gram3_triton
-    from multicontrast.losses import _sampled_triton
+    from multicontrast.losses.triton import sampled_triton
 
     cosines = (2 * torch.rand(3, 100, device=device()) - 1).unbind()
     blocks = [2 * torch.rand(5, 5, device=device()) - 1 for _ in range(3)]
@@ -22,8 +22,8 @@ def test_the_autotuner_chooses_among_the_candidates_and_changes_no_result():
     tau = torch.tensor(0.1, device=device())
 
     def results() -> list[torch.Tensor]:
-        _, loss = _sampled_triton.sampled_forward(*blocks, index, tau)
-        grads = _sampled_triton.sampled_backward(*blocks, index, tau, loss, torch.ones_like(loss))
+        _, loss = sampled_triton.sampled_forward(*blocks, index, tau)
+        grads = sampled_triton.sampled_backward(*blocks, index, tau, loss, torch.ones_like(loss))
         return [*_gram3_triton.eigmax_with_gradient(*cosines), loss, *grads]
 
     expected = results()
@@ -66,7 +66,7 @@ def test_importing_the_kernels_asks_no_driver():
     program = """
 import torch, triton
 from multicontrast.linalg import _gram3_triton, _jacobi_triton, _rotation_triton, _symmetric3_triton
-from multicontrast.losses import _exact_triton, _pairwise_triton, _sampled_triton
+from multicontrast.losses.triton import exact_triton, pairwise_triton, sampled_triton
 _gram3_triton.eigmax_excess(*torch.zeros(3, 0))
 assert triton.runtime.driver._active is None
 """

@@ -13,9 +13,9 @@ CASES = (*SAMPLED, "pairwise", "exact")
 
 
 def _operators() -> dict:
-    from multicontrast.losses._exact_operator import exact_logsumexp
-    from multicontrast.losses._pairwise_operator import pairwise_logsumexp
-    from multicontrast.losses._sampled_operator import sampled_loss
+    from multicontrast.losses.triton.exact_operator import exact_logsumexp
+    from multicontrast.losses.triton.pairwise_operator import pairwise_logsumexp
+    from multicontrast.losses.triton.sampled_operator import sampled_loss
 
     return {**dict.fromkeys(SAMPLED, sampled_loss), "pairwise": pairwise_logsumexp, "exact": exact_logsumexp}
 

@@ -16,7 +16,7 @@ def _definition(x: Tensor, y: Tensor, tau: Tensor, offset: int) -> tuple[Tensor,
 
 def _check(x: Tensor, y: Tensor, tau: float, offset: int = 0, columns: bool = True, slack: float = 4.0) -> None:
     """``x``, ``y`` on any device; tolerances in eps of float32, of the largest logit or gradient."""
-    from multicontrast.losses._pairwise_triton import pairwise_backward, pairwise_forward
+    from multicontrast.losses.triton.pairwise_triton import pairwise_backward, pairwise_forward
 
     inputs = [x.double().cpu().requires_grad_(), y.double().cpu().requires_grad_()]
     temperature = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
@@ -64,7 +64,7 @@ def test_logsumexp_and_gradients_at_ragged_sizes():
 @on("interpreter", "sm_90", "gpu")
 def test_columns_in_parts():
     """More tiles of columns than the device has programs for them, and a last part that is shorter."""
-    from multicontrast.losses import _pairwise_triton as kernels
+    from multicontrast.losses.triton import pairwise_triton as kernels
 
     assert kernels._parts(100, 333, 333) == (6, 64)
     assert kernels._parts(40_000, 40_000, 8) == (1, 40_000)
@@ -111,7 +111,7 @@ def test_high_precision_has_six_digits_and_highest_seven():
 
 @on("interpreter", "gpu")
 def test_nan_rows_bad_temperatures_and_no_rows():
-    from multicontrast.losses._pairwise_triton import pairwise_forward
+    from multicontrast.losses.triton.pairwise_triton import pairwise_forward
 
     x, y = _unit(20, 8), _unit(24, 8)
     for tau in (0.0, -1.0, float("nan")):
@@ -128,7 +128,7 @@ def test_nan_rows_bad_temperatures_and_no_rows():
 
 @on("sm_80", "sm_100", "gpu")
 def test_offsets_beyond_32_bits():
-    from multicontrast.losses._pairwise_triton import pairwise_forward
+    from multicontrast.losses.triton.pairwise_triton import pairwise_forward
 
     depth = 2**25  # rows of 128 MiB of which one column is touched: the last starts at 2**31 elements
     x = torch.empty(65 * depth, device=device()).as_strided((65, 4), (depth, 1))

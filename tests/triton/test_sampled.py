@@ -37,7 +37,7 @@ def _assert_near(result: Tensor, expected: Tensor, eps: float) -> None:
 
 
 def _check(case: tuple[Tensor, ...], tau: float, deterministic: bool) -> None:
-    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_backward, sampled_forward
 
     a, b, c, index = case
     temperature = torch.tensor(tau, device=device())
@@ -82,7 +82,7 @@ def test_strided_blocks_and_index():
 @on(*EVERYWHERE)
 def test_a_list_or_shifts_stand_for_an_index():
     """For some anchors of a batch, strided and of 32 bits, against the index that they mean."""
-    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_backward, sampled_forward
 
     size, first, stop = 11, 4, 9
     a, b, c, _ = _case((size, size, size), 1, 1)
@@ -116,7 +116,7 @@ def test_a_list_or_shifts_stand_for_an_index():
 
 @on("interpreter", "gpu")
 def test_float64():
-    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_backward, sampled_forward
 
     *blocks, index = _case((6, 6, 6), 6, 70)
     blocks = [block.double() for block in blocks]
@@ -131,7 +131,7 @@ def test_float64():
 
 @on("interpreter", "sm_80", "gpu")
 def test_members_that_do_not_exist_make_their_row_nan_and_are_never_read():
-    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_backward, sampled_forward
 
     a, b, c, index = _case((5, 5, 5), 6, 9)
     good = index.clone()
@@ -152,7 +152,7 @@ def test_members_that_do_not_exist_make_their_row_nan_and_are_never_read():
 
 @on("interpreter", "sm_100", "gpu")
 def test_nan_cosines_and_temperatures_that_are_not_positive_give_nan():
-    from multicontrast.losses._sampled_triton import sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_forward
 
     a, b, c, index = _case((5, 5, 5), 5, 9)
     for tau in (0.0, -0.1, float("nan")):
@@ -166,7 +166,7 @@ def test_nan_cosines_and_temperatures_that_are_not_positive_give_nan():
 
 @on("sm_80", "gpu")
 def test_the_deterministic_gradient_does_not_depend_on_the_order_of_additions():
-    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_backward, sampled_forward
 
     a, b, c, index = _case((4, 4, 4), 24, 64)
     tau = torch.tensor(0.1, device=device())
@@ -187,7 +187,7 @@ def test_the_deterministic_gradient_does_not_depend_on_the_order_of_additions():
 @on("interpreter", "gpu")
 def test_deterministic_gradients_of_any_scale():
     """The unit of the sums follows the cotangent, to where its inverse would overflow."""
-    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_backward, sampled_forward
 
     a, b, c, index = _case((4, 4, 4), 5, 9)
     tau = torch.tensor(0.1, device=device())
@@ -201,7 +201,7 @@ def test_deterministic_gradients_of_any_scale():
 
 @on("interpreter", "gpu")
 def test_no_rows():
-    from multicontrast.losses._sampled_triton import sampled_backward, sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_backward, sampled_forward
 
     a, b, c, index = _case((4, 4, 4), 3, 5)
     tau = torch.tensor(0.1, device=device())
@@ -213,7 +213,7 @@ def test_no_rows():
 @on("sm_80", "sm_90", "sm_100", "gpu")
 def test_offsets_beyond_32_bits():
     """46,400 squared is past 2**31; the far corner of each block is all that is touched of its 8 GiB."""
-    from multicontrast.losses._sampled_triton import sampled_forward
+    from multicontrast.losses.triton.sampled_triton import sampled_forward
 
     size = 46_400
     a, b, c, index = _case((4, 4, 4), 4, 20)

@@ -44,7 +44,7 @@ def fused_loss(
     Args:
         embeddings: two or three ``(B, D)`` of one floating type up to 32 bits.
         tau: 0-dim float32; one that is not positive gives NaN.
-        index: of the triplets, as ``scheme`` says (:data:`multicontrast.losses._sampled_triton.SCHEMES`).
+        index: of the triplets, as ``scheme`` says (`sampled_triton.SCHEMES`).
         present, ids, weight: ``(B, N)`` bool, ``(B,)`` integers, ``(B,)``.
         left, right, rows, columns, alpha: see :class:`multicontrast.losses.triton.fused_triton.Terms`.
 

@@ -9,8 +9,8 @@ as scales :math:`s = 1 / |x|` of rows and columns. With :math:`g_{ij} = x_i \cdo
           \big(\bar r_i e^{z_{ij} - \log R_i} + \bar c_j e^{z_{ij} - \log C_j} - [i = j] (\bar r_i + \bar c_i)\big)
 
 with the sums :math:`R_i` of a row and :math:`C_j` of a column over the negatives and the positive. Triplets are as
-in :mod:`multicontrast.losses._sampled_triton`, with the eigenvalue of ``docs/math/h-cubic.md``. Who is absent, who has
-whose id and how much an anchor weighs is looked up in the kernels. Order of the launches:
+in ``sampled_triton.py``, with the eigenvalue of ``docs/math/h-cubic.md``. Who is absent, who has whose id and how much
+an anchor weighs is looked up in the kernels. Order of the launches:
 
 ==================  ================================================================================================
 :func:`prepare`     scaled rows and the inverses of their lengths
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
 from multicontrast.linalg._gram3_triton import eigmax_excess_of, eigmax_with_gradient_of, power_of_two
-from multicontrast.losses._sampled_triton import _members
+from multicontrast.losses.triton.sampled_triton import _members
 
 _ROWS = Tuning(default=config(num_warps=4, BLOCK=1024))
 # Strips of rows: each makes sums of its part of the columns, which are added up in a fixed order.
@@ -61,7 +61,7 @@ class Terms(NamedTuple):
     rows: tuple[float, ...]
     columns: tuple[float, ...]
     alpha: float
-    scheme: str  # of the triplets: see `_sampled_triton.SCHEMES`
+    scheme: str  # of the triplets: see `sampled_triton.SCHEMES`
 
     @property
     def left(self) -> int:

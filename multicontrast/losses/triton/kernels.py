@@ -23,12 +23,12 @@ from torch import Tensor
 from multicontrast._backend import is_transformed, use_triton
 from multicontrast.linalg.gram3 import gram3_excess
 from multicontrast.losses import reference
-from multicontrast.losses._exact_operator import exact_logsumexp
-from multicontrast.losses._pairwise_operator import pairwise_logsumexp
-from multicontrast.losses._sampled_operator import sampled_loss
 from multicontrast.losses.candidates import All, index_of
 from multicontrast.losses.reference import Evaluation
 from multicontrast.losses.terms import Plan
+from multicontrast.losses.triton.exact_operator import exact_logsumexp
+from multicontrast.losses.triton.pairwise_operator import pairwise_logsumexp
+from multicontrast.losses.triton.sampled_operator import sampled_loss
 from multicontrast.similarity import Eigenvalue
 
 

@@ -39,9 +39,9 @@ def exact_logsumexp(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tenso
 
 
 def _by_kernels(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    from multicontrast.losses import _exact_triton
+    from multicontrast.losses.triton import exact_triton
 
-    return _exact_triton.exact_forward(a, b, c, tau)
+    return exact_triton.exact_forward(a, b, c, tau)
 
 
 def _one_by_one(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,9 +79,9 @@ def exact_logsumexp_backward(
 def _backward_by_kernels(
     a: Tensor, b: Tensor, c: Tensor, tau: Tensor, lse: Tensor, mean: Tensor, grad: Tensor
 ) -> Gradients:
-    from multicontrast.losses import _exact_triton
+    from multicontrast.losses.triton import exact_triton
 
-    return _exact_triton.exact_backward(a, b, c, tau, lse, mean, grad)
+    return exact_triton.exact_backward(a, b, c, tau, lse, mean, grad)
 
 
 def _backward_one_by_one(

@@ -35,7 +35,7 @@ def sampled_loss(
         a, b, c: Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)``, float32 or float64.
         index: ``(R, 1 + K, 3)``, or what ``scheme`` asks for in its place: ``(1 + K, 2)``.
         tau: 0-dim tensor of their type; a temperature that is not positive gives NaN.
-        scheme: ``"index"``, ``"list"`` or ``"shifts"``: see :data:`multicontrast.losses._sampled_triton.SCHEMES`.
+        scheme: ``"index"``, ``"list"`` or ``"shifts"``: see `sampled_triton.SCHEMES`.
         first: the number of the first row of ``a`` and ``b``, which may hold those of some anchors alone.
     """
     arguments = (a, b, c, index, tau, scheme, first)
@@ -47,9 +47,9 @@ def _plain(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: 
 
 
 def _by_kernels(a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str, first: int) -> Tensor:
-    from multicontrast.losses import _sampled_triton
+    from multicontrast.losses.triton import sampled_triton
 
-    return _sampled_triton.sampled_forward(a, b, c, index, tau, scheme, first)[1]
+    return sampled_triton.sampled_forward(a, b, c, index, tau, scheme, first)[1]
 
 
 @sampled_loss.register_fake
@@ -97,9 +97,9 @@ def _backward_by_kernels(
     a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, loss: Tensor, grad: Tensor,
     deterministic: bool, scheme: str, first: int,
 ) -> Gradients:  # fmt: skip
-    from multicontrast.losses import _sampled_triton
+    from multicontrast.losses.triton import sampled_triton
 
-    return _sampled_triton.sampled_backward(a, b, c, index, tau, loss, grad, deterministic, scheme, first)
+    return sampled_triton.sampled_backward(a, b, c, index, tau, loss, grad, deterministic, scheme, first)
 
 
 @sampled_loss_backward.register_fake

@@ -42,10 +42,10 @@ def pairwise_logsumexp(x: Tensor, y: Tensor, tau: Tensor, offset: int, columns: 
 
 
 def _by_kernels(x: Tensor, y: Tensor, tau: Tensor, offset: int, columns: bool) -> Three:
-    from multicontrast.losses import _pairwise_triton
+    from multicontrast.losses.triton import pairwise_triton
 
     tf32 = tf32_allowed()
-    rows, cols, match = _pairwise_triton.pairwise_forward(x, y, tau, offset=offset, columns=columns, tf32=tf32)
+    rows, cols, match = pairwise_triton.pairwise_forward(x, y, tau, offset=offset, columns=columns, tf32=tf32)
     return rows, rows.new_empty(0) if cols is None else cols, match
 
 
@@ -85,9 +85,9 @@ def _backward_by_kernels(
     x: Tensor, y: Tensor, tau: Tensor, row_lse: Tensor, column_lse: Tensor,
     row_grad: Tensor, column_grad: Tensor, match_grad: Tensor, offset: int, columns: bool, tf32: bool,
 ) -> Three:  # fmt: skip
-    from multicontrast.losses import _pairwise_triton
+    from multicontrast.losses.triton import pairwise_triton
 
-    dx, dy, dtau = _pairwise_triton.pairwise_backward(
+    dx, dy, dtau = pairwise_triton.pairwise_backward(
         x, y, tau,
         row_lse, column_lse if columns else None,
         row_grad, column_grad if columns else None, match_grad, offset=offset, tf32=tf32,
