@@ -27,12 +27,12 @@ from benchmarks.environment import ROOT, describe_environment
 from benchmarks.judged import FOCAL_LENGTHS, Judged, on_motion, photographs
 from multicontrast._checks import three_beats
 from multicontrast.metrics import mpjpe, pa_mpjpe
+from unihpe_ref.applications.run import CONFIG, ENVIRONMENT, EVALUATION, LOG, MODEL
 from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.data import JOINT_NOISE, read_mocap
 from unihpe_ref.files import write_whole
 from unihpe_ref.lifter import Lifter, load_lifter
 from unihpe_ref.models import UniHPE
-from unihpe_ref.runs import CONFIG, ENVIRONMENT, EVALUATION, LOG, MODEL
 from unihpe_ref.weights import ASSETS, CARD, LIFTER, WHOLE, lifter_path
 
 RESULTS = ROOT / "benchmarks" / "results" / "lifters" / "judged.csv"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unihpe_ref.browser import PageCamera, export_browser
+from unihpe_ref.applications.browser import PageCamera, export_browser
 from unihpe_ref.data import generate_motion, look_at
 from unihpe_ref.lifter import load_lifter
 

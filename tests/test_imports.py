@@ -31,15 +31,32 @@ LIBRARY_ARROWS: dict[str, set[str]] = {
     "cached": _GROUND | {"losses"},
     "metrics": _GROUND | {"linalg"},
 }
+# The data know no model, and the paper knows no application.
+_SMALL = {"files", "settings", "parts", "config"}
+_PAPER = _SMALL | {"data", "diffusion", "models", "flipping", "checkpoint", "evaluation", "training", "stages", "runs"}
 REFERENCE_ARROWS: dict[str, set[str]] = {
+    "files": set(),
+    "settings": set(),
+    "parts": set(),
+    "weights": set(),
     "report": set(),
-    "data": set(),
-    "models": {"diffusion"},
-    "diffusion": set(),
-    "stages": {"training", "evaluation", "models", "diffusion", "data"},
-    "training": {"models", "diffusion", "data"},
-    "evaluation": {"models", "diffusion", "data"},
+    "config": {"settings"},
+    "presets": {"config"},
+    "data": {"files"},
+    "diffusion": {"parts"},
+    "models": _SMALL | {"diffusion"},
+    "flipping": {"data", "models"},
+    "checkpoint": _SMALL | {"models"},
+    "evaluation": _SMALL | {"data", "models", "flipping"},
+    "lifter": {"checkpoint", "config", "data", "flipping", "models", "weights"},
+    "training": _SMALL | {"data", "diffusion", "models"},
+    "stages": _SMALL | {"data", "diffusion", "models", "training"},
+    "runs": _PAPER - {"runs"} | {"presets"},
+    "applications": _PAPER | {"lifter", "presets", "report", "weights"},
 }
+LEVELS = 6
+# Deeper than that for now, and never deeper than this.
+DEEPER = {"multicontrast/losses": 9, "unihpe_ref/data": 7}
 
 
 def imported(path: Path, package: Path) -> set[str]:
@@ -93,14 +110,18 @@ def breaches(package: Path, arrows: dict[str, set[str]]) -> list[str]:
     return found
 
 
-def test_every_room_of_the_library_has_its_place() -> None:
-    rooms = {room(path, LIBRARY) for path in files(LIBRARY)} - {"__init__"}
-    assert rooms <= set(LIBRARY_ARROWS), "a new room: say in LIBRARY_ARROWS what it may import"
-
-
-@pytest.mark.parametrize(
+BOTH = pytest.mark.parametrize(
     ("package", "arrows"), [(LIBRARY, LIBRARY_ARROWS), (REFERENCE, REFERENCE_ARROWS)], ids=["library", "reference"]
 )
+
+
+@BOTH
+def test_every_room_has_its_place(package: Path, arrows: dict[str, set[str]]) -> None:
+    rooms = {room(path, package) for path in files(package)} - {"__init__", "__main__"}
+    assert rooms == set(arrows), "a new room: say above what it may import"
+
+
+@BOTH
 def test_arrows_point_one_way(package: Path, arrows: dict[str, set[str]]) -> None:
     assert breaches(package, arrows) == []
 
@@ -115,17 +136,37 @@ def test_the_arrows_have_no_circle(arrows: dict[str, set[str]]) -> None:
             del open_rooms[here]
 
 
-def circles(package: Path) -> list[str]:
-    """Files that import themselves by way of others, be it for a type alone. The front door apart."""
+def imports_by_file(package: Path) -> dict[str, set[str]]:
+    """Each file of a package, by its dotted name, and those it imports, be it for a type alone. No front doors."""
     modules = {
         ".".join((package.name, *path.relative_to(package).with_suffix("").parts)): path
         for path in files(package)
         if path.name not in ("__init__.py", "__main__.py")
     }
-    below = {
+    return {
         here: {there for name in imported(path, package) for there in modules if f"{name}.".startswith(f"{there}.")}
         for here, path in modules.items()
     }
+
+
+def levels(package: Path) -> dict[str, int]:
+    """Each folder, and how many of its files the longest chain of imports inside it passes."""
+    below = imports_by_file(package)
+
+    def level(here: str) -> int:
+        folder = here.rpartition(".")[0]
+        return 1 + max((level(there) for there in below[here] if there.rpartition(".")[0] == folder), default=0)
+
+    found: dict[str, int] = {}
+    for here in below:
+        folder = here.rpartition(".")[0].replace(".", "/")
+        found[folder] = max(found.get(folder, 0), level(here))
+    return found
+
+
+def circles(package: Path) -> list[str]:
+    """Files that import themselves by way of others, be it for a type alone. The front door apart."""
+    below = imports_by_file(package)
     while free := [here for here, others in below.items() if not others & set(below)]:
         for here in free:
             del below[here]
@@ -135,6 +176,23 @@ def circles(package: Path) -> list[str]:
 @pytest.mark.parametrize("package", [LIBRARY, REFERENCE], ids=["library", "reference"])
 def test_no_file_imports_itself_by_way_of_others(package: Path) -> None:
     assert circles(package) == []
+
+
+@pytest.mark.parametrize("package", [LIBRARY, REFERENCE], ids=["library", "reference"])
+def test_no_folder_is_more_than_six_levels_deep(package: Path) -> None:
+    found = levels(package)
+    assert {folder: deep for folder, deep in found.items() if deep > DEEPER.get(folder, LEVELS)} == {}
+    assert all(found[folder] > LEVELS for folder in DEEPER if folder in found), "no longer deep: take it off the list"
+
+
+def test_levels_are_counted(tmp_path: Path) -> None:
+    package = tmp_path / "house"
+    (package / "cellar").mkdir(parents=True)
+    (package / "attic.py").write_text("from house.hall import door\nfrom house.cellar import wine\n")
+    (package / "hall.py").write_text("def f():\n    from house import stairs\n")
+    (package / "stairs.py").write_text("")
+    (package / "cellar" / "wine.py").write_text("from .. import stairs\n")
+    assert levels(package) == {"house": 3, "house/cellar": 1}
 
 
 def test_a_circle_of_types_is_seen(tmp_path: Path) -> None:

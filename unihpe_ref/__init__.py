@@ -11,7 +11,9 @@ Python::
     model, config = load_model("runs/demo/model.safetensors")
     joints_3d = model.lift(joints_2d, box_info)      # (B, 17, 3) metres, pelvis at the origin, camera axes
 
-Arrows point one way: ``stages -> training, evaluation -> models, diffusion, data -> multicontrast``.
+Three rooms. The paper: ``runs -> stages -> training, evaluation -> models, diffusion``, with ``config``, ``presets``,
+``checkpoint``, and ``lifter``, a trained model on pixels. ``data``, which knows no model. ``applications``, the commands
+and what they need, which nothing else imports.
 """
 
 from __future__ import annotations

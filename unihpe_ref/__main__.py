@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        from unihpe_ref.escaping import PlainConsole, printable
-        from unihpe_ref.options import parse
+        from unihpe_ref.applications.escaping import PlainConsole, printable
+        from unihpe_ref.applications.options import parse
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("multicontrast", "unihpe_ref"):
             raise

@@ -1,7 +1,7 @@
 """The file of a model: safetensors with the weights, the configuration and a checksum of the weights.
 
 No pickle is read, so a model from a stranger cannot run code. A file appears under its name only when it is whole.
-``resume.py`` holds what a run needs to go on.
+``runs/resume.py`` holds what a run needs to go on.
 """
 
 from __future__ import annotations

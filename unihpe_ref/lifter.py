@@ -91,7 +91,7 @@ class Lifter:
 
         Args:
             joints_px: ``(N, 17, 2)`` pixels of the full image, Human3.6M's order (see
-                :func:`unihpe_ref.keypoints.to_h36m`), none missing.
+                :func:`unihpe_ref.applications.keypoints.to_h36m`), none missing.
             image_size: ``(2,)`` or ``(N, 2)`` width and height. Without intrinsics the focal length is taken for the
                 diagonal of the image, as CLIFF does, and the principal point for its middle.
             intrinsics: ``(3, 3)`` or ``(N, 3, 3)``; takes precedence.
@@ -252,7 +252,7 @@ def _check_joints(operation: str, joints_px: Tensor) -> int:
     check_floating(operation, "joints_px", joints_px)
     if joints_px.ndim != 3 or joints_px.shape[1:] != (SKELETON.num_joints, 2) or not len(joints_px):
         needed = f"`{operation}` needs `joints_px` of shape (N, 17, 2), N > 0"
-        remedy = "`unihpe_ref.keypoints.to_h36m` maps other layouts."
+        remedy = "`unihpe_ref.applications.keypoints.to_h36m` maps other layouts."
         raise ValueError(three_beats(needed, describe(joints_px), remedy))
     finite = joints_px.isfinite().all(-1)
     if not bool(finite.all()):

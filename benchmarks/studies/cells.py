@@ -24,9 +24,9 @@ from multicontrast.metrics import cosine_alignment, median_rank, mpjpe, retrieva
 from unihpe_ref.config import RunConfig, SamplerConfig
 from unihpe_ref.data import Motion
 from unihpe_ref.files import write_whole
-from unihpe_ref.logs import RunLog
 from unihpe_ref.models import UniHPE, best_hypothesis
 from unihpe_ref.runs import evaluate_model, open_source, train_model
+from unihpe_ref.training.logs import RunLog
 
 RESULTS = ROOT / "benchmarks" / "results" / "studies"
 _PAIRS = (("img", "2d"), ("img", "3d"), ("2d", "3d"))

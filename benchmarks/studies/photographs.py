@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from multicontrast.metrics import mpjpe, pa_mpjpe
+from unihpe_ref.applications.images import crop_image
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Motion, box_information, joint_box, normalise_image, normalise_joints
 from unihpe_ref.evaluation import MeanPose
-from unihpe_ref.images import crop_image
 from unihpe_ref.models import UniHPE
 from unihpe_ref.runs import open_source
 

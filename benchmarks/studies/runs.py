@@ -9,11 +9,12 @@ from typing import Any
 
 from benchmarks.environment import ROOT
 from multicontrast._checks import three_beats
+from unihpe_ref.applications.run import CHECKPOINTS, ENVIRONMENT, LOG, MODEL
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.data import Motion
 from unihpe_ref.files import write_whole
 from unihpe_ref.presets import deviations
-from unihpe_ref.runs import CHECKPOINTS, ENVIRONMENT, LOG, MODEL, evaluate_model
+from unihpe_ref.runs import evaluate_model
 
 RUNS = ROOT / "benchmarks" / "results" / "training"
 FULL_SIZE = "transformer-diffusion"

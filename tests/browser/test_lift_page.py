@@ -11,7 +11,7 @@ import torch
 from lift_page import page_poses
 from torch import Tensor, nn
 
-from unihpe_ref.browser import PageCamera, export_browser
+from unihpe_ref.applications.browser import PageCamera, export_browser
 from unihpe_ref.lifter import Lifter, load_lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import preset

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from unihpe_ref.applications.frames import thumbnail
+from unihpe_ref.applications.poses import PoseSet
+from unihpe_ref.applications.turntable import save_pose_view
 from unihpe_ref.data import SKELETON, generate_motion
-from unihpe_ref.frames import thumbnail
 from unihpe_ref.lifter import LiftedPoses
-from unihpe_ref.poses import PoseSet
-from unihpe_ref.turntable import save_pose_view
 
 from .chromium import Page
 

@@ -43,10 +43,10 @@ def train(changes: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, fl
     """
     from small import SMALL, small_motion
 
-    from unihpe_ref import training
-    from unihpe_ref.logs import SilentLog
     from unihpe_ref.models import unihpe
     from unihpe_ref.runs import train_model
+    from unihpe_ref.training import loop
+    from unihpe_ref.training.logs import SilentLog
 
     class Kept(SilentLog):
         records: list[dict[str, float]]
@@ -65,7 +65,7 @@ def train(changes: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, fl
     log = Kept()
     log.records = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_optimizer", descent)
+        patch.setattr(loop, "make_optimizer", descent)
         patch.setattr(unihpe, "_image_encoder", eye)
         model = train_model(config, small_motion(seconds=2.0), log, torch.device("cpu"))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}, log.records
@@ -99,6 +99,6 @@ def run_in(group: Any, folder: str) -> bool:
     """Whether this process has the results."""
     from small import POSES_ONLY
 
-    from unihpe_ref.runs import run
+    from unihpe_ref.applications.run import run
 
     return run(POSES_ONLY, Path(folder), Console(file=io.StringIO()), torch.device("cpu")) is not None

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Motion, PoseSource, generate_motion
-from unihpe_ref.logs import RunLog
+from unihpe_ref.training.logs import RunLog
 
 SMALL = RunConfig(preset="small").override(
     **{

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from unihpe_ref.__main__ import main
-from unihpe_ref.commands import results_table
+from unihpe_ref.applications.commands import results_table
 from unihpe_ref.evaluation import UNITS, Evaluation, PathResult
 
 TINY = [
@@ -104,7 +104,7 @@ def test_train_then_evaluate(capsys, tmp_path, monkeypatch):
 
 
 def test_interruption_and_failure_have_exit_codes_of_their_own(capsys, monkeypatch):
-    from unihpe_ref import commands
+    from unihpe_ref.applications import commands
 
     for error, code in ((KeyboardInterrupt(), 130), (FloatingPointError("loss"), 1), (OSError("disk"), 2)):
 
@@ -183,7 +183,7 @@ def test_an_ablation_runs_the_rows_of_a_table_once(capsys, tmp_path, monkeypatch
 
 def test_rows_of_an_ablation_get_their_data_and_their_weights(tmp_path):
     """The last row of Table 6 adds a data set to the row before; each image encoder of Table 5 has its own start."""
-    from unihpe_ref.ablation import Ablate
+    from unihpe_ref.applications.ablation import Ablate
 
     h36m, more = tmp_path / "h36m", tmp_path / "3dhp"
     six = Ablate(table="6", motion=h36m, also=more)

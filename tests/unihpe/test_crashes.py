@@ -19,10 +19,11 @@ from crashing import FileOperations, contents, kills
 from rich.console import Console
 from small import POSES_ONLY
 
-from unihpe_ref import ablation, runs
-from unihpe_ref.commands import Train
+from unihpe_ref.applications import ablation, run
+from unihpe_ref.applications.commands import Train
+from unihpe_ref.applications.export import export_model
+from unihpe_ref.data import generate_motion
 from unihpe_ref.data.prepared import prepare
-from unihpe_ref.export import export_model
 from unihpe_ref.files import LOCK, locked, write_whole
 from unihpe_ref.lifter import Lifter
 from unihpe_ref.models import UniHPE
@@ -47,15 +48,15 @@ CONFIG = POSES_ONLY.override(
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same files, without drawing them and without making the same motion each time."""
     monkeypatch.setattr(
-        runs,
+        run,
         "open_motion",
         functools.cache(
-            lambda config: runs.generate_motion(
+            lambda config: generate_motion(
                 config.seed, num_subjects=config.data.subjects, takes=config.data.takes, seconds=config.data.seconds
             )
         ),
     )
-    monkeypatch.setattr(runs, "save_pose_sheet", lambda _model, _source, path, **_: write_whole(path, b"drawn"))
+    monkeypatch.setattr(run, "save_pose_sheet", lambda _model, _source, path, **_: write_whole(path, b"drawn"))
 
 
 def train(folder: Path, **options: bool) -> None:
@@ -94,7 +95,7 @@ def test_train_again_over_an_older_run(tmp_path: Path) -> None:
     """With `--overwrite`, and then `--resume`: the older model is there until the new one is."""
     train(tmp_path / "run")
     states = list(kills(tmp_path, lambda folder: train(folder, overwrite=True), tmp_path / "run"))
-    assert all((folder / runs.MODEL).exists() for _, folder in states)
+    assert all((folder / run.MODEL).exists() for _, folder in states)
     check(states[::5], lambda folder: train(folder, resume=True), tmp_path / "run")
 
 
@@ -259,7 +260,7 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
 
 def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The older file stays until the new one is whole."""
-    monkeypatch.setattr("unihpe_ref.export._compare", lambda *_: (0.0, "nobody"))
+    monkeypatch.setattr("unihpe_ref.applications.export._compare", lambda *_: (0.0, "nobody"))
     lifter = Lifter(UniHPE(POSES_ONLY.model).eval(), POSES_ONLY)
     folder = tmp_path / "run"
     folder.mkdir()

@@ -88,7 +88,7 @@ def test_a_run_trains_on_both(tmp_path, monkeypatch):
     from small import quiet_log
 
     motion = small_motion(seconds=2.0)
-    monkeypatch.setattr("unihpe_ref.runs.open_data", lambda _: small_motion(seconds=1.0))
+    monkeypatch.setattr("unihpe_ref.runs.assembly.open_data", lambda _: small_motion(seconds=1.0))
     config = POSES_ONLY.override(also=tmp_path / "3dhp", **{"data.min_gap_seconds": 0.1})
     source = open_training_source(motion, config, images=False)
     assert len(source) == sum(len(part) for part in source.sources)

@@ -4,7 +4,7 @@ import subprocess
 
 import torch
 
-from unihpe_ref.environment import commit, describe_environment
+from unihpe_ref.runs.environment import commit, describe_environment
 
 
 def test_the_environment_names_versions_machine_and_commit():

@@ -14,13 +14,13 @@ import pytest
 import torch
 from rich.table import Table
 
-from unihpe_ref import commands
 from unihpe_ref.__main__ import main
-from unihpe_ref.escaping import PlainConsole, printable
+from unihpe_ref.applications import commands
+from unihpe_ref.applications.escaping import PlainConsole, printable
+from unihpe_ref.applications.poses import PoseSet
+from unihpe_ref.applications.turntable import save_pose_view
 from unihpe_ref.lifter import LiftedPoses
-from unihpe_ref.poses import PoseSet
 from unihpe_ref.report import PoseReport
-from unihpe_ref.turntable import save_pose_view
 
 HOSTILE = [
     "x[/red]y",

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from unihpe_ref.applications.images import crop_image
 from unihpe_ref.data import apply_affine, crop_affine, invert_affine
-from unihpe_ref.images import crop_image
 
 
 def ramp(width: int = 120, height: int = 90) -> Image.Image:

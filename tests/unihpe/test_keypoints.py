@@ -7,9 +7,9 @@ import pytest
 import torch
 from detections import people
 
+from unihpe_ref.applications.keypoints import camera_matrix, read_keypoints, to_h36m
 from unihpe_ref.data import SKELETON, read_data
 from unihpe_ref.data.layouts import COCO17, DETECTED, LAYOUTS, joint_name, layout_of_names
-from unihpe_ref.keypoints import camera_matrix, read_keypoints, to_h36m
 
 MMPOSE_H36M = [
     "root",

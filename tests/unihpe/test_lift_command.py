@@ -10,16 +10,16 @@ from detections import people
 from PIL import Image
 from small import small_motion
 
-from unihpe_ref import detector as detection
-from unihpe_ref import lift_command
 from unihpe_ref.__main__ import main
+from unihpe_ref.applications import detector as detection
+from unihpe_ref.applications import lift_command
+from unihpe_ref.applications.detector import Detected, Detector
+from unihpe_ref.applications.frames import Frame, read_picture, read_video
+from unihpe_ref.applications.keypoints import Keypoints
+from unihpe_ref.applications.lift_command import DOUBTFUL, Found, followed, lift_found
+from unihpe_ref.applications.poses import read_poses
 from unihpe_ref.data import PoseSource
-from unihpe_ref.detector import Detected, Detector
-from unihpe_ref.frames import Frame, read_picture, read_video
-from unihpe_ref.keypoints import Keypoints
-from unihpe_ref.lift_command import DOUBTFUL, Found, followed, lift_found
 from unihpe_ref.lifter import load_lifter
-from unihpe_ref.poses import read_poses
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "real_multiview"
 
@@ -286,7 +286,7 @@ def test_without_the_extra_the_command_to_install_it_is_said(tmp_path, monkeypat
         assert main(["lift", str(tmp_path / "a.jpg"), "--out", str(tmp_path / "p.json")]) == 2
         error = capsys.readouterr().err
         assert "pip install 'multicontrast[detect]'" in error and "Traceback" not in error
-    monkeypatch.setattr("unihpe_ref.frames.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("unihpe_ref.applications.frames.importlib.util.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"reading a video needs the extra `detect`"):
         next(read_video(tmp_path / "a.mp4"))
 
@@ -320,8 +320,8 @@ def photographs():
 
 def test_the_detector_finds_the_joints_of_photographs(real, photographs):
     """Within 3 % of the person, as triangulated from four views; the median is 1.7 %."""
+    from unihpe_ref.applications.keypoints import to_h36m
     from unihpe_ref.data import apply_affine
-    from unihpe_ref.keypoints import to_h36m
 
     limbs, shares = [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16], []
     for row in range(0, len(photographs), 15):

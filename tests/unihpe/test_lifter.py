@@ -14,12 +14,12 @@ from small import SMALL, small_source
 from multicontrast.metrics import mpjpe, pa_mpjpe
 from unihpe_ref import weights
 from unihpe_ref.__main__ import main
+from unihpe_ref.applications.poses import read_poses
 from unihpe_ref.checkpoint import save_model
 from unihpe_ref.data import JOINT_NOISE, PoseSource, project, read_mocap
 from unihpe_ref.flipping import lift_flipped
 from unihpe_ref.lifter import load_lifter, place
 from unihpe_ref.models import UniHPE
-from unihpe_ref.poses import read_poses
 from unihpe_ref.runs import evaluate_model
 
 needs_whole = pytest.mark.skipif(not (weights.ASSETS / weights.WHOLE).exists(), reason="in a checkout alone")
@@ -245,7 +245,7 @@ def test_onnx_gives_the_same_numbers(part, tmp_path, capsys):
 
 
 def test_a_program_that_computes_something_else_is_not_written(tmp_path, monkeypatch, lifter):
-    from unihpe_ref import export
+    from unihpe_ref.applications import export
 
     monkeypatch.setattr(export, "_compare", lambda *_: (0.5, "a test"))
     monkeypatch.setattr(export, "_torch_bytes", lambda _: b"")
@@ -257,7 +257,7 @@ def test_a_program_that_computes_something_else_is_not_written(tmp_path, monkeyp
 def test_the_doctor_finds_nothing_wrong_here_and_says_what_is(capsys, monkeypatch):
     assert main(["doctor"]) == 0
     assert "Nothing is wrong" in capsys.readouterr().out
-    from unihpe_ref import doctor
+    from unihpe_ref.applications import doctor
 
     monkeypatch.setenv("MULTICONTRAST_BACKEND", "cuda")
     monkeypatch.setattr(doctor, "load_lifter", lambda **_: (_ for _ in ()).throw(ValueError("a damaged file")))
@@ -335,7 +335,7 @@ def test_the_command_takes_a_detectors_joints_unless_told_otherwise(tmp_path, se
 
 
 def test_a_transformer_keeps_its_free_batch_when_it_is_exported(tmp_path):
-    from unihpe_ref.export import export_model
+    from unihpe_ref.applications.export import export_model
     from unihpe_ref.lifter import Lifter
 
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from unihpe_ref.logs import RunLog, SilentLog, clock
+from unihpe_ref.training.logs import RunLog, SilentLog, clock
 
 
 def record(step: int) -> dict[str, float]:

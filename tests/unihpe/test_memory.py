@@ -4,8 +4,8 @@ import pytest
 import torch
 from small import POSES_ONLY, SMALL, small_source
 
-from unihpe_ref.memory import estimate_memory, memory_lines, meta_batch, saved_for_backward
 from unihpe_ref.models import UniHPE
+from unihpe_ref.runs.memory import estimate_memory, memory_lines, meta_batch, saved_for_backward
 from unihpe_ref.stages import make_stages
 from unihpe_ref.training import choose_trained
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from multicontrast import metrics
+from unihpe_ref.applications.export import export_model
 from unihpe_ref.config import ModelConfig, SamplerConfig
-from unihpe_ref.export import export_model
 from unihpe_ref.lifter import Lifter
 from unihpe_ref.models import UniHPE, best_hypothesis, costs, mean_hypothesis, parameters, retrieve
 from unihpe_ref.models.hrnet import HRNetEncoder

@@ -17,10 +17,10 @@ from crashing import contents
 from rich.console import Console
 from small import POSES_ONLY, SMALL, weights
 
+from unihpe_ref.applications.run import MODEL, run, run_folder
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.files import file_hash
-from unihpe_ref.resume import newest_checkpoint
-from unihpe_ref.runs import MODEL, run, run_folder
+from unihpe_ref.runs.resume import newest_checkpoint
 
 # Long enough to be killed in the middle, in stage 3 as well; dropout and denoising noise draw at every step.
 CONFIG = POSES_ONLY.override(
@@ -41,7 +41,7 @@ import io, json, sys, torch
 from pathlib import Path
 from rich.console import Console
 from unihpe_ref.config import RunConfig
-from unihpe_ref.runs import run, run_folder
+from unihpe_ref.applications.run import run, run_folder
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 with run_folder(folder, resume=True):
@@ -96,7 +96,7 @@ def stopped(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     config = SMALL.override(checkpoint_every=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unihpe_ref.runs.save_model", _fail)
+        patch.setattr("unihpe_ref.applications.run.save_model", _fail)
         with pytest.raises(OSError, match="no space"):
             train(folder, config)
     return folder / "checkpoints"

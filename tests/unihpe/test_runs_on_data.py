@@ -8,9 +8,10 @@ import torch
 from rich.console import Console
 from small import POSES_ONLY, SMALL
 
+from unihpe_ref.applications.run import run
 from unihpe_ref.data import JoinedSource, RecordingSource, read_data
 from unihpe_ref.data.prepared import prepare
-from unihpe_ref.runs import open_motion, open_training_source, run
+from unihpe_ref.runs import open_motion, open_training_source
 
 
 @pytest.fixture(scope="module")

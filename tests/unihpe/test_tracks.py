@@ -6,10 +6,10 @@ import torch
 from detections import people
 from small import small_motion
 
-from unihpe_ref.completion import LEAST, complete
+from unihpe_ref.applications.completion import LEAST, complete
+from unihpe_ref.applications.tracks import number_people, smooth
 from unihpe_ref.data import SKELETON, PoseSource, fixed_cameras
 from unihpe_ref.lifter import load_lifter
-from unihpe_ref.tracks import number_people, smooth
 
 FPS = 30.0
 

@@ -11,16 +11,16 @@ import torch
 from small import POSES_ONLY, SMALL, quiet_log, small_motion, small_source, weights
 
 from multicontrast import metrics
-from unihpe_ref import training
+from unihpe_ref.applications.run import run_folder
 from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.config import EvaluationConfig, Stage1, Stage3
 from unihpe_ref.evaluation import MeanPose, _errors_2d, evaluate
 from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
-from unihpe_ref.runs import new_model, open_source, run_folder, train_model
+from unihpe_ref.runs import new_model, open_source, train_model
 from unihpe_ref.stages import ImageAlignment, MultiTask, PoseAlignment, make_stages
-from unihpe_ref.training import fit, learning_rate_factor, make_optimizer
+from unihpe_ref.training import StageState, choose_trained, fit, learning_rate_factor, loop, make_optimizer
 
 
 def model_of(config=SMALL) -> UniHPE:
@@ -285,9 +285,9 @@ def gradients(stage, model, batch, **changes) -> dict[str, torch.Tensor]:
     batch = replace(batch, **{n: v.double() if v.is_floating_point() else v for n, v in doubled.items()})
     config = stage.config.override(**changes)
     stage = type(stage)(config)
-    training.choose_trained(model, stage)
-    state = training.StageState(stage, model)
-    losses, embeddings = training._backward(state, batch, Part.whole(len(batch)), 5, torch.float32)
+    choose_trained(model, stage)
+    state = StageState(stage, model)
+    losses, embeddings = loop._backward(state, batch, Part.whole(len(batch)), 5, torch.float32)
     assert all(not value.requires_grad for value in (*losses.values(), *embeddings.values()))
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {**found, "tau": stage.temperature.log_tau.grad, **losses, **embeddings}

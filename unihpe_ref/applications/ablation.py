@@ -12,11 +12,11 @@ import tyro
 from rich.console import Console
 
 from multicontrast._checks import check_choice, three_beats
-from unihpe_ref.commands import choose_device, set_threads
+from unihpe_ref.applications.commands import choose_device, set_threads
+from unihpe_ref.applications.run import CHECKPOINTS, EVALUATION, run, run_folder
 from unihpe_ref.config import RunConfig
 from unihpe_ref.files import LOCK, write_whole
 from unihpe_ref.presets import PRESETS, SECOND_DATA_SET, preset
-from unihpe_ref.runs import CHECKPOINTS, EVALUATION, run, run_folder
 
 SUMMARY = "ablation.md"
 _PATHS = ("2D to 3D", "image to 3D")

@@ -14,17 +14,17 @@ from rich.table import Table
 from torch import Tensor
 
 from multicontrast._checks import three_beats
+from unihpe_ref.applications.doctor import examine
+from unihpe_ref.applications.export import export_model
+from unihpe_ref.applications.frames import PICTURES, read_picture, thumbnail
+from unihpe_ref.applications.images import crop_image
+from unihpe_ref.applications.keypoints import camera_matrix, read_keypoints
+from unihpe_ref.applications.lift_command import LayoutName, camera_for, check_outputs, write_poses
+from unihpe_ref.applications.poses import PoseSet, read_poses
 from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import joint_box, normalise_image
-from unihpe_ref.doctor import examine
-from unihpe_ref.export import export_model
-from unihpe_ref.frames import PICTURES, read_picture, thumbnail
-from unihpe_ref.images import crop_image
-from unihpe_ref.keypoints import camera_matrix, read_keypoints
-from unihpe_ref.lift_command import LayoutName, camera_for, check_outputs, write_poses
 from unihpe_ref.lifter import LiftedPoses, Lifter, camera_of, load_lifter, place
 from unihpe_ref.models import retrieve
-from unihpe_ref.poses import PoseSet, read_poses
 
 
 @dataclass(frozen=True, kw_only=True)

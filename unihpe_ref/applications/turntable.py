@@ -24,9 +24,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from multicontrast._checks import three_beats
+from unihpe_ref.applications.poses import PoseSet
 from unihpe_ref.data import SKELETON
 from unihpe_ref.files import write_whole
-from unihpe_ref.poses import PoseSet
 
 _GIF_FRAMES, _GIF_SECONDS, _GIF_SIZE = 48, 0.08, 360
 _OVERSAMPLE = 3  # drawn larger and reduced: Pillow's lines have no smooth edges

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from multicontrast._checks import three_beats
+from unihpe_ref.applications.detector import INSTALL
 from unihpe_ref.data.pictures import decode
-from unihpe_ref.detector import INSTALL
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")

@@ -8,8 +8,8 @@ and shift have a closed form, with :math:`P = \Sigma_{ss}^{-1}`, ``T`` the two s
     Q = P - P T (T^\top P T)^{-1} T^\top P, \quad
     a = \frac{q + \sqrt{q^2 + 4 p (n - 2)}}{2 p}, \quad p = x^\top Q x, \; q = x^\top Q \mu_s
 
-and the missing joints are the conditional mean, weighted over components. ``python -m unihpe_ref.completion RECORDING``
-fits the mixture and writes it to ``assets/poses2d.npz``.
+and the missing joints are the conditional mean, weighted over components.
+``python -m unihpe_ref.applications.completion RECORDING`` fits the mixture and writes it to ``assets/poses2d.npz``.
 """
 
 from __future__ import annotations
@@ -108,4 +108,4 @@ def fit(recording: Path) -> dict[str, Array]:
 
 if __name__ == "__main__":
     found = {name: array.astype(np.float32) for name, array in fit(Path(sys.argv[1])).items()}
-    np.savez_compressed(Path(__file__).parent / "assets" / _ASSET, **found)  # type: ignore[arg-type]
+    np.savez_compressed(Path(__file__).parents[1] / "assets" / _ASSET, **found)  # type: ignore[arg-type]

@@ -19,17 +19,17 @@ from rich.progress import track
 from torch import Tensor
 
 from multicontrast._checks import three_beats
-from unihpe_ref.completion import LEAST, complete
+from unihpe_ref.applications.completion import LEAST, complete
+from unihpe_ref.applications.detector import Detected, Detector
+from unihpe_ref.applications.frames import PICTURES, VIDEOS, Frame, read_picture, read_video, thumbnail
+from unihpe_ref.applications.keypoints import MIN_CONFIDENCE, Keypoints, camera_matrix, read_keypoints
+from unihpe_ref.applications.poses import PoseSet, save_poses
+from unihpe_ref.applications.tracks import number_people, smooth
+from unihpe_ref.applications.turntable import MOST_ROWS, save_pose_view
 from unihpe_ref.data import PoseSource, generate_motion, look_at
 from unihpe_ref.data.layouts import DETECTED, LAYOUTS, Array
 from unihpe_ref.data.pictures import decode
-from unihpe_ref.detector import Detected, Detector
-from unihpe_ref.frames import PICTURES, VIDEOS, Frame, read_picture, read_video, thumbnail
-from unihpe_ref.keypoints import MIN_CONFIDENCE, Keypoints, camera_matrix, read_keypoints
 from unihpe_ref.lifter import LiftedPoses, Lifter, camera_of, load_lifter
-from unihpe_ref.poses import PoseSet, save_poses
-from unihpe_ref.tracks import number_people, smooth
-from unihpe_ref.turntable import MOST_ROWS, save_pose_view
 
 LayoutName = Literal[("auto", *DETECTED)]  # type: ignore[valid-type]
 VIEWS = (".gif", ".png", ".html")

@@ -13,31 +13,19 @@ from rich.console import Console
 from rich.table import Table
 
 from multicontrast._checks import three_beats
+from unihpe_ref.applications.figures import save_pose_sheet
+from unihpe_ref.applications.run import CONFIG, EVALUATION, LOG, MODEL, POSES, run, run_folder, save_json
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Motion, Recording
 from unihpe_ref.evaluation import UNITS, Evaluation, PathResult
-from unihpe_ref.figures import save_pose_sheet
-from unihpe_ref.logs import clock
-from unihpe_ref.memory import memory_lines
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import deviations, preset
-from unihpe_ref.processes import joined, rank
-from unihpe_ref.runs import (
-    CONFIG,
-    EVALUATION,
-    LOG,
-    MODEL,
-    POSES,
-    evaluate_model,
-    open_motion,
-    open_source,
-    open_training_source,
-    run,
-    run_folder,
-    save_json,
-)
+from unihpe_ref.runs import evaluate_model, open_motion, open_source, open_training_source
+from unihpe_ref.runs.memory import memory_lines
 from unihpe_ref.stages import make_stages
+from unihpe_ref.training.logs import clock
+from unihpe_ref.training.processes import joined, rank
 
 
 @dataclass(frozen=True, kw_only=True)

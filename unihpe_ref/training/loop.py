@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from multicontrast import Temperature, cached_step
 from multicontrast._checks import three_beats
-from unihpe_ref import processes
 from unihpe_ref.config import StageConfig
 from unihpe_ref.data import PoseBatch, Source
-from unihpe_ref.logs import RunLog
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
-from unihpe_ref.seeds import generator_of, seed_of
+from unihpe_ref.training import processes
+from unihpe_ref.training.logs import RunLog
+from unihpe_ref.training.seeds import generator_of, seed_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -190,7 +190,7 @@ def fit(
         workers: processes that prepare batches.
         restore: brings the state to that of a checkpoint before the first step.
         save: writes a checkpoint, every ``save_every`` steps and after the last.
-    Processes that share the run (see ``processes.py``) each work on their rows of every batch.
+    Processes that share the run (see :mod:`unihpe_ref.training.processes`) each work on their rows of every batch.
 
     Raises: FloatingPointError when the loss is no longer finite.
     """

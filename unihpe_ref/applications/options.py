@@ -11,12 +11,12 @@ import tyro
 
 from multicontrast import __version__
 from multicontrast._checks import three_beats
-from unihpe_ref.ablation import Ablate
-from unihpe_ref.commands import Demo, Evaluate, Train
-from unihpe_ref.data_commands import Data
-from unihpe_ref.lift_command import Lift
+from unihpe_ref.applications.ablation import Ablate
+from unihpe_ref.applications.commands import Demo, Evaluate, Train
+from unihpe_ref.applications.data_commands import Data
+from unihpe_ref.applications.lift_command import Lift
+from unihpe_ref.applications.use_commands import Doctor, Estimate, Export, Retrieve
 from unihpe_ref.presets import preset
-from unihpe_ref.use_commands import Doctor, Estimate, Export, Retrieve
 
 Command = Demo | Train | Evaluate | Ablate | Data | Lift | Estimate | Retrieve | Export | Doctor
 _COMMANDS: dict[str, type[Command]] = {

@@ -1,0 +1,130 @@
+"""One run from end to end, and the folder it leaves everything in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from multicontrast._checks import three_beats
+from unihpe_ref.applications.figures import save_pose_sheet
+from unihpe_ref.checkpoint import load_model, save_model
+from unihpe_ref.config import RunConfig
+from unihpe_ref.data import Motion, Recording
+from unihpe_ref.evaluation import Evaluation
+from unihpe_ref.files import clear_partial, locked, remove_whole, write_whole
+from unihpe_ref.models import UniHPE
+from unihpe_ref.presets import deviations
+from unihpe_ref.runs import evaluate_model, open_motion, open_source, train_model
+from unihpe_ref.runs.environment import describe_environment
+from unihpe_ref.runs.resume import check_same_run, newest_checkpoint
+from unihpe_ref.training import processes
+from unihpe_ref.training.logs import RunLog, SilentLog, end_of_log
+
+MODEL, LOG, CONFIG, EVALUATION, POSES = "model.safetensors", "log.jsonl", "config.json", "evaluation.json", "poses.png"
+ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
+
+
+@contextmanager
+def run_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+    """Makes the folder of a run and keeps it for this process; what a killed one was writing goes.
+
+    With ``overwrite`` the checkpoints in it go as well, and later the model. Processes that help the first do nothing.
+
+    Raises: FileExistsError when it already holds a model, or checkpoints, and neither ``overwrite`` nor ``resume`` is
+        asked for, or when another process is at work in it; ValueError for both options; OSError when it cannot be
+        written.
+    """
+    if processes.rank() > 0:
+        yield
+        return
+    if overwrite and resume:
+        needed = "`--resume` goes on with a run, which `--overwrite` would remove: it needs one of them"
+        raise ValueError(three_beats(needed, "both", "Leave out one of the two."))
+    if folder.exists() and not folder.is_dir():
+        needed = "`--out` needs a folder"
+        raise NotADirectoryError(three_beats(needed, f"the file {folder}", "Choose another name."))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        needed = "`--out` needs a folder that can be written"
+        raise PermissionError(three_beats(needed, str(folder), "Choose another folder."))
+    with locked(folder):
+        for name, what in ((MODEL, "a trained model"), (CHECKPOINTS, "checkpoints")):
+            if (folder / name).exists() and not overwrite and not resume:
+                remedy = "Add `--resume` to go on with that run, or `--overwrite` to begin again."
+                raise FileExistsError(three_beats(f"`--out` needs a folder without {what}", f"{folder / name}", remedy))
+        if overwrite:
+            remove_whole(folder / CHECKPOINTS)
+        clear_partial(folder / CHECKPOINTS)
+        yield
+
+
+def save_json(values: object, path: Path) -> None:
+    """Indented JSON, whole or not at all."""
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def run(
+    config: RunConfig,
+    folder: Path,
+    console: Console,
+    device: torch.device,
+    *,
+    motion: Motion | Recording | None = None,
+    resume: bool = False,
+) -> tuple[UniHPE, Evaluation, Motion | Recording] | None:
+    """Trains, saves, evaluates and draws; leaves everything that happened in ``folder``.
+
+    Args:
+        config: of the run.
+        folder: the caller is inside :func:`run_folder`.
+        console: for a person.
+        device: where to train.
+        motion: what the configuration names, where it is open already.
+        resume: goes on from the newest checkpoint in the folder; where the model is there, only with what is missing.
+    Returns: what is there at the end; None where nothing was missing, and in the processes that helped the first one.
+    """
+    motion = open_motion(config) if motion is None else motion
+    start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
+    trained = resume and (folder / MODEL).exists() and not (folder / CHECKPOINTS).exists()
+    processes.wait()  # all have looked
+    if processes.rank() > 0:
+        if not trained:
+            train_model(config, motion, SilentLog(), device, start=start)
+        return None
+    if trained:
+        model, own = load_model(folder / MODEL, device)
+        check_same_run(folder, own, config, ("workers", "log_every", "checkpoint_every", "tensorboard"))
+        if all((folder / name).exists() for name in (EVALUATION, POSES)):
+            console.print("The run is done; nothing is missing.", highlight=False)
+            return None
+    else:
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)  # as long as it is there, a model and a log are of an older run
+        save_json(config.to_dict(), folder / CONFIG)
+        save_json(describe_environment(device), folder / ENVIRONMENT)
+    held = end_of_log(folder / LOG) if trained else None if start is None else start.log
+    with RunLog(folder / LOG, console, resume=held, tensorboard=config.tensorboard) as log:
+        if trained:
+            log.write("resume", checkpoint=MODEL, torch=torch.__version__, device=str(device))
+            console.print("The model is trained; evaluates it.", highlight=False)
+        elif start is None:
+            named = {name: {"here": here, "paper": paper} for name, (here, paper) in deviations(config).items()}
+            log.write("begin", config=config.to_dict(), deviations=named, torch=torch.__version__, device=str(device))
+        else:
+            log.write("resume", checkpoint=start.folder.name, torch=torch.__version__, device=str(device))
+            console.print(f"Resumes after step {start.step} of stage {start.stage}.", highlight=False)
+        if not trained:
+            model = train_model(config, motion, log, device, checkpoints=folder / CHECKPOINTS, start=start)
+            save_model(model, config, folder / MODEL)
+        evaluation = evaluate_model(model, config, motion)
+        log.write("evaluation", **evaluation.to_dict())
+    save_json(evaluation.to_dict(), folder / EVALUATION)
+    source = open_source(motion, config, images=model.image_encoder is not None).split("test")
+    save_pose_sheet(model, source, folder / POSES, seed=config.seed)
+    remove_whole(folder / CHECKPOINTS)  # the model is what they led to; until here they can lead to it again
+    return model, evaluation, motion

@@ -1,0 +1,5 @@
+"""The one training loop, its log, its seeds, and the processes that share it."""
+
+from unihpe_ref.training.loop import Stage, StageState, choose_trained, fit, learning_rate_factor, make_optimizer
+
+__all__ = ["Stage", "StageState", "choose_trained", "fit", "learning_rate_factor", "make_optimizer"]
