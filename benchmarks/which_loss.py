@@ -18,8 +18,8 @@ faults. It is why two modalities are matched by the best score instead of the tr
 eigenvalue with tied negatives stand beside pairs, too: is a gain due to the similarity, or to the candidates?
 
 The order is that of worth, so that a study that was stopped has whole tables: the first six losses with fixed
-temperatures in the six main worlds, one after the other; the other losses there; learned temperatures; the worlds that
-vary one of the six; the exact eigenvalue.
+temperatures in every world, one after the other, the six main worlds before those that vary one of them; the other
+losses in the main worlds; learned temperatures and the exact eigenvalue; then the rest.
 
 Runs are rows of ``results/which_loss/runs.csv``. A run that is there is passed over, so the study can be stopped at any
 time. Rows reach that file only with ``--record``.
@@ -294,11 +294,11 @@ def missing_runs(path: Path, worlds: Sequence[Description]) -> Iterator[tuple[De
     others = [world for world in worlds if not world.main]
     first = [contender for contender in CONTENDERS if contender.first]
     later = [contender for contender in CONTENDERS if not contender.first and contender.name != EXACT]
-    stages = [([world], first, kind) for world in main for kind in ("tuning", "fixed")]
-    stages += [([world], later, kind) for world in main for kind in ("tuning", "fixed")]
-    stages += [(main, first + later, "learned"), (others, first + later, "tuning"), (others, first + later, "fixed")]
     exact = [contender for contender in CONTENDERS if contender.name == EXACT]
-    stages += [([world for world in main if world.name in EXACT_IN], exact, "fixed")]
+    stages = [([world], first, kind) for world in main + others for kind in ("tuning", "fixed")]
+    stages += [([world], later, kind) for world in main for kind in ("tuning", "fixed")]
+    stages += [(main, first, "learned"), ([world for world in main if world.name in EXACT_IN], exact, "fixed")]
+    stages += [(main, later, "learned"), (others, later, "tuning"), (others, later, "fixed")]
     for chosen, contenders, kind in stages:
         for seed in (TUNING_SEED,) if kind == "tuning" else SEEDS:
             for world in chosen:

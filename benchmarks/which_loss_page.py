@@ -239,7 +239,7 @@ TEMPERATURE = """\
 A temperature divides a cosine; the multilinear product is multiplied by sqrt(D) first.
 """
 BOTTOM = """\
-The order of the plan was changed three times while it ran, after 25, 42 and 81 runs, because the machine had less
+The order of the plan was changed four times while it ran, after 25, 42, 81 and 150 runs, because the machine had less
 time to give. Nothing else of it was changed. The rows are in `benchmarks/results/which_loss/runs.csv`.
 
 The motion is CMU's: the data used in this project was obtained from mocap.cs.cmu.edu; the database was created with
