@@ -104,6 +104,36 @@ def info_nce_pytorch() -> tuple[Loss, Loss]:
     return theirs, ours
 
 
+def info_nce_pytorch_unpaired() -> tuple[Loss, Loss]:
+    from info_nce import info_nce
+
+    def theirs(query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+        return info_nce(query, positive, negatives, temperature=0.1)
+
+    def ours(query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+        same = torch.zeros(len(query), dtype=torch.int64)  # one id for all: no row of the batch is a negative
+        return mc.pairwise_infonce(query, positive, 0.1, symmetric=False, ids=same, extra_negatives=(None, negatives))
+
+    return theirs, ours
+
+
+def info_nce_pytorch_paired() -> tuple[Loss, Loss]:
+    from info_nce import info_nce
+
+    def two_for_each(rows: Tensor) -> Tensor:
+        return torch.stack((rows, rows.roll(1, 0)), 1)  # (B, 2, D): each query has negatives of its own
+
+    def theirs(query: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
+        return info_nce(query, positive, two_for_each(rows), temperature=0.1, negative_mode="paired")
+
+    def ours(query: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
+        same = torch.zeros(len(query), dtype=torch.int64)
+        own = (None, two_for_each(rows))
+        return mc.pairwise_infonce(query, positive, 0.1, symmetric=False, ids=same, extra_negatives=own)
+
+    return theirs, ours
+
+
 def sentence_transformers() -> tuple[Loss, Loss]:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -200,6 +230,8 @@ PEERS: dict[Callable[[], tuple[Loss, Loss]], str] = {
     pytorch_metric_learning_views: "pytorch-metric-learning",
     lightly: "lightly",
     info_nce_pytorch: "info-nce-pytorch",
+    info_nce_pytorch_unpaired: "info-nce-pytorch",
+    info_nce_pytorch_paired: "info-nce-pytorch",
     sentence_transformers: "sentence-transformers",
     sentence_transformers_hard_negatives: "sentence-transformers",
     gram: "",

@@ -110,6 +110,30 @@ def test_lightning_trains_logs_and_restores_the_temperature(precision, tmp_path,
     assert f"precision {precision}" in capsys.readouterr().out
 
 
+def test_torchmetrics_wraps_and_lightning_logs_our_metrics(capsys):
+    pytest.importorskip("torchmetrics", reason="comes with the extra `dev`")
+    import with_torchmetrics
+
+    from multicontrast import metrics
+
+    pred, target = with_torchmetrics.poses()
+    torch.manual_seed(0)
+    results = with_torchmetrics.main()
+    whole = {
+        "val_mpjpe": metrics.mpjpe(pred, target, root=0).item(),
+        "val_pa_mpjpe": metrics.pa_mpjpe(pred, target).item(),
+        "val_pck": metrics.pck3d(pred, target).item(),
+    }
+    found = results["wrappers"]
+    assert {name: found[name].item() for name in whole} == pytest.approx(whole, rel=1e-5)
+    assert found["latest"] == pytest.approx(metrics.mpjpe(pred[64:], target[64:], root=0).item(), rel=1e-5)
+    assert abs(found["mean"] - whole["val_mpjpe"]) < 4 * found["std"] < 8
+    assert "val_pck" in capsys.readouterr().out
+    if "lightning" not in results:
+        pytest.skip("the part for Lightning was left out: the extra `integrations` is not installed")
+    assert results["lightning"] == pytest.approx(whole, rel=1e-5)
+
+
 def test_hugging_face_trainer_keeps_the_temperature_out_of_the_decay(capsys):
     pytest.importorskip("transformers", reason="comes with the extra `integrations`")
     import with_trainer
