@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import sys
 from pathlib import Path
 
 _root = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_root / "docs"))  # `lift_page`, `links`, `mathml`
+sys.path.insert(0, str(_root / "docs"))  # `api_pages`, `lift_page`, `links`, `mathml`
 _version_file = (_root / "multicontrast" / "_version.py").read_text()
 
 project = "multicontrast"
@@ -25,6 +26,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "api_pages",
     "links",
     "mathml",
 ]
@@ -80,8 +82,12 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
-def _short_defaults(app, what, name, obj, options, signature, returns):  # noqa: ARG001 (Sphinx fixes the signature)
-    """A long tuple of numbers says nothing in a signature."""
+def _short_signature(app, what, name, obj, options, signature, returns):  # noqa: ARG001 (Sphinx fixes the signature)
+    """Types where they fit; a long tuple of numbers says nothing."""
+    if signature and len(signature) > 400:  # the parameters' text says what they may be
+        plain = inspect.signature(obj)
+        bare = [parameter.replace(annotation=plain.empty) for parameter in plain.parameters.values()]
+        signature = str(plain.replace(parameters=bare, return_annotation=plain.empty))
     return signature and re.sub(r"\((?:-?[\d.e-]+, ){8,}[^()]*\)", "(...)", signature), returns
 
 
@@ -113,7 +119,7 @@ def _add_math_font(app, error) -> None:
 
 def setup(app) -> None:
     """Called by Sphinx; runs before napoleon (priority 500)."""
-    app.connect("autodoc-process-signature", _short_defaults)
+    app.connect("autodoc-process-signature", _short_signature)
     app.connect("autodoc-process-docstring", _sections_on_one_line, priority=400)
     app.connect("build-finished", _finish_lift_page)
     app.connect("build-finished", _add_math_font)
