@@ -12,8 +12,8 @@ Python::
     joints_3d = model.lift(joints_2d, box_info)      # (B, 17, 3) metres, pelvis at the origin, camera axes
 
 Three rooms. The paper: ``runs -> stages -> training, evaluation -> models, diffusion``, with ``config``, ``presets``,
-``checkpoint``, and ``lifter``, a trained model on pixels. ``data``, which knows no model. ``applications``, the commands
-and what they need, which nothing else imports.
+``checkpoint``, and ``lifter``, a trained model on pixels. ``data``, which knows no model. ``applications``: the
+commands and what they need, which nothing else imports.
 """
 
 from __future__ import annotations
