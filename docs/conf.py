@@ -76,7 +76,10 @@ nitpick_ignore_regex = [
     ("py:.*", r"Tensor|Generator|Module|ProcessGroup|Figure|Path"),  # annotations that are not evaluated
     ("py:.*", r"Sequence|Callable|Iterable|Mapping|Literal|optional|Tally|Gather|Examples"),
     ("py:.*", r"(multicontrast|unihpe_ref)\.(.*\.)?_.*"),  # private names in annotations
-    ("py:class", r"PIL\..*|unihpe_ref\.data\.layouts\.Layout|unihpe_ref\.detector\.Detected"),  # of annotations
+    (
+        "py:class",
+        r"PIL\..*|unihpe_ref\.data\.layouts\.Layout|unihpe_ref\.applications\.detector\.Detected|unihpe_ref\.data\.protocols\.Protocol",
+    ),  # of annotations
 ]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -56,7 +56,7 @@ REFERENCE_ARROWS: dict[str, set[str]] = {
 }
 LEVELS = 6
 # Deeper than that for now, and never deeper than this.
-DEEPER = {"multicontrast/losses": 9, "unihpe_ref/data": 7}
+DEEPER = {"multicontrast/losses": 9}
 
 
 def imported(path: Path, package: Path) -> set[str]:

@@ -11,12 +11,11 @@ from torch import Tensor
 from multicontrast._checks import three_beats
 
 from .batches import PoseBatch
-from .recording_source import RecordingSource
-from .source import PoseSource
+from .source import FrameSource
 
 
 class JoinedSource:
-    """Training batches of several sources, with the interface of :class:`~unihpe_ref.data.source.PoseSource`.
+    """Training batches of several sources, with the interface of :class:`~unihpe_ref.data.source.Source`.
 
     Args:
         sources: made with the same ``action_names``, ``subject_names`` and ``image_size``. Their samples are numbered
@@ -24,7 +23,7 @@ class JoinedSource:
     Raises: ValueError for no source, or for vocabularies that differ.
     """
 
-    def __init__(self, sources: Sequence[PoseSource | RecordingSource]) -> None:
+    def __init__(self, sources: Sequence[FrameSource]) -> None:
         vocabularies = {(source.action_names, source.subject_names) for source in sources}
         if len(vocabularies) != 1:
             needed = "`JoinedSource` needs sources that number actions and subjects alike"
@@ -111,12 +110,8 @@ class JoinedSource:
             begun += count
 
     def _renumbered(self, k: int, batch: PoseBatch) -> PoseBatch:
-        before = sum(_sequences(source) for source in self.sources[:k])
+        before = sum(source.num_sequences for source in self.sources[:k])
         return replace(batch, index=batch.index + self._starts[k], sequence=batch.sequence + before)
-
-
-def _sequences(source: PoseSource | RecordingSource) -> int:
-    return (source.motion if isinstance(source, PoseSource) else source.recording).num_sequences
 
 
 def _joined(parts: list[PoseBatch]) -> PoseBatch:

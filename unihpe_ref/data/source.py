@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from .camera import Camera, crop_intrinsics, fixed_cameras, random_camera
 from .facing import face_box
 from .hashing import hashed_normal, hashed_uniform
 from .motion import Motion
+from .recording import Recording
 from .render import NOISE_CHANNELS, render_poses
 from .sampling import SpacedSampler
 from .skeleton import SKELETON, flip_joints
@@ -28,6 +31,25 @@ VIEWS = ("box", "camera")
 _ROAM = 1.5  # metres: how far from the middle of the room a person is seen, as in Human3.6M
 _VARIED = {"distance": (2.5, 8.0), "height": (0.3, 3.0), "roll_degrees": 5.0}  # of :func:`random_camera`
 _VARIED_ROAM = 0.3  # of the camera's distance, where that is nearer than _ROAM: nobody enters the lens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What happens to the samples of a batch; None leaves them as they are.
+
+    Attributes:
+        angle: ``(B,)``, by which the camera rolls. mirror: ``(B,)`` bool.
+        scale: ``(B,)``, what multiplies the box's side. shift: ``(B, 2)``, of the box, in shares of its side.
+        errors: what displaces the 2D joints, ``(B, 17, 2)``, and each sample's deviation ``(B,)``.
+        lengths: ``(B, 16)`` metres of the limbs, NaN for who stays as recorded.
+    """
+
+    angle: Tensor | None = None
+    mirror: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    errors: tuple[Tensor, Tensor] | None = None
+    lengths: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,38 +72,46 @@ class Augmentation:
                 needed = f"`Augmentation` needs 0 <= `{name}` <= {high:g}"
                 raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
 
-    def check_pictures(self, pictures: bool) -> None:
-        """Raises ``ValueError`` where pictures would show another body than the joints."""
-        if self.bodies and pictures:
-            needed = "`bodies` needs poses alone"
-            raise ValueError(three_beats(needed, "pictures, which show the recorded body", "Set `data.bodies` to 0."))
+    def draw(self, count: int, generator: torch.Generator, rows: slice = slice(None)) -> Change:
+        """What happens to a batch of ``count``, drawn for all of it and returned for ``rows``.
 
-    def joint_errors(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
-        """What a batch's 2D joints are displaced by, ``(count, 17, 2)``, and each sample's deviation ``(count,)``.
-
-        The deviation's square root is uniform: small errors matter most to a lifter and are drawn most. None, and
-        nothing is drawn, without noise.
+        Without noise or other bodies nothing is drawn for them. The square root of the noise's deviation is uniform:
+        small errors matter most to a lifter and are drawn most.
         """
-        if not self.joint_noise:
-            return None
-        deviation = self.joint_noise * torch.rand(count, generator=generator).square()
-        return deviation[:, None, None] * torch.randn(count, SKELETON.num_joints, 2, generator=generator), deviation
-
-    def limb_lengths(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """Limb lengths of a batch, ``(count, 16)`` metres, NaN for who stays as recorded; None, and nothing is drawn,
-        where all do."""
-        if not self.bodies:
-            return None
-        lengths = random_lengths(generator, count)
-        return torch.where(torch.rand(count, 1, generator=generator) < self.bodies, lengths, torch.nan)
+        draw = torch.rand(count, 5, generator=generator)[rows]
+        errors = lengths = None
+        if self.joint_noise:
+            deviation = self.joint_noise * torch.rand(count, generator=generator).square()
+            error = deviation[:, None, None] * torch.randn(count, SKELETON.num_joints, 2, generator=generator)
+            errors = error[rows], deviation[rows]
+        if self.bodies:
+            lengths = random_lengths(generator, count)
+            other = torch.rand(count, 1, generator=generator) < self.bodies
+            lengths = torch.where(other, lengths, torch.nan)[rows]
+        return Change(
+            angle=(2 * draw[:, 0] - 1) * math.radians(self.rotation_degrees),
+            mirror=draw[:, 1] < self.flip,
+            scale=1 + (2 * draw[:, 2] - 1) * self.scale,
+            shift=(2 * draw[:, 3:] - 1) * self.shift,
+            errors=errors,
+            lengths=lengths,
+        )
 
 
 class Source(Protocol):
-    """Where batches come from: motion (:class:`~unihpe_ref.data.source.PoseSource`) or a recording."""
+    """Where batches come from: one data set (:class:`FrameSource`) or several (``JoinedSource``)."""
 
-    action_names: tuple[str, ...]
-    evaluated_joints: tuple[int, ...]
-    evaluated_metrics: tuple[str, ...]
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """What the numbers of :attr:`actions` mean."""
+
+    @property
+    def evaluated_joints(self) -> tuple[int, ...]:
+        """Those that errors are averaged over."""
+
+    @property
+    def evaluated_metrics(self) -> tuple[str, ...]:
+        """Those that the data are known for."""
 
     def __len__(self) -> int: ...
 
@@ -105,10 +135,246 @@ class Source(Protocol):
         """Endless batches of sample numbers without near duplicates."""
 
 
-class PoseSource:
+@dataclass(frozen=True)
+class Seen:
+    """B people as their cameras see them, before boxes and crops.
+
+    Attributes:
+        joints: ``(B, 17, 3)`` from the pelvis. root: ``(B, 3)``. pixels: ``(B, 17, 2)``. camera: a batch ``(B,)``.
+        pictures: makes the crops ``(B, 3, H, W)``, normalised, from ``(B, 2, 3)``, full-image pixels to crop pixels.
+    """
+
+    joints: Tensor
+    root: Tensor
+    pixels: Tensor
+    camera: Camera
+    pictures: Callable[[Tensor], Tensor]
+
+
+class FrameSource(ABC):
+    """Draws batches of one data set: a motion (:class:`PoseSource`) or a recording (``RecordingSource``).
+
+    A subclass names its samples by ``_hold`` and shows them by ``_look``; where a sample can be seen in several ways,
+    ``_draw_view`` chooses one.
+
+    Args:
+        data: whose samples they are.
+        image_size: (height, width) of crops; None leaves pictures out (crops then have 256 x 192 pixels).
+        augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
+        view: "camera", or "box" for poses in the frame of a camera that faces them (see ``facing.py``).
+        joint_noise: of evaluation: standard deviation of the 2D joints' error, in shares of the longer side of the box.
+        action_names, subject_names: what the numbers mean; the data's own names, sorted, unless given.
+    Raises: ValueError for an unknown name or sizes that are not positive.
+    """
+
+    convention = "aligned"  # of the crops' pixels (:func:`.boxes.crop_affine`)
+    own_noise = 0.0  # as ``joint_noise``: by how much the 2D joints err as they come
+    seed = 0  # of what an evaluation adds
+    min_distance = 0.0  # of the poses of a batch, metres (:class:`.sampling.SpacedSampler`)
+
+    def __init__(
+        self,
+        data: Motion | Recording,
+        *,
+        image_size: tuple[int, int] | None,
+        augment: bool | Augmentation,
+        view: str,
+        joint_noise: float,
+        action_names: tuple[str, ...] | None,
+        subject_names: tuple[str, ...] | None,
+    ) -> None:
+        self._owner = type(self).__name__
+        check_choice(self._owner, "view", view, VIEWS)
+        if image_size is not None and not (len(image_size) == 2 and min(image_size) > 0):
+            needed = f"`{self._owner}` needs `image_size` as (height, width) in pixels, or None"
+            raise ValueError(three_beats(needed, repr(image_size), "Try (64, 48)."))
+        self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        self.augment = Augmentation() if augment is True else None if augment is False else augment
+        if self.augment is not None and self.augment.bodies and image_size is not None:
+            needed = "`bodies` needs poses alone"
+            raise ValueError(three_beats(needed, "pictures, which show the recorded body", "Set `data.bodies` to 0."))
+        self.view = view
+        self.joint_noise = joint_noise
+        self.action_names = self._vocabulary("action", data.action, action_names)
+        self.subject_names = self._vocabulary("subject", data.subject, subject_names)
+
+    def _vocabulary(self, kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:
+        if given is None:
+            return tuple(sorted(set(own)))
+        missing = sorted(set(own) - set(given))
+        if missing:
+            needed = f"`{self._owner}` needs `{kind}_names` to hold every {kind} there is"
+            raise ValueError(three_beats(needed, f"no {missing[0]!r}", "Add it, or leave the names out."))
+        return tuple(given)
+
+    def _hold(
+        self, data: Motion | Recording, sequence: Tensor, views: Tensor, time: Tensor, fps: Sequence[float]
+    ) -> None:
+        """Takes these samples of ``data``, ``(N,)`` int64 each; those of one view are neighbours in ``time``, counted
+        in frames at the ``fps`` of their sequence."""
+        self._actions = torch.tensor([self.action_names.index(name) for name in data.action])
+        self._subjects = torch.tensor([self.subject_names.index(name) for name in data.subject])
+        self._sequence, self._views, self._time, self._fps = sequence, views, time, fps
+        self._samplers: dict[float, SpacedSampler] = {}
+
+    @abstractmethod
+    def split(self, name: str) -> FrameSource:
+        """Samples of one split, with the same options and the same numbers for actions and subjects."""
+
+    @abstractmethod
+    def _look(self, indices: Tensor, view: Any, change: Change) -> Seen:
+        """These samples in this view, after what a change does to bodies and cameras."""
+
+    def _draw_view(self, indices: Tensor, generator: torch.Generator, rows: slice) -> Any:
+        """How a training batch is seen: drawn for all of it, returned for ``rows``."""
+        return None
+
+    def _covered(self) -> Tensor:
+        """The samples that an evaluation covers at stride 1."""
+        return torch.arange(len(self))
+
+    def _poses(self) -> Tensor | None:
+        """``(N, 17, 3)``, what ``min_distance`` compares."""
+        return None
+
+    @property
+    def evaluated_joints(self) -> tuple[int, ...]:
+        """Those that errors are averaged over: all 17."""
+        return tuple(range(SKELETON.num_joints))
+
+    @property
+    def evaluated_metrics(self) -> tuple[str, ...]:
+        """Those that the data are known for."""
+        return ("MPJPE", "PA-MPJPE")
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self._sequence)
+
+    @property
+    def num_sequences(self) -> int:
+        """Of the data, whether or not a sample of each is there."""
+        return len(self._actions)
+
+    @property
+    def actions(self) -> Tensor:
+        """``(N,)`` int64: the action's number of each sample."""
+        return self._actions[self._sequence]
+
+    def batch(self, indices: Tensor, generator: torch.Generator, rows: slice = slice(None)) -> PoseBatch:
+        """A training batch: every call draws views, augmentation and looks from ``generator``.
+
+        Args:
+            indices: ``(B,)`` int64 samples, B > 0. generator: on the CPU.
+            rows: builds these rows of the batch alone, the same as they are in the whole batch; for processes that
+                share one.
+        """
+        indices = self._checked(indices)
+        view = self._draw_view(indices, generator, rows)
+        change = Change() if self.augment is None else self.augment.draw(len(indices), generator, rows)
+        return self._seen(indices[rows], view, change)
+
+    def evaluation_batch(self, indices: Tensor) -> PoseBatch:
+        """The same samples at every call, one by one: no augmentation, but for the joints' noise where it is asked for.
+
+        Args:
+            indices: ``(B,)`` int64 samples, B > 0.
+        """
+        return self._evaluated(self._checked(indices))
+
+    def _evaluated(self, indices: Tensor, view: Any = None) -> PoseBatch:
+        errors = None
+        if self.joint_noise:
+            error = hashed_normal(indices, 2 * SKELETON.num_joints, self.seed + 3).view(-1, SKELETON.num_joints, 2)
+            errors = self.joint_noise * error, torch.full((len(indices),), self.joint_noise)
+        return self._seen(indices, view, Change(errors=errors))
+
+    def evaluation_indices(self, stride: int = 1) -> Tensor:
+        """What an evaluation covers, int64: every ``stride``-th sample of each view."""
+        if stride < 1:
+            raise ValueError(three_beats("`evaluation_indices` needs `stride` >= 1", str(stride), "1 takes all."))
+        covered = self._covered()
+        view, order = self._views[covered].sort(stable=True)
+        count = view.unique_consecutive(return_counts=True)[1]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(view)) - (count.cumsum(0) - count).repeat_interleave(count)
+        return covered[place % stride == 0]
+
+    def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
+        """Endless batches of sample numbers without near duplicates.
+
+        Two samples of one view (a sequence, or a sequence seen by one camera) are at least ``min_gap_seconds`` apart:
+        each batch lays a comb of that pitch over every view, at a random phase, and draws teeth without replacement.
+        Another view of the same moment is another pose in the camera's frame, and may be there.
+
+        Args:
+            batch_size: samples in each batch. generator: on the CPU.
+            min_gap_seconds: 0 only keeps a sample from meeting itself.
+        Returns: an iterator over ``(batch_size,)`` int64 tensors.
+        Raises: ValueError, at once, where the data are too short for such batches.
+        """
+        if min_gap_seconds not in self._samplers:
+            fps = torch.tensor(self._fps, dtype=torch.float64)[self._sequence]
+            gap = torch.ones(int(self._views.max()) + 1, dtype=torch.int64)
+            gap[self._views] = (min_gap_seconds * fps - 1e-9).ceil().clamp(min=1).long()
+            self._samplers[min_gap_seconds] = SpacedSampler(self._views, self._time, gap, self._poses())
+        sampler = self._samplers[min_gap_seconds]
+        sampler.check(batch_size, min_gap_seconds)
+        return sampler.batches(batch_size, generator, self.min_distance)
+
+    def _checked(self, indices: Tensor) -> Tensor:
+        if indices.ndim != 1 or indices.dtype != torch.int64 or not len(indices):
+            needed = f"`{self._owner}` needs `indices` as a non-empty int64 tensor of shape (B,)"
+            remedy = "Take them from `sampler` or `evaluation_indices`."
+            raise ValueError(three_beats(needed, describe(indices), remedy))
+        if bool((indices < 0).any()) or bool((indices >= len(self)).any()):
+            came = f"{int(indices.min())} .. {int(indices.max())}"
+            needed = f"`{self._owner}` needs `indices` from 0 to {len(self) - 1}"
+            raise ValueError(three_beats(needed, came, "Indices belong to the source, or the split, they came from."))
+        return indices.cpu()
+
+    def _seen(self, indices: Tensor, view: Any, change: Change) -> PoseBatch:
+        """Samples, their boxes and their crops."""
+        seen = self._look(indices, view, change)
+        pixels = seen.pixels if change.errors is None else displace_joints(seen.pixels, change.errors[0])
+        box = joint_box(pixels)
+        if change.shift is not None:
+            box = torch.cat([box[:, :2] + change.shift * box[:, 2:], box[:, 2:]], -1)
+        if change.scale is not None:
+            box = torch.cat([box[:, :2], box[:, 2:] * change.scale[:, None]], -1)
+        affine = crop_affine(box, self.image_size or (256, 192), convention=self.convention)
+        own = torch.full((len(indices),), self.own_noise)
+        sequence = self._sequence[indices]
+        batch = PoseBatch(
+            joints_3d=seen.joints,
+            root=seen.root,
+            joints_2d=pixels,
+            box=box,
+            focal=seen.camera.focal,
+            principal=seen.camera.principal,
+            image_size=seen.camera.image_size,
+            image=None if self.image_size is None else seen.pictures(affine),
+            crop_affine=affine,
+            action=self._actions[sequence],
+            subject=self._subjects[sequence],
+            sequence=sequence,
+            index=indices,
+            joint_noise=own if change.errors is None else own.hypot(change.errors[1]),
+        )
+        return face_box(batch) if self.view == "box" else batch
+
+
+def mirror_cameras(camera: Camera, mirror: Tensor | None) -> Camera:
+    """The cameras that see what the mirrored samples show; only their principal points differ."""
+    if mirror is None:
+        return camera
+    return replace(camera, principal=torch.where(mirror[:, None], camera.mirrored().principal, camera.principal))
+
+
+class PoseSource(FrameSource):
     """Frames of a motion as seen by cameras.
 
-    Training batches (:meth:`batch`) see a frame from a camera of their own at each draw; evaluation batches
+    Training batches (``batch``) see a frame from a camera of their own at each draw; evaluation batches
     (:meth:`evaluation_batch`) always see it from the same one of four fixed cameras and are never augmented.
 
     Args:
@@ -116,17 +382,11 @@ class PoseSource:
         cameras: for training, "random" draws a new camera like Human3.6M's and a new place in the room for each
             sample; "varied" draws it from 2.5 to 8 m away and 0.3 to 3 m high; "fixed" draws one of the four
             evaluation cameras.
-        image_size: (height, width) of rendered crops; None leaves pictures out (crops then have 256 x 192 pixels).
-        augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
+        image_size: (height, width) of rendered crops; None leaves pictures out.
         seed: decides how evaluation pictures look; training draws from the generator that is passed in.
-        view: "camera", or "box" for poses in the frame of a camera that faces them (see ``facing.py``).
-        joint_noise: of evaluation: standard deviation of the 2D joints' error, in shares of the longer side of the box.
-        action_names, subject_names: what the numbers mean; the motion's own names, sorted, unless given.
+        augment, view, joint_noise, action_names, subject_names: as :class:`FrameSource` says.
     Raises: ValueError for an unknown name or sizes that are not positive.
     """
-
-    evaluated_joints: tuple[int, ...] = tuple(range(SKELETON.num_joints))
-    evaluated_metrics: tuple[str, ...] = ("MPJPE", "PA-MPJPE")
 
     def __init__(
         self,
@@ -142,90 +402,31 @@ class PoseSource:
         subject_names: tuple[str, ...] | None = None,
     ) -> None:
         check_choice("PoseSource", "cameras", cameras, CAMERAS)
-        check_choice("PoseSource", "view", view, VIEWS)
-        if image_size is not None and not (len(image_size) == 2 and min(image_size) > 0):
-            needed = "`PoseSource` needs `image_size` as (height, width) in pixels, or None"
-            raise ValueError(three_beats(needed, repr(image_size), "Try (64, 48)."))
-        self.motion = motion
-        self.cameras = cameras
-        self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
-        self.augment = Augmentation() if augment is True else None if augment is False else augment
-        if self.augment is not None:
-            self.augment.check_pictures(image_size is not None)
-        self.seed = seed
-        self.view = view
-        self.joint_noise = joint_noise
-        self.action_names = vocabulary("PoseSource", "action", motion.action, action_names)
-        self.subject_names = vocabulary("PoseSource", "subject", motion.subject, subject_names)
-        self._actions = torch.tensor([self.action_names.index(name) for name in motion.action])
-        self._subjects = torch.tensor([self.subject_names.index(name) for name in motion.subject])
-        self._starts = motion.starts
-        self._places = _walked_in_room(motion)
+        super().__init__(
+            motion,
+            image_size=image_size,
+            augment=augment,
+            view=view,
+            joint_noise=joint_noise,
+            action_names=action_names,
+            subject_names=subject_names,
+        )
+        self.cameras, self.seed = cameras, seed
         self._fixed = fixed_cameras()
-        self._samplers: dict[int, SpacedSampler] = {}
+        self._choose(motion)
 
-    def __len__(self) -> int:
-        """The number of frames."""
-        return len(self.motion)
-
-    @property
-    def actions(self) -> Tensor:
-        """``(F,)`` int64: the action's number of each frame."""
-        return self._actions[self.motion.sequence]
+    def _choose(self, motion: Motion) -> None:
+        self.motion = motion
+        self._places = _walked_in_room(motion)
+        time = torch.arange(len(motion))
+        self._hold(motion, motion.sequence, motion.sequence, time, [motion.fps] * motion.num_sequences)
 
     def split(self, name: str) -> PoseSource:
         """The "train" or "test" sequences as a source of their own, with the same options and the same numbers for
         actions and subjects; frames and sequences are counted anew."""
-        return PoseSource(
-            self.motion.select(name),
-            cameras=self.cameras,
-            image_size=self.image_size,
-            augment=self.augment or False,
-            seed=self.seed,
-            view=self.view,
-            joint_noise=self.joint_noise,
-            action_names=self.action_names,
-            subject_names=self.subject_names,
-        )
-
-    def batch(self, indices: Tensor, generator: torch.Generator, rows: slice = slice(None)) -> PoseBatch:
-        """A training batch: every call draws cameras, augmentation and looks from ``generator``.
-
-        Args:
-            indices: ``(B,)`` int64 frames, B > 0. generator: on the CPU.
-            rows: builds these rows of the batch alone, the same as they are in the whole batch; for processes that
-                share one.
-        """
-        indices = self._checked(indices)
-        count = len(indices)
-        if self.cameras != "fixed":
-            camera = random_camera(generator, count, **(_VARIED if self.cameras == "varied" else {}))
-            roam = camera.position[:, :2].norm(dim=-1).mul(_VARIED_ROAM).clamp(max=_ROAM)
-            radius = (roam if self.cameras == "varied" else _ROAM) * torch.rand(count, generator=generator).sqrt()
-            angle = 2 * math.pi * torch.rand(count, generator=generator)
-            place = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
-        else:
-            camera = self._fixed[torch.randint(len(self._fixed), (count,), generator=generator)]
-            place = self._places[indices]
-        noise = torch.rand(count, NOISE_CHANNELS, generator=generator)[rows] if self.image_size else None
-        indices, place, camera = indices[rows], place[rows], camera[rows]
-        if self.augment is None:
-            return self._seen(indices, place, camera, noise)
-        draw = torch.rand(count, 5, generator=generator)[rows]
-        errors = self.augment.joint_errors(count, generator)
-        lengths = self.augment.limb_lengths(count, generator)
-        angle = (2 * draw[:, 0] - 1) * math.radians(self.augment.rotation_degrees)
-        return self._seen(
-            indices,
-            place,
-            camera.rolled(angle),
-            noise,
-            mirror=draw[:, 1] < self.augment.flip,
-            scale=1 + (2 * draw[:, 2] - 1) * self.augment.scale,
-            shift=(2 * draw[:, 3:] - 1) * self.augment.shift,
-            errors=None if errors is None else (errors[0][rows], errors[1][rows]),
-            lengths=None if lengths is None else lengths[rows],
-        )
+        part = copy.copy(self)
+        part._choose(self.motion.select(name))
+        return part
 
     def evaluation_batch(self, indices: Tensor, camera: int | None = None) -> PoseBatch:
         """The same samples at every call, one by one: fixed cameras, no augmentation, looks decided by the seed.
@@ -243,122 +444,46 @@ class PoseSource:
             needed = f"`evaluation_batch` needs `camera` from 0 to {len(self._fixed) - 1}, or None"
             raise ValueError(three_beats(needed, repr(camera), "Choose one of the fixed cameras."))
         noise = hashed_uniform(indices, NOISE_CHANNELS, seed=self.seed + 2) if self.image_size else None
-        errors = hashed_joint_errors(indices, self.joint_noise, self.seed)
-        return self._seen(indices, self._places[indices], self._fixed[view], noise, errors=errors)
+        return self._evaluated(indices, (self._fixed[view], self._places[indices], noise))
 
-    def evaluation_indices(self, stride: int = 1) -> Tensor:
-        """Every ``stride``-th frame of each sequence, int64: what an evaluation covers."""
-        if stride < 1:
-            raise ValueError(three_beats("`evaluation_indices` needs `stride` >= 1", str(stride), "1 takes all."))
-        frames = torch.arange(len(self))
-        return frames[(frames - self._starts[self.motion.sequence]) % stride == 0]
+    def _draw_view(self, indices: Tensor, generator: torch.Generator, rows: slice) -> _View:
+        count = len(indices)
+        if self.cameras != "fixed":
+            camera = random_camera(generator, count, **(_VARIED if self.cameras == "varied" else {}))
+            roam = camera.position[:, :2].norm(dim=-1).mul(_VARIED_ROAM).clamp(max=_ROAM)
+            radius = (roam if self.cameras == "varied" else _ROAM) * torch.rand(count, generator=generator).sqrt()
+            angle = 2 * math.pi * torch.rand(count, generator=generator)
+            place = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+        else:
+            camera = self._fixed[torch.randint(len(self._fixed), (count,), generator=generator)]
+            place = self._places[indices]
+        noise = torch.rand(count, NOISE_CHANNELS, generator=generator)[rows] if self.image_size else None
+        return camera[rows], place[rows], noise
 
-    def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
-        """Endless batches of frame numbers without near duplicates.
-
-        Two frames of one batch from the same sequence are at least ``min_gap_seconds`` apart: each batch lays a comb
-        of that pitch over every sequence, at a random phase, and draws teeth without replacement.
-
-        Args:
-            batch_size: frames in each batch. generator: on the CPU.
-            min_gap_seconds: 0 only keeps a frame from meeting itself.
-        Returns: an iterator over ``(batch_size,)`` int64 tensors.
-        Raises: ValueError, at once, where the motion is too short for such batches.
-        """
-        gap = max(1, math.ceil(min_gap_seconds * self.motion.fps - 1e-9))
-        if gap not in self._samplers:
-            gaps = torch.full((self.motion.num_sequences,), gap)
-            self._samplers[gap] = SpacedSampler(self.motion.sequence, torch.arange(len(self)), gaps)
-        self._samplers[gap].check(batch_size, min_gap_seconds)
-        return self._samplers[gap].batches(batch_size, generator)
-
-    def _checked(self, indices: Tensor) -> Tensor:
-        if indices.ndim != 1 or indices.dtype != torch.int64 or not len(indices):
-            needed = "`PoseSource` needs `indices` as a non-empty int64 tensor of shape (B,)"
-            raise ValueError(
-                three_beats(needed, describe(indices), "Take them from `sampler` or `evaluation_indices`.")
-            )
-        if bool((indices < 0).any()) or bool((indices >= len(self)).any()):
-            came = f"{int(indices.min())} .. {int(indices.max())}"
-            needed = f"`PoseSource` needs `indices` from 0 to {len(self) - 1}"
-            raise ValueError(three_beats(needed, came, "Indices belong to the source, or the split, they came from."))
-        return indices.cpu()
-
-    def _seen(
-        self,
-        indices: Tensor,
-        place: Tensor,
-        camera: Camera,
-        noise: Tensor | None,
-        *,
-        mirror: Tensor | None = None,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-        errors: tuple[Tensor, Tensor] | None = None,
-        lengths: Tensor | None = None,
-    ) -> PoseBatch:
-        """Puts the frames at ``place`` (B, 2) on the floor and takes their pictures."""
+    def _look(self, indices: Tensor, view: _View, change: Change) -> Seen:
+        """Puts the frames at their places on the floor and takes their pictures."""
+        camera, place, noise = view
+        if change.angle is not None:
+            camera = camera.rolled(change.angle)
         world = self.motion.joints[indices]
-        if lengths is not None:
-            world = torch.where(lengths.isnan()[:, :1, None], world, with_lengths(world, lengths))
+        if change.lengths is not None:
+            world = torch.where(change.lengths.isnan()[:, :1, None], world, with_lengths(world, change.lengths))
         moved = torch.cat([place - world[:, 0, :2], torch.zeros(len(place), 1)], -1)
         joints = camera.world_to_camera(world + moved[:, None])
-        if mirror is not None:
-            joints = torch.where(mirror[:, None, None], flip_joints(joints), joints)
-            principal = torch.where(mirror[:, None], camera.mirrored().principal, camera.principal)
-            camera = replace(camera, principal=principal)
+        if change.mirror is not None:
+            joints = torch.where(change.mirror[:, None, None], flip_joints(joints), joints)
+        camera = mirror_cameras(camera, change.mirror)
         pixels = camera.project(joints, distort=False)
-        if errors is not None:
-            pixels = displace_joints(pixels, errors[0])
-        box = joint_box(pixels)
-        if shift is not None:
-            box = torch.cat([box[:, :2] + shift * box[:, 2:], box[:, 2:]], -1)
-        if scale is not None:
-            box = torch.cat([box[:, :2], box[:, 2:] * scale[:, None]], -1)
-        affine = crop_affine(box, self.image_size or (256, 192))
-        image = None
-        if self.image_size is not None and noise is not None:
-            image = render_poses(joints, crop_intrinsics(affine, camera.intrinsics), self.image_size, noise=noise)
+
+        def pictures(affine: Tensor) -> Tensor:
+            assert self.image_size is not None
+            return render_poses(joints, crop_intrinsics(affine, camera.intrinsics), self.image_size, noise=noise)
+
         root = joints[:, 0]
-        batch = PoseBatch(
-            joints_3d=joints - root[:, None],
-            root=root,
-            joints_2d=pixels,
-            box=box,
-            focal=camera.focal,
-            principal=camera.principal,
-            image_size=camera.image_size,
-            image=image,
-            crop_affine=affine,
-            action=self._actions[self.motion.sequence[indices]],
-            subject=self._subjects[self.motion.sequence[indices]],
-            sequence=self.motion.sequence[indices],
-            index=indices,
-            joint_noise=torch.zeros(len(indices)) if errors is None else errors[1],
-        )
-        return face_box(batch) if self.view == "box" else batch
+        return Seen(joints - root[:, None], root, pixels, camera, pictures)
 
 
-def hashed_joint_errors(indices: Tensor, joint_noise: float, seed: int) -> tuple[Tensor, Tensor] | None:
-    """As :meth:`Augmentation.joint_errors`, for evaluated samples: one deviation, the same at every call."""
-    if not joint_noise:
-        return None
-    errors = hashed_normal(indices, 2 * SKELETON.num_joints, seed + 3).view(-1, SKELETON.num_joints, 2)
-    return joint_noise * errors, torch.full((len(indices),), joint_noise)
-
-
-def vocabulary(owner: str, kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The names behind the numbers of a source: its own, sorted, or ``given`` ones that hold them all.
-
-    Raises: ValueError where one is missing.
-    """
-    if given is None:
-        return tuple(sorted(set(own)))
-    missing = sorted(set(own) - set(given))
-    if missing:
-        needed = f"`{owner}` needs `{kind}_names` to hold every {kind} there is"
-        raise ValueError(three_beats(needed, f"no {missing[0]!r}", "Add it, or leave the names out."))
-    return tuple(given)
+_View = tuple[Camera, Tensor, Tensor | None]  # cameras, places on the floor (B, 2), looks
 
 
 def _walked_in_room(motion: Motion) -> Tensor:

@@ -23,6 +23,7 @@ from unihpe_ref.data import (
     open_data,
     protocol,
 )
+from unihpe_ref.data.source import FrameSource
 from unihpe_ref.evaluation import Evaluation, MeanPose, evaluate
 from unihpe_ref.models import UniHPE, load_pose_weights
 from unihpe_ref.runs.resume import Checkpoint, save_checkpoint
@@ -45,7 +46,7 @@ def open_motion(config: RunConfig) -> Motion | Recording:
 
 def open_source(
     motion: Motion | Recording, config: RunConfig, *, images: bool, **names: tuple[str, ...]
-) -> PoseSource | RecordingSource:
+) -> FrameSource:
     """All splits of ``motion`` as the configuration sees them; ``.split`` parts them.
 
     Args:
