@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,24 @@ def check_texts(operation: str, name: str, values: object, *, remedy: str = "Pas
         if not isinstance(value, str):
             raise TypeError(three_beats(f"`{operation}` needs `{name}[{k}]` to be text", describe(value), remedy))
     return [str(value) for value in listed]
+
+
+def check_callable(operation: str, name: str, value: object, remedy: str, kind: str = "a callable") -> None:
+    """Raise ``TypeError`` unless ``value`` can be called; a class can, but it is an instance of it that is meant."""
+    if not callable(value) or isinstance(value, type):
+        came = f"the class {value.__name__}" if isinstance(value, type) else describe(value)
+        raise TypeError(three_beats(f"`{operation}` needs `{name}` to be {kind}", came, remedy))
+
+
+def call(needed: str, function: Callable[..., Any], *arguments: Any, remedy: str) -> Any:
+    """What a function of the user's own returns. A ``TypeError`` of it, as for another number of arguments, says which
+    one it is; every other exception is the user's own."""
+    try:
+        return function(*arguments)
+    except TypeError as error:
+        if "; got " in str(error):  # in three beats already
+            raise
+        raise TypeError(three_beats(needed, f"TypeError: {describe(str(error))}", remedy)) from error
 
 
 def check_dense(operation: str, name: str, value: object) -> None:

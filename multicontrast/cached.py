@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from multicontrast._checks import check_count, describe, three_beats
+from multicontrast._checks import call, check_callable, check_count, check_dense, describe, three_beats
 from multicontrast.losses import MultimodalInfoNCE
 
 __all__ = ["cached_step"]
@@ -81,6 +81,10 @@ def cached_step(
         (torch.Size([4, 12]), False)
     """
     chunk_size = check_count("cached_step", "chunk_size", chunk_size, 1, remedy="Pass a number of rows.")
+    check_callable("cached_step", "loss", loss, "Pass a loss, such as `multicontrast.PairwiseInfoNCE(0.07)`.")
+    if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        needed = "`cached_step` needs `scaler` to be a GradScaler or None"
+        raise TypeError(three_beats(needed, describe(scaler), "Make one with `torch.amp.GradScaler()`."))
     listed, batches, rows = _checked(encoders, inputs)
     _warn_of_batch_norm(listed)
     # An empty batch has one chunk, empty: the other ranks expect its collectives.
@@ -88,7 +92,9 @@ def cached_step(
     first = [_first_pass(encoder, batch, parts) for encoder, batch in zip(listed, batches)]
     embeddings = [leaf for _, leaves in first for leaf in leaves]
     wrapped = getattr(loss, "module", getattr(loss, "_orig_mod", loss))  # by DistributedDataParallel, torch.compile
-    value = loss(embeddings) if isinstance(wrapped, MultimodalInfoNCE) else loss(*embeddings)
+    arguments = [embeddings] if isinstance(wrapped, MultimodalInfoNCE) else embeddings
+    needed = f"`cached_step` calls `loss` with {len(embeddings)} embeddings"
+    value = call(needed, loss, *arguments, remedy="Take one argument for each, in the order of the encoders.")
     if not isinstance(value, Tensor) or value.ndim != 0:
         raise ValueError(
             three_beats("`cached_step` needs a loss that is a 0-dim tensor", describe(value), "Reduce it to a number.")
@@ -121,7 +127,10 @@ def _first_pass(encoder: Encoder, batch: Any, parts: Sequence[slice]) -> tuple[l
 
 
 def _encode(encoder: Encoder, batch: Any, part: slice) -> list[Tensor]:
-    output, rows = encoder(_map(lambda x: x[part], batch)), part.stop - part.start
+    rows = part.stop - part.start
+    needed = f"`cached_step` calls each encoder with {rows} rows of its input"
+    remedy = "Take one argument; a `lambda` may unpack it."
+    output = call(needed, encoder, _map(lambda x: x[part], batch), remedy=remedy)
     listed = list(output) if isinstance(output, (tuple, list)) else [output]
     for x in listed:
         if not isinstance(x, Tensor) or x.ndim < 1 or len(x) != rows:
@@ -151,8 +160,10 @@ def _no_sync(encoder: Encoder) -> contextlib.AbstractContextManager[Any]:
 
 def _map(function: Callable[[Tensor], Any], batch: Any, name: str = "inputs") -> Any:
     """``function`` of every tensor in tuples, lists and mappings; raises for anything else."""
-    if isinstance(batch, Tensor) and batch.ndim >= 1:
-        return function(batch)
+    if isinstance(batch, Tensor):
+        check_dense("cached_step", name, batch)
+        if batch.ndim >= 1:
+            return function(batch)
     if isinstance(batch, Mapping) and batch:
         return {key: _map(function, part, name) for key, part in batch.items()}
     if isinstance(batch, (tuple, list)) and batch:
@@ -169,20 +180,21 @@ def _map(function: Callable[[Tensor], Any], batch: Any, name: str = "inputs") ->
 
 def _tensors(batch: Any, name: str = "inputs") -> list[Tensor]:
     found: list[Tensor] = []
-    _map(found.append, batch, name)
+    try:
+        _map(found.append, batch, name)
+    except RecursionError:
+        needed = f"`cached_step` needs `{name}` to be a tensor, or a tuple, list or mapping of them"
+        raise ValueError(three_beats(needed, "one within itself, or nested too deep", "Flatten it.")) from None
     return found
 
 
 def _checked(encoders: Any, inputs: Any) -> tuple[list[Encoder], list[Any], int]:
     """The encoders and their inputs as lists, and the number of rows; raises for what does not fit."""
-    if callable(encoders) and not isinstance(encoders, nn.ModuleList):
+    if not isinstance(encoders, (list, tuple, nn.ModuleList)):
+        check_callable("cached_step", "encoders", encoders, "Pass [image_encoder, ...], one for each input.")
         encoders, inputs = [encoders], [inputs]
-    if not isinstance(encoders, (Sequence, nn.ModuleList)) or not all(callable(encoder) for encoder in encoders):
-        raise TypeError(
-            three_beats(
-                "`cached_step` needs `encoders` to be callables", describe(encoders), "Pass [image_encoder, ...]."
-            )
-        )
+    for place, encoder in enumerate(encoders):
+        check_callable("cached_step", f"encoders[{place}]", encoder, "Pass a module or a function.")
     if not isinstance(inputs, (tuple, list)) or len(inputs) != len(encoders) or not inputs:
         came = f"{len(inputs)} for {len(encoders)}" if isinstance(inputs, (tuple, list)) else describe(inputs)
         raise ValueError(

@@ -35,7 +35,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast._checks import call, check_callable, check_choice, describe, three_beats
 from multicontrast._workspace import Workspace
 from multicontrast.linalg._gram import gram_eigmax_excess, gram_eigmax_with_gradient
 from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS, eigmax_with_pullback
@@ -395,7 +395,9 @@ class _UserSimilarity(CosineSimilarity):
         self.function = function
 
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
-        return _checked(self.function(cosines), cosines)
+        remedy = "Write `def similarity(cosines): ...`, whose one argument is the list of cosines."
+        value = call("A similarity needs to take the list of cosines", self.function, cosines, remedy=remedy)
+        return _checked(value, cosines)
 
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         value, grads = self.function.with_gradient(cosines)  # type: ignore[attr-defined]
@@ -439,14 +441,8 @@ def resolve_similarity(operation: str, similarity: str | Similarity) -> CosineSi
         return _SIMILARITIES[similarity]
     if isinstance(similarity, (CosineSimilarity, Multilinear)):
         return similarity
-    if not callable(similarity):
-        raise TypeError(
-            three_beats(
-                f"`{operation}` needs `similarity` to be a name or a callable on the list of cosines",
-                describe(similarity),
-                "Pass one of " + ", ".join(_SIMILARITIES) + ", or your own function.",
-            )
-        )
+    remedy = "Pass one of " + ", ".join(_SIMILARITIES) + ", or your own function on the list of cosines."
+    check_callable(operation, "similarity", similarity, remedy, "a name or a callable")
     return _UserSimilarity(similarity)
 
 

@@ -169,7 +169,17 @@ X = torch.ones(4, 3)
     [
         ({"chunk_size": 0}, ValueError, "`chunk_size` >= 1; got 0"),
         ({"chunk_size": 2.0}, TypeError, "`chunk_size` to be an int; got 2.0"),
-        ({"encoders": 3}, TypeError, "`encoders` to be callables; got 3"),
+        ({"encoders": 3}, TypeError, "`encoders` to be a callable; got 3"),
+        ({"encoders": [nn.Identity(), nn.Linear]}, TypeError, "`encoders[1]` to be a callable; got the class Linear"),
+        (
+            {"encoders": [lambda: X, nn.Identity()]},
+            TypeError,
+            "calls each encoder with 2 rows of its input; got TypeErr",
+        ),
+        ({"loss": 0.1}, TypeError, "`loss` to be a callable; got 0.1. Pass a loss"),
+        ({"loss": lambda x: x.sum()}, TypeError, "calls `loss` with 2 embeddings; got TypeError: "),
+        ({"scaler": True}, TypeError, "`scaler` to be a GradScaler or None; got True"),
+        ({"inputs": [X, X.to_sparse()]}, TypeError, "`inputs[1]` to be dense"),
         ({"inputs": [X]}, ValueError, "one input for each encoder; got 1 for 2"),
         ({"inputs": X}, ValueError, "one input for each encoder; got a float32 tensor"),
         ({"inputs": [X, X[:3]]}, ValueError, "as many rows in every input; got [4, 3]"),

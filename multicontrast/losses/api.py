@@ -213,7 +213,7 @@ def _loss(
             terms: list[Pair | str] = [*pairs, *([TRIPLET] if options["alpha"] > 0 else [])]
             keys, tau = _taus_by_name(operation, tau, terms, dtype, embeddings[0])
         else:
-            check_tau(operation, tau, dtype)
+            tau = check_tau(operation, tau, dtype)
         check_per_sample(operation, embeddings, options)
         _check_ring(operation, options)
         ranks = _agree(handshake, embeddings, tau, options)
@@ -263,8 +263,7 @@ def _taus_by_name(
         needed = f"`{operation}` needs a temperature for each of its terms, {', '.join(map(repr, terms))}"
         came = f"some for {', '.join(map(repr, taus)) or 'none'}"
         raise ValueError(three_beats(needed, came, "Name each term once; with alpha=0 there is no triplet."))
-    for tau in found.values():
-        check_tau(operation, tau, dtype)
+    found = {key: check_tau(operation, tau, dtype) for key, tau in found.items()}
     tensors = [tau for tau in found.values() if isinstance(tau, Tensor)]
     kind, device = compute_dtype(like, *tensors), tensors[0].device if tensors else like.device
     stacked = [

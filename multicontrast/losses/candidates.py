@@ -581,7 +581,7 @@ def check_negatives(operation: str, batch_size: int, num_negatives: object, sche
     if num_negatives is None:
         return None
     remedy = "Pass num_negatives=None for one less than the batch."
-    count = check_count(operation, "num_negatives", num_negatives, remedy=remedy)
+    count = check_count(operation, "num_negatives", num_negatives, most=2**31 - 1, remedy=remedy)
     if count > 0 and batch_size == 1:
         needed = f"`{operation}` needs at least two samples to draw negatives from"
         remedy = "Use a larger batch, or num_negatives=0, for which the loss is 0."
@@ -616,6 +616,8 @@ class Given(Sampled):
         self._first = first
         index = index.long()
         if values_are_free(index):  # looked at already: no stray, and perhaps modality 0 is the anchors' own
+            if index.is_neg() or index._is_zerotensor():  # torch indexes with what lies in memory, if anything does
+                index = torch.empty(index.shape, dtype=torch.int64).copy_(index)
             self._index, self._strays = index, None
             rows = torch.arange(first, first + index.shape[0], device=index.device)[:, None]
             self.anchored = bool((index[:, :, 0] == rows).all())

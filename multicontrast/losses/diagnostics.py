@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from multicontrast._checks import check_flag
 from multicontrast.linalg._gram import gram_eigmax_with_gradient
 from multicontrast.losses.candidates import Pair, pairs_of
-from multicontrast.losses.softmax import Masks, Stats, Sums, cross_entropy, weigh
+from multicontrast.losses.softmax import Hard, Masks, Stats, Sums, cross_entropy, weigh
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class Diagnostics:
     sampling_gap: bool = False
     pairs: dict[Pair, TermDiagnostics] = field(default_factory=dict, init=False)
     tuples: TermDiagnostics | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.sampling_gap = check_flag("Diagnostics", "sampling_gap", self.sampling_gap)
 
     def as_dict(self) -> dict[str, Tensor]:
         """All figures by names such as ``pair_0_1/accuracy_0`` and ``tuples/loss``, 0-dim each, for a logger."""
@@ -134,20 +138,9 @@ def describe_term(
 def _floor(number: Tensor, positive: Tensor, negative: Tensor, masks: Masks) -> Tensor:
     """The loss of anchors whose logits are these, for all negatives alike."""
     log = number.clamp_min(1).to(positive.dtype).log()
-    there = number > 0
-
-    def log_sum(scale: float) -> Tensor:
-        return torch.where(there, log + scale * negative, -torch.inf)
-
-    shaped = masks.hardness > 0
-    sums = Sums(
-        number,
-        log_sum(1),
-        log_sum(1 + masks.hardness) if shaped else None,
-        log_sum(masks.hardness) if shaped else None,
-        number * negative if masks.label_smoothing > 0 else None,
-        None,
-    )
+    log_sum = torch.where(number > 0, log + negative, -torch.inf)
+    hard = Hard(negative, log_sum, log) if masks.hardness > 0 else None
+    sums = Sums(number, log_sum, hard, number * negative if masks.label_smoothing > 0 else None, None)
     return cross_entropy(positive.expand_as(log), sums, masks)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from multicontrast._checks import describe, three_beats
+from multicontrast._checks import as_float, describe, three_beats
 from multicontrast.losses import api
 from multicontrast.losses import options as option_classes
 from multicontrast.losses.options import check_options, with_documented_options, with_options
@@ -63,11 +64,11 @@ def as_temperature(operation: str, temperature: Any) -> Temperature:
     """A module's temperature: the one that was passed, to be shared, or a new learnable one."""
     if isinstance(temperature, Temperature):
         return temperature
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
         needed = f"`{operation}` needs `temperature` to be a number or a `Temperature`"
         remedy = "Pass an initial value such as 0.07, or `Temperature(0.07, min=0.01)`."
         raise TypeError(three_beats(needed, describe(temperature), remedy))
-    return Temperature(temperature)
+    return Temperature(as_float(temperature))
 
 
 def _shown(temperature: Temperature | nn.ModuleDict) -> str:

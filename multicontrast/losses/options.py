@@ -12,6 +12,7 @@ import math
 import numbers
 import textwrap
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, TypeVar
@@ -23,6 +24,7 @@ from multicontrast._checks import (
     as_float,
     check_bools,
     check_choice,
+    check_count,
     check_flag,
     check_floating,
     check_generator,
@@ -100,16 +102,17 @@ def _diagnostics(operation: str, _: str, value: Any) -> Any:
 def _pairs(operation: str, _: str, value: Any) -> tuple[tuple[int, int], ...]:
     needed = f"`{operation}` needs `pairs` to be pairs of different modalities out of 0..2, each once"
     remedy = "For example pairs=((0, 1), (0, 2), (1, 2))."
-    try:
-        listed = tuple(tuple(pair) for pair in value)
-    except TypeError:
-        raise TypeError(three_beats(needed, describe(value), remedy)) from None
-    for pair in listed:
-        if len(pair) != 2 or pair[0] == pair[1] or any(type(m) is not int or m not in (0, 1, 2) for m in pair):
-            raise ValueError(three_beats(needed, repr(pair), remedy))
-    if len({frozenset(pair) for pair in listed}) != len(listed):
-        raise ValueError(three_beats(needed, repr(listed), remedy))
-    return listed
+    listed = [
+        tuple(check_list(operation, f"pairs[{k}]", pair, remedy=remedy))
+        for k, pair in enumerate(check_list(operation, "pairs", value, remedy=remedy))
+    ]
+    for k, pair in enumerate(listed):
+        members = {check_count(operation, f"pairs[{k}]", m, -(2**63), remedy=remedy) for m in pair}
+        if len(pair) != 2 or len(members) != 2 or not members <= {0, 1, 2}:
+            raise ValueError(three_beats(needed, repr(pair)[:80], remedy))
+    if len(set(map(frozenset, listed))) != len(listed):
+        raise ValueError(three_beats(needed, repr(listed)[:80], remedy))
+    return tuple((int(m), int(n)) for m, n in typing.cast("list[tuple[int, int]]", listed))
 
 
 class StoredOptions(TypedDict, total=False):
@@ -438,9 +441,13 @@ def check_embeddings(
     check_same_device(operation, names, embeddings)
 
 
-def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> None:
-    """Raise unless ``tau`` is a number or a 0-dim floating tensor, positive and finite in ``dtype`` (if looking is
-    free)."""
+_LARGE = 10.0  # here a tenth separates the best logit from the worst, and nothing is learned
+_warned_of_scale: set[str] = set()
+
+
+def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> Any:
+    """``tau``, a tensor or a float; raises unless it is a number or a 0-dim floating tensor, positive and finite in
+    ``dtype`` (if looking is free). Warns once of a logit scale in its place."""
     remedy = "Temperatures divide the similarities: 0.07 is a usual value, `Temperature` learns one."
     if isinstance(tau, Tensor):
         if not tau.dtype.is_floating_point:
@@ -451,7 +458,7 @@ def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> None:
             squeeze = "Call `.squeeze()` on it." if tau.numel() == 1 else remedy
             raise ValueError(three_beats(f"`{operation}` needs `tau` to be a 0-dim tensor", describe(tau), squeeze))
         if not values_are_free(tau):
-            return
+            return tau
         value = tau.item()
     else:
         if not isinstance(tau, numbers.Real) or isinstance(tau, bool):
@@ -467,6 +474,12 @@ def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> None:
     if not finfo.tiny <= value <= finfo.max:
         needed = f"`{operation}` needs `tau` inside the range of {str(dtype).removeprefix('torch.')}"
         raise ValueError(three_beats(needed, describe(value), remedy))
+    if not torch.compiler.is_compiling() and value >= _LARGE and operation not in _warned_of_scale:
+        _warned_of_scale.add(operation)
+        remedy = "If this is a logit scale, as CLIP's, pass its inverse: tau=1 / logit_scale."
+        needed = f"`{operation}` divides by `tau`, whose usual values lie between 0.01 and 1"
+        warnings.warn(three_beats(needed, f"{value:g}", remedy), UserWarning, stacklevel=4)
+    return tau if isinstance(tau, Tensor) else value
 
 
 def check_per_sample(operation: str, embeddings: Sequence[Tensor], options: Mapping[str, Any]) -> None:

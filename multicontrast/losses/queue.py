@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multicontrast._checks import check_floating, describe, three_beats
+from multicontrast._checks import check_count, check_floating, describe, three_beats
 
 __all__ = ["MemoryQueue"]
 
@@ -51,15 +51,13 @@ class MemoryQueue(nn.Module):
 
     def __init__(self, size: int, dim: int, num_modalities: int = 2) -> None:
         super().__init__()
-        for name, value, least in (("size", size, 1), ("dim", dim, 1), ("num_modalities", num_modalities, 2)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(
-                    three_beats(f"`MemoryQueue` needs `{name}` to be an int", describe(value), "Pass a number.")
-                )
-            if value < least:
-                raise ValueError(
-                    three_beats(f"`MemoryQueue` needs `{name}` >= {least}", repr(value), "Pass a larger number.")
-                )
+        size = check_count("MemoryQueue", "size", size, 1)
+        dim = check_count("MemoryQueue", "dim", dim, 1)
+        num_modalities = check_count("MemoryQueue", "num_modalities", num_modalities, 2)
+        if size * dim * num_modalities > 2**36:
+            needed = "`MemoryQueue` needs to hold at most 2^36 numbers, a quarter of a terabyte"
+            came = f"{describe(size * dim * num_modalities)} = num_modalities * size * dim"
+            raise ValueError(three_beats(needed, came, "Remember fewer samples."))
         self.register_buffer("rows", torch.zeros(num_modalities, size, dim))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
         self._pushed = 0  # the same number where reading it waits for no device
@@ -88,9 +86,13 @@ class MemoryQueue(nn.Module):
             )
         for m, x in enumerate(embeddings):
             check_floating("MemoryQueue.push", f"embeddings[{m}]", x)
-            if x.shape != (len(embeddings[0]), dim):
-                needed = f"`MemoryQueue.push` needs `embeddings[{m}]` of shape {(len(embeddings[0]), dim)}"
+            if x.ndim != 2 or x.shape != (len(embeddings[0]), dim):
+                number = len(embeddings[0]) if embeddings[0].ndim else "B"
+                needed = f"`MemoryQueue.push` needs `embeddings[{m}]` of shape ({number}, {dim})"
                 raise ValueError(three_beats(needed, describe(x), remedy))
+            if x.is_meta and not self.rows.is_meta:
+                needed = f"`MemoryQueue.push` needs `embeddings[{m}]` that hold numbers"
+                raise ValueError(three_beats(needed, describe(x), "Push tensors of the device that computes."))
         number = len(embeddings[0])
         kept = min(number, size)
         places = torch.arange(self._pushed + number - kept, self._pushed + number, device=self.rows.device) % size

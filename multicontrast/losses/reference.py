@@ -162,7 +162,7 @@ class Evaluation:
         extra = self._extra(start, stop, reverse)
         if extra is not None:
             sums.append(sum_negatives(extra[0] / self.tau, extra[1], masks, self.stats))
-        negatives: Sums = merge(sums)
+        negatives: Sums = merge(sums, masks)
         return Direction(cross_entropy(positive, negatives, masks), positive, negatives.number, negatives.stats)
 
     def _factorises(self, parts: Sequence[Candidates]) -> bool:

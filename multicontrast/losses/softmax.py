@@ -104,10 +104,17 @@ class Sums(NamedTuple):
 
     number: Tensor
     log: Tensor  # log sum exp(z); -inf where there is none
-    tilted: Tensor | None  # log sum exp((1 + hardness) z), and
-    tilt: Tensor | None  # log sum exp(hardness z): only with a hardness
+    hard: Hard | None  # only with a hardness
     total: Tensor | None  # sum of z: only with label smoothing
     stats: Stats | None  # only for diagnostics
+
+
+class Hard(NamedTuple):
+    """Sums that weigh near negatives more, ``(R,)`` each. With the peak, no hardness overflows."""
+
+    peak: Tensor  # the largest logit, without a graph: nothing depends on it
+    tilted: Tensor  # log sum exp(z + hardness (z - peak))
+    tilt: Tensor  # log sum exp(hardness (z - peak))
 
 
 class Stats(NamedTuple):
@@ -131,26 +138,31 @@ def sum_negatives(logits: Tensor, valid: Tensor | None, masks: Masks, stats: boo
     if stats:
         detached_total = torch.where(valid, logits.detach(), 0).sum(-1)
     # Where nothing is valid all would be -inf, of which the gradient of logsumexp is NaN: 0 for them.
-    fill = torch.where(number > 0, -torch.inf, 0.0).to(logits.dtype)
-    logits = torch.where(valid, logits, fill[..., None])
+    fill = torch.where(number > 0, -torch.inf, 0.0).to(logits.dtype)[..., None]
+    logits = torch.where(valid, logits, fill)
 
-    def log_sum(scale: float) -> Tensor:
-        summed = torch.logsumexp(logits if scale == 1 else scale * logits, -1)
-        return summed.masked_fill(number == 0, -torch.inf)
+    def log_sum(x: Tensor) -> Tensor:
+        return torch.logsumexp(x, -1).masked_fill(number == 0, -torch.inf)
 
-    tilted = tilt = None
-    log = log_sum(1)
+    hard, log = None, log_sum(logits)
+    if masks.hardness > 0 or stats:
+        peak = logits.detach().amax(-1) if logits.shape[-1] else log.detach()
     if masks.hardness > 0:
-        tilted, tilt = log_sum(1 + masks.hardness), log_sum(masks.hardness)
+        further = _tilt(masks, logits, peak)
+        hard = Hard(peak.masked_fill(number == 0, -torch.inf), log_sum(logits + further), log_sum(further))
     if detached_total is not None:
         with torch.no_grad():
-            peak = logits.amax(-1) if logits.shape[-1] else log
-            peak = peak.masked_fill(number == 0, -torch.inf)
-            found = Stats(peak, detached_total, log.detach(), log_sum(2))
-    return Sums(number, log, tilted, tilt, total, found)
+            found = Stats(peak.masked_fill(number == 0, -torch.inf), detached_total, log.detach(), log_sum(2 * logits))
+    return Sums(number, log, hard, total, found)
 
 
-def merge(parts: Sequence[Sums]) -> Sums:
+def _tilt(masks: Masks, logits: Tensor, peak: Tensor) -> Tensor:
+    """``hardness (z - peak)`` over the last axis, never positive; also for a hardness that the type does not have."""
+    finfo = torch.finfo(logits.dtype)
+    return min(max(masks.hardness, finfo.tiny), finfo.max) * (logits - peak[..., None])
+
+
+def merge(parts: Sequence[Sums], masks: Masks) -> Sums:
     """The sums over several sets of negatives of the same anchors."""
     if len(parts) == 1:
         return parts[0]
@@ -169,15 +181,24 @@ def merge(parts: Sequence[Sums]) -> Sums:
     if found:
         peak, sums, logs_, squares = (torch.stack(column, -1) for column in zip(*found))
         stats = Stats(peak.amax(-1), sums.sum(-1), finite_logsumexp(logs_), finite_logsumexp(squares))
-    return Sums(number, log, logs("tilted"), logs("tilt"), total, stats)
+    return Sums(number, log, _merge_hard([part.hard for part in parts if part.hard is not None], masks), total, stats)
+
+
+def _merge_hard(parts: Sequence[Hard], masks: Masks) -> Hard | None:
+    if not parts:
+        return None
+    peaks, tilted, tilt = (torch.stack(column, -1) for column in zip(*parts))
+    peak = peaks.amax(-1)
+    further = _tilt(masks, peaks, peak.clamp_min(torch.finfo(peak.dtype).min))
+    return Hard(peak, finite_logsumexp(tilted + further), finite_logsumexp(tilt + further))
 
 
 def cross_entropy(positive: Tensor, negatives: Sums, masks: Masks) -> Tensor:
     """The loss ``(R,)`` of each anchor; 0 where there is no negative."""
     log = negatives.log
-    if negatives.tilted is not None and negatives.tilt is not None:
-        mean = negatives.tilt - negatives.number.clamp_min(1).to(log.dtype).log()
-        log = torch.where(negatives.number > 0, negatives.tilted - mean, -torch.inf)
+    if negatives.hard is not None:
+        mean = negatives.hard.tilt - negatives.number.clamp_min(1).to(log.dtype).log()
+        log = torch.where(negatives.number > 0, negatives.hard.tilted - mean, -torch.inf)
     loss = torch.logsumexp(torch.stack((positive, log)), 0) - positive
     if negatives.total is not None:
         candidates = 1 + negatives.number

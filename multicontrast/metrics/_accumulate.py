@@ -231,6 +231,9 @@ def read_ids(name: str, ids: Sequence[int | str] | Tensor, rows: int, device: to
         check_whole(name, "ids", ids)
     else:
         listed = check_list(name, "ids", ids.tolist() if hasattr(ids, "tolist") else ids, remedy=remedy)
+        if len({isinstance(one, str) for one in listed}) > 1:
+            needed = f"`{name}` needs `ids` that are all integers or all names"
+            raise TypeError(three_beats(needed, "a mixture, in which 1 and '1' are two samples", remedy))
         ids = torch.tensor([_number(name, one, remedy) for one in listed], dtype=torch.int64)
     if ids.shape != (rows,):
         raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))

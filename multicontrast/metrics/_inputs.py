@@ -63,7 +63,7 @@ _CHOICES = {
 _FLAGS = ("scale", "allow_reflection", "strict", "procrustes", "normalize")
 _UNIT = "Pass a share of the norm, or a length in the unit of the poses."
 _NUMBERS: dict[str, dict[str, Any]] = {
-    "fps": {"above": 0, "remedy": "Pass frames per second, or None for differences per frame."},
+    "fps": {"above": 0, "below": 1e9, "remedy": "Pass frames per second, or None for differences per frame."},
     "threshold": {"least": 0, "remedy": _UNIT},
     "alpha": {"above": 0, "remedy": "The paper's is 2."},
     "t": {"above": 0, "remedy": "The paper's is 2."},

@@ -1,11 +1,13 @@
 """Bad arguments raise before any work, in three beats: what was needed, what came, what to do."""
 
 import re
+import warnings
 
 import pytest
 import torch
 
 import multicontrast as mc
+from multicontrast.losses import options as option_classes
 
 X = torch.randn(4, 3)
 
@@ -78,7 +80,7 @@ CASES = [
     (trimodal, {"pairs": ((0, 3),)}, ValueError, "out of 0..2, each once; got (0, 3)"),
     (trimodal, {"pairs": ((1, 1),)}, ValueError, "pairs of different modalities"),
     (trimodal, {"pairs": ((0, 1), (1, 0))}, ValueError, "each once"),
-    (trimodal, {"pairs": 3}, TypeError, "`pairs` to be pairs of different modalities"),
+    (trimodal, {"pairs": 3}, TypeError, "`pairs` to be a list or tuple; got 3"),
     (pair, {"present": torch.ones(4, 2)}, TypeError, "`present` to be bool; got a float32 tensor"),
     (pair, {"present": torch.ones(4, 3, dtype=torch.bool)}, ValueError, "`present` of shape (B, N) = (4, 2); got"),
     (pair, {"present": [True] * 4}, TypeError, "`present` to be a tensor; got a list"),
@@ -131,3 +133,14 @@ def test_an_invalid_temperature_under_a_transform_is_nan():
     taus = torch.tensor([0.1, 0.0, -1.0])
     losses = torch.func.vmap(lambda tau: pair(tau=tau))(taus)
     assert losses.isnan().tolist() == [False, True, True]
+
+
+def test_a_logit_scale_in_the_place_of_the_temperature_warns_once(monkeypatch):
+    monkeypatch.setattr(option_classes, "_warned_of_scale", set())
+    with pytest.warns(UserWarning, match=re.escape("got 100. If this is a logit scale, as CLIP's, pass")) as caught:
+        first = pair(tau=100.0)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pair(tau=torch.tensor(100.0)) == first
+        triplet(tau=9.0)

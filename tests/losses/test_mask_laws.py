@@ -1,5 +1,6 @@
 """Laws of the masks: hypothesis looks for the exception. And their derivatives, transforms, ranges and memory."""
 
+import math
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import multicontrast as mc
 from multicontrast.losses import reference
 from multicontrast.losses.softmax import Masks
+from tests.definitions import shaped_cross_entropy
 from tests.losses.inputs import (
     IDS,
     OPTIONS,
@@ -161,6 +163,30 @@ def test_hardness_never_lowers_the_loss(seed, size, negatives, hardness):
     xs, _ = draw(seed, size)
     rows = [loss_of(xs, seed, negatives=negatives, hardness=h, reduction="none") for h in (0.0, hardness)]
     assert (rows[1] >= rows[0] - 1e-9).all()
+
+
+@pytest.mark.parametrize("hardness", [5e-324, 1e-46, 1e-8, 30.0, 1e4, 1e8, 1e30, 1e38, 1e308])
+@pytest.mark.parametrize("split", [False, True])
+def test_any_hardness_is_right_in_float32(hardness, split):
+    """At its ends all negatives weigh alike, and the nearest alone: no sum overflows, and no two large ones cancel."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.nn.functional.normalize(torch.randn(2, 6, 5, generator=generator), dim=-1)
+    extra = torch.nn.functional.normalize(torch.randn(3, 5, generator=generator), dim=-1)
+    rows = [x.clone().requires_grad_(), x.double().requires_grad_()]
+    masks = {"normalize": False} | ({"extra_negatives": [None, extra]} if split else {})
+    loss = mc.pairwise_infonce(rows[0], y, 0.1, symmetric=False, hardness=hardness, reduction="none", **masks)
+    candidates = torch.cat((y, extra)) if split else y
+    logits = rows[1] @ candidates.double().mT / 0.1
+    others = [torch.cat((row[:i], row[i + 1 :])) for i, row in enumerate(logits)]
+    expected = torch.stack([shaped_cross_entropy(logits[i, i], z, hardness=hardness) for i, z in enumerate(others)])
+    if hardness < 1e300:  # beyond it the definition overflows
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
+    nearest = [torch.logaddexp(logits[i, i], z.max() + math.log(len(z))) - logits[i, i] for i, z in enumerate(others)]
+    if hardness >= 1e4:
+        torch.testing.assert_close(loss.double(), torch.stack(nearest), rtol=1e-4, atol=1e-4)
+    loss.sum().backward()
+    (expected if hardness < 1e4 else torch.stack(nearest)).sum().backward()
+    torch.testing.assert_close(rows[0].grad.double(), rows[1].grad, rtol=1e-3, atol=1e-3)
 
 
 @given(seeds, sizes, st.floats(0, 0.9))
