@@ -39,7 +39,6 @@ from multicontrast import _checks, metrics
 from multicontrast.losses import sample_tuples
 from unihpe_ref.report import PoseReport
 
-
 # --- Odd values ------------------------------------------------------------------------------------------------------
 
 
