@@ -17,6 +17,7 @@ from multicontrast._checks import (
     check_count,
     check_counts,
     check_floating,
+    check_list,
     check_number,
     check_texts,
     describe,
@@ -117,7 +118,11 @@ class PoseReport(nn.Module):
             None if names is None else tuple(check_texts("PoseReport", what, names))
             for what, names in (("actions", actions), ("subjects", subjects), ("joint_names", joint_names))
         )
-        self.parents = None if parents is None else tuple(check_counts("PoseReport", "parents", parents, -1))
+        if parents is not None:
+            listed = check_list("PoseReport", "parents", parents, remedy="Pass one parent for each joint, -1 for none.")
+            parents = check_counts("PoseReport", "parents", listed, -1)
+        root = None if root is None else check_counts("PoseReport", "root", root, -(2**63))
+        self.parents = None if parents is None else tuple(parents)
         self.root, self.unit, self.unit_scale = root, unit, unit_scale
         self.thresholds = tuple(limit / unit_scale for limit in AUC3D_THRESHOLDS)
         if metrics is not None and not (
