@@ -38,7 +38,7 @@ REFERENCE_ARROWS: dict[str, set[str]] = {
     "files": set(),
     "settings": set(),
     "parts": set(),
-    "weights": set(),
+    "weights": {"files"},
     "report": set(),
     "config": {"settings"},
     "presets": {"config"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -137,6 +138,11 @@ def flush_names(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(path: Path, values: object, indent: int | None = 2) -> None:
+    """JSON, whole or not at all."""
+    write_whole(path, (json.dumps(values, indent=indent) + "\n").encode())
 
 
 def file_hash(path: Path) -> str:

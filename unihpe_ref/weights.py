@@ -8,12 +8,12 @@ lifter's card names.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 
 from multicontrast._checks import three_beats
+from unihpe_ref.files import file_hash
 
 ASSETS = Path(__file__).with_name("assets")
 LIFTER, WHOLE, CARD = "lifter.safetensors", "lifter-whole.safetensors", "lifter.json"
@@ -43,6 +43,6 @@ def whole_path() -> Path:
         raise FileNotFoundError(three_beats(needed, came, remedy))
     wanted = json.loads((ASSETS / CARD).read_text())["whole_sha256"]
     for path in found:
-        if hashlib.sha256(path.read_bytes()).hexdigest() == wanted:
+        if file_hash(path) == wanted:
             return path
     raise ValueError(three_beats(needed, f"other bytes in {found[-1]}", remedy))

@@ -14,11 +14,12 @@ from rich.table import Table
 
 from multicontrast._checks import three_beats
 from unihpe_ref.applications.figures import save_pose_sheet
-from unihpe_ref.applications.run import CONFIG, EVALUATION, LOG, MODEL, POSES, run, run_folder, save_json
+from unihpe_ref.applications.run import CONFIG, EVALUATION, LOG, MODEL, POSES, run, run_folder
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Motion, Recording
 from unihpe_ref.evaluation import UNITS, Evaluation, PathResult
+from unihpe_ref.files import write_json
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import deviations, preset
 from unihpe_ref.runs import evaluate_model, open_motion, open_source, open_training_source
@@ -133,7 +134,7 @@ class Evaluate:
             console.print(line)
         if self.out is not None:
             source = open_source(motion, config, images=model.image_encoder is not None).split(self.split)
-            save_json(evaluation.to_dict(), self.out / EVALUATION)
+            write_json(self.out / EVALUATION, evaluation.to_dict())
             save_pose_sheet(model, source, self.out / POSES, seed=config.seed)
             _say_where(console, self.out, (EVALUATION, POSES))
 

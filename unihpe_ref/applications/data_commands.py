@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from rich.table import Table
 from multicontrast._checks import three_beats
 from unihpe_ref.data import open_data, prepare
 from unihpe_ref.data.checking import Report, check
-from unihpe_ref.files import write_whole
+from unihpe_ref.files import write_json
 
 PROBLEMS_FOUND = 1
 """Exit code of ``check`` where something is wrong with data that can be read."""
@@ -37,7 +36,7 @@ class Check:
         report = check(open_data(self.path, self.form, verify=True, joints=_pairs(self.joints)))
         show(report, console, self.path)
         if self.json is not None:
-            write_whole(self.json, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+            write_json(self.json, report.to_dict())
         if report.problems:
             raise SystemExit(PROBLEMS_FOUND)
 

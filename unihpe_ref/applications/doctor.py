@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ import multicontrast
 from multicontrast._checks import three_beats
 from unihpe_ref.data import JOINT_NOISE
 from unihpe_ref.lifter import load_lifter
+from unihpe_ref.runs.environment import version_of
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,6 @@ def examine() -> list[Finding]:
         except Exception as error:  # whatever is broken here is what was asked for
             findings.append(Finding("bad", look.__name__.strip("_"), f"{type(error).__name__}: {error}"))
     return findings
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _versions() -> list[Finding]:
@@ -74,7 +67,7 @@ def _devices() -> list[Finding]:
 
 def _backend() -> list[Finding]:
     wanted = os.environ.get("MULTICONTRAST_BACKEND", "auto")
-    triton = _version("triton") or _version("triton-windows")
+    triton = version_of("triton") or version_of("triton-windows")
     findings = []
     if wanted not in ("auto", "torch", "triton"):
         came = f"MULTICONTRAST_BACKEND={wanted}"
@@ -121,7 +114,7 @@ def _extras() -> list[Finding]:
     findings = []
     for name, (use, extra) in _OPTIONAL.items():
         found = importlib.util.find_spec(name) is not None
-        version = _version(_DISTRIBUTIONS.get(name, name))
+        version = version_of(_DISTRIBUTIONS.get(name, name))
         value = f"{version or 'installed'}" if found else f"not installed; {use} will not work"
         findings.append(
             Finding("good" if found else "note", name, value, "" if found else f"pip install 'multicontrast[{extra}]'")

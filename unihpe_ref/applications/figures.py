@@ -20,12 +20,13 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from multicontrast.metrics import epe, mpjpe
+from unihpe_ref.applications.drawing import bare, draw_limbs, turned
 from unihpe_ref.data import SKELETON, PoseBatch, Source, apply_affine, denormalise_image, denormalise_joints
 from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
 
 _TRUTH = "0.75"
-_VIEW_DEGREES = 55.0
+_VIEW = math.radians(55)
 _PANEL_INCHES = 2.2
 _BLOCKS, _GAP = 2, 0.12  # samples side by side, and the space between them
 
@@ -116,13 +117,13 @@ def _draw_input(axis: Any, batch: PoseBatch, row: int, action: str, estimate: Te
     if batch.image is not None and estimate is not None:
         pixels = denormalise_image(batch.image[row : row + 1])[0]
         axis.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="bilinear")
-        _bones(axis, truth.numpy(), "white", 3.0)
-        _sides(axis, estimate.numpy(), 1.6)
+        draw_limbs(axis, truth.numpy(), width=3.0, colour="white")
+        draw_limbs(axis, estimate.numpy(), width=1.6)
         scale = batch.crop_affine[row, 0, 0]
         error = epe(estimate[None], truth[None]).item() / scale.item()
         caption = f"{action}, {error:.0f} px"
     else:
-        _sides(axis, truth.numpy(), 1.8)
+        draw_limbs(axis, truth.numpy(), width=1.8)
         axis.set_aspect("equal")
         axis.invert_yaxis()
         axis.margins(0.1)
@@ -131,10 +132,10 @@ def _draw_input(axis: Any, batch: PoseBatch, row: int, action: str, estimate: Te
 
 
 def _draw_3d(axis: Any, truth: Tensor, estimate: Tensor) -> None:
-    seen_truth, seen_estimate = _turned(truth), _turned(estimate)
+    seen_truth, seen_estimate = (turned(joints.double(), _VIEW, 0.0)[:, :2].numpy() for joints in (truth, estimate))
     _floor(axis, seen_truth)
-    _bones(axis, seen_truth, _TRUTH, 4.5)
-    _sides(axis, seen_estimate, 2.0)
+    draw_limbs(axis, seen_truth, width=4.5, colour=_TRUTH)
+    draw_limbs(axis, seen_estimate, width=2.0)
     middle = (seen_truth.min(0) + seen_truth.max(0)) / 2
     axis.set_xlim(middle[0] - 0.95, middle[0] + 0.95)
     axis.set_ylim(middle[1] + 0.95, middle[1] - 0.95)  # y points down
@@ -142,26 +143,9 @@ def _draw_3d(axis: Any, truth: Tensor, estimate: Tensor) -> None:
     _finish(axis, f"{1000 * mpjpe(estimate[None], truth[None]).item():.0f} mm")
 
 
-def _turned(joints: Tensor) -> np.ndarray:
-    """Camera axes seen from the side: x and y of the pose turned about the vertical, ``(J, 2)``."""
-    angle = np.deg2rad(_VIEW_DEGREES)
-    x, y, z = joints.double().numpy().T
-    return np.stack([x * np.cos(angle) - z * np.sin(angle), y], -1)
-
-
 def _floor(axis: Any, joints: np.ndarray) -> None:
     low = joints[:, 1].max() + 0.06
     axis.plot([joints[:, 0].min() - 0.2, joints[:, 0].max() + 0.2], [low, low], color="0.85", linewidth=1)
-
-
-def _bones(axis: Any, joints: np.ndarray, colour: str, width: float) -> None:
-    for limb in SKELETON.limbs:
-        axis.plot(*joints[list(limb)].T, color=colour, linewidth=width, solid_capstyle="round")
-
-
-def _sides(axis: Any, joints: np.ndarray, width: float) -> None:
-    for limb, colour in zip(SKELETON.limbs, SKELETON.limb_colours):
-        axis.plot(*joints[list(limb)].T, color=colour, linewidth=width, solid_capstyle="round")
 
 
 def _limb_colour(child: str) -> str:
@@ -169,10 +153,7 @@ def _limb_colour(child: str) -> str:
 
 
 def _finish(axis: Any, caption: str) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    bare(axis)
     axis.set_xlabel(caption, fontsize=8, color="0.25", labelpad=2, parse_math=False)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from multicontrast._checks import three_beats
 from unihpe_ref.data import SKELETON
-from unihpe_ref.files import write_whole
+from unihpe_ref.files import write_json, write_whole
 from unihpe_ref.lifter import LiftedPoses
 
 FORMAT = "unihpe-poses/1"
@@ -97,7 +97,7 @@ def save_poses(path: Path, poses: PoseSet) -> None:
     people = [dict(zip(rounded, row)) for row in zip(*rounded.values())]
     held = {"format": FORMAT, "frame": _FRAME, "joint_names": SKELETON.joint_names}
     held |= {"assumed_focal": poses.assumed_focal, "poses": people}
-    write_whole(path, (json.dumps(held) + "\n").encode())
+    write_json(path, held, indent=None)
 
 
 def read_poses(path: Path) -> tuple[list[str], Tensor, Tensor] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Motion, Recording
 from unihpe_ref.evaluation import Evaluation
-from unihpe_ref.files import clear_partial, locked, remove_whole, write_whole
+from unihpe_ref.files import clear_partial, locked, remove_whole, write_json
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import deviations
 from unihpe_ref.runs import evaluate_model, open_motion, open_source, train_model
@@ -64,11 +63,6 @@ def run_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -
         yield
 
 
-def save_json(values: object, path: Path) -> None:
-    """Indented JSON, whole or not at all."""
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
 def run(
     config: RunConfig,
     folder: Path,
@@ -105,8 +99,8 @@ def run(
             return None
     else:
         (folder / CHECKPOINTS).mkdir(exist_ok=True)  # as long as it is there, a model and a log are of an older run
-        save_json(config.to_dict(), folder / CONFIG)
-        save_json(describe_environment(device), folder / ENVIRONMENT)
+        write_json(folder / CONFIG, config.to_dict())
+        write_json(folder / ENVIRONMENT, describe_environment(device))
     held = end_of_log(folder / LOG) if trained else None if start is None else start.log
     with RunLog(folder / LOG, console, resume=held, tensorboard=config.tensorboard) as log:
         if trained:
@@ -123,7 +117,7 @@ def run(
             save_model(model, config, folder / MODEL)
         evaluation = evaluate_model(model, config, motion)
         log.write("evaluation", **evaluation.to_dict())
-    save_json(evaluation.to_dict(), folder / EVALUATION)
+    write_json(folder / EVALUATION, evaluation.to_dict())
     source = open_source(motion, config, images=model.image_encoder is not None).split("test")
     save_pose_sheet(model, source, folder / POSES, seed=config.seed)
     remove_whole(folder / CHECKPOINTS)  # the model is what they led to; until here they can lead to it again

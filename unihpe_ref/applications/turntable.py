@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from multicontrast._checks import three_beats
+from unihpe_ref.applications.drawing import bare, draw_limbs, turned
 from unihpe_ref.applications.poses import PoseSet
 from unihpe_ref.data import SKELETON
 from unihpe_ref.files import write_whole
@@ -31,7 +32,6 @@ from unihpe_ref.files import write_whole
 _GIF_FRAMES, _GIF_SECONDS, _GIF_SIZE = 48, 0.08, 360
 _OVERSAMPLE = 3  # drawn larger and reduced: Pillow's lines have no smooth edges
 _SHEET_DEGREES = (0, 60, 120, 180, 240, 300)
-_ELEVATION = math.radians(12)
 MOST_ROWS = 8
 
 
@@ -54,20 +54,6 @@ def save_pose_view(path: Path, poses: PoseSet) -> None:
     if not len(poses):
         raise ValueError(three_beats("`save_pose_view` needs poses", "none", "Lift some first."))
     write_whole(path, writers[path.suffix.lower()]())
-
-
-def turned(joints_3d: Tensor, azimuth: float, elevation: float = _ELEVATION) -> Tensor:
-    """Joints as seen after walking round them.
-
-    Args:
-        joints_3d: ``(..., 3)`` camera axes, y down. azimuth, elevation: radians; elevation looks down from above.
-    Returns: ``(..., 3)``: right, down, away.
-    """
-    x, y, z = joints_3d.unbind(-1)
-    right = math.cos(azimuth) * x - math.sin(azimuth) * z
-    away = math.sin(azimuth) * x + math.cos(azimuth) * z
-    down = math.cos(elevation) * y - math.sin(elevation) * away
-    return torch.stack((right, down, math.cos(elevation) * away + math.sin(elevation) * y), -1)
 
 
 def _middle(joints: Tensor) -> Tensor:
@@ -134,7 +120,7 @@ def _png(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> byt
         panels = list(axes[line])
         if joints_px is not None:
             axis = panels.pop(0)
-            _limbs(axis, joints_px[k].double(), range(len(SKELETON.limbs)))
+            draw_limbs(axis, joints_px[k].double(), width=2.4)
             axis.margins(0.12)
             axis.invert_yaxis()
             axis.set_xlabel(titles[k], fontsize=8, parse_math=False)
@@ -142,27 +128,18 @@ def _png(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> byt
                 axis.set_title("input, 2D", fontsize=9)
         for axis, degrees in zip(panels, _SHEET_DEGREES):
             seen = turned(joints[k] - _middle(joints[k]), math.radians(degrees))
-            _limbs(axis, seen, _by_depth(seen))
+            draw_limbs(axis, seen[:, :2], width=2.4, order=_by_depth(seen))
             axis.set_xlim(-reach, reach)
             axis.set_ylim(reach, -reach)
             if line == 0:
                 axis.set_title(f"3D, {degrees}°", fontsize=9)
     for axis in axes.flat:
         axis.set_aspect("equal")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
+        bare(axis)
     figure.tight_layout(pad=0.4)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
-
-
-def _limbs(axis: object, joints: Tensor, order: Sequence[int]) -> None:
-    for limb in order:
-        ends = joints[list(SKELETON.limbs[limb])]
-        axis.plot(ends[:, 0], ends[:, 1], color=SKELETON.limb_colours[limb], linewidth=2.4, solid_capstyle="round")  # type: ignore[attr-defined]
 
 
 def page(poses: PoseSet) -> bytes:

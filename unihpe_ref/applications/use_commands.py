@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,8 +20,8 @@ from unihpe_ref.applications.images import crop_image
 from unihpe_ref.applications.keypoints import camera_matrix, read_keypoints
 from unihpe_ref.applications.lift_command import LayoutName, camera_for, check_outputs, write_poses
 from unihpe_ref.applications.poses import PoseSet, read_poses
-from unihpe_ref.checkpoint import write_whole
 from unihpe_ref.data import joint_box, normalise_image
+from unihpe_ref.files import write_json
 from unihpe_ref.lifter import LiftedPoses, Lifter, camera_of, load_lifter, place
 from unihpe_ref.models import retrieve
 
@@ -117,7 +116,7 @@ class Retrieve:
                 best = [{"name": names[1][i], "cosine": round(c, 6)} for i, c in zip(index, cosine)]
                 top.append({"query": name, "matches": best})
             held = {"query": kinds[0], "gallery": kinds[1], "top": top}
-            write_whole(self.out, (json.dumps(held, indent=1) + "\n").encode())
+            write_json(self.out, held, indent=1)
             console.print(f"  {self.out}", soft_wrap=True)
 
     def _embed(self, lifter: Lifter, path: Path) -> tuple[str, list[str], Tensor]:

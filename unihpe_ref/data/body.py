@@ -90,16 +90,16 @@ def forward_kinematics(body: Body, angles: dict[str, Tensor]) -> Tensor:
     Returns: ``(F, 17, 3)`` metres, z up, heading given by ``yaw``; limb lengths are the body's.
     """
     radians = {name: angle * (math.pi / 180) for name, angle in angles.items()}
-    pelvis = _about("z", radians["yaw"]) @ _about("y", radians["pitch"]) @ _about("x", radians["roll"])
+    pelvis = about("z", radians["yaw"]) @ about("y", radians["pitch"]) @ about("x", radians["roll"])
 
     def trunk(share: float) -> Tensor:  # the spine bends in two places
-        side, twist = _about("x", share * radians["spine_side"]), _about("z", share * radians["spine_twist"])
-        return _about("y", share * radians["spine_flex"]) @ side @ twist
+        side, twist = about("x", share * radians["spine_side"]), about("z", share * radians["spine_twist"])
+        return about("y", share * radians["spine_flex"]) @ side @ twist
 
     low = pelvis @ trunk(0.45)
     high = low @ trunk(0.55)
-    nod = _about("y", radians["neck_flex"])
-    face = high @ _about("z", radians["neck_twist"]) @ nod @ _about("x", radians["neck_side"])
+    nod = about("y", radians["neck_flex"])
+    face = high @ about("z", radians["neck_twist"]) @ nod @ about("x", radians["neck_side"])
 
     joints: dict[str, Tensor] = {"pelvis": pelvis.new_zeros(pelvis.shape[0], 3)}
 
@@ -115,11 +115,11 @@ def forward_kinematics(body: Body, angles: dict[str, Tensor]) -> Tensor:
         hip = pelvis @ _ball(radians, f"{side}_hip", sign)
         grow(f"{side}hip", pelvis, (0, sign * body.hip, 0))
         grow(f"{side}knee", hip, (0, 0, -body.thigh))
-        grow(f"{side}ankle", hip @ _about("y", radians[f"{side}_knee"]), (0, 0, -body.shin))
+        grow(f"{side}ankle", hip @ about("y", radians[f"{side}_knee"]), (0, 0, -body.shin))
         arm = high @ _ball(radians, f"{side}_arm", sign)
         grow(f"{side}shoulder", high, (0, sign * body.shoulder, -0.12 * body.shoulder))
         grow(f"{side}elbow", arm, (0, 0, -body.arm))
-        grow(f"{side}wrist", arm @ _about("y", -radians[f"{side}_elbow"]), (0, 0, -body.forearm))
+        grow(f"{side}wrist", arm @ about("y", -radians[f"{side}_elbow"]), (0, 0, -body.forearm))
     return torch.stack([joints[name] for name in SKELETON.joint_names], 1)
 
 
@@ -148,8 +148,8 @@ def stand(joints: Tensor, lift: Tensor, support: Tensor | None = None) -> Tensor
     return joints + torch.cat([path, height[:, None]], -1)[:, None]
 
 
-def _about(axis: str, angle: Tensor) -> Tensor:
-    """Rotations ``(F, 3, 3)`` about one axis, right-handed."""
+def about(axis: str, angle: Tensor) -> Tensor:
+    """Rotations ``(..., 3, 3)`` by ``angle`` (...) radians about "x", "y" or "z", right-handed."""
     cosine, sine, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     rows = {
         "x": [one, zero, zero, zero, cosine, -sine, zero, sine, cosine],
@@ -161,5 +161,5 @@ def _about(axis: str, angle: Tensor) -> Tensor:
 
 def _ball(radians: dict[str, Tensor], joint: str, sign: float) -> Tensor:
     """Shoulder or hip: swing forward, then away from the middle (``sign``: +1 left, -1 right), then about itself."""
-    swing = _about("y", -radians[f"{joint}_flex"]) @ _about("x", sign * radians[f"{joint}_abd"])
-    return swing @ _about("z", -sign * radians[f"{joint}_rot"])
+    swing = about("y", -radians[f"{joint}_flex"]) @ about("x", sign * radians[f"{joint}_abd"])
+    return swing @ about("z", -sign * radians[f"{joint}_rot"])

@@ -23,7 +23,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "command": sys.argv,
         **commit(Path(__file__).resolve().parent),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES} | {"torch": torch.__version__},  # with its build
+        "packages": {name: version_of(name) for name in _PACKAGES} | {"torch": torch.__version__},  # with its build
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -49,7 +49,8 @@ def commit(folder: Path) -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Of an installed package; None where it is not."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -16,6 +16,7 @@ import torch
 
 from multicontrast._checks import three_beats
 
+from ..body import about
 from ..motion import Motion
 from .common import Array, listed
 
@@ -108,11 +109,4 @@ def to_z_up(points: Array) -> Array:
 
 def rotation_about(axis: str, degrees: Array) -> Array:
     """``(...)`` degrees to ``(..., 3, 3)`` rotations about "x", "y" or "z"."""
-    radians = np.deg2rad(np.asarray(degrees, float))
-    cosine, sine, zero, one = np.cos(radians), np.sin(radians), np.zeros_like(radians), np.ones_like(radians)
-    rows = {
-        "x": [one, zero, zero, zero, cosine, -sine, zero, sine, cosine],
-        "y": [cosine, zero, sine, zero, one, zero, -sine, zero, cosine],
-        "z": [cosine, -sine, zero, sine, cosine, zero, zero, zero, one],
-    }[axis]
-    return np.stack(rows, -1).reshape(*radians.shape, 3, 3)
+    return about(axis, torch.from_numpy(np.deg2rad(np.asarray(degrees, float)))).numpy()
