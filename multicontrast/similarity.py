@@ -135,7 +135,7 @@ class Eigenvalue(CosineSimilarity):
         if len(cosines) != 3:
             return super().with_pullback(cosines, workspace)
         a, b, c = cosines
-        shape = torch.broadcast_shapes(a.shape, b.shape, c.shape)
+        shape = a.shape if a.shape == b.shape == c.shape else torch.broadcast_shapes(a.shape, b.shape, c.shape)
         return eigmax_with_pullback((a, b, c), workspace.take("eigenvalue", (SCRATCH_ROWS, *shape), a))
 
     @torch.no_grad()

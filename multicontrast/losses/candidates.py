@@ -112,13 +112,6 @@ class Blocks:
             self._rows[key] = self.units[m][self.start : self.stop] @ self.units[n].mT
         return self._rows[key][start - self.start : stop - self.start]
 
-    def entries(self, m: int, n: int, i: Tensor, j: Tensor) -> Tensor:
-        """The cosines of rows ``i`` of modality ``m`` with rows ``j`` of ``n``, whose shapes broadcast."""
-        if not self.held:
-            return torch.linalg.vecdot(self.units[m][i], self.units[n][j])
-        flat = i * self.size + j
-        return self.whole(m, n).reshape(-1).index_select(0, flat.reshape(-1)).view(flat.shape)
-
 
 class Candidates:
     """The tuples that each of B anchors is compared with."""
@@ -127,6 +120,10 @@ class Candidates:
     """Whether the positive is one of the candidates; otherwise it comes beside them."""
     anchored = True
     """Whether modality 0 of every candidate of an anchor is the anchor's own row."""
+    are_tied = False
+    """Whether the candidates are the other samples, each with all its members: a matmul reads them."""
+    are_all = False
+    """Whether the candidates are every tuple with the anchor, which reads whole Gram blocks."""
     earlier: tuple[int, ...] = ()
     """Modalities in which a candidate must not hold the anchor's sample, because another part has those tuples."""
 
@@ -151,8 +148,16 @@ class Candidates:
         """Where a row number is none of the batch, which must show as NaN; None if nowhere."""
         return None
 
+    def stray_positives(self, start: int, stop: int) -> Tensor | None:
+        """``(R,)``: the anchors whose positive has a row number out of range; None if nobody's."""
+        return None
+
     def target(self, start: int, stop: int) -> Tensor:
         """``(R,)``: the column of the positive among the flattened candidates that hold it."""
+        raise NotImplementedError
+
+    def reversed(self) -> Candidates:
+        """The reverse direction, where modality 0 changes and the others stay; of tied tuples alone."""
         raise NotImplementedError
 
     def read(self, blocks: Blocks, start: int, stop: int) -> tuple[list[Tensor], Scatter]:
@@ -190,22 +195,26 @@ class Sampled(Candidates):
         pairs = pairs_of(self.num_modalities)
         # Rows of a block that is not held are a matmul, of which few candidates read little.
         in_rows = self.anchored and (blocks.held or FEW * self.width > self.size)
-        cosines = []
+        cosines, places = [], []
         for m, n in pairs:
-            if m == 0 and in_rows:
-                cosine = blocks.rows(0, n, start, stop).gather(1, members[n].expand(rows, -1))
+            own_row = m == 0 and in_rows
+            place = members[n].expand(rows, -1) if own_row else members[m] * self.size + members[n]
+            if own_row:
+                cosine = blocks.rows(0, n, start, stop).gather(1, place)
+            elif blocks.held:
+                cosine = blocks.whole(m, n).reshape(-1).index_select(0, place.reshape(-1)).view(place.shape)
             else:
-                cosine = blocks.entries(m, n, members[m], members[n])
+                cosine = torch.linalg.vecdot(blocks.units[m][members[m]], blocks.units[n][members[n]])
             cosines.append(cosine if strays is None else torch.where(strays, torch.nan, cosine))
+            places.append(place)
 
         def scatter(gradients: Gradients, slopes: Sequence[Tensor]) -> None:
-            for (m, n), slope in zip(pairs, slopes):
+            for (m, n), slope, place in zip(pairs, slopes, places):
                 if m == 0 and self.anchored:
-                    gradients[m, n][start:stop].scatter_add_(1, members[n].expand(rows, -1), slope)
+                    gradients[m, n][start:stop].scatter_add_(1, place, slope)
                 else:
-                    flat = members[m] * self.size + members[n]
-                    slope = slope.sum_to_size(flat.shape)
-                    gradients[m, n].view(-1).scatter_add_(0, flat.reshape(-1), slope.reshape(-1))
+                    slope = slope.sum_to_size(place.shape)
+                    gradients[m, n].view(-1).scatter_add_(0, place.reshape(-1), slope.reshape(-1))
 
         return cosines, scatter
 
@@ -248,7 +257,6 @@ class Cyclic(Sampled):
         return self.shifts.shape[1]
 
     def reversed(self) -> Cyclic:
-        """The reverse direction of tied tuples."""
         return Cyclic(self.size, self.shifts, reverse=True)
 
     def listed(self) -> tuple[str, Tensor] | None:
@@ -331,6 +339,7 @@ class Tied(Candidates):
     """``(i, j, ..., j)`` for every sample ``j``, or with ``reverse`` ``(j, i, ..., i)``; the positive is among them."""
 
     holds_positive = True
+    are_tied = True
 
     def __init__(self, size: int, num_modalities: int, device: torch.device, reverse: bool = False) -> None:
         super().__init__(size, num_modalities, device)
@@ -346,7 +355,6 @@ class Tied(Candidates):
         return Cyclic(draw.size, draw.cut(shifts).to(draw.device).expand(draw.num_modalities - 1, -1))
 
     def reversed(self) -> Tied:
-        """The reverse direction."""
         return Tied(self.size, self.num_modalities, self.device, reverse=True)
 
     @property
@@ -401,6 +409,7 @@ class All(Candidates):
     """
 
     holds_positive = True
+    are_all = True
 
     def __init__(self, size: int, num_modalities: int, device: torch.device, place: int = 0) -> None:
         super().__init__(size, num_modalities, device)
@@ -640,7 +649,6 @@ class Given(Sampled):
         return None if self._strays is None else self._strays[start - self._first : stop - self._first, 1:]
 
     def stray_positives(self, start: int, stop: int) -> Tensor | None:
-        """``(R,)``: the anchors whose positive has a row number out of range."""
         return None if self._strays is None else self._strays[start - self._first : stop - self._first, 0]
 
 

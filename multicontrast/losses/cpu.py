@@ -22,7 +22,7 @@ from multicontrast._checks import values_are_free
 from multicontrast._workspace import Workspace
 from multicontrast.losses import reference
 from multicontrast.losses.candidates import Blocks, Pair, pairs_of
-from multicontrast.losses.rows import lengths_to_undo, row_products, scale_products_, undo_lengths_backward_
+from multicontrast.losses.rows import dot, lengths_to_undo, row_products, scale_products_, undo_lengths_backward_
 from multicontrast.losses.softmax import scale_free
 from multicontrast.losses.terms import Plan, Term
 from multicontrast.similarity import CosineSimilarity, has_closed_form
@@ -172,7 +172,7 @@ class _Work:
         self.blocks = {pair: kind.new_empty(size, size) for pair in plan.blocks}
         for pair in self.blocks:
             self.write(pair)
-        weight = None if plan.masks.weight is None else plan.masks.weight
+        weight = plan.masks.weight
         self.weight: Tensor | None = None
         total = float(size)
         if weight is not None:
@@ -256,8 +256,8 @@ class _Work:
         if chosen is None:
             matched = [self.blocks[pair].diagonal().clone() for pair in pairs]
         else:
-            matched = [blocks.entries(m, n, chosen[m], chosen[n]) for m, n in pairs]
-        positive, slopes_of_positive = similarity.with_gradient(matched)
+            matched = [self.blocks[m, n].view(-1)[chosen[m] * size + chosen[n]] for m, n in pairs]
+        positive, pullback_of_positive = similarity.with_pullback(matched, Workspace())
         factor = LOG2_E / (tau * self.scale)
         scale = self.share * term.alpha / tau
         scales = kind.new_full((size,), scale) if self.weight is None else scale * self.weight
@@ -295,35 +295,17 @@ class _Work:
                 self._differentiate_pair(pair, start, stop)
             scatter(gradients, slopes)
         if self.needs_gradient:
-            slope += self._add_positives(
-                gradients, chosen, by_positive, positive, matched, slopes_of_positive, similarity
-            )
+            if self.direct or not similarity.homogeneous:
+                slope += dot(by_positive, positive)
+            for (m, n), gradient, cosine in zip(pairs, pullback_of_positive(by_positive), matched):
+                if not self.direct and not similarity.homogeneous:
+                    slope -= dot(gradient, cosine)
+                if chosen is None:
+                    gradients[m, n].diagonal().add_(gradient)
+                else:
+                    gradients[m, n].view(-1).scatter_add_(0, chosen[m] * size + chosen[n], gradient)
             self.slopes[self.place[id(term.tau)]] += slope
         return value
-
-    def _add_positives(
-        self,
-        gradients: dict[Pair, Tensor],
-        chosen: list[Tensor] | None,
-        weights: Tensor,
-        positive: Tensor,
-        matched: list[Tensor],
-        slopes: list[Tensor],
-        similarity: CosineSimilarity,
-    ) -> float:
-        """Write the gradients of the positives. Returns what they add to the slope by tau."""
-        for (m, n), slope in zip(pairs_of(len(self.rows)), slopes):
-            if chosen is None:
-                gradients[m, n].diagonal().addcmul_(weights, slope)
-            else:
-                flat = chosen[m] * self.plan.size + chosen[n]
-                gradients[m, n].view(-1).scatter_add_(0, flat, weights * slope)
-        if not self.direct and similarity.homogeneous:
-            return 0.0
-        found = float(torch.dot(weights, positive))
-        if not self.direct:
-            found -= sum(float(torch.dot(weights * slope, cosine)) for slope, cosine in zip(slopes, matched))
-        return found
 
 
 class PairBlock:
@@ -367,7 +349,8 @@ class PairBlock:
         if self.narrow:
             self.replaced = restore is not None
             self._sum_powers()
-            lowest, highest = torch.aminmax(torch.stack([*self.sums, self._positives()]))
+            self.positives = self._powers(self.matched, torch.empty_like(self.matched))
+            lowest, highest = torch.aminmax(torch.stack([*self.sums, self.positives]))
             self.narrow = bool(lowest > low and highest < high)  # False for NaN
             if not self.narrow and restore is not None:
                 self.replaced = False
@@ -377,13 +360,12 @@ class PairBlock:
 
     def total(self) -> Tensor:
         """The sum of the losses of all anchors."""
+        sums = torch.stack(self.sums)
         if self.narrow:
-            positives = self._positives()
-            losses = [_log_of_quotient(sums, positives) for sums in self.sums]
+            losses = _log_of_quotient(sums, self.positives)
         else:
-            losses = [sums - self.matched * (self.factor / LOG2_E) for sums in self.sums]
-        weight = self.weight
-        return torch.stack([x.sum() if weight is None else torch.dot(x, weight) for x in losses]).sum()
+            losses = sums - self.matched * (self.factor / LOG2_E)
+        return losses.sum() if self.weight is None else (losses @ self.weight).sum()
 
     def gradient_rows_(self, start: int, stop: int, share: float) -> None:
         """Replace rows by ``share`` times the derivative of :meth:`total` by the cosines."""
@@ -423,9 +405,6 @@ class PairBlock:
         if self.shift:
             block = torch.sub(block, self.shift, out=out)
         return torch.exp2(block, out=out)
-
-    def _positives(self) -> Tensor:
-        return self._powers(self.matched, torch.empty_like(self.matched))
 
     def _scratch(self, rows: int) -> Tensor:
         """A buffer for some rows, used again and again."""

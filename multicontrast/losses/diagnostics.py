@@ -11,7 +11,8 @@ from torch import Tensor
 from multicontrast._checks import check_flag
 from multicontrast.linalg._gram import gram_eigmax_with_gradient
 from multicontrast.losses.candidates import Pair, pairs_of
-from multicontrast.losses.softmax import Hard, Masks, Stats, Sums, cross_entropy, weigh
+from multicontrast.losses.softmax import Hard, Stats, Sums, cross_entropy, weigh
+from multicontrast.losses.terms import Masks
 
 
 @dataclass(frozen=True)

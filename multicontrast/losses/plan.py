@@ -17,7 +17,6 @@ from multicontrast.losses.candidates import (
     SCHEMES,
     All,
     Candidates,
-    Cyclic,
     Draw,
     Given,
     Pair,
@@ -25,8 +24,7 @@ from multicontrast.losses.candidates import (
     check_index,
     check_negatives,
 )
-from multicontrast.losses.softmax import Masks
-from multicontrast.losses.terms import TRIPLET, Plan, Term
+from multicontrast.losses.terms import TRIPLET, Masks, Plan, Term
 from multicontrast.losses.triton import fused_operator, kernels
 from multicontrast.similarity import MeanCosine, resolve_similarity
 
@@ -130,7 +128,7 @@ _COSINE = MeanCosine()
 def _holds_blocks(operation: str, plan: Plan, like: Tensor, tiled: bool | None) -> bool:
     """Whether the Gram blocks are held whole: as asked for, or if they and their gradients take at most half of the
     free memory."""
-    every = any(isinstance(part, All) for term in plan.terms for parts in term.directions for part in parts)
+    every = any(part.are_all for term in plan.terms for parts in term.directions for part in parts)
     if every and tiled:
         needed = f"`{operation}` streams negatives='all' over whole Gram blocks"
         raise ValueError(three_beats(needed, "tiled=True", "Leave `tiled` out, or choose a sampled scheme."))
@@ -181,7 +179,7 @@ def _directions(
     if not draws:
         return ()
     drawn = SCHEMES[negatives].draw(Draw(size, count, num_negatives, True, generator, device))
-    return ((drawn,), (drawn.reversed(),)) if symmetric and isinstance(drawn, (Tied, Cyclic)) else ((drawn,),)
+    return ((drawn,), (drawn.reversed(),)) if symmetric else ((drawn,),)
 
 
 def check_all(operation: str, num_modalities: int, similarity: object, num_negatives: object) -> None:

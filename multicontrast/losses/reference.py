@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from multicontrast._checks import values_are_free
-from multicontrast.losses.candidates import FEW, All, Blocks, Candidates, Given, pairs_of
+from multicontrast.losses.candidates import FEW, All, Blocks, Candidates, pairs_of
 from multicontrast.losses.diagnostics import Diagnostics, Direction, TermDiagnostics, describe_term, share_of_flipped
 from multicontrast.losses.factorised import mean_cosine_denominators
 from multicontrast.losses.rows import unit_rows
@@ -122,7 +122,7 @@ class Evaluation:
         width = max(1, *(part.width for part in candidates))
         step = _CANDIDATES // width
         if self.blocks.held and not isinstance(self.similarity, Multilinear):
-            if not any(isinstance(part, All) for part in candidates):
+            if not any(part.are_all for part in candidates):
                 step = max(step, -(-(self.plan.stop - self.plan.start) // _SLABS))
         elif not all(part.holds_positive for part in candidates):
             strip = self.plan.size if FEW * width > self.plan.size else 1
@@ -168,7 +168,7 @@ class Evaluation:
     def _factorises(self, parts: Sequence[Candidates]) -> bool:
         """Whether the sum over all tuples is a product of matmuls."""
         similarity, masks = self.similarity, self.masks
-        every = isinstance(parts[0], All) and isinstance(similarity, MeanCosine)
+        every = parts[0].are_all and isinstance(similarity, MeanCosine)
         return every and masks.only_weigh and not self.stats and self.plan.size > 1
 
     def _values(self, part: Candidates, start: int, stop: int, present: list[Tensor] | None) -> Tensor:
@@ -198,7 +198,7 @@ class Evaluation:
             values = self.similarity(cosines) if present is None else self.similarity.of_present(cosines, present)
         if present is not None and chosen is not None and self.taking_part is not None:  # of an index of the user's own
             values = torch.where(at_least_two(present) | ~self.taking_part[start:stop], values, torch.nan)
-        strays = candidates.stray_positives(start, stop) if isinstance(candidates, Given) else None
+        strays = candidates.stray_positives(start, stop)
         return values if strays is None else torch.where(strays, torch.nan, values)
 
     def _extra(self, start: int, stop: int, reverse: bool) -> tuple[Tensor, Tensor] | None:
@@ -257,7 +257,7 @@ class Evaluation:
             return
         units = self.blocks.units
         figures["sign_flipped"] = share_of_flipped([unit[start:stop] for unit in units], here)
-        if diagnostics.sampling_gap and not isinstance(term.directions[0][0], All):
+        if diagnostics.sampling_gap and not term.directions[0][0].are_all:
             every = (All(plan.size, len(units), units[0].device),)
             whole = dataclasses.replace(term, directions=(every,))
             exact = Evaluation(whole, dataclasses.replace(plan, diagnostics=None), self.blocks, self.extra)

@@ -24,7 +24,7 @@ from torch import Tensor
 from multicontrast._checks import without_autocast
 from multicontrast.distributed import Ranks
 from multicontrast.losses import reference
-from multicontrast.losses.candidates import Blocks, Tied, pairs_of
+from multicontrast.losses.candidates import Blocks, pairs_of
 from multicontrast.losses.reference import Evaluation, mean_of
 from multicontrast.losses.rows import unit_rows
 from multicontrast.losses.softmax import weigh
@@ -43,8 +43,7 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
 def _is_streamed(term: Term) -> bool:
     """Whether all anchors of a term meet the same candidates, which are the batch itself, and all there is to
     differentiate are embeddings and temperature."""
-    whole = isinstance(term.directions[0][0], Tied)
-    return whole and not is_learnable(term.similarity, len(term.modalities))
+    return term.directions[0][0].are_tied and not is_learnable(term.similarity, len(term.modalities))
 
 
 def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:

@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from multicontrast.losses.candidates import Candidates, Pair, pairs_of
-from multicontrast.losses.diagnostics import Diagnostics
-from multicontrast.losses.softmax import Masks
 from multicontrast.similarity import CosineSimilarity, Multilinear
 
+if TYPE_CHECKING:
+    from multicontrast.losses.diagnostics import Diagnostics
+
 TRIPLET = "triplet"
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The options that act on logits and averages, for the samples of the whole batch; further negatives for the
+    anchors alone. :mod:`multicontrast.losses.options` says what they mean."""
+
+    present: Tensor | None = None
+    ids: Tensor | None = None
+    weight: Tensor | None = None
+    label_smoothing: float = 0.0
+    hardness: float = 0.0
+    extra: tuple[Tensor | None, ...] | None = None
+
+    @property
+    def only_weigh(self) -> bool:
+        """Whether the loss of each anchor is what it is without any option."""
+        return self.shape_nothing and self.label_smoothing == 0
+
+    @property
+    def shape_nothing(self) -> bool:
+        """The same but for label smoothing."""
+        return self.present is None and self.ids is None and self.extra is None and self.hardness == 0
+
+    def fill_absent(self, x: Tensor, modality: int, value: float) -> Tensor:
+        """The rows with ``value`` for those that are absent, so that neither their content nor a gradient matters."""
+        return x if self.present is None else torch.where(self.present[:, modality, None], x, value)
+
+    def taking_part(self, modalities: Sequence[int]) -> Tensor | None:
+        """``(B,)``: the samples that have two of the modalities; None if all do."""
+        return None if self.present is None else self.present[:, list(modalities)].sum(1) >= 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +76,7 @@ class Term:
         return len(self.directions) == 2
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Plan:
     """The sum of some terms, for the anchors ``start..stop`` of a batch of ``size`` samples.
 
@@ -60,32 +94,26 @@ class Plan:
     masks: Masks
     tiled: bool
     diagnostics: Diagnostics | None = None
+    pairs: list[Term] = field(init=False)  # the terms of two modalities
+    tuples: Term | None = field(init=False)  # the tuple term, if there is one; it comes first
+    taus: list[Tensor] = field(init=False)  # the temperatures, each once
+    blocks: list[Pair] = field(init=False)  # whose cosines the terms read, the smaller modality first
 
-    @property
-    def pairs(self) -> list[Term]:
-        """The terms of two modalities."""
-        return [term for term in self.terms if term.is_pair]
-
-    @property
-    def tuples(self) -> Term | None:
-        """The tuple term, if there is one; it comes first."""
-        return next((term for term in self.terms if not term.is_pair), None)
+    def __post_init__(self) -> None:
+        """What follows from the terms."""
+        first = self.terms[0] if self.terms else None
+        self.tuples = None if first is None or first.is_pair else first
+        self.pairs = list(self.terms if self.tuples is None else self.terms[1:])
+        self.taus = list({id(term.tau): term.tau for term in self.terms}.values())
+        if self.tuples is None:
+            self.blocks = sorted({(min(term.modalities), max(term.modalities)) for term in self.pairs})
+        else:
+            self.blocks = pairs_of(len(self.tuples.modalities))
 
     @property
     def is_whole(self) -> bool:
         """Whether every sample of the batch is an anchor."""
         return self.start == 0 and self.stop == self.size
-
-    @property
-    def taus(self) -> list[Tensor]:
-        """The temperatures, each once."""
-        return list({id(term.tau): term.tau for term in self.terms}.values())
-
-    @property
-    def blocks(self) -> list[Pair]:
-        """The pairs of modalities whose cosines the terms read, the smaller number first."""
-        found = {pair for term in self.terms for pair in pairs_of(len(term.modalities)) if term.is_pair is False}
-        return sorted(found | {(min(term.pair), max(term.pair)) for term in self.pairs})
 
     def with_taus(self, taus: Sequence[Tensor]) -> Plan:
         """The same with other tensors in place of :attr:`taus`."""

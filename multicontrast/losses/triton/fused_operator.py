@@ -16,9 +16,9 @@ from torch import Tensor
 
 from multicontrast._backend import has_bfloat16, is_transformed, run_kernel, use_triton
 from multicontrast.losses._second_derivative import second_derivative
-from multicontrast.losses.candidates import All, Candidates, Cyclic, Given, Index, Tied, index_of
-from multicontrast.losses.softmax import Masks, scale_free
-from multicontrast.losses.terms import Plan, Term
+from multicontrast.losses.candidates import Candidates, Cyclic, Given, Index, Tied, index_of
+from multicontrast.losses.softmax import scale_free
+from multicontrast.losses.terms import Masks, Plan, Term
 from multicontrast.similarity import Eigenvalue, MeanCosine
 
 _MASKS = "Tensor? index, Tensor? present, Tensor? ids, Tensor? weight"
@@ -150,7 +150,7 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
     if len(embeddings) != 3 or type(tuples.similarity) is not Eigenvalue or tuples.symmetric:
         return False
     # The order of the kernel's additions is not fixed.
-    return not isinstance(tuples.directions[0][0], All) and not torch.are_deterministic_algorithms_enabled()
+    return not tuples.directions[0][0].are_all and not torch.are_deterministic_algorithms_enabled()
 
 
 def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:

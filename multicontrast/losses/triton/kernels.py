@@ -23,7 +23,7 @@ from torch import Tensor
 from multicontrast._backend import is_transformed, use_triton
 from multicontrast.linalg.gram3 import gram3_excess
 from multicontrast.losses import reference
-from multicontrast.losses.candidates import All, index_of
+from multicontrast.losses.candidates import index_of
 from multicontrast.losses.reference import Evaluation
 from multicontrast.losses.terms import Plan
 from multicontrast.losses.triton.exact_operator import exact_logsumexp
@@ -46,7 +46,7 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
     if len(embeddings) != 3 or type(tuples.similarity) is not Eigenvalue or tuples.symmetric:
         return False
     parts = tuples.directions[0]
-    return len(parts) == 1 and (not isinstance(parts[0], All) or first.dtype == torch.float32)
+    return len(parts) == 1 and (not parts[0].are_all or first.dtype == torch.float32)
 
 
 def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
@@ -72,7 +72,7 @@ def _by_anchor(evaluation: Evaluation) -> Tensor | None:
         whole: Tensor = sampled_loss(blocks.whole(0, 1), blocks.whole(0, 2), c, index_of(candidates, start, stop), tau)
         return whole
     a, b = (blocks.rows(0, n, start, stop) for n in (1, 2))
-    if isinstance(candidates, All):
+    if candidates.are_all:
         lse, _ = exact_logsumexp(a, b, c, tau)
         return lse - gram3_excess(a.diagonal(start), b.diagonal(start), c.diagonal()[start:stop]) / tau
     scheme, index = candidates.listed() or ("index", index_of(candidates, start, stop))
