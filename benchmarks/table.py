@@ -4,7 +4,7 @@
     python -m benchmarks.table --check    # say whether they are fresh
 
 A table lives between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``. It always shows the latest
-run for its setting, whole: losses included, and never cells of two runs side by side.
+run for its setting, whole: losses included, and never figures of two runs side by side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from benchmarks import driver, losses, timing
 from benchmarks.driver import Row
 from benchmarks.environment import ROOT
 
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/compared.md", "docs/benchmarks/index.md"))
+PAGES = tuple(
+    ROOT / page for page in ("README.md", "docs/compared.md", "docs/benchmarks/index.md", "docs/benchmarks/tables.md")
+)
 _REGION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end of table -->)", re.DOTALL)
 
 
@@ -79,7 +81,7 @@ def losses_alone_table(rows: Sequence[Row]) -> str:
 
 
 def losses_table(rows: Sequence[Row]) -> str:
-    """Medians of every contender by batch size, then the ratios with their bars."""
+    """Medians of every contender by batch size, then the ratios with their targets."""
     parts = []
     for case, device in settings(rows):
         run = latest_run(rows, case, device)
@@ -90,7 +92,7 @@ def losses_table(rows: Sequence[Row]) -> str:
             for name in dict.fromkeys(row.implementation for row in run)
         ]
         parts.append(f"ms (peak MB), {origin(run[0])}\n\n{markdown(('', *shapes), lines)}")
-        parts.append(f"The ratios that matter, and the bar each is held to:\n\n{_ratio_table(found, shapes)}")
+        parts.append(f"Our targets for ratios, and what was reached:\n\n{_ratio_table(found, shapes)}")
     return "\n".join(parts) or "No rows yet.\n"
 
 
@@ -129,7 +131,7 @@ def _ratio_table(found: dict[tuple[str, str], Row], shapes: Sequence[str]) -> st
         if any(cells):
             what = f"{bar.numerator} / {bar.denominator}" + (", memory" if bar.of == "memory" else "")
             lines.append((what, ratio(bar.limit), *cells))
-    return markdown(("", "bar", *shapes), lines)
+    return markdown(("", "target", *shapes), lines)
 
 
 def _ratio(above: Row, below: Row, bar: losses.Bar) -> str:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.studies``: list the cells, run those that are missing, write the page, keep longer runs.
+"""``python -m benchmarks.studies``: list the runs, make those that are missing, write the page, keep longer runs.
 
 python -m benchmarks.studies list
 python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_multiview
@@ -26,13 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 for input that does not fit."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="which cells there are, and which are missing")
+    commands.add_parser("list", help="which runs there are, and which are missing")
     commands.add_parser("page", help="write docs/unihpe/studies.md and its figures from the results")
-    runner = commands.add_parser("run", help="run the missing cells, one by one; each is written when it is done")
+    runner = commands.add_parser("run", help="make the missing runs, one by one; each is written when it is done")
     runner.add_argument("--motion", type=Path, required=True, help="the recording (npz)")
     runner.add_argument("--photographs", type=Path, help="folder of the real crops; left out without it")
     runner.add_argument("--only", choices=STUDIES, action="append", help="these studies alone")
-    runner.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many minutes")
+    runner.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
     keeper = commands.add_parser("keep", help="evaluate a longer training run, and keep what it reached")
     keeper.add_argument("run", type=Path, help="folder of `unihpe train`")
     keeper.add_argument("--motion", type=Path, required=True, help="the recording (npz)")

@@ -1,4 +1,4 @@
-"""Runs the cells of the plan, one after another; a cell that has a result is passed over."""
+"""Makes the runs of the plan ("cells" in the code), one after another; one that has a result is passed over."""
 
 from __future__ import annotations
 

@@ -25,17 +25,17 @@ _Read = Callable[[dict[str, Any]], float]
 _INTRODUCTION = """\
 # The paper's claims on recorded motion
 
-This page is written by `python -m benchmarks.studies page` from one file for each cell in
+This page is written by `python -m benchmarks.studies page` from one file for each run in
 `benchmarks/results/studies`. What is run was written down first, in `benchmarks/studies/plan.py`: small networks, short
 runs, one recording of CMU motion capture (57,169 frames to train on, held-out takes to judge on), pictures rendered
 from it. In a study all rows take the same number of steps of the same batches. Numbers are the mean over seeds ± half
-the range between them, with the number of seeds in brackets where it is less than three; an empty cell has not been
+the range between them, with the number of seeds in brackets where it is less than three; what is empty has not been
 run.
 
 Read differences, not levels: such runs end far from where training would end, and these data are not Human3.6M. What
 the paper reports is beside each row for the order of the rows only.
 
-The missing cells are run, one after another, by
+The missing runs are made, one after another, by
 
 ```console
 $ python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_multiview
@@ -63,7 +63,7 @@ def page(folder: Path = RESULTS) -> str:
     """The text of the page."""
     done = [result for cell in CELLS if (result := read_result(cell, folder)) is not None]
     seconds = sum(result["cpu_seconds"]["all"] for result in done)
-    state = f"Of {len(CELLS)} cells {len(done)} have been run, in {seconds / 3600:.1f} hours of one CPU thread."
+    state = f"Of {len(CELLS)} runs {len(done)} have been made, in {seconds / 3600:.1f} hours of one CPU thread."
     missing = [f"`{cell.name}`" for cell in CELLS if read_result(cell, folder) is None]
     if done and missing:
         state += f" Missing: {', '.join(missing)}."

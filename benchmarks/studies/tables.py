@@ -111,11 +111,11 @@ _INTRODUCTION = """\
 # The paper's tables
 
 What the paper prints, beside what was measured here. Human3.6M, MPI-INF-3DHP and 3DPW may not be redistributed and were
-not at hand, so the column *here* is empty on their rows: nobody has run them with this code yet. Whoever has the data
-prepares them with `unihpe data prepare`, trains with `unihpe train --preset PRESET --motion PREPARED`, and evaluates
+not at hand, so the column *here* is empty on their rows: nobody has run them with this code yet. If you have the data,
+prepare them with `unihpe data prepare`, train with `unihpe train --preset PRESET --motion PREPARED`, and evaluate
 with `unihpe evaluate RUN --motion PREPARED --protocol ...`; `unihpe ablate --table 4` runs all rows of a table.
 
-The rows on CMU motion capture are the small cells of [the studies](studies.md), the shipped lifter, and the paper's
+The rows on CMU motion capture are the small runs of [the studies](studies.md), the shipped lifter, and the paper's
 pair of Table 4 in its full size ([how it was trained](training-on-mocap.md)): other data, not to be compared with the
 paper's numbers.
 
