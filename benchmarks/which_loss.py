@@ -11,7 +11,7 @@ unit rows the spread of a cosine.
 Judged by: recall at 1 and at 10 of z from x and from y (the mean of both, by cosine); recall of z from x and y
 together, by the best of five scores, chosen on the validation samples like the temperature, so that how candidates are
 ranked and how encoders are trained do not get mixed up; alignment (mean over the pairs) and uniformity (mean over the
-modalities); a linear probe on all three embeddings; CPU time of a step.
+modalities); a linear probe on all three embeddings; CPU time of a step, all losses in turns (``--times``).
 
 Before the plan, a pilot with another seed looked at five worlds at one temperature each, to size the runs and to find
 faults. It is why two modalities are matched by the best score instead of the trained one, and why the volume and the
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from benchmarks.environment import describe_environment
 from benchmarks.which_loss_data import WORLDS, Description, Samples, World, missing_data
 
 ROWS = Path(__file__).parent / "results" / "which_loss" / "runs.csv"
+TIMES = ROWS.with_name("times.csv")
 TEMPERATURES = (0.03, 0.07, 0.15, 0.3)
 SEEDS = (0, 1, 2)
 TUNING_SEED = 10
@@ -193,29 +195,93 @@ def key(row: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in ("world", "loss", "temperature", "tau", "seed"))
 
 
+class Training:
+    """Encoders on the way: the same start and the same batches for every loss of a seed."""
+
+    def __init__(self, world: World, loss: Loss, tau: float, learned: bool, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.part, self.loss = world.train, loss
+        widths = [part.shape[1] for part in (self.part.x, self.part.y, self.part.z)]
+        self.encoders = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIMENSION)) for width in widths
+        )
+        self.temperature = mc.Temperature(tau, min=0.01, max=1.0, learnable=learned)
+        parameters = [*self.encoders.parameters(), *self.temperature.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, STEPS)
+        self.batches = torch.Generator().manual_seed(seed)
+
+    def steps(self, count: int) -> float:
+        """Takes steps; milliseconds of CPU time for each."""
+        began = time.process_time()
+        part = self.part
+        for _ in range(count):
+            rows = torch.randperm(len(part), generator=self.batches)[:BATCH]
+            present = None if part.present is None else part.present[rows][:, [2, 0, 1]]
+            x, y, z = (encode(view[rows]) for encode, view in zip(self.encoders, (part.x, part.y, part.z)))
+            self.optimizer.zero_grad()
+            self.loss(x, y, z, self.temperature(), present).backward()
+            self.optimizer.step()
+            self.schedule.step()
+        return 1e3 * (time.process_time() - began) / count
+
+
 def train(world: World, loss: Loss, tau: float, learned: bool, seed: int) -> tuple[nn.ModuleList, float, float]:
     """Trained encoders, the temperature at the end, and milliseconds of CPU time for each step."""
-    torch.manual_seed(seed)
-    widths = [part.shape[1] for part in (world.train.x, world.train.y, world.train.z)]
-    encoders = nn.ModuleList(
-        nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, DIMENSION)) for width in widths
-    )
-    temperature = mc.Temperature(tau, min=0.01, max=1.0, learnable=learned)
-    parameters = [*encoders.parameters(), *temperature.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    batches = torch.Generator().manual_seed(seed)
-    began = time.process_time()
-    for _ in range(STEPS):
-        rows = torch.randperm(len(world.train), generator=batches)[:BATCH]
-        part = world.train
-        present = None if part.present is None else part.present[rows][:, [2, 0, 1]]
-        x, y, z = (encode(view[rows]) for encode, view in zip(encoders, (part.x, part.y, part.z)))
-        optimizer.zero_grad()
-        loss(x, y, z, temperature(), present).backward()
-        optimizer.step()
-        schedule.step()
-    return encoders, temperature.tau.item(), 1e3 * (time.process_time() - began) / STEPS
+    training = Training(world, loss, tau, learned, seed)
+    milliseconds = training.steps(STEPS)
+    return training.encoders, training.temperature.tau.item(), milliseconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """What a step of one loss costs beside one of pairs: a line of the file of times."""
+
+    loss: str
+    step_ms: float  # encoders, loss and optimizer; median, process CPU time
+    over_pairs: float  # median of the ratios within a round
+    over_pairs_p20: float
+    over_pairs_p80: float
+    rounds: int
+    device: str
+    torch: str
+    commit: str
+    date: str
+
+
+def time_steps(rounds: int = 60, steps: int = 5) -> list[StepTime]:
+    """Steps of all losses in turns, in one process: times of runs made on different days are no ratios."""
+    environment = describe_environment(torch.device("cpu"), "process CPU time")
+    world = WORLDS[0].make(0)
+    trainings = {contender.name: Training(world, contender.loss, 0.15, False, 0) for contender in CONTENDERS}
+    for training in trainings.values():
+        training.steps(2)
+    taken: dict[str, list[float]] = {name: [] for name in trainings}
+    order = list(trainings)
+    shuffle = random.Random(0)
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            taken[name].append(trainings[name].steps(steps))
+    found = []
+    for name, times in taken.items():
+        ratios = torch.tensor(times) / torch.tensor(taken["pairs"])
+        low, middle, high = ratios.quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+        found.append(
+            StepTime(
+                loss=name,
+                step_ms=round(torch.tensor(times).median().item(), 3),
+                over_pairs=round(middle, 3),
+                over_pairs_p20=round(low, 3),
+                over_pairs_p80=round(high, 3),
+                rounds=rounds,
+                device=environment.device,
+                torch=environment.torch,
+                commit=environment.commit,
+                date=environment.date,
+            )
+        )
+    return found
 
 
 @torch.no_grad()
@@ -349,9 +415,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="the file of rows; runs that it holds are passed over")
     cli.add_record(parser)
     parser.add_argument("--only", nargs="*", default=[], choices=[world.name for world in WORLDS], help="these worlds")
+    parser.add_argument("--times", action="store_true", help="only time a step of every loss, all in turns")
     parser.add_argument("--cpu-minutes", type=float, default=90.0, help="stop after so much CPU time")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.times:
+        records.append(cli.place(TIMES, options.record), time_steps())
+        return 0
     worlds = []
     for world in WORLDS:
         if (needed := missing_data(world)) is not None:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks import pictures, which_loss
+from benchmarks import pictures, records, which_loss
 from benchmarks.environment import ROOT
 from benchmarks.table import markdown
 from benchmarks.which_loss import CONTENDERS, EXACT, EXACT_IN, SAMPLED, SEEDS, TEMPERATURES
@@ -59,7 +59,6 @@ def figure_of(rows: Rows, world: str, loss: str, column: str = "two_recall_1") -
 
 def world_table(rows: Rows, world: Description) -> str:
     """Every loss that was run in a world with a fixed temperature."""
-    base = chosen(rows, world.name, PAIRS)
     lines = []
     for contender in CONTENDERS:
         found = chosen(rows, world.name, contender.name)
@@ -74,10 +73,22 @@ def world_table(rows: Rows, world: Description) -> str:
                 f"{mean(found, 'alignment'):.2f}",
                 f"{mean(found, 'uniformity'):.2f}",
                 f"{100 * mean(found, 'probe'):.0f}",
-                f"{mean(found, 'step_ms') / mean(base, 'step_ms'):.1f}" if base else "",
             ))  # fmt: skip
-    header = ("loss", "tau", "from one", "R@10", "from two", "by", "align.", "unif.", "probe", "time")
+    header = ("loss", "tau", "from one", "R@10", "from two", "by", "align.", "unif.", "probe")
     return markdown(header, lines)
+
+
+def times_table(times: Rows) -> str:
+    """What a step costs beside one of pairs."""
+    lines = [
+        (
+            row["loss"],
+            row["step_ms"],
+            f"{float(row['over_pairs']):.2f} ({row['over_pairs_p20']} to {row['over_pairs_p80']})",
+        )
+        for row in times
+    ]
+    return markdown(("loss", "ms", "over pairs (20 % to 80 %)"), lines)
 
 
 def learned_table(rows: Rows) -> str:
@@ -114,8 +125,8 @@ def temperatures_table(rows: Rows) -> str:
 
 
 def missing(rows: Rows) -> str:
-    """What of the plan has no rows."""
-    lines = []
+    """What of the plan has no rows, worlds that lack the same losses together."""
+    lost: dict[tuple[str, str], list[str]] = {}
     for kind, worlds in (("fixed", WORLDS), ("learned", [world for world in WORLDS if world.main])):
         for world in worlds:
             wanted = [
@@ -123,11 +134,30 @@ def missing(rows: Rows) -> str:
                 for contender in CONTENDERS
                 if contender.name != EXACT or (kind == "fixed" and world.name in EXACT_IN)
             ]
-            lost = [name for name in wanted if not chosen(rows, world.name, name, kind)]
-            if lost:
-                what = "all losses" if len(lost) == len(wanted) else "; ".join(lost)
-                lines.append(f"- {world.name}, {kind} temperature: {what}")
-    return "\n".join(lines)
+            names = [name for name in wanted if not chosen(rows, world.name, name, kind)]
+            if names:
+                what = "all losses" if len(names) == len(wanted) else ", ".join(names)
+                lost.setdefault((kind, what), []).append(world.name)
+    return "\n".join(f"- {kind} temperature, {what}: {'; '.join(worlds)}" for (kind, what), worlds in lost.items())
+
+
+def overview(rows: Rows) -> str:
+    """Recall at 1 of the losses of the picture, from one and from two, by world."""
+    lines = []
+    for world in WORLDS:
+        found = [chosen(rows, world.name, loss) for loss in DRAWN]
+        if any(found):
+            recalls = [
+                " / ".join(f"{100 * mean(part, f'{of}_recall_1'):.0f}" for of in ("one", "two")) if part else ""
+                for part in found
+            ]
+            lines.append((world.name, *recalls))
+    return markdown(("R@1 (%), z from one / from two", *DRAWN), lines)
+
+
+def folded(title: str, table: str) -> str:
+    """A table behind its title."""
+    return f":::{{dropdown}} {title}\n\n{table.strip()}\n:::"
 
 
 def page(rows: Rows) -> str:
@@ -137,24 +167,28 @@ def page(rows: Rows) -> str:
         world, loss, column = (" ".join(part.split()) for part in place.group(1, 2, 3))
         return figure_of(rows, world, loss, column)
 
-    parts = [_wrapped(re.sub(r"\[\[([^|\]]+)\|([^|\]]+)\|(\w+)\]\]", fill, TOP))]
+    times = records.latest(which_loss.TIMES) if which_loss.TIMES.exists() else []
+    parts = [_wrapped(re.sub(r"\[\[([^|\]]+)\|([^|\]]+)\|(\w+)\]\]", fill, TOP)), overview(rows), _wrapped(RESULTS)]
     for world in WORLDS:
         if chosen(rows, world.name, PAIRS):
-            parts.append(f"### {world.name.capitalize()}: {world.text}\n\n{world_table(rows, world)}")
-    parts.append(f"## Which temperature was best?\n\n{TEMPERATURE}\n\n{temperatures_table(rows)}")
+            parts.append(folded(f"{world.name.capitalize()}: {world.text}", world_table(rows, world)))
+    parts += [f"## Which temperature was best?\n\n{TEMPERATURE}", folded("By loss", temperatures_table(rows))]
     learned = learned_table(rows)
     if learned:
-        parts.append(f"## Fixed or learned temperature?\n\n{learned}")
+        parts += ["## Fixed or learned temperature?", folded("By loss", learned)]
+    if times:
+        told = (
+            f"Steps of all losses in turns, {times[0]['rounds']} rounds, encoders included, process CPU time of one "
+            f"thread, {times[0]['device']}, while other programs ran."
+        )
+        parts += ["## What a step costs", _wrapped(told), times_table(times)]
     lost = missing(rows)
-    count = len(rows)
     minutes = sum(float(row["step_ms"]) * which_loss.STEPS for row in rows) / 6e4
-    parts.append(f"## What was run\n\n{count} trainings, {minutes:.0f} minutes of one CPU thread. " + (
+    parts.append(f"## What was run\n\n{len(rows)} trainings, {minutes:.0f} minutes of one CPU thread. " + (
         f"Of the plan these are missing; `python -m benchmarks.which_loss --record` goes on with them:\n\n{lost}"
         if lost
         else "The plan is complete."
     ))  # fmt: skip
-    if not chosen(rows, "digits", VOLUME):
-        parts.append(PILOT)
     parts.append(BOTTOM)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -196,20 +230,27 @@ TOP = """\
 **Pairs are enough while one modality looks for another.** Where all three show the same thing, z is found from one
 modality in [[redundancy|pairs|one_recall_1]] of the cases with pairs, [[redundancy|pairs +
 eigenvalue|one_recall_1]] with the eigenvalue beside them and [[redundancy|pairs + volume, tied|one_recall_1]] with
-the volume: no more than seeds differ.
+the volume: no more than seeds differ. Noise and missing modalities do not change that.
 
-**A tuple term pays when two modalities look for a third together.** On recorded motion, arms in 2D and legs in 2D
-find the pose in 3D among 512 in [[body halves|pairs|two_recall_1]] of the cases with pairs, [[body halves|pairs +
-eigenvalue|two_recall_1]] with the eigenvalue, [[body halves|pairs + volume, tied|two_recall_1]] with the volume and
-tied negatives beside pairs, and [[body halves|volume (GRAM)|two_recall_1]] with GRAM's loss, which is the volume
-without pairs. Where no pair says anything, z = x XOR y, only the multilinear product finds z among sixteen:
-[[synergy|multilinear (Symile)|two_recall_1]], pairs [[synergy|pairs|two_recall_1]], GRAM's loss [[synergy|volume
-(GRAM)|two_recall_1]].
+**The volume with tied negatives pays, beside pairs, when two modalities look for a third together.** From arms and
+legs in 2D the pose in 3D is found among 512 in [[body halves|pairs|two_recall_1]] of the cases with pairs and in
+[[body halves|pairs + volume, tied|two_recall_1]] with the volume beside them; from two cameras in [[two
+cameras|pairs|two_recall_1]] and [[two cameras|pairs + volume, tied|two_recall_1]]; the pixels of a digit from its
+outline and its profile in [[digits|pairs|two_recall_1]] and [[digits|pairs + volume, tied|two_recall_1]]. The
+eigenvalue beside pairs changes little ([[body halves|pairs + eigenvalue|two_recall_1]], [[two cameras|pairs +
+eigenvalue|two_recall_1]], [[digits|pairs + eigenvalue|two_recall_1]]).
+
+**Where no pair says anything, only a product of all three finds z.** For z = x XOR y it finds it among sixteen in
+[[synergy|multilinear (Symile)|two_recall_1]], pairs in [[synergy|pairs|two_recall_1]], the volume without pairs in
+[[synergy|volume (GRAM)|two_recall_1]].
 
 **Keep the pairs.** Without them, retrieval from one modality is lost: [[body halves|volume (GRAM)|one_recall_1]] with
-GRAM's loss on motion, where pairs have [[body halves|pairs|one_recall_1]] and pairs with the volume [[body
+GRAM's loss on arms and legs, where pairs have [[body halves|pairs|one_recall_1]] and pairs with the volume [[body
 halves|pairs + volume, tied|one_recall_1]].
 
+![Recall of z from one modality and from two, by loss and by kind of data](_static/which-loss.svg)
+"""
+RESULTS = """\
 ## What was measured
 
 The plan was written before the runs, in `benchmarks/which_loss.py`. In each world the same encoders (two layers of
@@ -221,26 +262,19 @@ held-out samples are embedded.
   chosen on validation samples of another seed, from the same lists for every loss.
 - Figures are the mean over three seeds ± half of their range, in percent.
 - *Align.* (alignment) is the mean squared distance of matching embeddings, *unif.* (uniformity) as Wang and Isola
-  define it (lower is more even), *probe* the accuracy of a linear classifier in percent, *time* the CPU time of a step,
-  encoders included, over that of pairs; other work on the machine makes it uncertain by a third.
+  define it (lower is more even), *probe* the accuracy of a linear classifier in percent.
 
 Small encoders and short runs show differences between losses, not levels that larger ones would reach.
 
-![Recall of z from one modality and from two, by loss and by kind of data](_static/which-loss.svg)
-
-## Results
-"""
-PILOT = """\
-A pilot on *digits*, which sized the runs, is not among the rows: one seed, temperature 0.1, validation samples. x and y
-together found z in 80 % of the cases with pairs, 76 % with the eigenvalue, 93 % with the volume and tied negatives
-beside pairs, and 97 % with GRAM's loss.
+## Results by kind of data
 """
 TEMPERATURE = """\
 A temperature divides a cosine; the multilinear product is multiplied by sqrt(D) first.
 """
 BOTTOM = """\
 The order of the plan was changed four times while it ran, after 25, 42, 81 and 150 runs, because the machine had less
-time to give. Nothing else of it was changed. The rows are in `benchmarks/results/which_loss/runs.csv`.
+time to give, and the times of a step were taken apart, all losses in turns. Nothing else of it was changed. The rows
+are in `benchmarks/results/which_loss/runs.csv`.
 
 The motion is CMU's: the data used in this project was obtained from mocap.cs.cmu.edu; the database was created with
 funding from NSF EIA-0196217. The digits are the Multiple Features set of the UCI repository (van Breukelen et al.,

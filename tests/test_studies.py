@@ -143,7 +143,7 @@ def test_equal_time_waits_for_the_rows_that_it_follows(tmp_path):
 
 def test_an_empty_table_has_rows_and_no_numbers(tmp_path):
     text = page.page(tmp_path)
-    assert f"Of {len(CELLS)} cells 0 have been run" in text
+    assert f"Of {len(CELLS)} runs 0 have been made" in text
     assert "| transformer, diffusion |  |  |  |  | 39.3 |" in text
 
 
