@@ -195,7 +195,7 @@ def page(rows: Rows) -> str:
 
 def _wrapped(text: str) -> str:
     """Paragraphs of even lines, whatever figures were filled in; headings, lists and pictures as they are."""
-    parts = text.split("\n\n")
+    parts = text.replace(" %", "\u00a0%").split("\n\n")
     return "\n\n".join(part if part.startswith(("#", "-", "!")) else textwrap.fill(part, 118) for part in parts)
 
 

@@ -112,5 +112,14 @@ def test_a_mean_needs_every_seed() -> None:
 def test_figures_in_prose_are_those_of_the_rows(page: str) -> None:
     text = (ROOT / page).read_text()
     rows = list(which_loss.read(which_loss.ROWS).values())
-    for loss in (which_loss_page.PAIRS, which_loss_page.VOLUME):
-        assert which_loss_page.figure_of(rows, "body halves", loss) in text
+    for name in ("body halves", "digits"):
+        for loss in (which_loss_page.PAIRS, which_loss_page.VOLUME):
+            assert which_loss_page.figure_of(rows, name, loss) in text
+
+
+def test_steps_are_timed_in_turns_and_beside_pairs() -> None:
+    times = which_loss.time_steps(rounds=2, steps=1)
+    assert [time.loss for time in times] == [contender.name for contender in which_loss.CONTENDERS]
+    assert times[0].over_pairs == times[0].over_pairs_p20 == times[0].over_pairs_p80 == 1
+    assert all(time.over_pairs_p20 <= time.over_pairs <= time.over_pairs_p80 for time in times)
+    assert which_loss_page.times_table([vars(time) for time in times]).count("\n") == len(times) + 2
