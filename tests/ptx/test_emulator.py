@@ -139,9 +139,10 @@ def test_atomics_add_up_in_any_order():
         run(body, a, b, atomic_seed=seed)
         sums.add(float(b))
     assert len(sums) > 1  # float addition sees the order
-    b = torch.zeros(32, dtype=torch.int32)
-    run("atom.global.add.u32 %r1, [%rd1], 1;", floats(), b, grid=5, batch=2)
-    assert b.tolist() == [5 * 32] + [0] * 31
+    tickets, b = torch.zeros(32, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    run("atom.global.add.u32 %r1, [%rd1], 1; st.global.u32 [%rd2], %r1;", tickets, b, grid=5, batch=2)
+    assert b.item() == 5 * 32
+    assert sorted(tickets.tolist()) == list(range(4 * 32, 5 * 32))  # the last block's
 
 
 # --- threads that go their own ways ----------------------------------------------------------------------------
