@@ -80,15 +80,11 @@ def world_table(rows: Rows, world: Description) -> str:
 
 def times_table(times: Rows) -> str:
     """What a step costs beside one of pairs."""
-    lines = [
-        (
-            row["loss"],
-            row["step_ms"],
-            f"{float(row['over_pairs']):.2f} ({row['over_pairs_p20']} to {row['over_pairs_p80']})",
-        )
-        for row in times
-    ]
-    return markdown(("loss", "ms", "over pairs (20 % to 80 %)"), lines)
+    lines = []
+    for row in times:
+        low, middle, high = (f"{float(row[f'over_pairs{of}']):.2f}" for of in ("_p20", "", "_p80"))
+        lines.append((row["loss"], f"{float(row['step_ms']):.1f}", f"{middle} ({low} to {high})"))
+    return markdown(("loss", "ms", "over pairs (20 % to 80 % of the rounds)"), lines)
 
 
 def learned_table(rows: Rows) -> str:
