@@ -22,6 +22,7 @@ from multicontrast._checks import values_are_free
 from multicontrast._workspace import Workspace
 from multicontrast.losses import reference
 from multicontrast.losses.candidates import Blocks, Pair, pairs_of
+from multicontrast.losses.factorised import factorises
 from multicontrast.losses.rows import dot, lengths_to_undo, row_products, scale_products_, undo_lengths_backward_
 from multicontrast.losses.softmax import scale_free
 from multicontrast.losses.terms import Plan, Term
@@ -55,7 +56,7 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
 
 def _has_formula(term: Term) -> bool:
     one_part = len(term.directions) == 1 and len(term.directions[0]) == 1
-    return one_part and has_closed_form(term.similarity, len(term.modalities))
+    return one_part and has_closed_form(term.similarity, len(term.modalities)) and not factorises(term)
 
 
 def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:

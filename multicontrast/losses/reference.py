@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from multicontrast._checks import values_are_free
 from multicontrast.losses.candidates import FEW, All, Blocks, Candidates, pairs_of
 from multicontrast.losses.diagnostics import Diagnostics, Direction, TermDiagnostics, describe_term, share_of_flipped
-from multicontrast.losses.factorised import mean_cosine_denominators
+from multicontrast.losses.factorised import factorises, mean_cosine_denominators
 from multicontrast.losses.rows import unit_rows
 from multicontrast.losses.softmax import (
     Sums,
@@ -35,7 +35,7 @@ from multicontrast.losses.softmax import (
     weigh,
 )
 from multicontrast.losses.terms import Plan, Term
-from multicontrast.similarity import MeanCosine, Multilinear
+from multicontrast.similarity import Multilinear
 
 ByAnchor = Callable[["Evaluation"], "Tensor | None"]
 
@@ -119,6 +119,8 @@ class Evaluation:
     def _step(self) -> int:
         """How many anchors at a time."""
         candidates = [part for direction in self.term.directions for part in direction]
+        if self._factorises():
+            return max(1, _CANDIDATES // self.plan.size ** (len(self.extra) - 2))
         width = max(1, *(part.width for part in candidates))
         step = _CANDIDATES // width
         if self.blocks.held and not isinstance(self.similarity, Multilinear):
@@ -138,7 +140,7 @@ class Evaluation:
     def _direction(self, parts: Sequence[Candidates], start: int, stop: int, reverse: bool) -> Direction:
         masks, first = self.masks, parts[0]
         positive = self.positive(first, start, stop) / self.tau
-        if self._factorises(parts):
+        if self._factorises():
             anchor = 0 if len(parts) == 1 else "any"
             log = mean_cosine_denominators(self.blocks, self.tau, anchor, start, stop)
             return Direction(log - positive, positive, positive, None)
@@ -165,11 +167,9 @@ class Evaluation:
         negatives: Sums = merge(sums, masks)
         return Direction(cross_entropy(positive, negatives, masks), positive, negatives.number, negatives.stats)
 
-    def _factorises(self, parts: Sequence[Candidates]) -> bool:
-        """Whether the sum over all tuples is a product of matmuls."""
-        similarity, masks = self.similarity, self.masks
-        every = parts[0].are_all and isinstance(similarity, MeanCosine)
-        return every and masks.only_weigh and not self.stats and self.plan.size > 1
+    def _factorises(self) -> bool:
+        """Whether the sum over all tuples is a product of matmuls, which masks and statistics look into."""
+        return self.masks.only_weigh and not self.stats and self.plan.size > 1 and factorises(self.term)
 
     def _values(self, part: Candidates, start: int, stop: int, present: list[Tensor] | None) -> Tensor:
         """The similarity of the candidates, or of those of their members that are present."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import multicontrast as mc
+from multicontrast.losses import reference
 from tests.losses.inputs import SIMILARITIES, embeddings
 
 INDEX = mc.sample_tuples(9, 3, num_negatives=5, generator=torch.Generator().manual_seed(0))
@@ -181,3 +182,37 @@ def test_deterministic_mode(name):
         torch.use_deterministic_algorithms(False)
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("anchor", [0, "any"])
+@pytest.mark.parametrize("tau", [1e-3, 1e-4])
+def test_mean_cosine_over_all_tuples_at_small_temperatures(reduction: Any, anchor: Any, tau: float) -> None:
+    """The exponentials of its matmuls vanish below 0.001 even in float64; it was NaN there."""
+    xs = embeddings(3, 9)
+
+    def loss(values: list[Tensor]) -> Tensor:
+        options: Any = {"similarity": "mean_cosine", "negatives": "all", "reduction": reduction, "anchor": anchor}
+        return mc.multimodal_infonce(values, tau, **options)
+
+    expected = torch.stack([loss_of_row(xs, i, anchor == "any", tau) for i in range(9)])
+    torch.testing.assert_close(loss([x.double() for x in xs]), expected if reduction == "none" else expected.mean())
+    assert all(bool(x.isfinite().all()) for x in torch.autograd.grad(loss(xs).sum(), xs))
+
+
+def loss_of_row(xs: list[Tensor], i: int, anywhere: bool, tau: float) -> Tensor:
+    """The loss of one anchor by the definition, in float64."""
+    x, y, z = (nn.functional.normalize(v.double(), dim=1) for v in xs)
+    logits = ((x @ y.mT)[:, :, None] + (x @ z.mT)[:, None] + (y @ z.mT)[None]) / (3 * tau)
+    place = torch.arange(9) == i
+    holds = place[:, None, None] | ((place[None, :, None] | place) if anywhere else False)
+    return torch.logsumexp(logits.masked_fill(~holds, -torch.inf).flatten(), 0) - logits[i, i, i]
+
+
+def test_mean_cosine_over_all_tuples_is_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs of few anchors, each with the exponentials of a whole block, made it as slow as tuple by tuple."""
+    calls, products = [], reference.mean_cosine_denominators
+    monkeypatch.setattr(reference, "mean_cosine_denominators", lambda *a: calls.append(a) or products(*a))
+    for reduction in ("mean", "none"):
+        mc.multimodal_infonce(embeddings(3, 300), 0.1, similarity="mean_cosine", negatives="all", reduction=reduction)
+    assert len(calls) == 2
