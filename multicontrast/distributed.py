@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
+from multicontrast._lost_ranks import remember, this_process, words_of_lost
 
 __all__ = ["Gather", "gather_rows"]
 
@@ -102,7 +103,7 @@ class Ranks:
             return [x.detach() for x in tensors]
         with torch.no_grad():
             rows = [_flat(x.detach()).contiguous().view(torch.uint8) for x in tensors]
-            together = _with_all(self.operation, _all_gather, torch.cat(rows, dim=1), self)
+            together = with_all(self.operation, self.group, _all_gather, torch.cat(rows, dim=1), self)
             parts = together.split([x.shape[1] for x in rows], dim=1)
             return [
                 part.contiguous().view(x.dtype).reshape(self.total, *x.shape[1:]) for part, x in zip(parts, tensors)
@@ -224,9 +225,9 @@ class Handshake:
             "number of modalities": len(embeddings),
             "dimension of the embeddings": embeddings[0].shape[1],
             "type of the embeddings": tuple(_DTYPES.index(x.dtype) for x in embeddings),
-            "inputs that require a gradient": needs if torch.is_grad_enabled() else (),
             "state of the generator": () if generator is None else generator.get_state().numpy().tobytes(),
             **alike,
+            "inputs that require a gradient": needs if torch.is_grad_enabled() else (),
         }
         seed = int(torch.randint(2**62, (), device="cpu")) if draws and generator is None else 0
         codes = [zlib.crc32(value if isinstance(value, bytes) else repr(value).encode()) for value in terms.values()]
@@ -266,7 +267,7 @@ def _agree(group: Any, operation: str, rows: int, seed: int, codes: list[int], n
     table = _exchange_headers(group, operation, header)
     failed = [rank for rank, line in enumerate(table) if line[0]]
     if failed:
-        words = _exchange_message(group, "")[failed[0]]
+        words = _exchange_message(group, operation, "")[failed[0]]
         raise RuntimeError(
             three_beats(
                 f"`{operation}` needs every rank to come with a valid batch",
@@ -298,37 +299,40 @@ def _tell(group: Any, operation: str, words: str) -> None:
     """Let the other ranks know that this one has failed."""
     try:
         _exchange_headers(group, operation, [1, zlib.crc32(operation.encode())])
-        _exchange_message(group, words)
+        _exchange_message(group, operation, words)
     except RuntimeError:
         pass  # the error that brought us here matters more than that nobody heard of it
 
 
 def _exchange_headers(group: Any, operation: str, header: list[int]) -> list[list[int]]:
-    mine = torch.tensor(header + [0] * (_HEADER - len(header)), device=_handshake_device(group))
-    return _with_all(operation, _all_gather_even, mine, group).tolist()
+    padded = [*header, *[0] * (_HEADER - len(header)), *this_process()]
+    mine = torch.tensor(padded, device=_handshake_device(group))
+    table: list[list[int]] = with_all(operation, group, _all_gather_even, mine, group).tolist()
+    remember(group, [(line[-2], line[-1]) for line in table])
+    return table
 
 
-def _with_all(operation: str, collective: Any, *arguments: Any) -> Tensor:
-    """The answer of a collective; where a rank is lost, an error that names the loss in which it happened."""
+def with_all(operation: str, group: Any, collective: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of a collective; where a rank is lost, an error that names it and the loss in which it happened."""
     try:
-        answer: Tensor = collective(*arguments)
+        return collective(*arguments)
     except RuntimeError as error:
         first_line = str(error).strip().splitlines()[0]
+        here = f"rank {dist.get_rank(group)} of {dist.get_world_size(group)}"
         raise RuntimeError(
             three_beats(
                 f"`{operation}` needs every rank of the group to call it",
-                f"no answer from one of them on rank {dist.get_rank()} of {dist.get_world_size()} ({first_line})",
+                f"no answer from {words_of_lost(group)} on {here} ({first_line})",
                 "That rank has raised, died, or skipped this loss: see its log. "
                 "How long to wait is the `timeout` of the process group.",
             )
         ) from error
-    return answer
 
 
-def _exchange_message(group: Any, words: str) -> list[str]:
+def _exchange_message(group: Any, operation: str, words: str) -> list[str]:
     raw = words.encode()[:_MESSAGE_BYTES]
     mine = torch.tensor(list(raw.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8, device=_handshake_device(group))
-    lines = _all_gather_even(mine, group).cpu()
+    lines = with_all(operation, group, _all_gather_even, mine, group).cpu()
     return [bytes(line.tolist()).rstrip(b"\0").decode(errors="ignore") for line in lines]
 
 
@@ -378,7 +382,7 @@ class _SumRows(torch.autograd.Function):
             return tuple(grad.clone() for grad in grads)
         flat = [_flat(grad) for grad in grads]
         widths = [part.shape[1] for part in flat]
-        own = _with_all(ranks.operation, _reduce_scatter, torch.cat(flat, dim=1), ranks)
+        own = with_all(ranks.operation, ranks.group, _reduce_scatter, torch.cat(flat, dim=1), ranks)
         return tuple(part.reshape(len(own), *grad.shape[1:]) for part, grad in zip(own.split(widths, dim=1), grads))
 
     @staticmethod
@@ -392,7 +396,7 @@ def _gathered(ranks: Ranks, dtype: torch.dtype, xs: Sequence[Tensor]) -> list[Te
         return [x.to(dtype, copy=True) for x in xs]
     sent = functools.reduce(torch.promote_types, (x.dtype for x in xs))
     flat = [_flat(x).to(sent) for x in xs]
-    together = _with_all(ranks.operation, _all_gather, torch.cat(flat, dim=1), ranks).to(dtype)
+    together = with_all(ranks.operation, ranks.group, _all_gather, torch.cat(flat, dim=1), ranks).to(dtype)
     parts = together.split([part.shape[1] for part in flat], dim=1)
     return [part.reshape(ranks.total, *x.shape[1:]).contiguous() for part, x in zip(parts, xs)]
 

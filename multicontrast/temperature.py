@@ -195,11 +195,15 @@ class Temperature(nn.Module):
 
         A constant temperature needs none. :func:`multicontrast.param_groups` makes groups that pass.
         """
+        remedy = "Make the optimizer with `multicontrast.param_groups(module, weight_decay)`, the loss in the module."
+        for optimizer in optimizers:
+            if not isinstance(getattr(optimizer, "param_groups", None), list):
+                needed = "`check_optimizer` needs optimizers, each an argument of its own"
+                raise TypeError(three_beats(needed, describe(optimizer), remedy))
         if not self.learnable:
             return
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         held = [group for group in groups if any(parameter is self.log_tau for parameter in group["params"])]
-        remedy = "Make the optimizer with `multicontrast.param_groups(module, weight_decay)`, the loss in the module."
         if not held:
             raise ValueError(
                 three_beats("A learnable `Temperature` needs its parameter in the optimizer", "none there", remedy)

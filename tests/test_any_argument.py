@@ -224,6 +224,7 @@ ALSO = {
     "extra_negatives": "object",
     "metrics": "object",
     "pairs": "object",
+    "module": "object",
 }
 # Numbers that must be at least 0; most of them must be positive.
 NOT_NEGATIVE = (
@@ -560,6 +561,16 @@ def _losses() -> dict[str, Subject]:
             },
         ),
     }
+    held = tau(0.1)
+    optimizer = torch.optim.SGD(mc.param_groups(held, 0.1), lr=0.1)
+    found["Temperature.check_optimizer"] = (
+        lambda optimizers: held.check_optimizer(optimizers),
+        lambda: {"optimizers": optimizer},
+    )
+    found["param_groups"] = (
+        lambda module, weight_decay: [group["weight_decay"] for group in mc.param_groups(module, weight_decay)],
+        lambda: {"module": nn.ModuleList([nn.Linear(2, 2), held]), "weight_decay": 0.1},
+    )
     signatures = {
         "MemoryQueue": queue,
         "Temperature": tau,
@@ -775,7 +786,7 @@ def _report() -> dict[str, Subject]:
         return report.compute()
 
     def updated(**given: Any) -> Any:
-        report = PoseReport(**options)
+        report = PoseReport(**options, metrics={"MPJPE": metrics.MPJPE})
         report.update(**given)
         return report.compute()
 
@@ -820,7 +831,6 @@ SUBJECTS = {
 # Public, and not tried; with the reason.
 LEFT_OUT = {
     "TermDiagnostics": "made by a loss",
-    "param_groups": "tried by the tests of the temperature",
     "Temperature.register_parameter": "torch's",
     "Accumulator.plot": "a picture of torchmetrics' kind",
     "Accumulator.set_extra_state": "called by load_state_dict",
@@ -839,7 +849,6 @@ LEFT_OUT = {
     "Accumulator.set_dtype": "torchmetrics' name, which does nothing",
     "PoseMetric.update": "tried in each metric",
     "MPJPE.update": "tried in each metric",
-    "Temperature.check_optimizer": "takes optimizers, which torch made",
 }
 
 

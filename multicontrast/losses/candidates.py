@@ -522,6 +522,18 @@ def _exchange(permutations: Tensor, offending: Tensor) -> Tensor:
     return torch.empty_like(permutations).scatter_(1, order, permutations.gather(1, order.gather(1, following)))
 
 
+def draw(operation: str, scheme: str, asked: Draw) -> Candidates:
+    """The candidates of a scheme; says what ``torch.func.vmap`` has to be told."""
+    try:
+        return SCHEMES[scheme].draw(asked)
+    except RuntimeError as error:
+        if torch._C._functorch.peek_interpreter_stack() is None or "randomness" not in str(error):
+            raise
+        needed = f"`{operation}` draws negatives, so `torch.func.vmap` needs to know whether its samples share them"
+        remedy = "Pass vmap(..., randomness='different') or 'same', or negatives=an index of `sample_tuples`."
+        raise ValueError(three_beats(needed, "randomness='error', its default", remedy)) from error
+
+
 def sample_tuples(
     batch_size: int,
     num_modalities: int = 3,
@@ -575,7 +587,7 @@ def sample_tuples(
         raise ValueError(three_beats(needed, describe(size * width * modalities), remedy))
     index = torch.arange(size, device=place)[:, None, None].repeat(1, width, modalities)
     if width > 1:
-        drawn = SCHEMES[scheme].draw(Draw(size, modalities, count, exclude, generator, place))
+        drawn = draw(operation, scheme, Draw(size, modalities, count, exclude, generator, place))
         for m, member in enumerate(drawn.members(0, size)):
             others = member
             if drawn.holds_positive and m > 0:  # all samples but the anchor itself

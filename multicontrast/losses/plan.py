@@ -23,6 +23,7 @@ from multicontrast.losses.candidates import (
     Tied,
     check_index,
     check_negatives,
+    draw,
 )
 from multicontrast.losses.terms import TRIPLET, Masks, Plan, Term
 from multicontrast.losses.triton import fused_operator, kernels
@@ -178,7 +179,7 @@ def _directions(
     num_negatives = check_negatives(operation, size, num_negatives, negatives)
     if not draws:
         return ()
-    drawn = SCHEMES[negatives].draw(Draw(size, count, num_negatives, True, generator, device))
+    drawn = draw(operation, negatives, Draw(size, count, num_negatives, True, generator, device))
     return ((drawn,), (drawn.reversed(),)) if symmetric else ((drawn,),)
 
 

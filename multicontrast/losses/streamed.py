@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from multicontrast._checks import without_autocast
-from multicontrast.distributed import Ranks
+from multicontrast.distributed import Ranks, with_all
 from multicontrast.losses import reference
 from multicontrast.losses.candidates import Blocks, pairs_of
 from multicontrast.losses.reference import Evaluation, mean_of
@@ -238,7 +238,7 @@ class _Pass:
     """
 
     def __init__(self, ranks: Ranks, rows: Tensor, home: int) -> None:
-        self._sent = rows.contiguous()
+        self._ranks, self._sent = ranks, rows.contiguous()
         count = ranks.counts[(home - 1) % ranks.size]
         self._received = rows.new_empty(count, *rows.shape[1:])
         after, before = (dist.get_global_rank(ranks.group, (ranks.rank + turn) % ranks.size) for turn in (1, -1))
@@ -247,10 +247,13 @@ class _Pass:
             operations.append(dist.P2POp(dist.isend, self._sent, after, ranks.group))
         if count:
             operations.append(dist.P2POp(dist.irecv, self._received, before, ranks.group))
-        self._work = dist.batch_isend_irecv(operations) if operations else []
+        self._work = self._with_all(dist.batch_isend_irecv, operations) if operations else []
 
     def wait(self) -> Tensor:
         """The rows that came."""
         for work in self._work:
-            work.wait()
+            self._with_all(work.wait)
         return self._received
+
+    def _with_all(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        return with_all(self._ranks.operation, self._ranks.group, step, *arguments)

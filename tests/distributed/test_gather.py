@@ -257,6 +257,57 @@ def test_a_wrong_index_on_one_rank_stops_all(pool):
     assert words in heard
 
 
+def another_option(group: Any, name: str) -> str:
+    """What each rank hears if rank 1 calls with something else."""
+    other = dist.get_rank(group) == 1
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    usual, changed, _ = DIFFERENT[name]
+    options = {"num_negatives": 2} | usual() | (changed() if other else {})
+    x, tau = options.pop("x", x), options.pop("tau", 0.1)
+    try:
+        mc.trimodal_infonce(*x, tau, gather=group, **options)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def _nothing() -> dict[str, Any]:
+    return {}
+
+
+# What all ranks pass, what rank 1 passes in its place, and what the error calls it.
+DIFFERENT: dict[str, tuple[Any, Any, str]] = {
+    "dimension": (_nothing, lambda: {"x": torch.randn(3, 4, 6)}, "dimension of the embeddings"),
+    "type": (_nothing, lambda: {"x": torch.randn(3, 4, 5).double()}, "type of the embeddings"),
+    "tau": (_nothing, lambda: {"tau": 0.2}, "temperature"),
+    "tau tensor": (_nothing, lambda: {"tau": torch.tensor(0.1)}, "temperature"),
+    "reduction": (_nothing, lambda: {"reduction": "sum"}, "reduction"),
+    "hardness": (_nothing, lambda: {"hardness": 0.5}, "hardness"),
+    "ring": (_nothing, lambda: {"ring": True}, "ring"),
+    "pairs": (_nothing, lambda: {"pairs": ((0, 1),)}, "pairs"),
+    "similarity": (_nothing, lambda: {"similarity": "volume"}, "similarity"),
+    "num_negatives": (_nothing, lambda: {"num_negatives": 3}, "num_negatives"),
+    "an index": (_nothing, lambda: {"negatives": mc.sample_tuples(12, num_negatives=2)[4:8]}, "negatives"),
+    "no ids": (lambda: {"ids": torch.arange(4)}, lambda: {"ids": None}, "ids"),
+    "ids": (lambda: {"ids": torch.arange(4)}, lambda: {"ids": torch.arange(4).int()}, "ids"),
+    "weight": (lambda: {"weight": torch.ones(4)}, lambda: {"weight": torch.ones(4).double()}, "weight"),
+    "extra": (
+        lambda: {"extra_negatives": [torch.ones(2, 5)] * 3},
+        lambda: {"extra_negatives": [torch.ones(2, 5).double()] * 3},
+        "extra_negatives",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_one_rank_passes_alone_raises_on_all(pool, name):
+    for words in pool.run(another_option, name):
+        needed = (
+            f"needs the same {DIFFERENT[name][2]} on all ranks; got another one than rank 0's on rank 1 of the group"
+        )
+        assert needed in words, words
+
+
 def global_generator(group: Any) -> Tensor:
     """Without a generator: ranks that would draw different tuples on their own."""
     torch.manual_seed(dist.get_rank(group))

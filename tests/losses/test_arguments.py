@@ -1,5 +1,6 @@
 """Bad arguments raise before any work, in three beats: what was needed, what came, what to do."""
 
+import functools
 import re
 import warnings
 
@@ -133,6 +134,16 @@ def test_an_invalid_temperature_under_a_transform_is_nan():
     taus = torch.tensor([0.1, 0.0, -1.0])
     losses = torch.func.vmap(lambda tau: pair(tau=tau))(taus)
     assert losses.isnan().tolist() == [False, True, True]
+
+
+def test_drawn_negatives_under_vmap_say_what_it_has_to_be_told():
+    taus = torch.tensor([0.1, 0.2])
+    words = "needs to know whether its samples share them; got randomness='error', its default. Pass vmap("
+    for negatives in ("cyclic", "permutation", "shared"):
+        loss = functools.partial(triplet, negatives=negatives)
+        with pytest.raises(ValueError, match=re.escape(words)):
+            torch.func.vmap(lambda tau, loss=loss: loss(tau=tau))(taus)
+        assert torch.func.vmap(lambda tau, loss=loss: loss(tau=tau), randomness="same")(taus).shape == (2,)
 
 
 def test_a_logit_scale_in_the_place_of_the_temperature_warns_once(monkeypatch):
