@@ -38,6 +38,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "within_subsection_order": "gallery_pictures.Chosen",
     "remove_config_comments": True,
+    "first_notebook_cell": "# Once: %pip install multicontrast matplotlib",
     "show_memory": False,
     "show_signature": False,
     "min_reported_time": 10**9,

@@ -19,9 +19,9 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import driver, table
+from benchmarks import driver, pictures, table
 
-OUT = ROOT / "docs" / "_static" / "cost.png"
+OUT = ROOT / "docs" / "_static" / "cost.svg"
 OURS, PLAIN, THEIRS = "#0072b2", "#8c959f", "#d55e00"
 _STEP = "losses of one stage-2 step"
 _COLOURS = {"pairs": PLAIN, "+ triplet, SVD": THEIRS, "+ triplet, eigenvalue": THEIRS}
@@ -34,11 +34,15 @@ _NAMES = {
 }
 
 
-def draw_costs(axis: plt.Axes) -> str:
-    """Bars of the newest run; returns where it ran."""
+def costs() -> list[driver.Row]:
+    """The newest run."""
     rows = driver.read_rows(driver.RESULTS / "timing.csv")
     device = [row.device for row in rows if row.case == _STEP][-1]
-    run = [row for row in table.latest_run(rows, _STEP, device) if row.p50_ms]
+    return [row for row in table.latest_run(rows, _STEP, device) if row.p50_ms]
+
+
+def draw_costs(axis: plt.Axes, run: list[driver.Row]) -> None:
+    """Bars of a run."""
     for place, row in enumerate(reversed(run)):
         axis.barh(place, row.p50_ms, color=_COLOURS.get(row.implementation, OURS))
         text = f"{row.p50_ms:,.0f} ms" if row.p50_ms >= 20 else f"{row.p50_ms:.1f} ms"
@@ -49,7 +53,6 @@ def draw_costs(axis: plt.Axes) -> str:
     axis.set_xlabel("milliseconds, forward and backward")
     axis.set_title("losses of one step, B = 180, D = 1024, one CPU thread", fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
-    return table.origin(run[0])
 
 
 def draw_errors(axis: plt.Axes) -> None:
@@ -76,11 +79,14 @@ def draw_errors(axis: plt.Axes) -> None:
 
 
 def main() -> None:
-    """Draw the picture anew."""
+    """Draw the picture anew: grey on no ground, for light pages and dark ones."""
+    grey = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
+    plt.rcParams.update(dict.fromkeys(grey, pictures.INK))
+    run = costs()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", width_ratios=(1, 1))
-    draw_costs(left)
+    draw_costs(left, run)
     draw_errors(right)
-    figure.savefig(OUT, dpi=110)
+    pictures.save(figure, run, OUT)
 
 
 if __name__ == "__main__":

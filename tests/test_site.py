@@ -1,6 +1,7 @@
 """The tools of the built docs: formulas as MathML, and links that lead somewhere."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,35 @@ def test_a_figure_that_pyplot_does_not_know_is_shown_once(tmp_path):
     assert shown(ours) == [False, False]  # the scraper for pyplot shows it
     pyplot.close(ours)
     assert shown(None) == [False, False]
+
+
+def test_a_program_of_the_gallery_runs_as_a_notebook(tmp_path):
+    """The notebook that readers download: made by the gallery's converter with its settings, run cell by cell."""
+    pytest.importorskip("sphinx_gallery", reason="comes with the extra `dev`")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    from sphinx_gallery.gen_gallery import DEFAULT_GALLERY_CONF
+    from sphinx_gallery.notebook import jupyter_notebook
+    from sphinx_gallery.py_source_parser import split_code_and_text_blocks
+
+    settings = runpy.run_path(str(ROOT / "docs" / "conf.py"))["sphinx_gallery_conf"]
+    _, blocks = split_code_and_text_blocks(str(ROOT / "docs" / "gallery_source" / "plot_retrieval.py"))
+    notebook = jupyter_notebook(blocks, DEFAULT_GALLERY_CONF | settings, tmp_path)
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells[0]["source"] == ["# Once: %pip install multicontrast matplotlib"]
+    names = {"__name__": "__main__"}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+    assert names["after"].nanmean() > names["before"].nanmean() + 50  # per cent
+    assert pyplot.get_fignums()
+    pyplot.close("all")
+
+
+def test_the_picture_of_costs_is_that_of_the_rows_on_file():
+    pytest.importorskip("matplotlib")
+    import cost_figure
+
+    from benchmarks import pictures
+
+    assert pictures.digest_in(cost_figure.OUT) == pictures.digest(cost_figure.costs()), (
+        "run `python docs/cost_figure.py`"
+    )

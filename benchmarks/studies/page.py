@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ def page(folder: Path = RESULTS) -> str:
     done = [result for cell in CELLS if (result := read_result(cell, folder)) is not None]
     seconds = sum(result["cpu_seconds"]["all"] for result in done)
     state = f"Of {len(CELLS)} runs {len(done)} have been made, in {seconds / 3600:.1f} hours of one CPU thread."
-    missing = [f"`{cell.name}`" for cell in CELLS if read_result(cell, folder) is None]
+    missing = Counter(cell.study for cell in CELLS if read_result(cell, folder) is None)
     if done and missing:
-        state += f" Missing: {', '.join(missing)}."
+        state += f" Missing: {', '.join(f'{count} of `{study}`' for study, count in missing.items())}."
     sections = (_table4, _fair, _table6, _figures, _exact, _photos)
     parts = [_INTRODUCTION, state, *(section(folder) for section in sections)]
     return "\n\n".join(part.strip() for part in parts) + "\n"

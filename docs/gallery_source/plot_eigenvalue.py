@@ -1,9 +1,9 @@
 r"""
-What the eigenvalue sees, and what it does not
-==============================================
+What the eigenvalue measures, and what it ignores
+==================================================
 
 The largest eigenvalue of a triplet's Gram matrix is a function of three cosines. It is 3 where the three embeddings are
-equal and 1 where they are orthogonal, and it does not see signs: cosines :math:`(1, -1, -1)` score like
+equal and 1 where they are orthogonal, and it ignores signs: cosines :math:`(1, -1, -1)` score like
 :math:`(1, 1, 1)`.
 """
 

@@ -22,27 +22,8 @@ target = motion.joints[::10]
 names = [motion.action[sequence] for sequence in motion.sequence[::10].tolist()]
 
 generator = torch.Generator().manual_seed(0)
-extremity = torch.tensor(
-    [
-        0.3,
-        0.4,
-        0.8,
-        1.4,
-        0.4,
-        0.8,
-        1.4,
-        0.4,
-        0.5,
-        0.6,
-        0.8,
-        0.6,
-        1.1,
-        1.8,
-        0.6,
-        1.1,
-        1.8,
-    ]
-)
+extremity = "0.3 0.4 0.8 1.4 0.4 0.8 1.4 0.4 0.5 0.6 0.8 0.6 1.1 1.8 0.6 1.1 1.8"
+extremity = torch.tensor([float(size) for size in extremity.split()])  # by joint
 sitting = torch.tensor([2.0 if name == "sit" else 1.0 for name in names])
 noise = torch.randn(target.shape, generator=generator)
 pred = target + 0.03 * (sitting[:, None] * extremity)[..., None] * noise
