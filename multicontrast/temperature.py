@@ -30,11 +30,9 @@ at most 100 (arXiv 2103.00020)."""
 class Temperature(nn.Module):
     r"""A learnable temperature :math:`\tau` that divides the similarities.
 
-    Stores :math:`\log \tau` in float32, whatever ``.half()`` or ``.double()`` make of the model around it. Each forward
-    first clamps the stored value between the bounds, in place and outside the graph, so that the gradient always
-    reaches it: one that points back inside moves it off the bound, and one that points outside is undone by the next
-    clamp. ``state_dict`` clamps as well. A value that ``torch.func.functional_call`` lends is not written to. Calling
-    the module returns :math:`\tau`, inside the bounds.
+    Stores :math:`\log \tau` in float32, whatever ``.half()`` or ``.double()`` make of the model around it. Each forward,
+    and ``state_dict``, first clamps the stored value between the bounds, outside the graph, so that the gradient always
+    reaches it. Calling the module returns :math:`\tau`, inside the bounds.
 
     The parameter has to be in the optimizer, without weight decay (decay would pull :math:`\tau` towards 1)::
 
@@ -42,8 +40,7 @@ class Temperature(nn.Module):
         loss.temperature.check_optimizer(optimizer)
 
     Args:
-        init: initial temperature, positive and inside the bounds. 0.07 suits cosines; :meth:`for_similarity` has what
-            suits a similarity of another scale.
+        init: initial temperature, positive and inside the bounds; :meth:`for_similarity` has one for each similarity.
         min, max: bounds; ``None`` is no bound. :meth:`preset` has those of UniHPE's stages and of CLIP.
         learnable: ``False`` keeps the value as a buffer.
 

@@ -70,8 +70,6 @@ def multimodal_infonce(embeddings: Sequence[Tensor], tau: float | Tensor, **opti
     eigenvalue is blind to signs (cosines ``(1, -1, -1)`` score 3 like ``(1, 1, 1)``): never train with this term alone,
     but beside pairwise terms, as :func:`multicontrast.trimodal_infonce` does.
 
-    The cosines of the tuples are read from the ``(B, B)`` Gram blocks; no ``(B, B, N, D)`` tensor is ever built.
-
     Args:
         embeddings: N = 2..8 tensors ``(B, D)``, normalised here. Floating types are promoted; half precision computes
             in float32.

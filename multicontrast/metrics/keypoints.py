@@ -45,7 +45,7 @@ def pck(
 ) -> Tensor:
     """Percentage of correct keypoints, as a share in [0, 1]: joints closer than ``threshold * norm``.
 
-    Conventions, and who differs: strictly closer, as in mmpose, HRNet and MPI-INF-3DHP (``strict=False`` for <=).
+    A joint counts where it is strictly closer, as in mmpose, HRNet and MPI-INF-3DHP (``strict=False`` for <=).
     Pooled over all visible joints, as MPII's own figures are (``average="micro"``); mmpose and HRNet average the
     joints' shares (``"macro"``). The norm is yours to give: `bbox_norm`, `torso_norm` or `head_norm` compute the usual
     ones; mmpose's torso falls back to the *predicted* torso where the true one is under a pixel, which ours never does.

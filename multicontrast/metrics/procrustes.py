@@ -68,11 +68,9 @@ def pa_mpjpe(
     Aligns with the similarity :math:`(s, R, t)` that minimises :math:`\sum_j w_j \lVert s R\,p_j + t - q_j \rVert^2`,
     then averages the *distances*, not their squares.
 
-    Conventions, and who differs: reflections are excluded, so a mirrored pose keeps its error
-    (``scipy.spatial.procrustes`` and torchmetrics' ``procrustes_disparity`` allow them and give it 0, on a standardised
-    squared scale that is not millimetres). Hidden joints enter neither the alignment nor the average (mmpose aligns on
-    all). Weights are linear (PyTorch3D's alignment squares them). A collapsed prediction aligns to the centroid and
-    keeps the target's mean distance from it, where other code gives NaN, raises, or reports 0.
+    Reflections are excluded, so a mirrored pose keeps its error. Hidden joints enter neither the alignment nor the
+    average. Weights are linear. A collapsed prediction aligns to the centroid and keeps the target's mean distance from
+    it. Who differs is on the page :doc:`/metrics/which-metric`.
 
     Args:
         pred, target: ``(..., J, 3)`` or ``(..., J, 2)``, any unit, one shape. Half precision is computed in float32.
@@ -93,7 +91,7 @@ def pa_mpjpe(
             elsewhere the item is NaN).
 
     Reference:
-        Umeyama, TPAMI 1991. On which paper reports what: docs/metrics/which-metric.
+        Umeyama, TPAMI 1991.
 
     Example:
         >>> target = torch.rand(4, 17, 3)
