@@ -97,7 +97,7 @@ def give_way(error: Exception) -> None:
 
 
 def is_transformed(*tensors: Tensor) -> bool:
-    """Whether a transform of ``torch.func`` or a forward-mode derivative is under way, which operators know not."""
+    """Whether a transform of ``torch.func`` or a forward-mode derivative is under way, which operators refuse."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or any(

@@ -30,8 +30,8 @@ at most 100 (arXiv 2103.00020)."""
 class Temperature(nn.Module):
     r"""A learnable temperature :math:`\tau` that divides the similarities.
 
-    Stores :math:`\log \tau` in float32, whatever ``.half()`` or ``.double()`` make of the model around it. Each forward,
-    and ``state_dict``, first clamps the stored value between the bounds, outside the graph, so that the gradient always
+    Stores :math:`\log \tau` in float32, whatever ``.half()`` or ``.double()`` make of the model around it. Each forward
+    and ``state_dict`` first clamp the stored value between the bounds, outside the graph, so that the gradient always
     reaches it. Calling the module returns :math:`\tau`, inside the bounds.
 
     The parameter has to be in the optimizer, without weight decay (decay would pull :math:`\tau` towards 1)::

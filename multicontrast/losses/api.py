@@ -46,7 +46,7 @@ def pairwise_infonce(x: Tensor, y: Tensor, tau: float | Tensor, **options: Unpac
 
     Raises:
         ValueError, TypeError: for arguments that do not fit; before any work. On CUDA and in compiled graphs values
-            are not looked at, and an invalid temperature gives NaN.
+            are not checked, and an invalid temperature gives NaN.
 
     Reference:
         Eq. (1) of Jiang et al., UniHPE, arXiv 2311.16477; van den Oord et al., arXiv 1807.03748.
@@ -82,7 +82,7 @@ def multimodal_infonce(embeddings: Sequence[Tensor], tau: float | Tensor, **opti
 
     Raises:
         ValueError, TypeError: for arguments that do not fit; before any work. On CUDA and in compiled graphs values
-            are not looked at, and an invalid temperature or index gives NaN.
+            are not checked, and an invalid temperature or index gives NaN.
 
     Reference:
         Eq. (3) and Algorithms 1, 2 of Jiang et al., UniHPE, arXiv 2311.16477.

@@ -314,7 +314,7 @@ class PairBlock:
 
     One power of two for each logit serves the softmax of its row and that of its column: cosines are at most 1, so that
     :math:`2^{z}, z = \\cos \\cdot \\log_2 e / \\tau`, stays within the range of float32 down to ``tau`` of about 0.01
-    without looking for the largest. The sums say afterwards whether it did. Where it did not (rows that were not of
+    without looking for the largest. The sums are checked afterwards. Where one is out of range (rows that were not of
     length one, a smaller ``tau``, NaN) each row and each column takes a shift of its own, and one exponential for each
     direction.
 

@@ -139,8 +139,8 @@ class StoredOptions(TypedDict, total=False):
         Gather,
         Option(
             False,
-            "``True``, or a process group, takes the rows of all ranks as candidates. Each rank answers for its own "
-            "anchors, and the mean over the ranks is the loss of one process; see :mod:`multicontrast.distributed`.",
+            "``True``, or a process group, takes the rows of all ranks as candidates. Each rank returns the loss of "
+            "its own anchors, whose mean over the ranks is that of one process; see :mod:`multicontrast.distributed`.",
         ),
     ]
     ring: Annotated[
@@ -148,8 +148,7 @@ class StoredOptions(TypedDict, total=False):
         Option(
             False,
             "with ``gather``, never hold the logits of all candidates. The rows of pairs and of tied tuples "
-            "travel from "
-            "rank to rank, those of other schemes are gathered. First derivatives only.",
+            "are sent from rank to rank, those of other schemes are gathered. First derivatives only.",
             check_flag,
         ),
     ]
