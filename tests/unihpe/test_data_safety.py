@@ -7,9 +7,12 @@ import gzip
 import io
 import os
 import pickle
+import re
+import resource
 import stat
 import tarfile
 import tempfile
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.io import savemat
 
 from unihpe_ref.data import read_data
 from unihpe_ref.data.archives import Limits, unpack
@@ -27,6 +31,7 @@ from unihpe_ref.data.prepared import open_prepared
 from unihpe_ref.data.readers.bvh import read_bvh
 from unihpe_ref.data.readers.common import picture_size
 from unihpe_ref.data.safe_hdf5 import read_hdf5
+from unihpe_ref.data.safe_mat import read_cells
 from unihpe_ref.data.safe_pickle import UnsafePickle, load_pickle, read_npz
 
 FRIENDLY = {
@@ -49,6 +54,20 @@ def same(a: object, b: object) -> bool:
     if isinstance(b, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in b)
     return type(a) is type(b) and a == b
+
+
+@contextlib.contextmanager
+def bounded():
+    """What is inside takes at most two seconds of this process and 1 GiB of memory beyond what it has."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    held = int(re.search(r"VmData:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (held + (1 << 30), limits[1]))
+    begun = time.process_time()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+    assert time.process_time() - begun < 2
 
 
 class Evil:
@@ -108,7 +127,7 @@ def test_nothing_in_a_pickle_runs(tmp_path, name, protocol):
     mark = str(tmp_path / "mark")
     content = pickle.dumps(HOSTILE[name](mark), protocol)
     (tmp_path / "evil.pkl").write_bytes(content)
-    with pytest.raises(UnsafePickle, match=r"arrays, numbers and texts alone; got .* Do not open it"):
+    with bounded(), pytest.raises(UnsafePickle, match=r"arrays, numbers and texts alone; got .* Do not open it"):
         load_pickle(tmp_path / "evil.pkl")
     assert not os.path.exists(mark)
 
@@ -120,7 +139,7 @@ def test_nothing_inside_an_npz_runs(tmp_path, name):
     held = HOSTILE[name](mark)
     array = held if isinstance(held, np.ndarray) else np.array({"S1": held}, dtype=object)
     np.savez_compressed(tmp_path / "evil.npz", positions_3d=array)
-    with pytest.raises(UnsafePickle, match="positions_3d"):
+    with bounded(), pytest.raises(UnsafePickle, match="positions_3d"):
         read_npz(tmp_path / "evil.npz")
     assert not os.path.exists(mark)
 
@@ -139,7 +158,7 @@ def test_nothing_inside_an_npz_runs(tmp_path, name):
 )  # fmt: skip
 def test_a_crafted_pickle_is_refused_in_words(tmp_path, body):
     (tmp_path / "crafted.pkl").write_bytes(body)
-    with pytest.raises(ValueError, match=r"crafted\.pkl needs to"):
+    with bounded(), pytest.raises(ValueError, match=r"crafted\.pkl needs to"):
         load_pickle(tmp_path / "crafted.pkl")
     assert same(load_after(tmp_path), FRIENDLY)  # and has left no trace
 
@@ -179,7 +198,7 @@ BOMBS = {
 @pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
 def test_a_few_bytes_that_ask_for_everything_are_refused(tmp_path, name, module):
     (tmp_path / "bomb.pkl").write_bytes(BOMBS[name].replace(b"numpy.core", module.encode()))
-    with pytest.raises(ValueError, match=r"bomb\.pkl needs to .*; got .*\. "):
+    with bounded(), pytest.raises(ValueError, match=r"bomb\.pkl needs to .*; got .*\. "):
         load_pickle(tmp_path / "bomb.pkl")
     assert same(load_after(tmp_path), FRIENDLY)
 
@@ -210,7 +229,7 @@ def npy(shape: str, content: bytes, dtype: str = "<f8") -> bytes:
 def test_an_npz_that_asks_for_more_than_it_holds_is_refused(tmp_path, content):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("joints.npy", content)
-    with pytest.raises(ValueError, match=r"bomb\.npz.*; got .*\. "):
+    with bounded(), pytest.raises(ValueError, match=r"bomb\.npz.*; got .*\. "):
         read_npz(tmp_path / "bomb.npz")
 
 
@@ -276,7 +295,7 @@ def test_members_that_leave_the_folder_are_refused(tmp_path, name, kind):
         archive = zipped(tmp_path / "a.zip", {"fine.txt": b"1", name: b"2"})
     else:
         archive = tarred(tmp_path / "a.tar.gz", (tarfile.TarInfo("fine.txt"), b"1"), (tarfile.TarInfo(name), b"2"))
-    with pytest.raises(ValueError, match="would land outside"):
+    with bounded(), pytest.raises(ValueError, match="would land outside"):
         unpack(archive, place / "out")
     assert not list(place.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([archive.name, "place"])
@@ -286,7 +305,7 @@ def test_members_that_leave_the_folder_are_refused(tmp_path, name, kind):
 def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
     info = tarfile.TarInfo("innocent")
     info.type, info.linkname = kind, "/etc/passwd"
-    with pytest.raises(ValueError, match="a link, a device"):
+    with bounded(), pytest.raises(ValueError, match="a link or a device"):
         unpack(tarred(tmp_path / "a.tar", (info, b"")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -296,7 +315,7 @@ def test_a_link_in_a_zip_is_refused(tmp_path):
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(info, "/etc")
-    with pytest.raises(ValueError, match="a link"):
+    with bounded(), pytest.raises(ValueError, match="a link"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
@@ -310,13 +329,13 @@ def test_a_link_in_a_zip_is_refused(tmp_path):
     ],
 )
 def test_sizes_and_clashes_are_refused(tmp_path, members, limits, words):
-    with pytest.raises(ValueError, match=words):
+    with bounded(), pytest.raises(ValueError, match=words):
         unpack(zipped(tmp_path / "a.zip", members), tmp_path / "out", limits)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_member_that_stands_twice_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="twice"):
+    with bounded(), pytest.raises(ValueError, match="twice"):
         unpack(
             tarred(tmp_path / "a.tar", (tarfile.TarInfo("a"), b"1"), (tarfile.TarInfo("./a"), b"2")), tmp_path / "out"
         )
@@ -340,6 +359,32 @@ def _sparse_of_pax(path: Path) -> None:
         content = b"1\n0\n0\n".ljust(512, b"\0")
         info.size = len(content)
         archive.addfile(info, io.BytesIO(content))
+
+
+def _sparse_of_many_maps(path: Path) -> None:
+    """Each block of headers holds 21 places, and says that another one follows."""
+    info = tarfile.TarInfo("sparse")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:482], header[482] = b"%011o\0" % 1 * 8, 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    block = (b"%011o\0" % 1 * 42 + b"\1").ljust(512, b"\0")
+    with gzip.open(path, "wb", 1) as file:
+        file.write(bytes(header))
+        for _ in range(200):
+            file.write(block * 2048)
+
+
+def _sparse_of_a_long_map(path: Path) -> None:
+    info = tarfile.TarInfo("sparse")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**40)}
+    info.size = 200 << 20
+    with gzip.open(path, "wb", 1) as file:
+        file.write(info.tobuf(tarfile.PAX_FORMAT))
+        file.write(b"999999999\n".ljust(512, b"0"))
+        for _ in range(200):
+            file.write(b"1\n" * (1 << 19))
 
 
 def _long(kind: bytes) -> object:
@@ -366,6 +411,7 @@ def _deep_name(path: Path) -> None:
 
 ARCHIVES = {
     "a sparse member": _sparse, "a sparse member of pax": _sparse_of_pax,
+    "a sparse member of many maps": _sparse_of_many_maps, "a sparse member of a long map": _sparse_of_a_long_map,
     "a long name": _long(tarfile.GNUTYPE_LONGNAME),
     "a long link": _long(tarfile.GNUTYPE_LONGLINK), "a long comment": _long(tarfile.XHDTYPE),
     "a long comment for all": _long(tarfile.XGLTYPE), "zeros in parts": _many_below_the_bound,
@@ -376,7 +422,7 @@ ARCHIVES = {
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_an_archive_that_asks_for_more_than_it_holds_is_refused(tmp_path, name):
     ARCHIVES[name](tmp_path / "a")
-    with pytest.raises(ValueError, match="`unpack` needs a zip or tar archive of plain files"):
+    with bounded(), pytest.raises(ValueError, match="`unpack` needs a zip or tar archive of plain files"):
         unpack(tmp_path / "a", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -389,7 +435,7 @@ def test_only_formats_of_photographs_are_opened(monkeypatch):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
     monkeypatch.setattr("subprocess.check_call", pytest.fail)
     monkeypatch.setattr("subprocess.Popen", pytest.fail)
-    with pytest.raises(ValueError, match=r"a picture that can be read at photo\.jpg; got a damaged one"):
+    with bounded(), pytest.raises(ValueError, match=r"a picture that can be read at photo\.jpg; got a damaged one"):
         decode(eps, "photo.jpg")
     assert picture_size(eps) is None
 
@@ -407,7 +453,7 @@ def test_a_picture_of_more_pixels_than_any_photograph_is_refused_before_it_is_un
             + chunk(b"IDAT", zlib.compress(bytes(100)))
             + chunk(b"IEND", b"")
         )
-        with pytest.raises(ValueError, match="a picture that can be read at it; got"):
+        with bounded(), pytest.raises(ValueError, match="a picture that can be read at it; got"):
             decode(png, "it")
 
 
@@ -456,7 +502,7 @@ def _hdf5(path: Path, kind: str) -> None:
 )
 def test_hdf5_reads_numbers_of_its_own_alone(tmp_path, kind):
     _hdf5(tmp_path / "a.h5", kind)
-    with pytest.raises(ValueError, match="'numbers'"):
+    with bounded(), pytest.raises(ValueError, match="'numbers'"):
         read_hdf5(tmp_path / "a.h5", ["numbers"])
 
 
@@ -480,19 +526,105 @@ def test_hdf5_reads_numbers(tmp_path):
 )
 def test_a_bvh_that_has_no_end_is_refused(tmp_path, skeleton):
     (tmp_path / "walk.bvh").write_text(skeleton)
-    with pytest.raises(ValueError, match=r"walk\.bvh needs to be a whole BVH file"):
+    with bounded(), pytest.raises(ValueError, match=r"walk\.bvh needs to be a whole BVH file"):
         read_bvh(tmp_path / "walk.bvh")
 
 
 def test_json_a_hundred_thousand_deep_is_refused(tmp_path):
     deep = "[" * 10**5 + "]" * 10**5
     (tmp_path / "person_keypoints.json").write_text('{"images": ' + deep + ', "annotations": [], "categories": []}')
-    with pytest.raises((ValueError, OSError), match="; got "):
+    with bounded(), pytest.raises((ValueError, OSError), match="; got "):
         read_data(tmp_path / "person_keypoints.json")
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "manifest.json").write_text(deep)
-    with pytest.raises(ValueError, match="; got "):
+    with bounded(), pytest.raises(ValueError, match="; got "):
         open_prepared(tmp_path / "prepared")
+
+
+# --- MATLAB ---------------------------------------------------------------------------------------------------------
+
+
+def element(kind: int, content: bytes) -> bytes:
+    return np.array([kind, len(content)], "<u4").tobytes() + content.ljust(-(-len(content) // 8) * 8, b"\0")
+
+
+def matrix(held: int, shape: tuple[int, ...], body: bytes, name: bytes = b"") -> bytes:
+    head = element(6, np.array([held, 0], "<u4").tobytes()) + element(5, np.array(shape, "<i4").tobytes())
+    return element(14, head + element(1, name) + body)
+
+
+def packed(*parts: bytes) -> bytes:
+    """In one compressed element, which is not padded."""
+    compress = zlib.compressobj(1)
+    content = b"".join([*map(compress.compress, parts), compress.flush()])
+    return np.array([15, len(content)], "<u4").tobytes() + content
+
+
+ONE = matrix(6, (1, 1), element(9, bytes(8)))
+_DEEP = 20_000
+MATS = {
+    "zeros": packed(np.array([14, 2**31], "<u4").tobytes(), *[bytes(1 << 20)] * 200),
+    "zeros in a cell": packed(
+        np.array([14, (400 << 20) + 56], "<u4").tobytes(), matrix(1, (1, 1), b"", b"annot2")[8:],
+        np.array([14, 400 << 20], "<u4").tobytes(), *[bytes(1 << 20)] * 400,
+    ),
+    "cells that are not there": matrix(1, (2**31 - 1, 2**31 - 1), ONE, b"annot2"),
+    "a billion cells in what is": matrix(1, (10**9, 1), ONE * 100, b"annot2"),
+    "numbers that are not there": matrix(1, (1, 1), matrix(6, (2**31 - 1, 4), element(9, bytes(8))), b"annot2"),
+    "cells in cells": matrix(1, (1, 1), matrix(1, (1, 1), ONE), b"annot2"),
+    "cells deep in cells": matrix(
+        1, (1, 1), b"".join(np.array([14, 48 * k + 64], "<u4").tobytes() + matrix(1, (1, 1), b"")[8:]
+                           for k in range(_DEEP, 0, -1)) + ONE, b"annot2",
+    ),
+    "text": matrix(1, (1, 1), matrix(4, (1, 1), element(4, b"ab")), b"annot2"),
+    "a structure": matrix(1, (1, 1), matrix(2, (1, 1), element(5, bytes(4))), b"annot2"),
+    "a function": matrix(1, (1, 1), matrix(16, (1, 1), ONE), b"annot2"),
+    "complex numbers": matrix(1, (1, 1), matrix(6 | 0x0800, (1, 1), element(9, bytes(8)) * 2), b"annot2"),
+    "no cells": matrix(6, (1, 1), element(9, bytes(8)), b"annot2"),
+    "a shape of a thousand axes": matrix(1, (1,) * 1000, ONE, b"annot2"),
+    "a negative shape": matrix(1, (-1, -1), ONE, b"annot2"),
+    "an element longer than the file": np.array([14, 2**32 - 1], "<u4").tobytes(),
+    "an element longer than its matrix": matrix(1, (1, 1), np.array([14, 2**31], "<u4").tobytes(), b"annot2"),
+    "an unknown kind": element(14, element(77, bytes(8))),
+    "a short end": matrix(1, (1, 1), ONE, b"annot2")[:-9],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MATS)
+def test_a_mat_file_that_asks_for_more_than_it_holds_is_refused(tmp_path, name):
+    place = tmp_path / "S1" / "Seq1"
+    place.mkdir(parents=True)
+    (place / "annot.mat").write_bytes(b"MATLAB 5.0".ljust(124) + b"\0\1IM" + MATS[name])
+    with bounded(), pytest.raises(ValueError, match=r"annot\.mat needs to be a MATLAB file .*; got .*\. Copy or"):
+        read_data(tmp_path)
+
+
+CELLS = np.empty((3, 1), object)
+CELLS[:, 0] = np.arange(6.0).reshape(2, 3) / 7, np.zeros((0, 4), np.float32), np.array([[1, -200, 3]], np.int16)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_cells_of_a_mat_file_come_back(tmp_path, compressed):
+    others = {"frames": np.arange(3.0), "text": "words", "deep": {"a": CELLS}}
+    savemat(tmp_path / "a.mat", {"annot2": CELLS, **others, "annot3": CELLS[::-1]}, do_compression=compressed)
+    found = read_cells(tmp_path / "a.mat", ("annot2", "annot3", "none"))
+    assert list(found) == ["annot2", "annot3"]
+    for name, expected in (("annot2", CELLS), ("annot3", CELLS[::-1])):
+        assert all(np.array_equal(x, y) and x.shape == y.shape for x, y in zip(found[name], expected[:, 0]))
+
+
+@given(st.booleans(), st.data())
+def test_no_damage_to_a_mat_file_is_anything_but_an_error_in_words(compressed, data):
+    file = io.BytesIO()
+    savemat(file, {"frames": np.arange(3.0), "annot2": CELLS}, do_compression=compressed)
+    content = bytearray(file.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mat"
+        path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+        with contextlib.suppress(ValueError):
+            read_cells(path, ("annot2",))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])

@@ -98,7 +98,7 @@ _OPTIONAL = {
     "matplotlib": ("pictures", "unihpe"),
     "sklearn": ("t-SNE", "unihpe"),
     "h5py": ("MPI-INF-3DHP's test set", "unihpe"),
-    "scipy": ("videos, and MPI-INF-3DHP's training set", "unihpe"),
+    "scipy": ("videos", "unihpe"),
     "ai_edge_litert": ("unihpe lift of photographs and videos", "detect"),
     "mediapipe": ("unihpe lift of photographs and videos", "detect"),
     "av": ("unihpe lift of videos", "detect"),

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, NoReturn, Protocol
 
 from multicontrast._checks import three_beats
 
@@ -130,6 +130,12 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]
 
+    def _no_map(self, *_: object) -> NoReturn:
+        """A sparse file's few bytes say that they are very many, and its map may be as long as it likes."""
+        raise tarfile.ReadError("a sparse file")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
+
 
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
@@ -140,8 +146,7 @@ class _Tar:
 
     def members(self) -> Iterator[_Member]:
         for info in self._file:
-            plain = info.isreg() and not info.issparse()  # whose few bytes say that they are very many
-            kind = "folder" if info.isdir() else "file" if plain else "a link, a device or a sparse file"
+            kind = "folder" if info.isdir() else "file" if info.isreg() else "a link or a device"
             yield _Member(info.name, info.size, None, kind, info)
 
     def open(self, member: _Member) -> IO[bytes]:

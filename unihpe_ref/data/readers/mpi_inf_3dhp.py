@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from multicontrast._checks import three_beats
 from ..layouts import LAYOUTS
 from ..recording import Recording, RecordingBuilder
 from ..safe_hdf5 import read_hdf5
+from ..safe_mat import read_cells
 from .common import MILLIMETRE, Array, Intrinsics, fitted_intrinsics
 
 NAME = "mpi_inf_3dhp"
@@ -68,12 +68,9 @@ def read(path: Path) -> Recording:
 
 
 def _read_train(file: Path, builder: RecordingBuilder) -> None:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     try:
-        held: dict[str, Any] = loadmat(file, variable_names=["annot2", "annot3"])
-    except (MatReadError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
+        held = read_cells(file, ("annot2", "annot3"))
+    except (OSError, ValueError) as error:
         needed = f"{file} needs to be a MATLAB file of version 5 or 7"
         raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None
     subject, sequence = _place(file)
@@ -153,12 +150,12 @@ def _place(file: Path) -> tuple[str, str]:
     return (parts[-2], parts[-1]) if len(parts) > 1 else ("S?", "Seq?")
 
 
-def _cell(held: dict[str, Any], name: str, video: int, width: int, file: Path) -> Array:
-    cells = held.get(name)
-    if cells is None or cells.dtype != object or cells.size <= video:
+def _cell(held: dict[str, list[Array]], name: str, video: int, width: int, file: Path) -> Array:
+    cells = held.get(name, [])
+    if len(cells) <= video:
         needed = f"{file} needs `{name}` as cells of 14 videos"
-        raise ValueError(three_beats(needed, "none" if cells is None else f"{cells.size}", "Download it again."))
-    values = np.asarray(cells.ravel()[video])
+        raise ValueError(three_beats(needed, str(len(cells) or "none"), "Download it again."))
+    values = cells[video]
     if values.ndim != 2 or values.shape[1] != 28 * width:
         needed = f"{file} needs `{name}[{video}]` of shape (F, {28 * width})"
         raise ValueError(three_beats(needed, str(values.shape), "Download it again."))
