@@ -66,9 +66,8 @@ def multimodal_infonce(embeddings: Sequence[Tensor], tau: float | Tensor, **opti
 
     .. math:: \mathcal{L}_i = -\log \frac{\exp(s_i^+ / \tau)}{\exp(s_i^+ / \tau) + \sum_k \exp(s_{ik}^- / \tau)}
 
-    with :math:`s` the similarity of a tuple, by default the largest eigenvalue of its Gram matrix, in [1, N]. The
-    eigenvalue is blind to signs (cosines ``(1, -1, -1)`` score 3 like ``(1, 1, 1)``): never train with this term alone,
-    but beside pairwise terms, as :func:`multicontrast.trimodal_infonce` does.
+    with :math:`s` the similarity of a tuple, by default the largest eigenvalue of its Gram matrix, in [1, N] and blind
+    to signs: train with it beside pairwise terms, as :func:`multicontrast.trimodal_infonce` does.
 
     Args:
         embeddings: N = 2..8 tensors ``(B, D)``, normalised here. Floating types are promoted; half precision computes
@@ -77,8 +76,8 @@ def multimodal_infonce(embeddings: Sequence[Tensor], tau: float | Tensor, **opti
         {options}
 
     Returns:
-        The loss in float32 (float64 for float64 input). A batch of one has no negatives and the loss 0. Negatives that
-        are drawn change from call to call: for one value pass an index, or a generator in one state.
+        The loss in float32 (float64 for float64 input); 0 for a batch of one. Negatives are drawn anew at each call:
+        for one value pass an index, or a generator in one state.
 
     Raises:
         ValueError, TypeError: for arguments that do not fit; before any work. On CUDA and in compiled graphs values
@@ -109,12 +108,9 @@ def triplet_infonce(
     .. math:: \mathcal{L}_i = -\log \frac{\exp(\lambda_i^+ / \tau)}
                                          {\exp(\lambda_i^+ / \tau) + \sum_k \exp(\lambda_{ik}^- / \tau)}
 
-    :math:`\lambda`, the largest eigenvalue of the triplet's Gram matrix, lies in [1, 3]. It is blind to signs (cosines
-    ``(1, -1, -1)`` score 3): never train with this term alone, but beside the pairs, as
-    :func:`multicontrast.trimodal_infonce` does.
-
-    "Triplet" means three modalities here, not (anchor, positive, negative). ``negatives="permutation"`` is the paper's
-    loss, but that the positive is kept out of the negatives; ``negatives="all"`` is its exact form.
+    :math:`\lambda`, the largest eigenvalue of the triplet's Gram matrix, lies in [1, 3] and is blind to signs: train
+    with it beside the pairs, as :func:`multicontrast.trimodal_infonce` does. ``negatives="permutation"`` is the paper's
+    loss without the positive among the negatives; ``negatives="all"`` is its exact form.
 
     Args:
         x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
