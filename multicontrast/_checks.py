@@ -252,6 +252,21 @@ def values_are_free(*tensors: Tensor) -> bool:
     return True
 
 
+def check_device(operation: str, device: object) -> torch.device:
+    """The device that is named, torch's default for None."""
+    if device is None:
+        return torch.get_default_device()
+    if isinstance(device, torch.device):
+        return device
+    needed, remedy = f"`{operation}` needs `device` to name one", "For example 'cpu', 'cuda:0' or a `torch.device`."
+    if not isinstance(device, str):
+        raise TypeError(three_beats(needed, describe(device), remedy))
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(three_beats(needed, repr(device), remedy)) from None
+
+
 def check_generator(operation: str, generator: object) -> None:
     """Raise unless ``generator`` is None or a generator, on any device."""
     if generator is not None and not isinstance(generator, torch.Generator):

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 import multicontrast as mc
+import unihpe_ref
 from multicontrast import _checks, metrics
 from multicontrast.losses import sample_tuples
 from unihpe_ref.report import PoseReport
@@ -820,13 +821,37 @@ def _distributed() -> dict[str, Subject]:
     return {"gather_rows": (mc.distributed.gather_rows, lambda: {"x": _random(4, 5)})}
 
 
+def _lifter() -> dict[str, Subject]:
+    lifter = unihpe_ref.load_lifter()
+    seen = {"joints_px": 200 * _random(2, 17, 2).sigmoid(), "image_size": torch.tensor([640.0, 480.0])}
+    seen["intrinsics"] = torch.tensor([[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]])
+    without = {name: value for name, value in seen.items() if name != "intrinsics"}
+    drawn = {"flip": True, "generator": torch.Generator()}
+
+    def lift(**given: Any) -> Any:
+        return vars(lifter.lift(**given))
+
+    lift.__signature__ = inspect.signature(lifter.lift)  # type: ignore[attr-defined]
+    return {
+        "load_lifter": (
+            unihpe_ref.load_lifter,
+            lambda: {"device": "cpu", "joints_2d": "annotated", "whole": False},
+        ),
+        "Lifter.lift": (lift, lambda: dict(seen) | drawn),
+        "Lifter.lift by image_size": (lift, lambda: dict(without)),
+        "Lifter.embed_2d": (lifter.embed_2d, lambda: dict(seen)),
+    }
+
+
 SUBJECTS = {
     "losses": _losses(),
     "metrics": _metrics(),
     "linalg": _linalg(),
     "distributed": _distributed(),
     "report": _report(),
+    "lifter": _lifter(),
 }
+_REFERENCE = ("report", "lifter")  # of unihpe_ref
 
 # Public, and not tried; with the reason.
 LEFT_OUT = {
@@ -898,7 +923,7 @@ def _arguments(value: Any) -> list[str]:
 def test_every_public_name_is_tried_or_left_out_with_a_reason() -> None:
     tried = {name for subjects in SUBJECTS.values() for name in subjects}
     assert public() - tried - set(LEFT_OUT) == set()
-    assert tried - set(SUBJECTS["report"]) <= public(), "no longer public"
+    assert tried - {name for area in _REFERENCE for name in SUBJECTS[area]} <= public(), "no longer public"
 
 
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])

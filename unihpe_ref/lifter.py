@@ -14,7 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, check_floating, describe, three_beats
+from multicontrast._checks import (
+    check_choice,
+    check_device,
+    check_flag,
+    check_floating,
+    check_generator,
+    describe,
+    three_beats,
+)
 from unihpe_ref.checkpoint import load_model
 from unihpe_ref.config import RunConfig
 from unihpe_ref.data import (
@@ -99,7 +107,8 @@ class Lifter:
             generator: of a score-based decoder's noise.
         Raises: ValueError or TypeError for shapes that do not fit, missing joints, or a camera that nobody describes.
         """
-        count = _check_joints("lift", joints_px)
+        count, flip = _check_joints("lift", joints_px), check_flag("lift", "flip", flip)
+        check_generator("lift", generator)
         focal, principal = camera_of(count, image_size, intrinsics)
         parts = [
             self._lift(joints_px[rows].float().cpu(), focal[rows], principal[rows], flip, generator)
@@ -123,7 +132,14 @@ class Lifter:
             joints_3d: ``(N, 17, 3)`` metres from the pelvis, camera axes.
             root: ``(N, 3)``, where the pelvis is for the camera; straight ahead unless given. A model that sees people
                 straight on (``data.view``) turns them by it.
+        Raises: ValueError or TypeError for shapes that do not fit.
         """
+        _check_rows("embed_3d", "joints_3d", joints_3d, SKELETON.num_joints, 3)
+        if root is not None:
+            _check_rows("embed_3d", "root", root, 3)
+            if len(root) != len(joints_3d):
+                needed = f"`embed_3d` needs `root` of shape ({len(joints_3d)}, 3)"
+                raise ValueError(three_beats(needed, describe(root), "Pass one place for each pose."))
         if self.config.data.view == "box" and root is not None:
             ahead = torch.cat((root[:, :2] / root[:, 2:], torch.ones_like(root[:, :1])), -1)
             one, zero = torch.ones_like(ahead[:, :2]), torch.zeros_like(ahead[:, :2])
@@ -133,6 +149,7 @@ class Lifter:
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Unit embeddings ``(N, D)`` of normalised crops ``(N, 3, H, W)``. Raises: ValueError without image encoder."""
+        check_floating("embed_image", "image", image)
         with torch.no_grad():
             return self.model.encode(image=image.to(self.model.device)).cpu()
 
@@ -239,6 +256,10 @@ def load_lifter(
         joints are not Human3.6M's 17.
     """
     check_choice("load_lifter", "joints_2d", joints_2d, tuple(JOINT_NOISE))
+    whole, device = check_flag("load_lifter", "whole", whole), check_device("load_lifter", device)
+    if path is not None and not isinstance(path, (str, Path)):
+        needed = "`load_lifter` needs `path` to be text or a `pathlib.Path`"
+        raise TypeError(three_beats(needed, describe(path), "Leave it out for the shipped lifter."))
     if path is None:
         path = whole_path() if whole else lifter_path()
     model, config = load_model(path, device)
@@ -248,12 +269,16 @@ def load_lifter(
     return Lifter(model.told(JOINT_NOISE[joints_2d]), config.override(**{"model.encoder_noise_token": False}))
 
 
-def _check_joints(operation: str, joints_px: Tensor) -> int:
-    check_floating(operation, "joints_px", joints_px)
-    if joints_px.ndim != 3 or joints_px.shape[1:] != (SKELETON.num_joints, 2) or not len(joints_px):
-        needed = f"`{operation}` needs `joints_px` of shape (N, 17, 2), N > 0"
+def _check_rows(operation: str, name: str, x: Tensor, *shape: int) -> None:
+    check_floating(operation, name, x)
+    if x.ndim != 1 + len(shape) or x.shape[1:] != shape or not len(x) or x.is_meta:
+        needed = f"`{operation}` needs `{name}` of numbers, of shape (N, {', '.join(map(str, shape))}), N > 0"
         remedy = "`unihpe_ref.applications.keypoints.to_h36m` maps other layouts."
-        raise ValueError(three_beats(needed, describe(joints_px), remedy))
+        raise ValueError(three_beats(needed, describe(x), remedy))
+
+
+def _check_joints(operation: str, joints_px: Tensor) -> int:
+    _check_rows(operation, "joints_px", joints_px, SKELETON.num_joints, 2)
     finite = joints_px.isfinite().all(-1)
     if not bool(finite.all()):
         row, joint = (int(k) for k in torch.nonzero(~finite)[0])
@@ -268,22 +293,27 @@ def _check_joints(operation: str, joints_px: Tensor) -> int:
     return len(joints_px)
 
 
+def _check_camera(name: str, x: Tensor, shape: tuple[int, ...], count: int, remedy: str) -> None:
+    check_floating("lift", name, x)
+    if x.shape not in (shape, (count, *shape)) or x.is_meta:
+        needed = f"`lift` needs `{name}` of numbers, of shape {shape} or {(count, *shape)}"
+        raise ValueError(three_beats(needed, describe(x), remedy))
+
+
 def camera_of(count: int, image_size: Tensor | None, intrinsics: Tensor | None) -> tuple[Tensor, Tensor]:
     """Focal length and principal point, ``(count, 2)`` each, of what is known; see :meth:`Lifter.lift`."""
     remedy = "A wrong focal length bends poses: give the intrinsics where they are known."
+    if image_size is not None:
+        _check_camera("image_size", image_size, (2,), count, "Width and height, in pixels.")
+        if not bool((image_size >= 1).all()):
+            needed = "`lift` needs `image_size` of a pixel at least"
+            raise ValueError(three_beats(needed, f"{image_size.min():g}", "Width and height, in pixels."))
     if intrinsics is not None:
-        check_floating("lift", "intrinsics", intrinsics)
-        if intrinsics.shape not in ((3, 3), (count, 3, 3)):
-            needed = f"`lift` needs `intrinsics` of shape (3, 3) or ({count}, 3, 3)"
-            raise ValueError(three_beats(needed, describe(intrinsics), "One matrix for all poses, or one for each."))
+        _check_camera("intrinsics", intrinsics, (3, 3), count, "One matrix for all poses, or one for each.")
         matrix = intrinsics.float().cpu().expand(count, 3, 3)
         focal = torch.stack((matrix[:, 0, 0], matrix[:, 1, 1]), -1)
         principal = matrix[:, :2, 2]
     elif image_size is not None:
-        check_floating("lift", "image_size", image_size)
-        if image_size.shape not in ((2,), (count, 2)):
-            needed = f"`lift` needs `image_size` of shape (2,) or ({count}, 2)"
-            raise ValueError(three_beats(needed, describe(image_size), "Width and height, in pixels."))
         size = image_size.float().cpu().expand(count, 2)
         focal, principal = size.norm(dim=-1, keepdim=True).expand(count, 2), (size - 1) / 2
     else:

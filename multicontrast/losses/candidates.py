@@ -33,6 +33,7 @@ from torch import Tensor
 from multicontrast._checks import (
     check_choice,
     check_count,
+    check_device,
     check_flag,
     check_generator,
     check_whole,
@@ -579,7 +580,7 @@ def sample_tuples(
     count = check_negatives(operation, size, num_negatives, scheme)
     exclude = check_flag(operation, "exclude_positive", exclude_positive)
     check_generator(operation, generator)
-    place = _check_device(operation, device)
+    place = check_device(operation, device)
     width = size if count is None else 1 + count
     if size * width * modalities > 2**36:
         needed = f"`{operation}` needs an index of at most 2^36 row numbers, half a terabyte"
@@ -612,20 +613,6 @@ def check_negatives(operation: str, batch_size: int, num_negatives: object, sche
         remedy = "Ask for fewer, or use the scheme 'cyclic', which has any number."
         raise ValueError(three_beats(needed, f"num_negatives={count}", remedy))
     return count
-
-
-def _check_device(operation: str, device: object) -> torch.device:
-    if device is None:
-        return torch.get_default_device()
-    if isinstance(device, torch.device):
-        return device
-    needed, remedy = f"`{operation}` needs `device` to name one", "For example 'cpu', 'cuda:0' or a `torch.device`."
-    if not isinstance(device, str):
-        raise TypeError(three_beats(needed, describe(device), remedy))
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise ValueError(three_beats(needed, repr(device), remedy)) from None
 
 
 class Given(Sampled):

@@ -90,13 +90,19 @@ def test_train(tmp_path: Path) -> None:
     check(states, lambda folder: train(folder, resume=True), tmp_path / "run")
 
 
+def every_or(step: int) -> pytest.MarkDecorator:
+    """Every state where minutes are at hand, and every few of them otherwise."""
+    return pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), step])
+
+
 @pytest.mark.usefixtures("quick")
-def test_train_again_over_an_older_run(tmp_path: Path) -> None:
+@every_or(5)
+def test_train_again_over_an_older_run(tmp_path: Path, step: int) -> None:
     """With `--overwrite`, and then `--resume`: the older model is there until the new one is."""
     train(tmp_path / "run")
     states = list(kills(tmp_path, lambda folder: train(folder, overwrite=True), tmp_path / "run"))
     assert all((folder / run.MODEL).exists() for _, folder in states)
-    check(states[::5], lambda folder: train(folder, resume=True), tmp_path / "run")
+    check(states[::step], lambda folder: train(folder, resume=True), tmp_path / "run")
 
 
 ROW = {
@@ -115,12 +121,13 @@ def ablate(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_ablate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_or(3)
+def test_ablate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     names = [name for name in ablation.PRESETS if name.startswith("table4-")]
     monkeypatch.setattr(ablation, "PRESETS", names[:2])
     states = list(kills(tmp_path, ablate))
     assert len(states) > 60
-    check(states[::3], ablate, tmp_path / "run")
+    check(states[::step], ablate, tmp_path / "run")
 
 
 def test_prepare(tmp_path: Path) -> None:
@@ -198,7 +205,7 @@ def fail_at(number: int) -> Callable[[int, str], None]:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 9])
+@every_or(9)
 def test_a_disk_that_is_full_at_any_operation_harms_nothing(tmp_path: Path, step: int) -> None:
     with FileOperations(tmp_path / "whole") as operations:
         train(tmp_path / "whole")

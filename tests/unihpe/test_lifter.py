@@ -116,8 +116,15 @@ def test_what_does_not_fit_is_refused_in_words(lifter):
         lifter.lift(holed, image_size=size)
     with pytest.raises(ValueError, match="single point"):
         lifter.lift(torch.ones(1, 17, 2), image_size=size)
+    for wrong in (size * 0, -size, torch.tensor([100.0, torch.nan])):
+        with pytest.raises(ValueError, match="`image_size` of a pixel at least; got "):
+            lifter.lift(pose, image_size=wrong)
     with pytest.raises(ValueError, match="focal length"):
-        lifter.lift(pose, image_size=size * 0)
+        lifter.lift(pose, intrinsics=torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"`joints_3d` of numbers, of shape \(N, 17, 3\)"):
+        lifter.embed_3d(pose)
+    with pytest.raises(TypeError, match=r"`path` to be text or a `pathlib\.Path`; got 3"):
+        load_lifter(3)
     with pytest.raises(FileNotFoundError, match="needs to be a checkpoint"):
         load_lifter("missing.safetensors")
 
