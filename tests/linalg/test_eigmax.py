@@ -57,6 +57,17 @@ def test_at_a_tie_the_gradient_is_the_subgradient_of_least_norm(size):
     torch.testing.assert_close(grad, torch.diag(torch.tensor([0.5, 0.5] + [0.0] * (size - 2))))
 
 
+@pytest.mark.parametrize("size", range(3, 9))
+def test_a_tie_that_rounding_has_broken_is_a_tie(size):
+    basis = torch.linalg.qr(
+        torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    )[0]
+    matrix = (basis * torch.tensor([1.0, 1.0] + [-2.0] * (size - 2))) @ basis.mT
+    leaf = ((matrix + matrix.mT) / 2).requires_grad_()
+    (grad,) = torch.autograd.grad(linalg.eigmax(leaf), leaf)
+    torch.testing.assert_close(grad, basis[:, :2] @ basis[:, :2].mT / 2, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_derivatives_of_first_and_second_order(size):
     matrix = symmetric(size, 2, seed=size).requires_grad_()

@@ -46,6 +46,15 @@ def test_equal_ones_are_one(negatives):
     torch.testing.assert_close(alone, mc.pairwise_infonce(*xs[:2], 0.2))
 
 
+@pytest.mark.parametrize("pairs", [((0, 1),), ((1, 0),), ((2, 0), (1, 2))])
+def test_a_pair_keeps_its_order(pairs):
+    """In one direction the first modality is the anchor, and the second is what it is compared with."""
+    xs = embeddings(3, 6)
+    rows = sum(definitions.directed_infonce(xs[m], xs[n], 0.2) for m, n in pairs)
+    ours = mc.trimodal_infonce(*xs, 0.2, alpha=0, pairs=pairs, symmetric=False, reduction="none")
+    assert_same(ours, rows, [xs[m] for m in sorted({m for pair in pairs for m in pair})])
+
+
 def test_the_module_owns_one_for_each_and_shares_what_it_is_given():
     shared = mc.Temperature.preset("unihpe_stage_2")
     loss = mc.TrimodalInfoNCE({(0, 1): 0.07, (0, 2): shared, (1, 2): shared, "triplet": 0.3}, negatives="tied")
