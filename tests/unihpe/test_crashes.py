@@ -33,7 +33,7 @@ CONFIG = POSES_ONLY.override(
         "data.seconds": 1.1,
         "data.subjects": 3,
         "data.min_gap_seconds": 0.5,
-        "stage1.steps": 2,
+        "stage1.steps": 1,
         "stage3.steps": 2,
         "stage1.batch_size": 4,
         "stage3.batch_size": 4,
@@ -86,7 +86,7 @@ def check(states: list[tuple[str, Path]], again: Callable[[Path], object], place
 @pytest.mark.usefixtures("quick")
 def test_train(tmp_path: Path) -> None:
     states = list(kills(tmp_path, train))
-    assert len(states) > 60
+    assert len(states) > 45
     check(states, lambda folder: train(folder, resume=True), tmp_path / "run")
 
 
