@@ -76,7 +76,7 @@ def multimodal_infonce(embeddings: Sequence[Tensor], tau: float | Tensor, **opti
         {options}
 
     Returns:
-        The loss in float32 (float64 for float64 input); 0 for a batch of one. Negatives are drawn anew at each call:
+        The loss in float32 (float64 for float64 input); 0 for a batch of one. Negatives are drawn anew at each call;
         for one value pass an index, or a generator in one state.
 
     Raises:
