@@ -42,15 +42,15 @@ class ClampedInside(nn.Module):
 def run(temperature):
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(temperature.parameters(), lr=0.2)
-    seen = []
+    taus = []
     for step in range(STEPS):
         x, y = noisy_views(step, generator)
         tau = temperature()
         optimizer.zero_grad()
         mc.pairwise_infonce(x, y, tau).backward()
         optimizer.step()
-        seen.append(tau.item())
-    return seen
+        taus.append(tau.item())
+    return taus
 
 
 # %%

@@ -15,7 +15,7 @@ from tests.losses.inputs import trimodal_of_range
 TAU = 0.1
 Loss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
 
-# Loss, its definition, and the kernels that must have run for it; none where the plain road does the work.
+# Loss, its definition, and the kernels that must have run for it; none where plain PyTorch does the work.
 PAIR_KERNELS = {"_pairwise_logsumexp_kernel", "_pairwise_gradient_kernel"}
 SAMPLED_KERNELS = {"_sampled_forward_kernel", "_sampled_backward_kernel"}
 EXACT_KERNELS = {"_exact_forward_kernel", "_exact_gradient_kernel"}
@@ -171,7 +171,7 @@ def test_losses_equal_their_definitions_and_run_their_kernels(case):
 
 @on("interpreter", "gpu")
 def test_what_has_no_kernel_is_handed_back_and_keeps_its_value():
-    """Other similarities, types and transforms give the plain road's numbers."""
+    """Other similarities, types and transforms give the numbers of plain PyTorch."""
     import os
 
     xs, tau, index = _inputs(9)
