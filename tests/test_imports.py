@@ -57,7 +57,7 @@ REFERENCE_ARROWS: dict[str, set[str]] = {
 }
 LEVELS = 6
 # Deeper than that for now, and never deeper than this.
-DEEPER = {"multicontrast/losses": 9}
+DEEPER = {"multicontrast/losses": 10}
 
 
 def imported(path: Path, package: Path) -> set[str]:

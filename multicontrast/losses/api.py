@@ -15,8 +15,9 @@ from multicontrast.losses import options as option_classes
 from multicontrast.losses.candidates import SCHEMES, Pair
 from multicontrast.losses.options import check_embeddings, check_options, check_per_sample, check_tau, with_options
 from multicontrast.losses.plan import check_count_of_modalities, make_plan, run
+from multicontrast.losses.softmax import Masks
 from multicontrast.losses.streamed import ring_loss
-from multicontrast.losses.terms import TRIPLET, Masks
+from multicontrast.losses.terms import TRIPLET
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,8 +11,7 @@ from torch import Tensor
 from multicontrast._checks import check_flag
 from multicontrast.linalg._gram import gram_eigmax_with_gradient
 from multicontrast.losses.candidates import Pair, pairs_of
-from multicontrast.losses.softmax import Hard, Stats, Sums, cross_entropy, weigh
-from multicontrast.losses.terms import Masks
+from multicontrast.losses.softmax import Hard, Masks, Stats, Sums, cross_entropy, weigh
 
 
 @dataclass(frozen=True)

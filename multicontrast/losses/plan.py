@@ -25,7 +25,8 @@ from multicontrast.losses.candidates import (
     check_negatives,
     draw,
 )
-from multicontrast.losses.terms import TRIPLET, Masks, Plan, Term
+from multicontrast.losses.softmax import Masks
+from multicontrast.losses.terms import TRIPLET, Plan, Term
 from multicontrast.losses.triton import fused_operator, kernels
 from multicontrast.similarity import MeanCosine, resolve_similarity
 

@@ -14,6 +14,7 @@ be taken in parts, which merge.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multicontrast.losses.candidates import Candidates
-from multicontrast.losses.terms import Masks
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The options that act on logits and averages, for the samples of the whole batch; further negatives for the
+    anchors alone. :mod:`multicontrast.losses.options` says what they mean."""
+
+    present: Tensor | None = None
+    ids: Tensor | None = None
+    weight: Tensor | None = None
+    label_smoothing: float = 0.0
+    hardness: float = 0.0
+    extra: tuple[Tensor | None, ...] | None = None
+
+    @property
+    def only_weigh(self) -> bool:
+        """Whether the loss of each anchor is what it is without any option."""
+        return self.shape_nothing and self.label_smoothing == 0
+
+    @property
+    def shape_nothing(self) -> bool:
+        """The same but for label smoothing."""
+        return self.present is None and self.ids is None and self.extra is None and self.hardness == 0
+
+    def fill_absent(self, x: Tensor, modality: int, value: float) -> Tensor:
+        """The rows with ``value`` for those that are absent, so that neither their content nor a gradient matters."""
+        return x if self.present is None else torch.where(self.present[:, modality, None], x, value)
+
+    def taking_part(self, modalities: Sequence[int]) -> Tensor | None:
+        """``(B,)``: the samples that have two of the modalities; None if all do."""
+        return None if self.present is None else self.present[:, list(modalities)].sum(1) >= 2
 
 
 class Part(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multicontrast.losses.options import TrimodalOptions, check_options
 from multicontrast.losses.plan import make_plan, run
-from multicontrast.losses.terms import Masks
+from multicontrast.losses.softmax import Masks
 
 SIMILARITIES = ["eigenvalue", "singular_value", "mean_cosine", "volume", "area", "multilinear"]
 SCHEMES = ["permutation", "shared", "cyclic", "tied"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import multicontrast as mc
 from multicontrast.losses import reference
-from multicontrast.losses.terms import Masks
+from multicontrast.losses.softmax import Masks
 from tests.definitions import shaped_cross_entropy
 from tests.losses.inputs import (
     IDS,

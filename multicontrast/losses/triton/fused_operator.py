@@ -17,8 +17,8 @@ from torch import Tensor
 from multicontrast._backend import has_bfloat16, is_transformed, run_kernel, use_triton
 from multicontrast.losses._second_derivative import second_derivative
 from multicontrast.losses.candidates import Candidates, Cyclic, Given, Index, Tied, index_of
-from multicontrast.losses.softmax import scale_free
-from multicontrast.losses.terms import Masks, Plan, Term
+from multicontrast.losses.softmax import Masks, scale_free
+from multicontrast.losses.terms import Plan, Term
 from multicontrast.similarity import Eigenvalue, MeanCosine
 
 _MASKS = "Tensor? index, Tensor? present, Tensor? ids, Tensor? weight"
