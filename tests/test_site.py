@@ -149,3 +149,27 @@ def test_the_picture_of_costs_is_that_of_the_rows_on_file():
     assert pictures.digest_in(cost_figure.OUT) == pictures.digest(cost_figure.costs()), (
         "run `python docs/cost_figure.py`"
     )
+
+
+def test_a_page_of_the_api_begins_with_its_names_and_folds_long_parameters(tmp_path):
+    """Built by Sphinx: a table in front of three names, and a fold where parameters are long."""
+    from sphinx.application import Sphinx
+
+    source = tmp_path / "source"
+    (source / "api").mkdir(parents=True)
+    (source / "conf.py").write_text("extensions = ['api_pages']\n")
+    (source / "index.rst").write_text("Start\n=====\n\n.. toctree::\n\n   api/names\n")
+    long = "very " * 100 + "long"
+    names = ""
+    for name, text in (("first", long), ("second", "short"), ("third", "short")):
+        names += f".. py:function:: {name}(x, y)\n\n   What *{name}* does.\n\n"
+        names += f"   :Parameters: * **x** -- {text}\n                * **y** -- short\n\n"
+    (source / "api" / "names.rst").write_text("Names\n=====\n\n" + names)
+    app = Sphinx(source, source, tmp_path / "out", tmp_path / "trees", "html", status=None, warningiserror=True)
+    app.build()
+    page = (tmp_path / "out" / "api" / "names.html").read_text()
+    table = page[page.index("<table") : page.index("</table>")]
+    assert re.findall(r'href="#(\w+)"', table) == ["first", "second", "third"]
+    assert "What <em>second</em> does." in table
+    assert re.findall(r"<summary>(.*?)</summary>", page) == ["x, y"]
+    assert page.index("<table") < page.index("<summary>") < page.index(long)
