@@ -33,25 +33,24 @@ def read_cells(path: Path, names: Sequence[str]) -> dict[str, list[NDArray[Any]]
     found = {}
     with path.open("rb") as file:
         head, size = file.read(128), path.stat().st_size
-        order = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}.get(head[124:128])
-        if order is None:
+        if head[124:128] != b"\x00\x01IM":  # little-endian, as every MATLAB of this century
             raise ValueError("another format, or MATLAB's version 4 or 7.3")
         while file.tell() < size:
-            kind, packed = np.frombuffer(_exactly(file.read, 8), f"{order}u4").tolist()
+            kind, packed = np.frombuffer(_exactly(file.read, 8), "<u4").tolist()
             end = file.tell() + packed
             if end > size:
                 raise ValueError(f"an element of {packed} bytes in a file of {size}")
-            part = _Part(file.read, packed, order)
+            part = _Part(file.read, packed)
             if kind == _COMPRESSED:
-                part = _Part(_inflated(file, packed), 8, order)
-                kind, part.left = np.frombuffer(part.take(8), f"{order}u4").tolist()
-                if is_bomb(part.left, packed):
-                    raise ValueError(f"an element of {part.left} bytes packed in {packed}")
+                part = _Part(_inflated(file, packed), 8)
+                kind, part.left = np.frombuffer(part.take(8), "<u4").tolist()
             if kind == _MATRIX:
                 shape, name, held = part.matrix()
                 if name in names:
                     if held != _CELL:
                         raise ValueError(f"{name!r}, which is not made of cells")
+                    if is_bomb(part.left, packed):
+                        raise ValueError(f"{name!r} of {part.left} bytes packed in {packed}")
                     count = math.prod(shape)
                     if count > part.left // 8:
                         raise ValueError(f"{name!r} of {count} cells in {part.left} bytes")
@@ -63,8 +62,8 @@ def read_cells(path: Path, names: Sequence[str]) -> dict[str, list[NDArray[Any]]
 class _Part:
     """The bytes of an element, and not one more."""
 
-    def __init__(self, read: _Read, left: int, order: str) -> None:
-        self._read, self.left, self._order = read, left, order
+    def __init__(self, read: _Read, left: int) -> None:
+        self._read, self.left = read, left
 
     def take(self, count: int) -> bytes | bytearray:
         if count > self.left:
@@ -75,17 +74,17 @@ class _Part:
     def values(self, *kinds: int) -> NDArray[Any]:
         """The numbers of the next element, which is of one of those kinds."""
         tag = self.take(4)
-        kind = int(np.frombuffer(tag, f"{self._order}u4")[0])
+        kind = int(np.frombuffer(tag, "<u4")[0])
         if kind >> 16:  # up to four bytes, in the tag itself
             kind, count, padding = kind & 0xFFFF, kind >> 16, 4 - (kind >> 16)
         else:
-            count = int(np.frombuffer(self.take(4), f"{self._order}u4")[0])
+            count = int(np.frombuffer(self.take(4), "<u4")[0])
             padding = min(-count % 8, max(0, self.left - count))
         if kind not in kinds or padding < 0 or count % np.dtype(_NUMBERS[kind]).itemsize:
             raise ValueError(f"{count} bytes of the kind {kind}")
         content = self.take(count)
         self.take(padding)
-        return np.frombuffer(content, self._order + _NUMBERS[kind])
+        return np.frombuffer(content, "<" + _NUMBERS[kind])
 
     def matrix(self) -> tuple[list[int], str, int]:
         """The shape of a matrix, its name and its class, complex ones as 0."""
@@ -99,10 +98,10 @@ class _Part:
         return shape, name, 0 if flags[0] & _COMPLEX else int(flags[0]) & 0xFF
 
     def cell(self, name: str) -> NDArray[Any]:
-        kind, count = np.frombuffer(self.take(8), f"{self._order}u4").tolist()
+        kind, count = np.frombuffer(self.take(8), "<u4").tolist()
         if kind != _MATRIX or count > self.left:
             raise ValueError(f"a cell of {name!r} of {count} bytes where {self.left} are left")
-        part = _Part(self.take, count, self._order)
+        part = _Part(self.take, count)
         shape, _, held = part.matrix()
         if held not in _NUMERIC:
             raise ValueError(f"a cell of {name!r} without real numbers")
