@@ -32,8 +32,12 @@ BLOCK_CELLS = 1 << 17  # entries worked on at a time: enough to hide the cost of
 LOG2_E = math.log2(math.e)
 LARGEST_SCALE = 2.0**12  # of cosines that are logits already: their fourth powers stay well inside float32
 
-# Powers of two: the largest logit that needs no shift, and the range in which sums and positives must lie.
-_LIMITS = {torch.float32: (100.0, 2.0**-100, 2.0**120), torch.float64: (950.0, 2.0**-950, 2.0**1000)}
+# The largest logit to the base 2 that needs no shift, the range in which sums and positives must lie, and the largest
+# quotient of two of them.
+_LIMITS = {
+    torch.float32: (100.0, 2.0**-100, 2.0**120, 2.0**126),
+    torch.float64: (950.0, 2.0**-950, 2.0**1000, 2.0**1020),
+}
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
@@ -342,7 +346,7 @@ class PairBlock:
         self.rows, self.columns = rows, columns
         self.factor = LOG2_E / (tau * scale)
         self.matched = gram.diagonal().clone()
-        largest, low, high = _LIMITS[gram.dtype]
+        largest, low, high, quotient = _LIMITS[gram.dtype]
         self.shift = max(0.0, LOG2_E / tau - largest)
         self.replaced = False
         self.narrow = self.shift < largest
@@ -351,8 +355,8 @@ class PairBlock:
             self.replaced = restore is not None
             self._sum_powers()
             self.positives = self._powers(self.matched, torch.empty_like(self.matched))
-            lowest, highest = torch.aminmax(torch.stack([*self.sums, self.positives]))
-            self.narrow = bool(lowest > low and highest < high)  # False for NaN
+            lowest, highest = (bound.item() for bound in torch.aminmax(torch.stack([*self.sums, self.positives])))
+            self.narrow = lowest > low and highest < min(high, quotient * lowest)  # False for NaN
             if not self.narrow and restore is not None:
                 self.replaced = False
                 restore()
@@ -363,7 +367,7 @@ class PairBlock:
         """The sum of the losses of all anchors."""
         sums = torch.stack(self.sums)
         if self.narrow:
-            losses = _log_of_quotient(sums, self.positives)
+            losses = sums.div_(self.positives).log_()  # the quotient of likes: a small loss keeps its digits
         else:
             losses = sums - self.matched * (self.factor / LOG2_E)
         return losses.sum() if self.weight is None else (losses @ self.weight).sum()
@@ -434,9 +438,3 @@ class PairBlock:
                 torch.logsumexp(logits, 1, out=self.row_sum[start:stop])
             if self.columns:
                 self.column_sum = torch.logaddexp(self.column_sum, torch.logsumexp(logits, 0))
-
-
-def _log_of_quotient(sums: Tensor, positives: Tensor) -> Tensor:
-    """Of like quantities, so that a small loss keeps its digits; of their logarithms where that leaves the range."""
-    quotient = sums / positives
-    return torch.where(quotient.isfinite(), quotient.log(), sums.log() - positives.log())
