@@ -266,7 +266,7 @@ class _Work:
         factor = LOG2_E / (tau * self.scale)
         scale = self.share * term.alpha / tau
         scales = kind.new_full((size,), scale) if self.weight is None else scale * self.weight
-        by_positive = -scales
+        by_positive = torch.empty_like(scales)
         value, slope, workspace = kind.new_zeros(()), 0.0, Workspace()
         for start, stop in row_blocks(size, candidates.width):
             cosines, scatter = candidates.read(blocks, start, stop)
@@ -278,17 +278,18 @@ class _Work:
             powers = logits.reshape(stop - start, -1)
             own = positive[start:stop] * factor
             peak = torch.maximum(powers.amax(1), own) if powers.shape[1] else own
-            total = powers.sub_(peak[:, None]).exp2_().sum(1)
-            beside = 0.0 if candidates.holds_positive else (own - peak).exp2()
-            # Where the positive is the largest, the loss keeps its digits however small it is.
-            losses = (peak - own) / LOG2_E + torch.log1p(total + (beside - 1))
-            total += beside
+            powers.sub_(peak[:, None]).exp2_()
+            if candidates.holds_positive:
+                powers.scatter_(1, candidates.target(start, stop)[:, None], 0)
+            negatives, beside = powers.sum(1), (own - peak).exp2()
+            # Where the positive is the largest, loss and gradient keep their digits however small they are.
+            losses = (peak - own) / LOG2_E + torch.log1p(negatives + (beside - 1))
+            shares = scales[start:stop] / (negatives + beside)
             value += (scales[start:stop] * tau * losses).sum()
             if not self.needs_gradient:
                 continue
-            weights = powers.mul_((scales[start:stop] / total)[:, None]).view(similar.shape)
-            if not candidates.holds_positive:
-                by_positive[start:stop] += scales[start:stop] * beside / total
+            by_positive[start:stop] = -shares * negatives
+            weights = powers.mul_(shares[:, None]).view(similar.shape)
             slopes = pullback(weights)
             if self.direct:
                 slope += row_products(weights.flatten(1), similar.flatten(1))

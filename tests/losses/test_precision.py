@@ -216,3 +216,20 @@ def test_mean_cosine_over_all_tuples_is_one_product(monkeypatch: pytest.MonkeyPa
     for reduction in ("mean", "none"):
         mc.multimodal_infonce(embeddings(3, 300), 0.1, similarity="mean_cosine", negatives="all", reduction=reduction)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("negatives", ["tied", "all", "cyclic"])
+def test_small_losses_keep_their_digits(negatives: Any) -> None:
+    """Losses far below 1e-7 beside a positive that is 1 in the sum, and their slopes by the temperature."""
+    x = torch.eye(6) + 0.01 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+
+    def found(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        tau = torch.tensor(0.03, dtype=dtype, requires_grad=True)
+        loss = mc.triplet_infonce(
+            *[x.to(dtype)] * 3, tau, negatives=negatives, generator=torch.Generator().manual_seed(0)
+        )
+        return loss.detach(), *torch.autograd.grad(loss, tau)
+
+    for single, double in zip(found(torch.float32), found(torch.float64)):
+        assert 0 < double.abs() < 1e-6
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=0)
