@@ -202,6 +202,27 @@ def check_floating(operation: str, name: str, value: object) -> None:
         raise TypeError(three_beats(needed, describe(value), "Convert it with `.float()`."))
 
 
+def check_shape(
+    operation: str, name: str, value: object, shape: Sequence[int | str], remedy: str = "Reshape it."
+) -> None:
+    """Raise unless ``value`` is a tensor as :func:`check_floating` takes it, of that shape; text is any size."""
+    check_floating(operation, name, value)
+    assert isinstance(value, Tensor)
+    if value.ndim != len(shape) or any(isinstance(n, int) and n != m for n, m in zip(shape, value.shape)):
+        needed = f"`{operation}` needs `{name}` of shape ({', '.join(map(str, shape))})"
+        raise ValueError(three_beats(needed, describe(value), remedy))
+
+
+def check_like(operation: str, name: str, value: Tensor, weight: Tensor) -> None:
+    """Raise unless ``value`` is of the type and on the device of a model's ``weight``; autocast sees to the type."""
+    casts = torch.is_autocast_enabled(value.device.type) if value.device == weight.device else False
+    if value.device != weight.device or (value.dtype != weight.dtype and not casts):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        needed = f"`{operation}` needs `{name}` to be {dtype} on {weight.device}, as the model is"
+        remedy = f"Call `.to({str(weight.device)!r}, torch.{dtype})`."
+        raise ValueError(three_beats(needed, describe(value), remedy))
+
+
 def check_whole(operation: str, name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a dense tensor of integers, of a type that torch computes with."""
     check_dense(operation, name, value)
@@ -265,6 +286,14 @@ def check_device(operation: str, device: object) -> torch.device:
         return torch.device(device)
     except RuntimeError:
         raise ValueError(three_beats(needed, repr(device), remedy)) from None
+
+
+def check_dtype(operation: str, dtype: object) -> None:
+    """Raise ``TypeError`` unless ``dtype`` is float16, bfloat16, float32 or float64."""
+    if not isinstance(dtype, torch.dtype) or dtype not in _FLOATING:
+        came = str(dtype) if isinstance(dtype, torch.dtype) else describe(dtype)
+        needed = f"`{operation}` needs `dtype` to be a floating-point type of torch"
+        raise TypeError(three_beats(needed, came, "For example `torch.float32`."))
 
 
 def check_generator(operation: str, generator: object) -> None:

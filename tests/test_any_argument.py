@@ -38,6 +38,8 @@ import multicontrast as mc
 import unihpe_ref
 from multicontrast import _checks, metrics
 from multicontrast.losses import sample_tuples
+from unihpe_ref import diffusion
+from unihpe_ref.parts import Part
 from unihpe_ref.report import PoseReport
 
 # --- Odd values ------------------------------------------------------------------------------------------------------
@@ -843,6 +845,77 @@ def _lifter() -> dict[str, Subject]:
     }
 
 
+def _as(model: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call``, with the signature of ``model``."""
+    call.__signature__ = inspect.signature(model)  # type: ignore[attr-defined]
+    return call
+
+
+def _halved(x: Tensor, t: Tensor) -> Tensor:
+    return 0.5 * x
+
+
+def _diffusion() -> dict[str, Subject]:
+    times = torch.tensor([0.0, 0.5, 1.0])
+
+    def process(kind: type) -> Callable[..., Any]:
+        def made(**given: Any) -> list[Tensor]:
+            held = kind(**given)
+            return [getattr(held, name)(times) for name in ("mean", "std", "drift", "diffusion_squared")]
+
+        return _as(kind, made)
+
+    def network(**given: Any) -> Tensor:
+        made = diffusion.ScoreNetwork(**given)
+        projected = made.project(torch.ones(3, made.stem.condition.in_features))
+        return made(torch.ones(3, made.out.out_features), torch.ones(3), projected)
+
+    sizes = {"size": 6, "condition_width": 4, "width": 32, "time_width": 8, "blocks": 1}
+    preserving = {"beta_min": 0.1, "beta_max": 20.0}
+    sde, generator = diffusion.SubVP(), torch.Generator()
+    without_gradient = torch.no_grad()
+    return {
+        "VP": (process(diffusion.VP), lambda: dict(preserving)),
+        "SubVP": (process(diffusion.SubVP), lambda: dict(preserving)),
+        "VE": (process(diffusion.VE), lambda: {"sigma_min": 0.01, "sigma_max": 50.0}),
+        "make_sde": (diffusion.make_sde, lambda: {"name": "vp"}),
+        "ScoreNetwork": (
+            _as(diffusion.ScoreNetwork, network),
+            lambda: sizes | {"dropout": 0.25, "parameterisation": "preconditioned", "sde": sde},
+        ),
+        "ScoreNetwork.project": (
+            without_gradient(diffusion.ScoreNetwork(**sizes).project),
+            lambda: {"condition": _random(3, 4)},
+        ),
+        "denoising_loss": (
+            diffusion.denoising_loss,
+            lambda: {
+                "estimate_noise": _halved,
+                "x0": _random(2, 5),
+                "sde": sde,
+                "reduction": "mean",
+                "generator": generator.manual_seed(0),
+                "part": Part.whole(2),
+                "time_steps": 10,
+                "weight": torch.ones_like,
+            },
+        ),
+        "sample": (
+            diffusion.sample,
+            lambda: {
+                "estimate_noise": _halved,
+                "shape": (2, 3),
+                "sde": sde,
+                "sampler": "sde",
+                "steps": 3,
+                "generator": generator.manual_seed(0),
+                "device": "cpu",
+                "dtype": torch.float32,
+            },
+        ),
+    }
+
+
 SUBJECTS = {
     "losses": _losses(),
     "metrics": _metrics(),
@@ -850,8 +923,10 @@ SUBJECTS = {
     "distributed": _distributed(),
     "report": _report(),
     "lifter": _lifter(),
+    "diffusion": _diffusion(),
 }
-_REFERENCE = ("report", "lifter")  # of unihpe_ref
+# Areas of unihpe_ref; all public names of those with a module here are tried.
+_REFERENCE: dict[str, ModuleType | None] = {"report": None, "lifter": None, "diffusion": diffusion}
 
 # Public, and not tried; with the reason.
 LEFT_OUT = {
@@ -865,6 +940,13 @@ LEFT_OUT = {
     "PoseResult": "made by a report",
     "PoseMetric": "a base class: its options are tried in each metric",
     "Similarity": "a protocol",
+    "ScoreNetwork.forward": "called at every step of a sampler",
+    "ScoreNetwork.loss_weight": "called by denoising_loss",
+    **{
+        f"{kind}.{name}": "called at every step of a sampler"
+        for kind in ("VP", "SubVP", "VE")
+        for name in ("beta", "log_mean", "mean", "std", "drift", "diffusion_squared")
+    },
     "CosineSimilarity.of_present": "called by the losses",
     "CosineSimilarity.with_gradient": "called by the losses",
     "CosineSimilarity.with_pullback": "called by the losses",
@@ -877,10 +959,14 @@ LEFT_OUT = {
 }
 
 
-def public() -> set[str]:
-    """The names of all public functions, classes and methods that take an argument."""
+def rooms() -> list[ModuleType | None]:
+    """The public modules of multicontrast."""
+    return [mc, *(_imported(info.name) for info in pkgutil.walk_packages(mc.__path__, "multicontrast."))]
+
+
+def public(rooms: list[ModuleType | None]) -> set[str]:
+    """The names of all public functions, classes and methods of the modules that take an argument."""
     found = set()
-    rooms = [mc, *(_imported(info.name) for info in pkgutil.walk_packages(mc.__path__, "multicontrast."))]
     for room in rooms:
         if room is None or not hasattr(room, "__all__"):
             continue
@@ -903,7 +989,11 @@ def _methods(kind: type) -> Iterator[tuple[str, str]]:
     for method in dir(kind):
         owner = next((base for base in kind.__mro__ if method in vars(base)), kind)
         value = getattr(kind, method)
-        ours = owner.__module__.startswith("multicontrast") and not method.startswith("_") and callable(value)
+        ours = (
+            owner.__module__.startswith(("multicontrast", "unihpe_ref"))
+            and not method.startswith("_")
+            and callable(value)
+        )
         if ours and method != "function" and _arguments(value):  # of a metric: the function is tried by its own name
             # Each metric's own update is tried, also where the method is inherited.
             shown = kind if method == "update" and kind.__name__ in _CLASS_OPTIONS else owner
@@ -922,8 +1012,9 @@ def _arguments(value: Any) -> list[str]:
 
 def test_every_public_name_is_tried_or_left_out_with_a_reason() -> None:
     tried = {name for subjects in SUBJECTS.values() for name in subjects}
-    assert public() - tried - set(LEFT_OUT) == set()
-    assert tried - {name for area in _REFERENCE for name in SUBJECTS[area]} <= public(), "no longer public"
+    found = public(rooms())
+    assert public([*rooms(), *_REFERENCE.values()]) - tried - set(LEFT_OUT) == set()
+    assert tried - {name for area in _REFERENCE for name in SUBJECTS[area]} <= found, "no longer public"
 
 
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -8,6 +8,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
+from multicontrast._checks import describe, three_beats
+
 
 class Part(NamedTuple):
     """Rows ``start`` to ``stop`` (exclusive) of a batch of ``total``."""
@@ -45,3 +47,14 @@ class Part(NamedTuple):
         """
         cuts = [self.start + k * self.count // pieces for k in range(pieces + 1)]
         return [Part(low, high, self.total) for low, high in pairwise(cuts)]
+
+
+def check_part(operation: str, part: object, total: int) -> Part:
+    """``part``, or all ``total`` rows where it is None; another type raises ``TypeError``."""
+    if part is None:
+        return Part.whole(total)
+    if isinstance(part, Part):
+        return part
+    raise TypeError(
+        three_beats(f"`{operation}` needs `part` to be a Part", describe(part), "Leave it out for all rows.")
+    )

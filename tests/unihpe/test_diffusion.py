@@ -267,7 +267,7 @@ def test_time_embedding_has_the_documented_frequencies() -> None:
     ("call", "message"),
     [
         (lambda: sample(exact_noise, (1, 1), SDE, sampler="eular"), "needs `sampler` to be one of"),
-        (lambda: sample(exact_noise, (1, 1), SDE, steps=0), "`steps` to be at least 1; got 0"),
+        (lambda: sample(exact_noise, (1, 1), SDE, steps=0), "`steps` >= 1; got 0"),
         (lambda: denoising_loss(exact_noise, torch.ones(2, 1), SDE, reduction="sum"), "needs `reduction` to be one of"),
         (lambda: make_sde("sub-vp"), "Did you mean 'subvp'"),
         (lambda: ScoreNetwork(3, 4, width=100), "multiple of 32 .* got 100"),

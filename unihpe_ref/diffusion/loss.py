@@ -16,14 +16,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats
-from unihpe_ref.diffusion.sde import SDE
-from unihpe_ref.parts import Part
+from multicontrast._checks import (
+    call,
+    check_callable,
+    check_choice,
+    check_count,
+    check_generator,
+    check_shape,
+    describe,
+    three_beats,
+)
+from unihpe_ref.diffusion.sde import SDE, check_sde
+from unihpe_ref.parts import Part, check_part
 
 SMALLEST_TIME = 1e-5  # training times are uniform on [1e-5, 1]: at 0 the noise level is 0 and the score infinite
 REDUCTIONS = ("half_sum", "mean")
 
 NoiseEstimate = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> the noise in x_t; t is (B,), or (1,) for all rows
+ESTIMATE = "Pass a function `(x_t, t) -> noise`."  # to whoever passed something else
 
 
 def denoising_loss(
@@ -55,7 +65,13 @@ def denoising_loss(
     Raises: ValueError for an unknown reduction and for rows that are no copies of the part.
     """
     check_choice("denoising_loss", "reduction", reduction, REDUCTIONS)
-    part = Part.whole(len(x0)) if part is None else part
+    check_callable("denoising_loss", "estimate_noise", estimate_noise, ESTIMATE)
+    check_shape("denoising_loss", "x0", x0, ("B", "n"))
+    check_sde("denoising_loss", sde)
+    check_generator("denoising_loss", generator)
+    if time_steps is not None:
+        time_steps = check_count("denoising_loss", "time_steps", time_steps, 1, remedy="Leave it out for any time.")
+    part = check_part("denoising_loss", part, len(x0))
     if not part.count or len(x0) % part.count:
         needed = f"`denoising_loss` needs `x0` to hold whole copies of the {part.count} rows of `part`"
         raise ValueError(three_beats(needed, describe(x0), "Cut the batch as the part says."))
@@ -66,9 +82,15 @@ def denoising_loss(
     t = t.to(x0.device)
     noise = noise.reshape(x0.shape).to(x0.device)
     x_t = sde.mean(t)[:, None] * x0 + sde.std(t)[:, None] * noise
-    squared = (noise - estimate_noise(x_t, t).to(x0.dtype)).square()  # autocast may have made the estimate shorter
+    estimate = call("`denoising_loss` needs an `estimate_noise(x_t, t)`", estimate_noise, x_t, t, remedy=ESTIMATE)
+    check_shape("denoising_loss", "estimate_noise(x_t, t)", estimate, x0.shape, ESTIMATE)
+    squared = (noise - estimate.to(x0.dtype)).square()  # autocast may have made the estimate shorter
     if weight is not None:
-        squared = weight(t)[:, None] * squared
+        remedy = "Pass a function of times (B,)."
+        check_callable("denoising_loss", "weight", weight, remedy)
+        weights = call("`denoising_loss` needs a `weight(t)`", weight, t, remedy=remedy)
+        check_shape("denoising_loss", "weight(t)", weights, t.shape, remedy)
+        squared = weights[:, None] * squared
     if reduction == "half_sum":
         return 0.5 * squared.sum(-1).mean()
     return squared.mean()

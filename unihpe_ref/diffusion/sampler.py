@@ -20,9 +20,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, three_beats
-from unihpe_ref.diffusion.loss import NoiseEstimate
-from unihpe_ref.diffusion.sde import SDE
+from multicontrast._checks import (
+    call,
+    check_callable,
+    check_choice,
+    check_count,
+    check_counts,
+    check_device,
+    check_dtype,
+    check_generator,
+    three_beats,
+)
+from unihpe_ref.diffusion.loss import ESTIMATE, NoiseEstimate
+from unihpe_ref.diffusion.sde import SDE, check_sde
 
 SAMPLERS = ("gfpose", "ode", "sde")
 
@@ -54,18 +64,27 @@ def sample(
     Raises: ValueError for an unknown sampler and for fewer than one step.
     """
     check_choice("sample", "sampler", sampler, SAMPLERS)
-    if steps < 1:
-        needed = "`sample` needs `steps` to be at least 1"
-        raise ValueError(three_beats(needed, str(steps), "Twenty to fifty give good poses; the paper takes 1000."))
+    check_callable("sample", "estimate_noise", estimate_noise, ESTIMATE)
+    check_sde("sample", sde)
+    check_generator("sample", generator)
+    device = check_device("sample", device)
+    check_dtype("sample", dtype)
+    remedy = "Twenty to fifty give good poses; the paper takes 1000."
+    steps = check_count("sample", "steps", steps, 1, 10**6, remedy=remedy)
+    size = check_counts("sample", "shape", shape, 0, 2**31 - 1, remedy="Pass `(rows, coordinates)`.")
+    if len(size) != 2:
+        needed = "`sample` needs `shape` of two numbers"
+        raise ValueError(three_beats(needed, f"{len(size)}", "Pass `(rows, coordinates)`."))
+    needed = "`sample` needs an `estimate_noise(x_t, t)`"
     score_factor = 0.5 if sampler == "ode" else 1.0
 
     def reverse_drift(x: Tensor, time: float) -> Tensor:
         t = torch.tensor([time], device=device, dtype=dtype)
         weight = score_factor * sde.diffusion_squared(t) / sde.std(t)
-        return sde.drift(t)[:, None] * x + weight[:, None] * estimate_noise(x, t)
+        return sde.drift(t)[:, None] * x + weight[:, None] * call(needed, estimate_noise, x, t, remedy=ESTIMATE)
 
     level = sde.std(torch.ones((), dtype=dtype))
-    x = (level * torch.randn(shape, generator=generator, dtype=dtype)).to(device)
+    x = (level * torch.randn(size, generator=generator, dtype=dtype)).to(device)
     step = 1 / steps
     for k in range(steps):
         time = 1 - k * step
@@ -76,6 +95,6 @@ def sample(
         x = x - step * slope
         if sampler == "sde" and not last:
             t = torch.tensor(time, dtype=dtype)
-            noise = torch.randn(shape, generator=generator, dtype=dtype)
+            noise = torch.randn(size, generator=generator, dtype=dtype)
             x = x + (sde.diffusion_squared(t) * step).sqrt().to(device) * noise.to(device)
     return x

@@ -18,8 +18,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from multicontrast._checks import check_choice, three_beats
-from unihpe_ref.diffusion.sde import SDE, SubVP
+from multicontrast._checks import check_choice, check_count, check_like, check_number, check_shape, three_beats
+from unihpe_ref.diffusion.sde import SDE, SubVP, check_sde
 
 PARAMETERISATIONS = ("noise", "preconditioned")
 _GROUPS = 32
@@ -83,7 +83,16 @@ class ScoreNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("ScoreNetwork", "parameterisation", parameterisation, PARAMETERISATIONS)
-        if width % _GROUPS or width < _GROUPS:
+        size = check_count("ScoreNetwork", "size", size, 1, 2**16)
+        condition_width = check_count("ScoreNetwork", "condition_width", condition_width, 1, 2**16)
+        width = check_count("ScoreNetwork", "width", width, 1, 2**16)
+        time_width = check_count("ScoreNetwork", "time_width", time_width, 1, 2**16)
+        blocks = check_count("ScoreNetwork", "blocks", blocks, 0, 1000)
+        remedy = "0.25 is GFPose's."
+        dropout = check_number("ScoreNetwork", "dropout", dropout, least=0, below=1, remedy=remedy)
+        sde = SubVP() if sde is None else sde
+        check_sde("ScoreNetwork", sde)
+        if width % _GROUPS:
             needed = f"`ScoreNetwork` needs `width` to be a multiple of {_GROUPS} (its group normalisation)"
             raise ValueError(three_beats(needed, str(width), "Try 256 or 1024."))
         if time_width % 2 or time_width < 4:
@@ -91,7 +100,7 @@ class ScoreNetwork(nn.Module):
             raise ValueError(three_beats(needed, str(time_width), "Try 128 or 512."))
         self.time_width = time_width
         self.preconditioned = parameterisation == "preconditioned"
-        self.sde = sde or SubVP()
+        self.sde = sde
         self.time = nn.Sequential(nn.Linear(time_width, time_width), nn.SiLU())
         self.stem = _ConditionedLayer(size, width, time_width, condition_width, dropout)
         layers = (_ConditionedLayer(width, width, time_width, condition_width, dropout) for _ in range(2 * blocks))
@@ -100,6 +109,8 @@ class ScoreNetwork(nn.Module):
 
     def project(self, condition: Tensor) -> tuple[Tensor, ...]:
         """What every layer adds of ``condition`` ``(B, condition_width)``: ``(B, width)`` each, once for all steps."""
+        check_shape("project", "condition", condition, ("B", self.stem.condition.in_features))
+        check_like("project", "condition", condition, self.out.weight)
         return tuple(layer.condition(condition) for layer in (self.stem, *self.blocks))
 
     def forward(self, x_t: Tensor, t: Tensor, projected: tuple[Tensor, ...]) -> Tensor:

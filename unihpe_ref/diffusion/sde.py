@@ -29,7 +29,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice
+from multicontrast._checks import check_choice, check_number, describe, three_beats
 
 
 class SDE(Protocol):
@@ -48,12 +48,26 @@ class SDE(Protocol):
         """g(t)^2."""
 
 
+def check_sde(operation: str, sde: object) -> None:
+    """Raise ``TypeError`` unless ``sde`` has the four methods of a process."""
+    methods = ("mean", "std", "drift", "diffusion_squared")
+    if isinstance(sde, type) or not all(callable(getattr(sde, method, None)) for method in methods):
+        needed = f"`{operation}` needs `sde` to be a process"
+        raise TypeError(three_beats(needed, describe(sde), "Make one with `make_sde('subvp')`."))
+
+
 @dataclass(frozen=True)
 class VP:
     """The variance-preserving process, the limit of DDPM."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name, default in (("beta_min", 0.1), ("beta_max", 20.0)):
+            given, remedy = getattr(self, name), f"Its default is {default:g}."
+            number = check_number(type(self).__name__, name, given, least=0, below=1e6, remedy=remedy)
+            object.__setattr__(self, name, number)
 
     def log_mean(self, t: Tensor) -> Tensor:
         """log m(t), the shrinkage of the data."""
@@ -99,6 +113,13 @@ class VE:
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        low = check_number("VE", "sigma_min", self.sigma_min, above=0, below=1e18, remedy="Its default is 0.01.")
+        most = 1e18 * low  # the square of the ratio fits into float32
+        high = check_number("VE", "sigma_max", self.sigma_max, above=low, below=most, remedy="Its default is 50.")
+        object.__setattr__(self, "sigma_min", low)
+        object.__setattr__(self, "sigma_max", high)
 
     def mean(self, t: Tensor) -> Tensor:
         """1."""
