@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -71,7 +72,8 @@ class Case:
         marker: how often ``MUFU.RSQ`` occurs for one element, in a kernel of which the compiler may unroll the loop.
         passes: through its loop, for one element; None for a kernel without, or one whose loop is all that matters.
         tile: the compile-time constants whose product is the elements of one pass through the largest loop.
-        depth: of the products on tensor cores that make an element, a logit; each is one of six in bfloat16.
+        depth: of the products on tensor cores that make an element, a logit.
+        products: how many there are of them; a float32 one is six in bfloat16.
     """
 
     name: str
@@ -84,12 +86,13 @@ class Case:
     tile: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()  # targets that never launch it
     depth: int = 0
+    products: int = 0
 
 
 def cases() -> Iterator[Case]:
     """Every kernel in every form that a launch can take."""
     from multicontrast.linalg import _gram3_triton, _jacobi_triton, _rotation_triton, _symmetric3_triton
-    from multicontrast.losses.triton import exact_triton, pairwise_triton, sampled_triton
+    from multicontrast.losses.triton import exact_triton, pairs_triton, sampled_triton
     from multicontrast.losses.triton import fused_triton as fused
 
     count, batch, dim = 4096, 1024, 1024
@@ -163,17 +166,6 @@ def cases() -> Iterator[Case]:
         name="all triplets, backward", dtype="float32", element="tuple", marker=4,
         call=_call(exact_triton.exact_backward, block, block, block, tau, rows, rows, rows),
     )  # fmt: skip
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.zeros(batch, dim, dtype=dtype)
-        name = str(dtype).removeprefix("torch.")
-        yield Case(
-            name="pairs in tiles, forward", dtype=name, element="logit and direction", depth=dim,
-            call=_call(pairwise_triton.pairwise_forward, x, x, tau),
-        )  # fmt: skip
-        yield Case(
-            name="pairs in tiles, backward", dtype=name, element="logit and side", depth=dim,
-            call=_call(pairwise_triton.pairwise_backward, x, x, tau, rows, rows, rows, rows, rows),
-        )  # fmt: skip
     pairs = ((0, 1), (0, 2), (1, 2))
     masks = fused.Samples(torch.zeros(batch, 3, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64), rows)
     for dtype in (torch.float32, torch.bfloat16):
@@ -192,6 +184,30 @@ def cases() -> Iterator[Case]:
             element="entry", traffic=8 + 2 * dtype.itemsize, tile=("BLOCK",), skipped=skipped,
         )  # fmt: skip
     grams, scale, sums = torch.zeros(3, batch, batch), torch.zeros(3, batch), torch.zeros(fused.Sums.length(3, batch))
+    views, one, nothing = (
+        fused.Sums.of(sums[: fused.Sums.length(1, batch)], 1, batch),
+        torch.zeros(()),
+        fused.Samples(None, None, None),
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        x, terms = torch.zeros(3, batch, dim, dtype=dtype), fused.Terms(pairs[:1], (0.5,), (0.5,), 0, "", tiled=True)
+        for words, samples in (("", nothing), (", masked", masks)):
+            given: Any = (x, scale, tau, terms, samples, views)
+            common: Any = {"dtype": str(dtype).removeprefix("torch."), "element": "logit", "depth": dim}
+            common["skipped"] = ("cuda:75",) if dtype == torch.bfloat16 else ()
+            yield Case(
+                name=f"pairs in tiles{words}, forward",
+                products=1,
+                call=_call(pairs_triton.pair_losses, *given),
+                **common,
+            )
+            backward = _call(pairs_triton.gradient_in_tiles, *given, one, None)
+            yield Case(name=f"pairs in tiles{words}, backward", products=3, call=backward, **common)
+        backward = _deterministic(
+            _call(pairs_triton.gradient_in_tiles, x, scale, tau, terms, nothing, views, one, None)
+        )
+        common["element"] = "logit and side"
+        yield Case(name="pairs in tiles, backward, deterministic", products=2, call=backward, **common)
     for scheme, index in (("shifts", short), ("index", whole)):
         for words, samples in (("", fused.Samples(None, None, None)), (", masked", masks)):
             terms = fused.Terms(pairs, (0.5,) * 3, (0.5,) * 3, 1.0, scheme)
@@ -210,6 +226,17 @@ def cases() -> Iterator[Case]:
 
 def _call(function: Callable[..., object], *arguments: object, **options: object) -> Callable[[], object]:
     return lambda: function(*arguments, **options)
+
+
+def _deterministic(call: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        torch.use_deterministic_algorithms(True)
+        try:
+            return call()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return run
 
 
 # Counting -------------------------------------------------------------------------------------------------------------
@@ -262,8 +289,8 @@ def _of_products(loops: Sequence[Counter[str]]) -> list[Counter[str]]:
 
 def best_time(case: Case, compiled: recording.Compiled, card: Card) -> tuple[float, str]:
     """``(seconds for each element, what takes them)``, as if everything else were free."""
-    loops = _of_products(compilation.loops(compiled)) if case.depth else []
-    seconds = {"tensor cores": 6 * 2.0 * case.depth * len(loops) / card.tensor}
+    halves = 1 if case.dtype == "bfloat16" else 6
+    seconds = {"tensor cores": halves * 2.0 * case.depth * case.products / card.tensor}
     if case.traffic is not None:
         seconds["memory"] = case.traffic / card.bandwidth
     counted = per_element(case, compiled)
@@ -318,8 +345,9 @@ def measure(only: str = "", report: Callable[[str], object] = str) -> list[Row]:
             compiled = recording.compiled_by(case.call, target)
             resources = [compilation.resources(kernel) for kernel in compiled]
             card = next((card for card in CARDS.values() if card.target == target), None)
-            counts = [per_element(case, kernel) for kernel in compiled] if card else []
-            times = [best_time(case, kernel, card) for kernel in compiled] if card else []
+            counted = [kernel for kernel in compiled if not case.depth or "BLOCK_DEPTH" in kernel.constants]
+            counts = [per_element(case, kernel) for kernel in counted] if card else []
+            times = [best_time(case, kernel, card) for kernel in counted] if card else []
             instructions = [count.total() for count in counts]
             report(f"{case.name}, {case.dtype}, {target}: {max(r.registers for r in resources)} registers")
             rows.append(

@@ -43,7 +43,7 @@ class Implementation(NamedTuple):
 IMPLEMENTATIONS = (
     Implementation("cpu", cpu.applies, cpu.loss),
     Implementation("fused", fused_operator.applies, fused_operator.loss, takes_half=True),
-    Implementation("triton", kernels.applies, kernels.loss),
+    Implementation("triton", kernels.applies, kernels.loss, takes_half=True),
     Implementation("streamed", streamed.applies, streamed.loss),
     Implementation("reference", reference.applies, reference.loss),
 )

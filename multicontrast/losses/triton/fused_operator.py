@@ -1,4 +1,4 @@
-"""Eq. (4) over held Gram blocks as an operator: ``multicontrast::fused_loss`` and its backward.
+"""Eq. (4) over Gram blocks that are held, or pairs in tiles, as an operator: ``multicontrast::fused_loss``.
 
 The whole loss is one node for autograd, ``torch.compile`` and ``torch.export``: what the host does for a step is two
 calls. Differentiable twice: the second derivative is that of the differentiable implementation.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multicontrast._backend import has_bfloat16, is_transformed, run_kernel, use_triton
+from multicontrast._backend import has_bfloat16, is_transformed, run_kernel, tf32_allowed, use_triton
 from multicontrast.losses._second_derivative import second_derivative
 from multicontrast.losses.candidates import Candidates, Cyclic, Given, Index, Tied, index_of
 from multicontrast.losses.softmax import Masks, scale_free
@@ -23,9 +23,10 @@ from multicontrast.similarity import Eigenvalue, MeanCosine
 
 _MASKS = "Tensor? index, Tensor? present, Tensor? ids, Tensor? weight"
 _TERMS = (
-    "int[] left, int[] right, float[] rows, float[] columns, float alpha, str scheme, str reduction, bool normalize"
+    "int[] left, int[] right, float[] rows, float[] columns, float alpha, str scheme, str reduction, bool normalize,"
+    " bool tiled, bool tf32"
 )
-_OPTIONS = 12  # arguments after the embeddings and tau
+_OPTIONS = 14  # arguments after the embeddings and tau
 
 
 @torch.library.custom_op(
@@ -37,7 +38,7 @@ def fused_loss(
     embeddings: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool,
+    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``(loss, rows, scale, power, grams, sums)``; what comes after the loss is for the backward pass.
 
@@ -46,18 +47,18 @@ def fused_loss(
         tau: 0-dim float32; one that is not positive gives NaN.
         index: of the triplets, as ``scheme`` says (`sampled_triton.SCHEMES`).
         present, ids, weight: ``(B, N)`` bool, ``(B,)`` integers, ``(B,)``.
-        left, right, rows, columns, alpha: see :class:`multicontrast.losses.triton.fused_triton.Terms`.
+        left, right, rows, columns, alpha, tiled, tf32: see :class:`~multicontrast.losses.triton.rows_triton.Terms`.
 
     Raises:
         KernelUnavailable: a kernel cannot be built or launched here.
     """
     from multicontrast.losses.triton import fused_triton as fused
 
-    terms = fused.Terms(tuple(zip(left, right)), tuple(rows), tuple(columns), alpha, scheme)
+    terms = fused.Terms(tuple(zip(left, right)), tuple(rows), tuple(columns), alpha, scheme, tiled, tf32)
     samples = fused.Samples(_contiguous(present), _contiguous(ids), _contiguous(weight))
     scaled, scale, power = fused.prepare(embeddings, samples.present, terms, normalize)
-    grams = fused.products(scaled)
-    loss, sums = fused.forward(grams, scale, tau, terms, samples, index, reduction)
+    grams = scale.new_empty(0) if tiled else fused.products(scaled)
+    loss, sums = fused.forward(scaled if tiled else grams, scale, tau, terms, samples, index, reduction)
     return loss, scaled, scale, power, grams, sums
 
 
@@ -70,17 +71,17 @@ def _fake(
     embeddings: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool,
+    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     first, blocks = embeddings[0], len(left)
     size, depth = first.shape
     scale = first.new_empty(len(embeddings), size, dtype=torch.float32)
     return (
         scale.new_empty((size,) if reduction == "none" else ()),
-        first.new_empty(2 * blocks, size, depth),
+        first.new_empty(len(embeddings) if tiled else 2 * blocks, size, depth),
         scale,
         torch.empty_like(scale),
-        scale.new_empty(blocks, size, size),
+        scale.new_empty(0) if tiled else scale.new_empty(blocks, size, size),
         scale.new_empty((4 * blocks + 1) * size + blocks + 1),
     )
 
@@ -95,7 +96,7 @@ def fused_loss_backward(
     embeddings: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool,
+    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
     scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     """Gradients by the embeddings and by tau; ``scaled`` to ``sums`` as :func:`fused_loss` returned them."""
@@ -103,7 +104,7 @@ def fused_loss_backward(
     def by_kernels() -> tuple[list[Tensor], Tensor]:
         from multicontrast.losses.triton import fused_triton as fused
 
-        terms = fused.Terms(tuple(zip(left, right)), tuple(rows), tuple(columns), alpha, scheme)
+        terms = fused.Terms(tuple(zip(left, right)), tuple(rows), tuple(columns), alpha, scheme, tiled, tf32)
         samples = fused.Samples(_contiguous(present), _contiguous(ids), _contiguous(weight))
         return fused.backward(grams, scaled, scale, power, tau, terms, samples, index, sums, grad, normalize)
 
@@ -112,7 +113,7 @@ def fused_loss_backward(
             inputs = [x.detach().requires_grad_() for x in (*embeddings, tau)]
             loss = _reference(
                 inputs[:-1], inputs[-1], index, present, ids, weight,
-                left, right, rows, columns, alpha, scheme, reduction, normalize,
+                left, right, rows, columns, alpha, scheme, reduction, normalize, tiled, tf32,
             )  # fmt: skip
             *found, dtau = torch.autograd.grad(loss, inputs, grad, materialize_grads=True)
         return found, dtau
@@ -125,17 +126,17 @@ def _backward_fake(
     embeddings: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool,
+    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
     scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     return [x.new_empty(x.shape) for x in embeddings], tau.new_empty(())
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
-    """Where Triton is in charge: a whole batch with its Gram blocks held and one temperature, pairs and sampled
-    triplets by the largest eigenvalue, under masks that say who is whose negative."""
+    """Where Triton is in charge: a whole batch with one temperature, pairs, and if blocks are held sampled triplets by
+    the largest eigenvalue, under masks that say who is whose negative."""
     first, masks, tuples = embeddings[0], plan.masks, plan.tuples
-    if not use_triton(first) or plan.tiled or not plan.is_whole or plan.size == 1 or plan.diagnostics is not None:
+    if not use_triton(first) or not plan.is_whole or plan.size == 1 or plan.diagnostics is not None:
         return False
     if len(embeddings) > 3 or len(plan.taus) > 1 or is_transformed(*embeddings, *plan.taus):
         return False
@@ -147,6 +148,8 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
         return False
     if tuples is None:
         return True
+    if plan.tiled:
+        return False
     if len(embeddings) != 3 or type(tuples.similarity) is not Eigenvalue or tuples.symmetric:
         return False
     # The order of the kernel's additions is not fixed.
@@ -179,7 +182,7 @@ def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
     found, *_ = fused_loss(
         [x.to(dtype) for x in embeddings], tau, index, masks.present, masks.ids, weight,
         [m for m, _ in blocks], [n for _, n in blocks], list(rows.values()), list(columns.values()), alpha, scheme,
-        plan.reduction, plan.normalize,
+        plan.reduction, plan.normalize, plan.tiled, tf32_allowed(),
     )  # fmt: skip
     return found
 
@@ -188,7 +191,7 @@ def _reference(
     xs: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool,
+    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
 ) -> Tensor:  # fmt: skip
     """The same loss by the reference."""
     from multicontrast.losses import reference
@@ -209,7 +212,7 @@ def _reference(
         if row or column:
             both = ((tied,), (tied.reversed(),)) if row and column else ((tied,),)
             terms.append(Term((m, n) if row else (n, m), MeanCosine(), both, tau, is_pair=True))
-    plan = Plan(tuple(terms), size, 0, size, reduction, normalize, Masks(present, ids, weight), False)
+    plan = Plan(tuple(terms), size, 0, size, reduction, normalize, Masks(present, ids, weight), tiled)
     return reference.loss(plan, [x.to(tau.dtype) for x in xs])
 
 
@@ -240,7 +243,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[An
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     embeddings, tau, *masks = inputs[:6]
-    ctx.terms, ctx.count = inputs[6:14], len(embeddings)
+    ctx.terms, ctx.count = inputs[6 : 2 + _OPTIONS], len(embeddings)
     ctx.given = [mask is not None for mask in masks]
     ctx.save_for_backward(*embeddings, tau, *(mask for mask in masks if mask is not None), inputs[-1])
 
