@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from multicontrast._checks import check_choice
+from multicontrast._checks import check_choice, three_beats
 
 _VARIABLE = "MULTICONTRAST_BACKEND"
 _CHOICES = ("auto", "torch", "triton")
@@ -103,6 +103,19 @@ def is_transformed(*tensors: Tensor) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or any(
         forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
     )
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether what a device is given now is captured in a CUDA graph, for replays in which no Python runs."""
+    if device.type != "cuda" or torch.compiler.is_compiling() or not torch.cuda.is_initialized():
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(device: torch.device, needed: str, came: str, remedy: str) -> None:
+    """Raise if a CUDA graph is being captured, whose replays would not be right."""
+    if is_captured(device):
+        raise RuntimeError(three_beats(needed, came, remedy))
 
 
 def tf32_allowed() -> bool:

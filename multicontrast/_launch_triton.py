@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from multicontrast._backend import KernelUnavailable
+from multicontrast._backend import KernelUnavailable, is_captured
 
 _AUTOTUNE = "MULTICONTRAST_AUTOTUNE"
 
@@ -119,7 +119,9 @@ def launch(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if interpreted():  # where nothing is built, and an error is the kernel's own
+        # The interpreter builds nothing: an error is the kernel's own. And what fails in a capture, where nothing may be
+        # built or loaded, works after a step that is not captured.
+        if interpreted() or is_captured(device.device):
             raise
         _failed[kernel, device.device] = unavailable = KernelUnavailable(_cause(kernel, error))
         raise unavailable from error

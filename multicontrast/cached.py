@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from multicontrast._backend import refuse_capture
 from multicontrast._checks import call, check_callable, check_count, check_dense, describe, three_beats
 from multicontrast.losses import MultimodalInfoNCE
 
@@ -86,6 +87,11 @@ def cached_step(
         needed = "`cached_step` needs `scaler` to be a GradScaler or None"
         raise TypeError(three_beats(needed, describe(scaler), "Make one with `torch.amp.GradScaler()`."))
     listed, batches, rows = _checked(encoders, inputs)
+    needed = "`cached_step` needs to read the state of the random numbers"
+    for x in _tensors(batches):
+        refuse_capture(
+            x.device, needed, "a CUDA graph's capture", "Capture the loss alone, or run the step in eager mode."
+        )
     _warn_of_batch_norm(listed)
     # An empty batch has one chunk, empty: the other ranks expect its collectives.
     parts = [slice(start, min(start + chunk_size, rows)) for start in range(0, max(rows, 1), chunk_size)]

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multicontrast._backend import refuse_capture
 from multicontrast._checks import (
     check_choice,
     check_count,
@@ -497,6 +498,10 @@ class Draw:
         of the generator."""
         device = self.device if self.generator is None else self.generator.device
         length = self.size if length is None else length
+        if device != self.device:
+            needed = "Negatives that are drawn in a CUDA graph need a generator of the embeddings' device"
+            remedy = "Leave `generator` out, or make one there and call `graph.register_generator_state(generator)`."
+            refuse_capture(self.device, needed, f"one of the {device.type}, which draws once and for all", remedy)
         # `randperm` with `generator=None` would fix the size of an exported batch.
         source: dict[str, Any] = {} if self.generator is None else {"generator": self.generator}
         if 0 < number <= MAX_MODALITIES or (device.type == "cpu" and number and not torch.compiler.is_compiling()):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multicontrast._backend import refuse_capture
 from multicontrast._checks import check_count, check_floating, describe, three_beats
 
 __all__ = ["MemoryQueue"]
@@ -69,11 +70,17 @@ class MemoryQueue(nn.Module):
 
     def forward(self) -> list[Tensor]:
         """The samples in the queue, one tensor ``(E, D)`` for each modality."""
+        if len(self) < self.rows.shape[1]:
+            needed = "A `MemoryQueue` that is read in a CUDA graph needs to be full: its length is captured"
+            came = f"{len(self)} of {self.rows.shape[1]} samples"
+            refuse_capture(self.rows.device, needed, came, "Push until `len(queue)` is its size, then capture.")
         return [rows[: len(self)].clone() for rows in self.rows]  # the next push must not change what a graph holds
 
     @torch.no_grad()
     def push(self, embeddings: Sequence[Tensor]) -> None:
         """Put the samples of a batch, ``(B, D)`` for each modality, in the place of the oldest."""
+        needed = "`MemoryQueue.push` needs to run in Python, which counts the samples"
+        refuse_capture(self.rows.device, needed, "a CUDA graph's capture", "Push after each replay, outside the graph.")
         count, size, dim = self.rows.shape
         remedy = "Push one tensor for each modality, with rows of the same samples."
         if isinstance(embeddings, Tensor) or not isinstance(embeddings, Sequence):

@@ -1,4 +1,4 @@
-"""Eq. (4) over held Gram blocks: the kernels against float64, straight from the equations."""
+"""Eq. (4) over held Gram blocks and in tiles: the kernels against float64, straight from the equations."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _check(
     samples = fused.Samples(move(present), move(ids), move(weight))
     t = torch.tensor(tau, device=device())
     rows, scale, power = fused.prepare(xs, samples.present, terms, normalize)
-    grams = fused.products(rows)
+    grams = rows if terms.tiled else fused.products(rows)
     loss, sums = fused.forward(grams, scale, t, terms, samples, move(index), reduction)
     results, dtau = fused.backward(
         grams, rows, scale, power, t, terms, samples, move(index), sums, cotangent.float().to(device()), normalize

@@ -66,7 +66,7 @@ def test_importing_the_kernels_asks_no_driver():
     program = """
 import torch, triton
 from multicontrast.linalg import _gram3_triton, _jacobi_triton, _rotation_triton, _symmetric3_triton
-from multicontrast.losses.triton import exact_triton, pairwise_triton, sampled_triton
+from multicontrast.losses.triton import exact_triton, pairs_triton, sampled_triton
 _gram3_triton.eigmax_excess(*torch.zeros(3, 0))
 assert triton.runtime.driver._active is None
 """

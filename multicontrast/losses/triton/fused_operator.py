@@ -24,9 +24,9 @@ from multicontrast.similarity import Eigenvalue, MeanCosine
 _MASKS = "Tensor? index, Tensor? present, Tensor? ids, Tensor? weight"
 _TERMS = (
     "int[] left, int[] right, float[] rows, float[] columns, float alpha, str scheme, str reduction, bool normalize,"
-    " bool tiled, bool tf32"
+    " bool tiled"
 )
-_OPTIONS = 14  # arguments after the embeddings and tau
+_OPTIONS = 13  # arguments after the embeddings and tau
 
 
 @torch.library.custom_op(
@@ -38,7 +38,7 @@ def fused_loss(
     embeddings: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
+    scheme: str, reduction: str, normalize: bool, tiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``(loss, rows, scale, power, grams, sums)``; what comes after the loss is for the backward pass.
 
@@ -47,14 +47,14 @@ def fused_loss(
         tau: 0-dim float32; one that is not positive gives NaN.
         index: of the triplets, as ``scheme`` says (`sampled_triton.SCHEMES`).
         present, ids, weight: ``(B, N)`` bool, ``(B,)`` integers, ``(B,)``.
-        left, right, rows, columns, alpha, tiled, tf32: see :class:`~multicontrast.losses.triton.rows_triton.Terms`.
+        left, right, rows, columns, alpha, tiled: see :class:`~multicontrast.losses.triton.rows_triton.Terms`.
 
     Raises:
         KernelUnavailable: a kernel cannot be built or launched here.
     """
     from multicontrast.losses.triton import fused_triton as fused
 
-    terms = fused.Terms(tuple(zip(left, right)), tuple(rows), tuple(columns), alpha, scheme, tiled, tf32)
+    terms = fused.Terms(tuple(zip(left, right)), tuple(rows), tuple(columns), alpha, scheme, tiled, tf32_allowed())
     samples = fused.Samples(_contiguous(present), _contiguous(ids), _contiguous(weight))
     scaled, scale, power = fused.prepare(embeddings, samples.present, terms, normalize)
     grams = scale.new_empty(0) if tiled else fused.products(scaled)
@@ -71,7 +71,7 @@ def _fake(
     embeddings: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
+    scheme: str, reduction: str, normalize: bool, tiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     first, blocks = embeddings[0], len(left)
     size, depth = first.shape
@@ -90,16 +90,17 @@ def _fake(
     "multicontrast::fused_loss_backward",
     mutates_args=(),
     schema=f"(Tensor[] embeddings, Tensor tau, {_MASKS}, {_TERMS}, Tensor scaled, Tensor scale, Tensor power,"
-    " Tensor grams, Tensor sums, Tensor grad) -> (Tensor[], Tensor)",
+    " Tensor grams, Tensor sums, Tensor grad, bool tf32) -> (Tensor[], Tensor)",
 )
 def fused_loss_backward(
     embeddings: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
-    scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor,
+    scheme: str, reduction: str, normalize: bool, tiled: bool,
+    scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor, tf32: bool,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Gradients by the embeddings and by tau; ``scaled`` to ``sums`` as :func:`fused_loss` returned them."""
+    """Gradients by the embeddings and by tau; ``scaled`` to ``sums`` as :func:`fused_loss` returned them, ``tf32`` as its
+    products in tiles had it."""
 
     def by_kernels() -> tuple[list[Tensor], Tensor]:
         from multicontrast.losses.triton import fused_triton as fused
@@ -113,7 +114,7 @@ def fused_loss_backward(
             inputs = [x.detach().requires_grad_() for x in (*embeddings, tau)]
             loss = _reference(
                 inputs[:-1], inputs[-1], index, present, ids, weight,
-                left, right, rows, columns, alpha, scheme, reduction, normalize, tiled, tf32,
+                left, right, rows, columns, alpha, scheme, reduction, normalize, tiled,
             )  # fmt: skip
             *found, dtau = torch.autograd.grad(loss, inputs, grad, materialize_grads=True)
         return found, dtau
@@ -126,8 +127,8 @@ def _backward_fake(
     embeddings: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
-    scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor,
+    scheme: str, reduction: str, normalize: bool, tiled: bool,
+    scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor, tf32: bool,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     return [x.new_empty(x.shape) for x in embeddings], tau.new_empty(())
 
@@ -182,7 +183,7 @@ def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
     found, *_ = fused_loss(
         [x.to(dtype) for x in embeddings], tau, index, masks.present, masks.ids, weight,
         [m for m, _ in blocks], [n for _, n in blocks], list(rows.values()), list(columns.values()), alpha, scheme,
-        plan.reduction, plan.normalize, plan.tiled, tf32_allowed(),
+        plan.reduction, plan.normalize, plan.tiled,
     )  # fmt: skip
     return found
 
@@ -191,7 +192,7 @@ def _reference(
     xs: Sequence[Tensor], tau: Tensor,
     index: Tensor | None, present: Tensor | None, ids: Tensor | None, weight: Tensor | None,
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
-    scheme: str, reduction: str, normalize: bool, tiled: bool, tf32: bool,
+    scheme: str, reduction: str, normalize: bool, tiled: bool,
 ) -> Tensor:  # fmt: skip
     """The same loss by the reference."""
     from multicontrast.losses import reference
@@ -221,6 +222,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.terms, ctx.count = inputs[6:], len(embeddings)
     ctx.given = [mask is not None for mask in masks]
     ctx.save_for_backward(*embeddings, tau, *(mask for mask in masks if mask is not None), *output[1:])
+    ctx.tf32 = tf32_allowed()  # the backward pass multiplies as this one did
     ctx.set_materialize_grads(False)
 
 
@@ -237,7 +239,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[An
     if grad is None:
         return ([None] * ctx.count, None, *nothing)
     embeddings, tau, masks, rest = _unpack(ctx)
-    grads, dtau = fused_loss_backward(embeddings, tau, *masks, *ctx.terms, *rest, grad)
+    grads, dtau = fused_loss_backward(embeddings, tau, *masks, *ctx.terms, *rest, grad, ctx.tf32)
     return (grads, dtau, *nothing)
 
 
@@ -245,7 +247,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     embeddings, tau, *masks = inputs[:6]
     ctx.terms, ctx.count = inputs[6 : 2 + _OPTIONS], len(embeddings)
     ctx.given = [mask is not None for mask in masks]
-    ctx.save_for_backward(*embeddings, tau, *(mask for mask in masks if mask is not None), inputs[-1])
+    ctx.save_for_backward(*embeddings, tau, *(mask for mask in masks if mask is not None), inputs[-2])
 
 
 def _differentiate_backward(ctx: Any, by_grads: Sequence[Tensor], by_dtau: Tensor) -> tuple[Any, ...]:
@@ -256,7 +258,7 @@ def _differentiate_backward(ctx: Any, by_grads: Sequence[Tensor], by_dtau: Tenso
         return _reference(xs, tau, *options)
 
     (dtau, *dxs), (dgrad,) = second_derivative(plain, (tau, *embeddings), (grad,), (by_dtau, *by_grads))
-    return (dxs, dtau, *(None,) * (_OPTIONS + 5), dgrad)
+    return (dxs, dtau, *(None,) * (_OPTIONS + 5), dgrad, None)
 
 
 fused_loss.register_autograd(_differentiate, setup_context=_save)

@@ -452,6 +452,10 @@ def _tile_rows(gradient: bool) -> int:
     return 64 if gradient or name.startswith(("cuda:12", "hip:gfx11")) else 128
 
 
+def _grid(programs: int) -> Any:
+    return lambda _: (programs,)
+
+
 def _parts(strips: int, size: int, least: int = _GROUP) -> tuple[int, int]:
     """Into how many parts the columns are divided, and the columns of each: whole tiles."""
     unit = max(constants.kwargs["BLOCK_COLUMNS"] for constants in _TILES)
@@ -484,7 +488,7 @@ def _sums_in_tiles(
             strips = triton.cdiv(min(slab, size - first), height)
             column_peak, column_sum = scale.new_empty(2, strips, size).unbind()
             launch(
-                _tile_sums_kernel, lambda _, strips=strips: (strips * parts,), _TILE_SUMS,
+                _tile_sums_kernel, _grid(strips * parts), _TILE_SUMS,
                 rows[m], rows[n], scale, tau, *given[:2], peaks, totals, matches, column_peak, column_sum,
                 m, n, first, size, depth, strips, parts, part_columns, MODALITIES=len(scale), GROUP=_GROUP,
                 BLOCK_ROWS=height, PRECISION=precision, **masks, **ROUNDED, key=("size", "depth"),
@@ -523,7 +527,7 @@ def gradient_in_tiles(
             ways.append((n, m, column_share, row_share, (*kept[2:], *kept[:2])))
         for way, (left, right, left_share, right_share, found) in enumerate(ways):
             launch(
-                _tile_gradient_kernel, lambda _: (strips * parts,), tuning,
+                _tile_gradient_kernel, _grid(strips * parts), tuning,
                 rows[left], rows[right], scale, tau, *samples.arguments(scale), grad, sums.totals,
                 tau if unit is None else unit, *found, by[left], by[right], slopes[place, way],
                 left, right, place, left_share, right_share, -1.0 if deterministic else _NEGLIGIBLE / size,
