@@ -78,14 +78,14 @@ def dot_precision(tf32: bool) -> str:
     family, _, number = architecture().partition(":")
     if family == "interpreter" or (family == "cuda" and int(number) < 80):
         return "ieee"
-    if _VERSION >= (3, 6):
+    if VERSION >= (3, 6):
         return "bf16x3" if tf32 else "bf16x6"
     if family == "hip":
         return "ieee"
     return "tf32" if tf32 else "tf32x3"
 
 
-_VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
+VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
 _failed: dict[Any, KernelUnavailable] = {}  # by kernel and device: what failed once is not tried again
 
 
@@ -119,8 +119,8 @@ def launch(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # The interpreter builds nothing: an error is the kernel's own. And what fails in a capture, where nothing may be
-        # built or loaded, works after a step that is not captured.
+        # The interpreter builds nothing: an error is the kernel's own. What fails in a capture, where nothing may be
+        # loaded, works after a step that is not captured.
         if interpreted() or is_captured(device.device):
             raise
         _failed[kernel, device.device] = unavailable = KernelUnavailable(_cause(kernel, error))

@@ -242,6 +242,10 @@ class Handshake:
             )
         return ranks
 
+    def leave(self) -> None:
+        """What is raised from here on every rank raises by itself."""
+        self._open = False
+
     def reopen(self) -> None:
         """There are more checks to come, which may fail on one rank alone: :meth:`close` follows."""
         self._open = True

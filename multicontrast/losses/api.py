@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from multicontrast._backend import is_captured
 from multicontrast._checks import check_list, compute_dtype, three_beats, without_autocast
 from multicontrast.distributed import Handshake, Ranks
 from multicontrast.losses import options as option_classes
@@ -201,6 +202,7 @@ def _loss(
         pairs = options.get("pairs", pairs)
         check_count_of_modalities(operation, len(embeddings))
         check_embeddings(operation, names, embeddings, may_be_empty=not handshake.alone)
+        _check_capture(operation, embeddings[0].device, tau, handshake)
         dtype = compute_dtype(*embeddings)
         by_name = isinstance(tau, Mapping) and "alpha" in options
         if by_name:
@@ -265,6 +267,22 @@ def _taus_by_name(
         for tau in (found[name] for name in wanted)
     ]
     return wanted, torch.stack(stacked)
+
+
+def _check_capture(operation: str, device: torch.device, tau: Any, handshake: Handshake) -> None:
+    """Raise in a CUDA graph's capture for what is read on the host, once and for all."""
+    if not is_captured(device):
+        return
+    if not handshake.alone:
+        handshake.leave()  # where nothing can be told
+        remedy = "Gather with `torch.distributed.nn.functional.all_gather` before, or leave the loss out of the graph."
+        raise RuntimeError(three_beats(f"`{operation}` needs the other ranks' answers to gather", "a capture", remedy))
+    taus = tau.values() if isinstance(tau, Mapping) else (tau,)
+    if any(isinstance(x, Tensor) and x.device != device for x in taus):
+        needed = f"`{operation}` needs `tau` on {device} in a CUDA graph's capture"
+        raise RuntimeError(
+            three_beats(needed, "a tensor of the CPU", "Move the tensor or the loss with `.to(device)`.")
+        )
 
 
 def _check_ring(operation: str, options: Mapping[str, Any]) -> None:

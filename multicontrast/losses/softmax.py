@@ -52,7 +52,8 @@ class Masks:
 
     def taking_part(self, modalities: Sequence[int]) -> Tensor | None:
         """``(B,)``: the samples that have two of the modalities; None if all do."""
-        return None if self.present is None else self.present[:, list(modalities)].sum(1) >= 2
+        # Not by an index, which would be copied from the host.
+        return None if self.present is None else torch.stack([self.present[:, m] for m in modalities]).sum(0) >= 2
 
 
 class Part(NamedTuple):

@@ -38,11 +38,9 @@ def test_the_page_is_made_from_the_latest_rows():
     assert compiled.PAGE.read_text() == compiled.page(compiled.read())
 
 
-# Bytes of a thread that leave the registers and come back once: four numbers at most.
-SPILLS = {
-    ("pairs in tiles, backward", "bfloat16", "cuda:120"): 16,
-    ("held blocks, shifts, masked, forward", "float32", "cuda:90"): 8,
-}
+# A pair of registers that ptxas stores and reads once for 256 candidates, with 56 of 255 registers in use: not for want
+# of them, and 2 of the loop's 590 instructions.
+SPILLS = {("held blocks, shifts, masked, forward", "float32", "cuda:90"): 8}
 
 
 def test_every_kernel_of_every_architecture_is_on_file_without_spills_and_within_shared_memory():

@@ -109,7 +109,7 @@ assert tf32_flags().startswith("matmul {"on" if tf32 else "off"}"), tf32_flags()
     ],
 )
 def test_precision_has_names_that_the_version_knows(version, architecture, exact, fast, monkeypatch):
-    monkeypatch.setattr(_launch_triton, "_VERSION", version)
+    monkeypatch.setattr(_launch_triton, "VERSION", version)
     monkeypatch.setattr(_launch_triton, "architecture", lambda: architecture)
     assert (_launch_triton.dot_precision(False), _launch_triton.dot_precision(True)) == (exact, fast)
 

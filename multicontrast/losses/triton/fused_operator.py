@@ -99,8 +99,8 @@ def fused_loss_backward(
     scheme: str, reduction: str, normalize: bool, tiled: bool,
     scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor, tf32: bool,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Gradients by the embeddings and by tau; ``scaled`` to ``sums`` as :func:`fused_loss` returned them, ``tf32`` as its
-    products in tiles had it."""
+    """Gradients by the embeddings and by tau. ``scaled`` to ``sums`` are what :func:`fused_loss` returned, ``tf32``
+    what it allowed its products in tiles."""
 
     def by_kernels() -> tuple[list[Tensor], Tensor]:
         from multicontrast.losses.triton import fused_triton as fused

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from multicontrast._launch_triton import Tuning, architecture, config, dot_precision, launch
+from multicontrast._launch_triton import VERSION, Tuning, architecture, config, dot_precision, launch
 from multicontrast.losses.triton.rows_triton import (
     ROUNDED,
     Samples,
@@ -43,6 +43,7 @@ from multicontrast.losses.triton.rows_triton import (
 _STRIP = 16
 _PAIRS = Tuning(
     default=config(num_warps=8, BLOCK_COLUMNS=256),
+    by_architecture={"hip:gfx1100": config(num_warps=8, BLOCK_COLUMNS=128)},  # a larger one ends the compiler of 3.9
     candidates=[config(num_warps=w, BLOCK_COLUMNS=c) for w, c in ((4, 128), (4, 256), (8, 256), (8, 512))],
 )
 _SUMS = Tuning(default=config(num_warps=4, BLOCK_STRIPS=16, BLOCK=64))
@@ -62,6 +63,8 @@ _TILE_SUMS = Tuning(
 )
 _TILE_GRADIENT = Tuning(_tile(64), {"cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
 _MASKED_GRADIENT = Tuning(_tile(32), {"cuda:90": _tile(64), "cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
+if VERSION < (3, 6):  # multiplies TF32 thrice, which takes more registers; for sm_90 a larger tile ends 3.2's compiler
+    _TILE_GRADIENT = _MASKED_GRADIENT = Tuning(_tile(32, num_warps=4), {**_SCALAR, **_AMD})
 
 _PROGRAMS = 264  # two for each multiprocessor of a large device
 _GROUP = 16  # strips that go through the columns together, in as many parts: 16 x 16 run at a time
