@@ -43,7 +43,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import multicontrast as mc
-from benchmarks import cases
+from benchmarks import cases, cli, driver, records
 
 BATCHES, DIM = (180, 4096), 1024
 _MEMORY = 80 << 30  # bytes of the card that is not there
@@ -326,6 +326,8 @@ class Row:
     waits: int
     copies: int
     host_ms: float
+    torch: str = torch.__version__
+    date: str = ""
 
 
 def trace(loss: Loss, batch: int, dim: int, dtype: torch.dtype) -> Counts:
@@ -416,6 +418,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dim", type=int, default=DIM)
     parser.add_argument("--only", nargs="+", metavar="LOSS", help="of these names alone")
     parser.add_argument("--names", action="store_true", help="what was launched, on stderr")
+    cli.add_record(parser)
     options = parser.parse_args(arguments)
     rows = []
     for batch in options.batch:
@@ -426,6 +429,10 @@ def main(arguments: list[str] | None = None) -> int:
             if options.names:
                 loss, dtype = losses(batch)[name]
                 print(f"{name}, B = {batch}: {dict(trace(loss, batch, options.dim, dtype).names)}", file=sys.stderr)
+    if options.record:
+        date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        texts = [{**asdict(row), "gemm_flops": json.dumps(row.gemm_flops), "date": date} for row in rows]
+        records.append(driver.RESULTS / "traced.csv", [Row(**text) for text in texts])
     print(json.dumps([asdict(row) for row in rows], indent=1) if options.json else table(rows))
     return 0
 

@@ -138,6 +138,50 @@ def test_a_step_is_captured_in_a_graph():
     torch.testing.assert_close(captured, expected)
 
 
+def test_draws_in_a_graph_are_fresh_at_every_replay():
+    xs, tau = _embeddings(64, 32), torch.tensor(0.1, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            mc.trimodal_infonce(*xs, tau, num_negatives=8).backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = mc.trimodal_infonce(*xs, tau, num_negatives=8)
+    seen = set()
+    for _ in range(4):
+        graph.replay()
+        seen.add(loss.item())
+    assert len(seen) == 4
+    with pytest.raises(RuntimeError, match="register_generator_state"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        mc.trimodal_infonce(*xs, tau, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_batch_beyond_8192_equals_float64(tiled):
+    xs, index = _embeddings(8200, 32), _index(8200, 16)
+    loss = mc.trimodal_infonce(*xs, 0.1, negatives=index, tiled=tiled)
+    doubles = [x.detach().double().cpu().requires_grad_() for x in xs]
+    expected = mc.trimodal_infonce(*doubles, 0.1, negatives=index.cpu(), tiled=True)
+    torch.testing.assert_close(loss.double().cpu(), expected, rtol=1e-5, atol=1e-5)
+    for grad, reference in zip(torch.autograd.grad(loss, xs), torch.autograd.grad(expected, doubles)):
+        torch.testing.assert_close(grad.double().cpu(), reference, rtol=0, atol=1e-4 * float(reference.abs().max()))
+
+
+def test_gathering_over_nccl_with_one_rank(tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        xs = _embeddings(40, 16)
+        index = _index(40, 10)
+        gathered = mc.trimodal_infonce(*xs, 0.1, negatives=index, gather=True)
+        torch.testing.assert_close(gathered, mc.trimodal_infonce(*xs, 0.1, negatives=index))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_inductor_compiles_the_whole_loss():
     xs, index = _embeddings(64, 32), _index(64, 63)
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)
