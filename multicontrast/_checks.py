@@ -215,7 +215,8 @@ def check_shape(
 
 def check_like(operation: str, name: str, value: Tensor, weight: Tensor) -> None:
     """Raise unless ``value`` is of the type and on the device of a model's ``weight``; autocast sees to the type."""
-    casts = torch.is_autocast_enabled(value.device.type) if value.device == weight.device else False
+    kind = value.device.type
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if value.device != weight.device or (value.dtype != weight.dtype and not casts):
         dtype = str(weight.dtype).removeprefix("torch.")
         needed = f"`{operation}` needs `{name}` to be {dtype} on {weight.device}, as the model is"
