@@ -12,6 +12,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,22 @@ def check_counts(
     return [check_count(operation, f"{name}[{k}]", value, least, most, remedy=remedy) for k, value in enumerate(listed)]
 
 
+def check_size(
+    operation: str,
+    name: str,
+    value: object,
+    least: int = 1,
+    most: int = 2**16,
+    *,
+    remedy: str = "Pass `(height, width)`, as `(256, 192)`.",
+) -> tuple[int, int]:
+    """Two whole numbers, each from ``least`` to ``most``."""
+    size = check_counts(operation, name, value, least, most, remedy=remedy)
+    if len(size) != 2:
+        raise ValueError(three_beats(f"`{operation}` needs `{name}` of two numbers", f"{len(size)}", remedy))
+    return size[0], size[1]
+
+
 def check_texts(operation: str, name: str, values: object, *, remedy: str = "Pass a list of text.") -> list[str]:
     """A list of text; one text on its own, which is a list of letters to Python, raises ``TypeError``."""
     listed = check_list(operation, name, values, remedy=remedy)
@@ -173,6 +190,21 @@ def call(needed: str, function: Callable[..., Any], *arguments: Any, remedy: str
         if "; got " in str(error):  # in three beats already
             raise
         raise TypeError(three_beats(needed, f"TypeError: {describe(str(error))}", remedy)) from error
+
+
+def check_type(operation: str, name: str, value: object, kind: type, remedy: str, *, optional: bool = False) -> None:
+    """Raise ``TypeError`` unless ``value`` is of that class, or None where it is ``optional``."""
+    if not isinstance(value, kind) and not (optional and value is None):
+        needed = f"`{operation}` needs `{name}` to be a {kind.__name__}" + " or None" * optional
+        raise TypeError(three_beats(needed, describe(value), remedy))
+
+
+def check_path(operation: str, name: str, value: object) -> Path:
+    """``value``, text or a path, as a path; whether anything is there is not asked."""
+    if not isinstance(value, (str, Path)):
+        needed = f"`{operation}` needs `{name}` to be a path"
+        raise TypeError(three_beats(needed, describe(value), "Pass text or a `pathlib.Path`."))
+    return Path(value)
 
 
 def check_dense(operation: str, name: str, value: object) -> None:
@@ -299,14 +331,8 @@ def check_dtype(operation: str, dtype: object) -> None:
 
 def check_generator(operation: str, generator: object) -> None:
     """Raise unless ``generator`` is None or a generator, on any device."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            three_beats(
-                f"`{operation}` needs `generator` to be a torch.Generator or None",
-                describe(generator),
-                "Make one with `torch.Generator().manual_seed(seed)`.",
-            )
-        )
+    remedy = "Make one with `torch.Generator().manual_seed(seed)`."
+    check_type(operation, "generator", generator, torch.Generator, remedy, optional=True)
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

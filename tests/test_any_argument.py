@@ -38,7 +38,9 @@ import multicontrast as mc
 import unihpe_ref
 from multicontrast import _checks, metrics
 from multicontrast.losses import sample_tuples
-from unihpe_ref import diffusion
+from unihpe_ref import diffusion, models
+from unihpe_ref.config import ModelConfig, SamplerConfig
+from unihpe_ref.models.vit import ViTEncoder
 from unihpe_ref.parts import Part
 from unihpe_ref.report import PoseReport
 
@@ -228,6 +230,7 @@ ALSO = {
     "metrics": "object",
     "pairs": "object",
     "module": "object",
+    "imagenet": "text",
 }
 # Numbers that must be at least 0; most of them must be positive.
 NOT_NEGATIVE = (
@@ -340,8 +343,8 @@ _BEATS = re.compile(r".+; got .+\. \S.*", re.DOTALL)
 
 
 def worded(error: BaseException) -> bool:
-    """Whether an error says what was needed, what came, and what to do."""
-    return type(error) in (TypeError, ValueError) and _BEATS.fullmatch(str(error)) is not None
+    """Whether an error says what was needed, what came, and what to do; that of a path may be that nothing is there."""
+    return type(error) in (TypeError, ValueError, FileNotFoundError) and _BEATS.fullmatch(str(error)) is not None
 
 
 class Fall(NamedTuple):
@@ -916,6 +919,73 @@ def _diffusion() -> dict[str, Subject]:
     }
 
 
+class _Mean(nn.Module):
+    """Stands for an image encoder."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        _checks.check_shape("_Mean", "image", image, ("B", 3, "H", "W"))
+        return image.mean((2, 3)).repeat(1, 3)[:, :8]
+
+
+def _models() -> dict[str, Subject]:
+    sizes = {"encoder_width": 8, "encoder_layers": 1, "encoder_heads": 2, "encoder_feedforward": 8, "decoder_blocks": 0}
+    sizes |= {"decoder_width": 64, "decoder_time_width": 4, "embedding_dim": 8, "image_encoder": "none"}
+    config, sampler = ModelConfig(**sizes, encoder_noise_token=True), SamplerConfig(steps=2)
+    model = models.UniHPE(config, sampler).eval()
+    model.image_encoder = _Mean()
+    with torch.device("meta"):
+        encoder = ViTEncoder("vit_s", 8)
+    weights = encoder.backbone.state_dict()
+    embedding, box = {"embedding": _random(2, 8)}, {"box_info": _random(2, 3)}
+    seen = {"kp2d": _random(2, 17, 2)} | box | {"joint_noise": torch.full((2,), 0.01)}
+    generator = torch.Generator()
+    image = {"image": _random(2, 3, 32, 32)}
+
+    def drawn() -> dict[str, Any]:
+        return {"hypotheses": 2, "sampling": sampler, "generator": generator.manual_seed(0)}
+
+    def one() -> dict[str, Any]:
+        return embedding | {"modality": "2d"} | box | {"generator": generator.manual_seed(0)}
+
+    def method(name: str, fresh: Callable[[], dict[str, Any]]) -> dict[str, Subject]:
+        bound = getattr(model, name)
+        return {f"UniHPE.{name}": (_as(bound, torch.no_grad()(bound)), fresh)}
+
+    hypotheses = {"hypotheses": _random(3, 2, 17, 3)}
+    found: dict[str, Subject] = {
+        "UniHPE": (
+            _as(models.UniHPE, lambda **given: models.UniHPE(**given).encode(kp3d=_random(2, 17, 3)).detach()),
+            lambda: {"config": config, "sampler": sampler},
+        ),
+        "UniHPE.encode by kp3d": (torch.no_grad()(model.encode), lambda: {"kp3d": _random(2, 17, 3)}),
+        "UniHPE.encode by image": (torch.no_grad()(model.encode), lambda: dict(image)),
+        "parameters": (models.parameters, lambda: {"module": nn.Linear(2, 2)}),
+        "multiply_adds": (models.multiply_adds, lambda: {"call": lambda: torch.eye(2) @ torch.eye(2)}),
+        "costs": (models.costs, lambda: {"config": config, "image_size": (256, 192)}),
+        "mean_hypothesis": (models.mean_hypothesis, lambda: dict(hypotheses)),
+        "best_hypothesis": (models.best_hypothesis, lambda: hypotheses | {"target": _random(2, 17, 3, seed=1)}),
+        "retrieve": (models.retrieve, lambda: {"query": _random(2, 5), "gallery": _random(4, 5, seed=1), "k": 2}),
+        "load_pose_weights": (
+            models.load_pose_weights,
+            lambda: {"encoder": encoder, "weights": weights, "fuse_init": "zero", "imagenet": weights},
+        ),
+    }
+    found |= method("encode", lambda: dict(seen))
+    found |= method("told", lambda: {"joint_noise": 0.01})
+    found |= method("decode", lambda: embedding | {"source": "2d", "target": "3d"} | box | drawn())
+    found |= method("decode_2d", one) | method("decode_3d", one)
+    found |= method("lift", lambda: seen | drawn()) | method("estimate", lambda: image | box | drawn())
+    joints = {"joints_2d": _random(2, 17, 2), "joints_3d": _random(2, 17, 3)} | box
+    return found | method(
+        "decoding_losses",
+        lambda: (
+            {"embeddings": {"2d": embedding["embedding"]}}
+            | joints
+            | {"generator": generator.manual_seed(0), "part": Part.whole(2)}
+        ),
+    )
+
+
 SUBJECTS = {
     "losses": _losses(),
     "metrics": _metrics(),
@@ -924,9 +994,10 @@ SUBJECTS = {
     "report": _report(),
     "lifter": _lifter(),
     "diffusion": _diffusion(),
+    "models": _models(),
 }
 # Areas of unihpe_ref; all public names of those with a module here are tried.
-_REFERENCE: dict[str, ModuleType | None] = {"report": None, "lifter": None, "diffusion": diffusion}
+_REFERENCE: dict[str, ModuleType | None] = {"report": None, "lifter": None, "diffusion": diffusion, "models": models}
 
 # Public, and not tried; with the reason.
 LEFT_OUT = {
@@ -937,6 +1008,8 @@ LEFT_OUT = {
     "PoseMetric.mean_of": "called by reports",
     "Alignment": "made by procrustes_align",
     "Summary": "made by a metric",
+    "PoseEstimate": "made by a model",
+    "Retrieved": "made by retrieve",
     "PoseResult": "made by a report",
     "PoseMetric": "a base class: its options are tried in each metric",
     "Similarity": "a protocol",
@@ -981,7 +1054,7 @@ def public(rooms: list[ModuleType | None]) -> set[str]:
 
 
 def _imported(name: str) -> ModuleType | None:
-    hidden = any(part.startswith("_") for part in name.split("."))
+    hidden = any(part.startswith("_") or part == "triton" for part in name.split("."))  # kernels are private, too
     return None if hidden else __import__(name, fromlist=["x"])
 
 

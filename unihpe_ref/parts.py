@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
-from multicontrast._checks import describe, three_beats
+from multicontrast._checks import check_type
 
 
 class Part(NamedTuple):
@@ -49,12 +49,7 @@ class Part(NamedTuple):
         return [Part(low, high, self.total) for low, high in pairwise(cuts)]
 
 
-def check_part(operation: str, part: object, total: int) -> Part:
+def check_part(operation: str, part: Part | None, total: int) -> Part:
     """``part``, or all ``total`` rows where it is None; another type raises ``TypeError``."""
-    if part is None:
-        return Part.whole(total)
-    if isinstance(part, Part):
-        return part
-    raise TypeError(
-        three_beats(f"`{operation}` needs `part` to be a Part", describe(part), "Leave it out for all rows.")
-    )
+    check_type(operation, "part", part, Part, "Leave it out for all rows.", optional=True)
+    return part or Part.whole(total)

@@ -329,7 +329,10 @@ def test_retrieval_finds_the_nearest_of_another_modality_by_cosine() -> None:
     assert_close(found.cosine, expected.values[:, :3])
     assert torch.equal(found.index, expected.indices[:, :3])
     assert retrieve(query[:0], gallery).index.shape == (0, 5)
-    for bad, message in (((query, gallery, 0), "1 <= `k` <= 1500"), ((query[:, :5], gallery, 1), "query's 5 numbers")):
+    for bad, message in (
+        ((query, gallery, 0), "`k` >= 1; got 0. The gallery holds 1500"),
+        ((query[:, :5], gallery, 1), "query's 5 numbers"),
+    ):
         with pytest.raises(ValueError, match=message):
             retrieve(*bad)
 

@@ -25,11 +25,10 @@ from multicontrast._checks import (
     check_callable,
     check_choice,
     check_count,
-    check_counts,
     check_device,
     check_dtype,
     check_generator,
-    three_beats,
+    check_size,
 )
 from unihpe_ref.diffusion.loss import ESTIMATE, NoiseEstimate
 from unihpe_ref.diffusion.sde import SDE, check_sde
@@ -71,10 +70,7 @@ def sample(
     check_dtype("sample", dtype)
     remedy = "Twenty to fifty give good poses; the paper takes 1000."
     steps = check_count("sample", "steps", steps, 1, 10**6, remedy=remedy)
-    size = check_counts("sample", "shape", shape, 0, 2**31 - 1, remedy="Pass `(rows, coordinates)`.")
-    if len(size) != 2:
-        needed = "`sample` needs `shape` of two numbers"
-        raise ValueError(three_beats(needed, f"{len(size)}", "Pass `(rows, coordinates)`."))
+    size = check_size("sample", "shape", shape, 0, 2**31 - 1, remedy="Pass `(rows, coordinates)`.")
     needed = "`sample` needs an `estimate_noise(x_t, t)`"
     score_factor = 0.5 if sampler == "ode" else 1.0
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from multicontrast._checks import call as call_checked
+from multicontrast._checks import check_callable, check_size, check_type
 from unihpe_ref.config import ModelConfig, SamplerConfig
 from unihpe_ref.models.absent import Absent
 from unihpe_ref.models.unihpe import UniHPE
@@ -15,6 +17,7 @@ from unihpe_ref.models.unihpe import UniHPE
 
 def parameters(module: nn.Module) -> int:
     """How many numbers are trained."""
+    check_type("parameters", "module", module, nn.Module, "Pass a model, or a part of one.")
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -28,8 +31,10 @@ def multiply_adds(call: Callable[[], object]) -> int:
         >>> multiply_adds(lambda: layer(x))
         30
     """
+    remedy = "Pass a function without arguments: `lambda: layer(x)`."
+    check_callable("multiply_adds", "call", call, remedy)
     with FlopCounterMode(display=False) as counter:
-        call()
+        call_checked("`multiply_adds` needs a function without arguments", call, remedy=remedy)
     return counter.get_total_flops() // 2
 
 
@@ -38,6 +43,8 @@ def costs(config: ModelConfig, image_size: tuple[int, int] = (256, 192)) -> dict
 
     For a score-based decoder it is one evaluation of the network, of which a sampler makes as many as it has steps.
     """
+    check_type("costs", "config", config, ModelConfig, "Pass `RunConfig().model`, for example.")
+    image_size = check_size("costs", "image_size", image_size)
     with torch.device("meta"):
         model = UniHPE(config, SamplerConfig(steps=1))
         box_info, embedding = torch.empty(1, 3), torch.empty(1, config.embedding_dim)

@@ -22,6 +22,7 @@ def best_hypothesis(hypotheses: Tensor, target: Tensor) -> Tensor:
     :func:`multicontrast.metrics.min_mpjpe`, which is the error of this pose.
     """
     _check("best_hypothesis", hypotheses)
+    check_floating("best_hypothesis", "target", target)
     if hypotheses.shape[1:] != target.shape:
         needed = f"`best_hypothesis` needs `target` of shape {tuple(hypotheses.shape[1:])}"
         raise ValueError(three_beats(needed, describe(target), "Give the truth of the same samples."))

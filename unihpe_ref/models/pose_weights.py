@@ -10,6 +10,7 @@ that no pose checkpoint holds. The branches that they add to are there, and trai
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from multicontrast._checks import check_choice, three_beats
+from multicontrast._checks import check_choice, check_path, three_beats
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.vit import ViTEncoder
 
@@ -55,6 +56,8 @@ def load_pose_weights(
     Raises: ValueError when names or shapes differ in any other way; TypeError for another encoder.
     """
     check_choice("load_pose_weights", "fuse_init", fuse_init, FUSE_INITS)
+    if imagenet is not None and not isinstance(imagenet, Mapping):
+        imagenet = check_path("load_pose_weights", "imagenet", imagenet)
     if isinstance(encoder, HRNetEncoder):
         missing = fuse_tensors(encoder)
         state = _backbone_of(read_state(weights))
@@ -84,8 +87,8 @@ def read_state(weights: Path | str | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(weights, Mapping):
         held = dict(weights)
     else:
-        path = Path(weights)
-        if not path.is_file():
+        path = check_path("load_pose_weights", "weights", weights)
+        if not os.path.isfile(path):
             needed = f"`{path}` needs to be a checkpoint of a 2D pose network"
             remedy = "Fetch one from the model zoo of HRNet, ViTPose or mmpose."
             raise FileNotFoundError(three_beats(needed, "no such file", remedy))

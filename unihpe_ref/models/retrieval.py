@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multicontrast._checks import check_floating, describe, three_beats
+from multicontrast._checks import check_count, check_same_device, check_shape, describe, three_beats
 
 _BLOCK = 1024  # queries compared at once: memory is this times the gallery
 
@@ -34,16 +34,12 @@ def retrieve(query: Tensor, gallery: Tensor, k: int = 5) -> Retrieved:
         [[2, 1]]
     """
     for name, value in (("query", query), ("gallery", gallery)):
-        check_floating("retrieve", name, value)
-        if value.ndim != 2:
-            needed = f"`retrieve` needs `{name}` as embeddings (rows, D)"
-            raise ValueError(three_beats(needed, describe(value), "Take them from `UniHPE.encode`."))
+        check_shape("retrieve", name, value, ("rows", "D"), "Take embeddings from `UniHPE.encode`.")
+    check_same_device("retrieve", ("query", "gallery"), (query, gallery))
     if query.shape[1] != gallery.shape[1]:
         needed = f"`retrieve` needs a gallery of the query's {query.shape[1]} numbers a row"
         raise ValueError(three_beats(needed, describe(gallery), "Encode both with one model."))
-    if not 1 <= k <= len(gallery):
-        needed = f"`retrieve` needs 1 <= `k` <= {len(gallery)}, the size of the gallery"
-        raise ValueError(three_beats(needed, str(k), "Ask for fewer."))
+    k = check_count("retrieve", "k", k, 1, len(gallery), remedy=f"The gallery holds {len(gallery)}.")
     rows = nn.functional.normalize(gallery.float(), dim=-1).mT
     found = [(nn.functional.normalize(q.float(), dim=-1) @ rows).topk(k) for q in query.split(_BLOCK)]
     if not found:

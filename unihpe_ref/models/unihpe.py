@@ -7,7 +7,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multicontrast._checks import check_choice, check_floating, describe, three_beats
+from multicontrast._checks import (
+    check_choice,
+    check_count,
+    check_floating,
+    check_generator,
+    check_like,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_type,
+    describe,
+    three_beats,
+)
 from unihpe_ref.config import ModelConfig, SamplerConfig
 from unihpe_ref.models.absent import Absent
 from unihpe_ref.models.decoders import MLPDecoder, ScoreDecoder
@@ -15,7 +27,7 @@ from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.pose_transformer import PoseTransformer
 from unihpe_ref.models.residual_mlp import PoseMLP
 from unihpe_ref.models.vit import ViTEncoder
-from unihpe_ref.parts import Part
+from unihpe_ref.parts import Part, check_part
 
 MODALITIES = ("img", "2d", "3d")  # also the rows of the modality token
 _NORM_EPS = 1e-6
@@ -42,6 +54,8 @@ class UniHPE(nn.Module):
 
     def __init__(self, config: ModelConfig, sampler: SamplerConfig | None = None) -> None:
         super().__init__()
+        check_type("UniHPE", "config", config, ModelConfig, "Pass `RunConfig().model`, for example.")
+        check_type("UniHPE", "sampler", sampler, SamplerConfig, "Pass `SamplerConfig(steps=50)`.", optional=True)
         self.config = config
         self.sampler = sampler or SamplerConfig()
         self.image_encoder = _image_encoder(config)
@@ -87,16 +101,19 @@ class UniHPE(nn.Module):
             if self.image_encoder is None:
                 needed = "`encode(image=...)` needs a model with an image encoder"
                 raise ValueError(three_beats(needed, "`image_encoder='none'`", "Train with `hrnet_w32`, for example."))
-            check_floating("encode", "image", image)
+            check_floating("encode", "image", image)  # its encoder asks for the shape
+            check_like("encode", "image", image, next(self.parameters()))
             features = self.image_encoder(image)
         elif kp2d is not None:
             self._check("encode", "kp2d", kp2d, (self.config.joints, 2))
-            if self.config.encoder_box_token:
-                self._check("encode", "box_info", box_info, (3,), rows=len(kp2d))
+            if self.config.encoder_box_token or box_info is not None:
+                self._check("encode", "box_info", box_info, (3,), len(kp2d))
+            if joint_noise is not None:
+                check_shape("encode", "joint_noise", joint_noise, (len(kp2d),))
+                check_same_device("encode", ("kp2d", "joint_noise"), (kp2d, joint_noise))
             if self.config.encoder_noise_token:
                 assert box_info is not None  # the noise token is a part of the box token
                 level = box_info.new_zeros(len(box_info)) if joint_noise is None else joint_noise
-                self._check("encode", "joint_noise", level, (), rows=len(kp2d))
                 box_info = torch.cat((box_info, noise_level(level).to(box_info)[:, None]), -1)
             features = self.encoder_2d(kp2d, box_info)
         else:
@@ -114,6 +131,7 @@ class UniHPE(nn.Module):
         What the encoder is told becomes a part of its bias, so nobody has to say it again; the model itself where it
         has no ``encoder_noise_token``.
         """
+        joint_noise = check_number("told", "joint_noise", joint_noise, least=0, remedy="A share of the box, as 0.01.")
         if not self.config.encoder_noise_token:
             return self
         with torch.device("meta"):
@@ -157,11 +175,13 @@ class UniHPE(nn.Module):
         token = self._token("decode", embedding, source, box_info)
         decoder = self.decoder_2d if target == "2d" else self.decoder_3d
         coordinates, scale = (2, self.config.scale_2d) if target == "2d" else (3, self.config.scale_3d)
-        if hypotheses is not None and (hypotheses < 1 or isinstance(decoder, MLPDecoder)):
+        check_type("decode", "sampling", sampling, SamplerConfig, "Pass `SamplerConfig(steps=50)`.", optional=True)
+        check_generator("decode", generator)
+        remedy = "Leave it out for one pose."
+        count = 1 if hypotheses is None else check_count("decode", "hypotheses", hypotheses, 1, 10**6, remedy=remedy)
+        if hypotheses is not None and isinstance(decoder, MLPDecoder):
             needed = "`decode` needs `hypotheses` of at least 1, and a score-based decoder to draw them"
-            came = f"{hypotheses} of a {type(decoder).__name__}"
-            raise ValueError(three_beats(needed, came, "Leave it out for one pose."))
-        count = hypotheses or 1
+            raise ValueError(three_beats(needed, f"{count} of a MLPDecoder", remedy))
         decoded = decoder.decode(embedding, token, box_info, sampling or self.sampler, generator, count)
         joints = decoded.unflatten(-1, (self.config.joints, coordinates)) * scale
         if target == "3d":
@@ -229,9 +249,16 @@ class UniHPE(nn.Module):
         All modalities pass through a decoder as one batch, each row with its own noise. ``part`` says which rows of a
         larger batch these are; see :func:`unihpe_ref.diffusion.denoising_loss`.
         """
-        part = Part.whole(len(joints_2d)) if part is None else part
-        rows = torch.cat(list(embeddings.values()))
+        if not isinstance(embeddings, dict) or not embeddings:
+            needed = "`decoding_losses` needs `embeddings` by modality"
+            raise TypeError(three_beats(needed, describe(embeddings), "Pass `{'2d': embedding}`."))
+        check_generator("decoding_losses", generator)
+        self._check("decoding_losses", "joints_2d", joints_2d, (self.config.joints, 2))
+        self._check("decoding_losses", "joints_3d", joints_3d, (self.config.joints, 3), len(joints_2d))
+        self._check("decoding_losses", "box_info", box_info, (3,), len(joints_2d))
+        part = check_part("decoding_losses", part, len(joints_2d))
         tokens = torch.cat([self._token("decoding_losses", e, name, box_info) for name, e in embeddings.items()])
+        rows = torch.cat(list(embeddings.values()))
         sources = len(embeddings)
         box_info = box_info.repeat(sources, 1)
         target_2d = (joints_2d.flatten(1) / self.config.scale_2d).repeat(sources, 1)
@@ -244,18 +271,13 @@ class UniHPE(nn.Module):
     def _token(self, operation: str, embedding: Tensor, modality: str, box_info: Tensor) -> Tensor:
         check_choice(operation, "modality", modality, MODALITIES)
         self._check(operation, "embedding", embedding, (self.config.embedding_dim,))
-        self._check(operation, "box_info", box_info, (3,), rows=len(embedding))
+        self._check(operation, "box_info", box_info, (3,), len(embedding))
         return torch.full((len(embedding),), MODALITIES.index(modality), device=embedding.device)
 
-    @staticmethod
-    def _check(operation: str, name: str, value: object, shape: tuple[int, ...], rows: int | None = None) -> None:
-        check_floating(operation, name, value)
+    def _check(self, operation: str, name: str, value: object, shape: tuple[int, ...], rows: int | str = "B") -> None:
+        check_shape(operation, name, value, (rows, *shape))
         assert isinstance(value, Tensor)
-        if value.ndim != 1 + len(shape) or value.shape[1:] != shape or rows not in (None, len(value)):
-            size = ", ".join(str(n) for n in ("B" if rows is None else rows, *shape))
-            raise ValueError(
-                three_beats(f"`{operation}` needs `{name}` of shape ({size})", describe(value), "Reshape it.")
-            )
+        check_like(operation, name, value, next(self.parameters()))
 
 
 def _image_encoder(config: ModelConfig) -> HRNetEncoder | ViTEncoder | None:
