@@ -237,10 +237,15 @@ def check_floating(operation: str, name: str, value: object) -> None:
 def check_shape(
     operation: str, name: str, value: object, shape: Sequence[int | str], remedy: str = "Reshape it."
 ) -> None:
-    """Raise unless ``value`` is a tensor as :func:`check_floating` takes it, of that shape; text is any size."""
+    """Raise unless ``value`` is a tensor as :func:`check_floating` takes it, of that shape.
+
+    Text is any size; ``"..."``, in front, any number of them.
+    """
     check_floating(operation, name, value)
     assert isinstance(value, Tensor)
-    if value.ndim != len(shape) or any(isinstance(n, int) and n != m for n, m in zip(shape, value.shape)):
+    last = shape[1:] if shape[:1] == ("...",) else shape
+    own = value.shape[max(value.ndim - len(last), 0) :] if last is not shape else value.shape
+    if len(own) != len(last) or any(isinstance(n, int) and n != m for n, m in zip(last, own)):
         needed = f"`{operation}` needs `{name}` of shape ({', '.join(map(str, shape))})"
         raise ValueError(three_beats(needed, describe(value), remedy))
 

@@ -38,7 +38,7 @@ import multicontrast as mc
 import unihpe_ref
 from multicontrast import _checks, metrics
 from multicontrast.losses import sample_tuples
-from unihpe_ref import diffusion, models
+from unihpe_ref import data, diffusion, models
 from unihpe_ref.config import ModelConfig, SamplerConfig
 from unihpe_ref.models.vit import ViTEncoder
 from unihpe_ref.parts import Part
@@ -231,6 +231,7 @@ ALSO = {
     "pairs": "object",
     "module": "object",
     "imagenet": "text",
+    "width": "number tensor",
 }
 # Numbers that must be at least 0; most of them must be positive.
 NOT_NEGATIVE = (
@@ -986,6 +987,57 @@ def _models() -> dict[str, Subject]:
     )
 
 
+def _geometry() -> dict[str, Subject]:
+    camera = data.fixed_cameras()[:2]
+    points, pixels = _random(2, 17, 3) + torch.tensor([0.0, 0.0, 5.0]), 500 + 100 * _random(2, 17, 2)
+    box, affine = (
+        {"box": torch.tensor([[500.0, 500.0, 300.0]] * 2)},
+        torch.tensor([[[2.0, 0.1, 3.0], [0.1, 2.0, 1.0]]] * 2),
+    )
+    lens = {name: getattr(camera, name) for name in ("focal", "principal", "radial", "tangential")}
+    two = {name: lens[name] for name in ("focal", "principal")}
+    fields = {field.name: getattr(camera, field.name) for field in dataclasses.fields(camera)}
+    tree = {field.name: getattr(data.SKELETON, field.name) for field in dataclasses.fields(data.SKELETON)}
+    generator = torch.Generator()
+
+    def drawn() -> dict[str, Any]:
+        ranges = {"distance": (4.0, 6.0), "height": (1.0, 2.0), "focal": (1000.0, 1100.0), "roll_degrees": 2.0}
+        return {"generator": generator.manual_seed(0), "count": 2} | ranges
+
+    calls: dict[str, Callable[[], dict[str, Any]]] = {
+        "Camera": lambda: dict(fields),
+        "random_camera": drawn,
+        "project": lambda: {"points": points} | lens,
+        "intrinsic_matrix": lambda: dict(two),
+        "crop_intrinsics": lambda: {"affine": affine, "intrinsics": camera.intrinsics},
+        "look_at": lambda: {"eye": _random(2, 3), "target": _random(2, 3, seed=1)},
+        "joint_box": lambda: {"joints_px": pixels, "padding": 1.25, "aspect": 0.75},
+        "tight_box_size": lambda: {"joints_px": pixels},
+        "normalise_joints": lambda: {"joints_px": pixels} | box,
+        "denormalise_joints": lambda: {"joints": _random(2, 17, 2)} | box,
+        "box_information": lambda: box | two,
+        "crop_affine": lambda: box | {"crop_size": (256, 192), "convention": "udp"},
+        "apply_affine": lambda: {"affine": affine, "points": pixels},
+        "invert_affine": lambda: {"affine": affine},
+        "Skeleton": lambda: dict(tree),
+        "flip_joints": lambda: {"joints": _random(2, 17, 3)},
+        "flip_pixels": lambda: {"joints_px": pixels, "width": torch.tensor([640.0, 1000.0])},
+        "limb_lengths": lambda: {"joints": _random(2, 17, 3)},
+        "normalise_image": lambda: {"image": _random(2, 3, 4, 4)},
+        "denormalise_image": lambda: {"image": _random(2, 3, 4, 4)},
+    }
+    methods: dict[str, Callable[[], dict[str, Any]]] = {
+        "world_to_camera": lambda: {"points": points},
+        "camera_to_world": lambda: {"points": points},
+        "project": lambda: {"points": points, "distort": True},
+        "rolled": lambda: {"angle": _random(2)},
+    }
+    found: dict[str, Subject] = {name: (getattr(data, name), fresh) for name, fresh in calls.items()}
+    found["flip_pixels by number"] = (data.flip_pixels, lambda: {"joints_px": pixels, "width": 640.0})
+    found["Skeleton.index"] = (data.SKELETON.index, lambda: {"name": "head"})
+    return found | {f"Camera.{name}": (getattr(camera, name), fresh) for name, fresh in methods.items()}
+
+
 SUBJECTS = {
     "losses": _losses(),
     "metrics": _metrics(),
@@ -995,9 +1047,16 @@ SUBJECTS = {
     "lifter": _lifter(),
     "diffusion": _diffusion(),
     "models": _models(),
+    "geometry": _geometry(),
 }
 # Areas of unihpe_ref; all public names of those with a module here are tried.
-_REFERENCE: dict[str, ModuleType | None] = {"report": None, "lifter": None, "diffusion": diffusion, "models": models}
+_REFERENCE: dict[str, ModuleType | None] = {
+    "report": None,
+    "lifter": None,
+    "geometry": None,
+    "diffusion": diffusion,
+    "models": models,
+}
 
 # Public, and not tried; with the reason.
 LEFT_OUT = {

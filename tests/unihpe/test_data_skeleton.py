@@ -71,7 +71,9 @@ def test_limb_lengths_are_distances_from_parent_to_child():
 
 @pytest.mark.parametrize("flip", [flip_joints, lambda joints: flip_pixels(joints, 10)])
 def test_other_skeletons_are_refused(flip):
-    with pytest.raises(ValueError, match=r"joints of shape \(\.\.\., 17, C\); got .*\(2, 14, 3\).*Map other skeletons"):
+    with pytest.raises(
+        ValueError, match=r"`joints` of shape \(\.\.\., 17, C\); got .*\(2, 14, 3\).*Map other skeletons"
+    ):
         flip(torch.zeros(2, 14, 3))
     with pytest.raises(TypeError, match="floating-point"):
         flip(torch.zeros(17, 2, dtype=torch.int64))

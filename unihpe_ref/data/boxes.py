@@ -14,7 +14,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice
+from multicontrast._checks import (
+    check_choice,
+    check_number,
+    check_shape,
+    check_size,
+    compute_dtype,
+    describe,
+    three_beats,
+)
+
+from .shapes import check_tensors
 
 PADDING = 1.25
 ASPECT = 3 / 4  # width / height
@@ -34,7 +44,9 @@ def joint_box(joints_px: Tensor, *, padding: float = PADDING, aspect: float = AS
         padding: factor on both sides of the tight box. aspect: width / height of the result, at most 1.
     Returns: ``(..., 3)``: centre of the tight box, and the height, the smallest that covers the padded tight box.
     """
-    low, high = joints_px.amin(-2), joints_px.amax(-2)
+    padding = check_number("joint_box", "padding", padding, above=0, below=1e6)
+    aspect = check_number("joint_box", "aspect", aspect, above=0, below=1e6)
+    low, high = _corners("joint_box", joints_px)
     width, height = ((high - low) * padding).unbind(-1)
     return torch.cat([(low + high) / 2, torch.maximum(height, width / aspect)[..., None]], -1)
 
@@ -50,16 +62,26 @@ def displace_joints(joints_px: Tensor, displacement: Tensor) -> Tensor:
 
 def tight_box_size(joints_px: Tensor) -> Tensor:
     """Width and height of the tight box of ``(..., J, 2)`` joints: ``(..., 2)``."""
-    return joints_px.amax(-2) - joints_px.amin(-2)
+    low, high = _corners("tight_box_size", joints_px)
+    return high - low
+
+
+def _corners(operation: str, joints_px: Tensor) -> tuple[Tensor, Tensor]:
+    check_shape(operation, "joints_px", joints_px, ("...", "J", 2))
+    if not joints_px.shape[-2]:
+        raise ValueError(three_beats(f"`{operation}` needs a joint", describe(joints_px), "Leave the pose out."))
+    return joints_px.amin(-2), joints_px.amax(-2)
 
 
 def normalise_joints(joints_px: Tensor, box: Tensor) -> Tensor:
     """``(uv - c) / (b / 2)``: ``(..., J, 2)`` pixels to box-normalised coordinates."""
+    check_tensors("normalise_joints", {"joints_px": (joints_px, ("J", 2)), "box": (box, (3,))})
     return (joints_px - box[..., None, :2]) / (box[..., None, 2:] / 2)
 
 
 def denormalise_joints(joints: Tensor, box: Tensor) -> Tensor:
     """The inverse of :func:`normalise_joints`: ``(..., J, 2)`` back to full-image pixels."""
+    check_tensors("denormalise_joints", {"joints": (joints, ("J", 2)), "box": (box, (3,))})
     return joints * (box[..., None, 2:] / 2) + box[..., None, :2]
 
 
@@ -76,9 +98,10 @@ def box_information(box: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
     Returns: ``(..., 3)``.
     Reference: Li et al., "CLIFF", ECCV 2022, section 3.2.
     """
+    check_tensors("box_information", {"box": (box, (3,)), "focal": (focal, (2,)), "principal": (principal, (2,))})
     ray = (box[..., :2] - principal) / focal
     size = box[..., 2:] / focal.prod(-1, keepdim=True).sqrt()
-    information = torch.cat([ray, size], -1)
+    information = torch.cat([ray, size.expand(*ray.shape[:-1], 1)], -1)
     return (information - information.new_tensor(INFORMATION_MEAN)) / information.new_tensor(INFORMATION_STD)
 
 
@@ -104,19 +127,21 @@ def crop_affine(box: Tensor, crop_size: tuple[int, int], *, convention: str = "a
         Estimation", CVPR 2020, section 3.
     """
     check_choice("crop_affine", "convention", convention, CONVENTIONS)
-    height, width = crop_size
+    check_tensors("crop_affine", {"box": (box, (3,))})
+    height, width = check_size("crop_affine", "crop_size", crop_size)
     side = box[..., 2:]
     if convention == "udp":
         scale = torch.cat([(width - 1) / (ASPECT * side), (height - 1) / side], -1)
     else:
         scale = (max(height, width) / side).expand(*side.shape[:-1], 2)
     offset = 0.0 if convention == "classic" else 1.0
-    middle = box.new_tensor([(width - offset) / 2, (height - offset) / 2])
+    middle = torch.tensor([(width - offset) / 2, (height - offset) / 2], dtype=box.dtype, device=box.device)
     return torch.cat([torch.diag_embed(scale), (middle - scale * box[..., :2])[..., None]], -1)
 
 
 def apply_affine(affine: Tensor, points: Tensor) -> Tensor:
     """``(..., P, 2)`` points through ``(..., 2, 3)`` maps."""
+    check_tensors("apply_affine", {"affine": (affine, (2, 3)), "points": (points, ("P", 2))}, one_type=True)
     return points @ affine[..., :2].mT + affine[..., None, :, 2]
 
 
@@ -128,5 +153,11 @@ def compose_affine(second: Tensor, first: Tensor) -> Tensor:
 
 def invert_affine(affine: Tensor) -> Tensor:
     """The map back, ``(..., 2, 3)``."""
-    linear = torch.linalg.inv(affine[..., :2])
-    return torch.cat([linear, -linear @ affine[..., 2:]], -1)
+    check_shape("invert_affine", "affine", affine, ("...", 2, 3))
+    held = affine.to(compute_dtype(affine))
+    try:
+        linear = torch.linalg.inv(held[..., :2])
+    except RuntimeError:  # torch's name for it is not exported
+        needed = "`invert_affine` needs maps that can be inverted"
+        raise ValueError(three_beats(needed, "one that flattens the plane", "Leave out empty boxes.")) from None
+    return torch.cat([linear, -linear @ held[..., 2:]], -1).to(affine.dtype)

@@ -21,7 +21,18 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from multicontrast._checks import describe, three_beats
+from multicontrast._checks import (
+    check_count,
+    check_flag,
+    check_number,
+    check_numbers,
+    check_shape,
+    check_type,
+    describe,
+    three_beats,
+)
+
+from .shapes import Shape, check_tensors
 
 _TRAILING = {
     "rotation": (3, 3),
@@ -56,9 +67,11 @@ class Camera:
     image_size: Tensor
 
     def __post_init__(self) -> None:
+        check_shape("Camera", "rotation", self.rotation, ("...", 3, 3))
         leading = self.rotation.shape[:-2]
         for name, trailing in _TRAILING.items():
             value = getattr(self, name)
+            check_shape("Camera", name, value, ("...", *trailing))
             if tuple(value.shape) != (*leading, *trailing):
                 needed = f"`Camera` needs `{name}` of shape {(*leading, *trailing)}"
                 raise ValueError(three_beats(needed, describe(value), "Give all fields the same leading shape."))
@@ -75,15 +88,21 @@ class Camera:
 
     def world_to_camera(self, points: Tensor) -> Tensor:
         """``(..., P, 3)`` world metres to camera metres."""
+        self._check("world_to_camera", points)
         return points @ self.rotation.mT + self.translation[..., None, :]
 
     def camera_to_world(self, points: Tensor) -> Tensor:
         """``(..., P, 3)`` camera metres to world metres."""
+        self._check("camera_to_world", points)
         return (points - self.translation[..., None, :]) @ self.rotation
+
+    def _check(self, operation: str, points: Tensor) -> None:
+        pose = {"rotation": (self.rotation, (3, 3)), "translation": (self.translation, (3,))}
+        check_tensors(operation, {"points": (points, ("P", 3)), **pose}, one_type=True)
 
     def project(self, points: Tensor, *, distort: bool = True) -> Tensor:
         """``(..., P, 3)`` camera metres to ``(..., P, 2)`` pixels; NaN for a point that is not in front (z <= 0)."""
-        if not distort:
+        if not check_flag("project", "distort", distort):
             return project(points, self.focal, self.principal)
         return project(points, self.focal, self.principal, self.radial, self.tangential)
 
@@ -93,6 +112,7 @@ class Camera:
         With square pixels and no distortion the picture turns about the principal point by the same angle, clockwise
         on the screen.
         """
+        check_tensors("rolled", {"angle": (angle, ()), "rotation": (self.rotation, (3, 3))}, one_type=True)
         cosine, sine = angle.cos(), angle.sin()
         zero, one = torch.zeros_like(angle), torch.ones_like(angle)
         roll = torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], -1).unflatten(-1, (3, 3))
@@ -130,6 +150,16 @@ def project(
         focal, principal: ``(..., 2)`` pixels. radial: ``(..., 3)``. tangential: ``(..., 2)``.
     Returns: ``(..., P, 2)``. NaN where z <= 0: what is behind the lens has no picture.
     """
+    lens: dict[str, tuple[Tensor, Shape]] = {
+        "points": (points, ("P", 3)),
+        "focal": (focal, (2,)),
+        "principal": (principal, (2,)),
+    }
+    if radial is not None:
+        lens["radial"] = (radial, (3,))
+    if tangential is not None:
+        lens["tangential"] = (tangential, (2,))
+    check_tensors("project", lens)
     depth = points[..., 2:]
     ray = points[..., :2] / torch.where(depth > 0, depth, torch.nan)
     if radial is not None or tangential is not None:
@@ -147,6 +177,8 @@ def project(
 
 def intrinsic_matrix(focal: Tensor, principal: Tensor) -> Tensor:
     """K of ``(..., 2)`` focal lengths and principal points: ``(..., 3, 3)``."""
+    check_tensors("intrinsic_matrix", {"focal": (focal, (2,)), "principal": (principal, (2,))})
+    focal, principal = torch.broadcast_tensors(focal, principal)
     matrix = torch.diag_embed(torch.cat([focal, torch.ones_like(focal[..., :1])], -1))
     matrix[..., :2, 2] = principal
     return matrix
@@ -160,7 +192,9 @@ def crop_intrinsics(affine: Tensor, intrinsics: Tensor) -> Tensor:
         intrinsics: ``(..., 3, 3)`` of the full image.
     Returns: ``(..., 3, 3)``; camera-frame points projected with it land on crop pixels.
     """
-    return torch.cat([affine @ intrinsics, intrinsics[..., 2:, :].expand(*affine.shape[:-2], 1, 3)], -2)
+    check_tensors("crop_intrinsics", {"affine": (affine, (2, 3)), "intrinsics": (intrinsics, (3, 3))}, one_type=True)
+    rows = affine @ intrinsics
+    return torch.cat([rows, intrinsics[..., 2:, :].expand(*rows.shape[:-2], 1, 3)], -2)
 
 
 def look_at(eye: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,6 +205,7 @@ def look_at(eye: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Returns: rotation ``(..., 3, 3)`` world to camera and translation ``(..., 3)``.
     Raises: ValueError where the line of sight is vertical, which leaves "upright" without a meaning.
     """
+    check_tensors("look_at", {"eye": (eye, (3,)), "target": (target, (3,))}, one_type=True)
     forward = target - eye
     right = torch.stack([forward[..., 1], -forward[..., 0], torch.zeros_like(forward[..., 0])], -1)  # forward x up
     if bool((right.norm(dim=-1) <= 1e-6 * forward.norm(dim=-1)).any()):
@@ -223,8 +258,14 @@ def random_camera(
         roll_degrees: the horizon is tilted by at most this much.
     Returns: a batch ``(count,)`` without distortion. The azimuth is uniform.
     """
-    if count < 1:
-        raise ValueError(three_beats("`random_camera` needs `count` >= 1", str(count), "Ask for at least one camera."))
+    remedy = "Make one with `torch.Generator().manual_seed(seed)`."
+    check_type("random_camera", "generator", generator, torch.Generator, remedy)
+    count = check_count("random_camera", "count", count, 1, 10**7, remedy="Ask for at least one camera.")
+    distance, height, focal = (
+        _range(name, value, least)
+        for name, value, least in (("distance", distance, 0.0), ("height", height, -1e6), ("focal", focal, 0.0))
+    )
+    roll_degrees = check_number("random_camera", "roll_degrees", roll_degrees, least=0, below=360)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *shape, generator=generator)
@@ -245,3 +286,11 @@ def random_camera(
     )
     tilt = math.radians(roll_degrees)
     return camera.rolled(uniform(-tilt, tilt))
+
+
+def _range(name: str, value: object, above: float) -> tuple[float, float]:
+    remedy = "Pass `(low, high)`."
+    held = check_numbers("random_camera", name, value, above=above, below=1e6, remedy=remedy)
+    if len(held) != 2:
+        raise ValueError(three_beats(f"`random_camera` needs `{name}` of two numbers", f"{len(held)}", remedy))
+    return held[0], held[1]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multicontrast._checks import describe, three_beats
+from multicontrast._checks import check_shape, describe, three_beats
 
 from .scenery import LOOK_CHANNELS, SCENE_CHANNELS, backgrounds, looks
 from .skeleton import SKELETON
@@ -106,13 +106,20 @@ def render_poses(
 
 def normalise_image(image: Tensor) -> Tensor:
     """RGB in [0, 1], ``(..., 3, H, W)``, to ImageNet's normalisation."""
-    return (image - image.new_tensor(_IMAGE_MEAN)[:, None, None]) / image.new_tensor(_IMAGE_STD)[:, None, None]
+    mean, deviation = _statistics("normalise_image", image)
+    return (image - mean) / deviation
 
 
 def denormalise_image(image: Tensor) -> Tensor:
     """The inverse of :func:`normalise_image`, clipped to [0, 1]: for looking at."""
-    image = image * image.new_tensor(_IMAGE_STD)[:, None, None] + image.new_tensor(_IMAGE_MEAN)[:, None, None]
-    return image.clamp(0, 1)
+    mean, deviation = _statistics("denormalise_image", image)
+    return (image * deviation + mean).clamp(0, 1)
+
+
+def _statistics(operation: str, image: Tensor) -> tuple[Tensor, Tensor]:
+    check_shape(operation, "image", image, ("...", 3, "H", "W"))
+    both = torch.tensor([_IMAGE_MEAN, _IMAGE_STD], dtype=image.dtype, device=image.device)[:, :, None, None]
+    return both[0], both[1]
 
 
 def _landmarks(joints: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_floating, describe, three_beats
+from multicontrast._checks import (
+    check_counts,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_texts,
+    check_weights,
+    describe,
+    three_beats,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,18 @@ class Skeleton:
     parents: tuple[int, ...]
     left: tuple[int, ...]
     right: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        names = tuple(check_texts("Skeleton", "joint_names", self.joint_names))
+        object.__setattr__(self, "joint_names", names)
+        for name, least in (("parents", -1), ("left", 0), ("right", 0)):
+            held = check_counts("Skeleton", name, getattr(self, name), least, len(names) - 1)
+            object.__setattr__(self, name, tuple(held))
+        tree = self.parents[0] == -1 and all(0 <= p < child for child, p in enumerate(self.parents) if child)
+        if len(self.parents) != len(names) or len(self.left) != len(self.right) or not tree:
+            came = f"{len(names)} names, {len(self.parents)} parents, {len(self.left)} left, {len(self.right)} right"
+            needed = "`Skeleton` needs a parent for each joint, before it, and as many joints left as right"
+            raise ValueError(three_beats(needed, came, "Put the root first, with -1 as its parent."))
 
     @property
     def num_joints(self) -> int:
@@ -56,9 +77,9 @@ class Skeleton:
 
     def index(self, name: str) -> int:
         """Index of a joint by name. Raises ``ValueError`` for a name the skeleton does not have."""
-        if name not in self.joint_names:
+        if not isinstance(name, str) or name not in self.joint_names:
             remedy = f"Choose one of {', '.join(self.joint_names)}."
-            raise ValueError(three_beats("`Skeleton.index` needs the name of a joint", repr(name), remedy))
+            raise ValueError(three_beats("`Skeleton.index` needs the name of a joint", describe(name), remedy))
         return self.joint_names.index(name)
 
 
@@ -98,6 +119,15 @@ def flip_pixels(joints_px: Tensor, width: Tensor | float) -> Tensor:
     Returns: a new tensor of the same shape. Twice is the identity to one rounding of ``width``.
     """
     flipped = _renamed("flip_pixels", joints_px)
+    if isinstance(width, Tensor):
+        check_weights("flip_pixels", "width", width, "Pass widths in pixels.")
+        check_same_device("flip_pixels", ("joints_px", "width"), (joints_px, width))
+        leading = joints_px.shape[:-2]
+        if width.shape not in ((), leading):
+            needed = f"`flip_pixels` needs `width` as a number, or of shape {tuple(leading)}"
+            raise ValueError(three_beats(needed, describe(width), "One for each pose."))
+    else:
+        width = check_number("flip_pixels", "width", width)
     width = torch.as_tensor(width, dtype=joints_px.dtype, device=joints_px.device)
     flipped[..., 0] = width[..., None] - 1 - flipped[..., 0]
     return flipped
@@ -105,13 +135,14 @@ def flip_pixels(joints_px: Tensor, width: Tensor | float) -> Tensor:
 
 def limb_lengths(joints: Tensor) -> Tensor:
     """Lengths of the 16 limbs of ``(..., 17, 3)`` joints, ``(..., 16)``, in the unit of the joints."""
+    check_shape("limb_lengths", "joints", joints, ("...", SKELETON.num_joints, 3))
     parents, children = zip(*SKELETON.limbs)
     return (joints[..., list(children), :] - joints[..., list(parents), :]).norm(dim=-1)
 
 
 def _renamed(operation: str, joints: Tensor) -> Tensor:
-    check_floating(operation, "joints", joints)
-    if joints.ndim < 2 or joints.shape[-2] != SKELETON.num_joints:
-        remedy = "Map other skeletons to the 17 joints of Human3.6M first."
-        raise ValueError(three_beats(f"`{operation}` needs joints of shape (..., 17, C)", describe(joints), remedy))
+    remedy = "Map other skeletons to the 17 joints of Human3.6M first."
+    check_shape(operation, "joints", joints, ("...", SKELETON.num_joints, "C"), remedy)
+    if not joints.shape[-1]:
+        raise ValueError(three_beats(f"`{operation}` needs coordinates", describe(joints), "Pass (..., 17, 2 or 3)."))
     return joints[..., list(SKELETON.flip_permutation), :]  # indexing by a list copies

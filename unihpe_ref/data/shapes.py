@@ -1,0 +1,38 @@
+"""The check that the geometry of cameras, boxes and joints shares."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from multicontrast._checks import check_same_device, check_shape, describe, three_beats
+
+Shape = tuple[int | str, ...]
+
+
+def check_tensors(operation: str, tensors: dict[str, tuple[Tensor, Shape]], *, one_type: bool = False) -> None:
+    """Raise unless every tensor ends in its shape, their leading shapes broadcast, and all are on one device.
+
+    Args:
+        tensors: name to a tensor and its last sizes, as ``check_shape`` takes them.
+        one_type: asks for one type of numbers, too, as a matrix product does.
+    """
+    leading = []
+    for name, (value, shape) in tensors.items():
+        check_shape(operation, name, value, ("...", *shape))
+        leading.append(value.shape[: value.ndim - len(shape)])
+        if value._is_zerotensor():  # torch divides by one without a word
+            needed = f"`{operation}` needs `{name}` in memory"
+            raise ValueError(three_beats(needed, "torch's tensor of zeros without any", "Call `.clone()` first."))
+    values = [value for value, _ in tensors.values()]
+    check_same_device(operation, list(tensors), values)
+    needed = "leading shapes that broadcast"
+    try:
+        torch.broadcast_shapes(*leading)
+    except RuntimeError:
+        fits = False
+    else:
+        fits, needed = not one_type or len({value.dtype for value in values}) == 1, "one type of numbers"
+    if not fits:
+        came = ", ".join(f"`{name}`: {describe(value)}" for name, (value, _) in tensors.items())
+        raise ValueError(three_beats(f"`{operation}` needs {needed}", came, "Convert or reshape them."))
