@@ -231,6 +231,7 @@ ALSO = {
     "pairs": "object",
     "module": "object",
     "imagenet": "text",
+    "notes": "texts",
     "width": "number tensor",
 }
 # Numbers that must be at least 0; most of them must be positive.
@@ -1038,6 +1039,56 @@ def _geometry() -> dict[str, Subject]:
     return found | {f"Camera.{name}": (getattr(camera, name), fresh) for name, fresh in methods.items()}
 
 
+def _motion() -> dict[str, Subject]:
+    motion = data.generate_motion(0, actions=("walk", "wave"), num_subjects=2, num_test_subjects=1, seconds=0.4)
+    source = data.PoseSource(motion, augment=True)
+    fields = {field.name: getattr(motion, field.name) for field in dataclasses.fields(motion)}
+    generator = torch.Generator()
+    names = {"action_names": ["walk", "wave"], "subject_names": ["G1", "G2"]}
+    indices = torch.tensor([0, 5, 12])
+
+    def made(**given: Any) -> Any:
+        source = data.PoseSource(**given)
+        generator.manual_seed(0)
+        return [vars(batch) for batch in (source.batch(indices, generator), source.evaluation_batch(indices))]
+
+    def drawn(**given: Any) -> Tensor:
+        return next(source.sampler(**given))
+
+    def fresh(**others: Any) -> dict[str, Any]:
+        return others | {"generator": generator.manual_seed(0)}
+
+    return {
+        "Motion": (data.Motion, lambda: dict(fields)),
+        "Motion.select": (motion.select, lambda: {"split": "test"}),
+        "Motion.every": (motion.every, lambda: {"step": 2}),
+        "generate_motion": (
+            data.generate_motion,
+            lambda: (
+                {"seed": 0, "actions": ["walk"], "num_subjects": 2, "num_test_subjects": 1, "takes": 1}
+                | {"seconds": 0.2, "fps": 10.0}
+            ),
+        ),
+        "Augmentation": (
+            data.Augmentation,
+            lambda: {field.name: 0.1 for field in dataclasses.fields(data.Augmentation)},
+        ),
+        "PoseSource": (
+            _as(data.PoseSource, made),
+            lambda: (
+                {"motion": motion, "cameras": "fixed", "augment": False, "seed": 0, "view": "box", "joint_noise": 0.01}
+                | names
+                | {"image_size": None}
+            ),
+        ),
+        "PoseSource.split": (source.split, lambda: {"name": "test"}),
+        "PoseSource.batch": (source.batch, lambda: fresh(indices=indices, rows=slice(0, 2))),
+        "PoseSource.evaluation_batch": (source.evaluation_batch, lambda: {"indices": indices, "camera": 1}),
+        "PoseSource.evaluation_indices": (source.evaluation_indices, lambda: {"stride": 2}),
+        "PoseSource.sampler": (_as(source.sampler, drawn), lambda: fresh(batch_size=2, min_gap_seconds=0.1)),
+    }
+
+
 SUBJECTS = {
     "losses": _losses(),
     "metrics": _metrics(),
@@ -1048,12 +1099,14 @@ SUBJECTS = {
     "diffusion": _diffusion(),
     "models": _models(),
     "geometry": _geometry(),
+    "motion": _motion(),
 }
 # Areas of unihpe_ref; all public names of those with a module here are tried.
 _REFERENCE: dict[str, ModuleType | None] = {
     "report": None,
     "lifter": None,
     "geometry": None,
+    "motion": None,
     "diffusion": diffusion,
     "models": models,
 }

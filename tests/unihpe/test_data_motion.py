@@ -275,8 +275,8 @@ def test_bad_requests_are_refused_in_words(motion):
     [
         ({"joints": torch.zeros(5, 14, 3)}, r"`joints` as float32 of shape \(\d+, 17, 3\); got .*\(5, 14, 3\)"),
         ({"action": ("walk",)}, "same length"),
-        ({"fps": 0.0}, "`fps` > 0; got 0.0"),
-        ({"fps": float("nan")}, "`fps` > 0; got nan"),
+        ({"fps": 0.0}, "> 0; got 0.0"),
+        ({"fps": float("nan")}, "> 0; got nan"),
         ({"sequence": torch.zeros(250, dtype=torch.int64)}, "count int64 from 0 to 1 without a gap"),
         ({"split": ("train", "dev")}, "'dev'"),
     ],

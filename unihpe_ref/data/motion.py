@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast._checks import (
+    check_choice,
+    check_count,
+    check_dense,
+    check_number,
+    check_texts,
+    describe,
+    three_beats,
+)
 
 from .actions import ACTIONS, perform
 from .body import Body, forward_kinematics, stand
@@ -45,6 +53,16 @@ class Motion:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("joints", "sequence"):
+            check_dense("Motion", name, getattr(self, name))
+        for name in ("subject", "action", "split", "name", "notes"):
+            object.__setattr__(self, name, tuple(check_texts("Motion", name, getattr(self, name))))
+        fps = check_number("Motion", "fps", self.fps, above=0, remedy="State the frame rate.")
+        object.__setattr__(self, "fps", fps)
+        unreal = any(value.is_meta or value._is_zerotensor() for value in (self.sequence, self.joints))
+        if unreal or self.sequence.ndim != 1 or self.sequence.dtype != torch.int64:
+            needed = "`Motion` needs `sequence` as int64 of one axis, and numbers in memory"
+            raise ValueError(three_beats(needed, describe(self.sequence), "Number each frame's sequence."))
         frames = len(self.sequence)
         if tuple(self.joints.shape) != (frames, SKELETON.num_joints, 3) or self.joints.dtype != torch.float32:
             needed = f"`Motion` needs `joints` as float32 of shape ({frames}, 17, 3)"
@@ -56,13 +74,11 @@ class Motion:
             raise ValueError(three_beats(needed, came, "Give all four the same length."))
         step = self.sequence.diff()
         proper = frames > 0 and self.sequence[0] == 0 and self.sequence[-1] == count - 1 and bool((step >= 0).all())
-        if self.sequence.dtype != torch.int64 or not proper or bool((step > 1).any()):
+        if not proper or bool((step > 1).any()):
             needed = f"`Motion` needs `sequence` to count int64 from 0 to {count - 1} without a gap, frames in order"
             raise ValueError(three_beats(needed, describe(self.sequence), "Number the sequences in storage order."))
         for split in self.split:
             check_choice("Motion", "split", split, SPLITS)
-        if not self.fps > 0:
-            raise ValueError(three_beats("`Motion` needs `fps` > 0", repr(self.fps), "State the frame rate."))
 
     def __len__(self) -> int:
         """The number of frames."""
@@ -110,8 +126,7 @@ class Motion:
 
     def every(self, step: int) -> Motion:
         """Every ``step``-th frame of each sequence: ``motion.every(6)`` turns 60 frames a second into 10."""
-        if step < 1:
-            raise ValueError(three_beats("`Motion.every` needs `step` >= 1", str(step), "1 keeps every frame."))
+        step = check_count("Motion.every", "step", step, 1, remedy="1 keeps every frame.")
         frames = (torch.arange(len(self)) - self.starts[self.sequence]) % step == 0
         return replace(self, joints=self.joints[frames], sequence=self.sequence[frames], fps=self.fps / step)
 
@@ -141,9 +156,10 @@ def generate_motion(
     Returns: a :class:`Motion` of ``len(actions) * num_subjects * takes`` sequences.
     Raises: ValueError for an unknown action, no action, or counts and times that are not positive.
     """
+    seed = check_count("generate_motion", "seed", seed, -(2**63))
     _check_generate(actions, num_subjects, num_test_subjects, takes, seconds, fps)
     frames = max(2, round(seconds * fps))
-    time = torch.arange(frames, dtype=torch.float64) / fps
+    time = torch.arange(frames, dtype=torch.float64) / float(fps)
     joints, subject, action, split, name = [], [], [], [], []
     for person in range(num_subjects):
         body = Body.random(_generator(seed, person))
@@ -178,6 +194,14 @@ def _generator(*key: int) -> torch.Generator:
 def _check_generate(
     actions: Sequence[str], num_subjects: int, num_test_subjects: int, takes: int, seconds: float, fps: float
 ) -> None:
+    for name, count in {"num_subjects": num_subjects, "num_test_subjects": num_test_subjects, "takes": takes}.items():
+        check_count("generate_motion", name, count, -(2**63), 10**6)
+    for name, number in {"seconds": seconds, "fps": fps}.items():
+        check_number("generate_motion", name, number)
+    if seconds * fps > 10**7 or 0 < fps < 1e-6:
+        needed = "`generate_motion` needs `seconds` and `fps` that make 10 million frames at most"
+        raise ValueError(three_beats(needed, f"{float(seconds * fps):g}", "Generate shorter sequences."))
+    check_texts("generate_motion", "actions", actions)
     if not actions:
         needed = "`generate_motion` needs at least one action"
         raise ValueError(three_beats(needed, "none", f"Choose from {', '.join(ACTIONS)}."))

@@ -12,7 +12,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats
+from multicontrast._checks import (
+    check_choice,
+    check_count,
+    check_dense,
+    check_number,
+    check_size,
+    check_texts,
+    check_type,
+    describe,
+    three_beats,
+)
 
 from .batches import PoseBatch
 from .bodies import random_lengths, with_lengths
@@ -52,6 +62,9 @@ class Change:
     lengths: Tensor | None = None
 
 
+_GENERATOR = "Make one with `torch.Generator().manual_seed(seed)`."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How training samples are varied; each alteration reaches 3D, 2D, box and picture alike."""
@@ -67,7 +80,8 @@ class Augmentation:
         """Raises ``ValueError`` outside the ranges that make sense."""
         limits = {"flip": 1.0, "scale": 0.9, "rotation_degrees": 180.0, "shift": 0.5, "joint_noise": 0.5, "bodies": 1.0}
         for name, high in limits.items():
-            value = getattr(self, name)
+            value = check_number("Augmentation", name, getattr(self, name))
+            object.__setattr__(self, name, value)
             if not 0 <= value <= high:
                 needed = f"`Augmentation` needs 0 <= `{name}` <= {high:g}"
                 raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
@@ -185,27 +199,31 @@ class FrameSource(ABC):
     ) -> None:
         self._owner = type(self).__name__
         check_choice(self._owner, "view", view, VIEWS)
-        if image_size is not None and not (len(image_size) == 2 and min(image_size) > 0):
-            needed = f"`{self._owner}` needs `image_size` as (height, width) in pixels, or None"
-            raise ValueError(three_beats(needed, repr(image_size), "Try (64, 48)."))
-        self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        self.image_size = (
+            None
+            if image_size is None
+            else check_size(self._owner, "image_size", image_size, remedy="Pass `(height, width)`. Try (64, 48).")
+        )
+        if not isinstance(augment, bool):
+            check_type(self._owner, "augment", augment, Augmentation, "Pass `augment=True` for the usual one.")
         self.augment = Augmentation() if augment is True else None if augment is False else augment
         if self.augment is not None and self.augment.bodies and image_size is not None:
             needed = "`bodies` needs poses alone"
             raise ValueError(three_beats(needed, "pictures, which show the recorded body", "Set `data.bodies` to 0."))
         self.view = view
-        self.joint_noise = joint_noise
+        self.joint_noise = check_number(self._owner, "joint_noise", joint_noise, least=0, below=1)
         self.action_names = self._vocabulary("action", data.action, action_names)
         self.subject_names = self._vocabulary("subject", data.subject, subject_names)
 
     def _vocabulary(self, kind: str, own: tuple[str, ...], given: tuple[str, ...] | None) -> tuple[str, ...]:
         if given is None:
             return tuple(sorted(set(own)))
+        given = tuple(check_texts(self._owner, f"{kind}_names", given))
         missing = sorted(set(own) - set(given))
         if missing:
             needed = f"`{self._owner}` needs `{kind}_names` to hold every {kind} there is"
             raise ValueError(three_beats(needed, f"no {missing[0]!r}", "Add it, or leave the names out."))
-        return tuple(given)
+        return given
 
     def _hold(
         self, data: Motion | Recording, sequence: Tensor, views: Tensor, time: Tensor, fps: Sequence[float]
@@ -270,6 +288,8 @@ class FrameSource(ABC):
                 share one.
         """
         indices = self._checked(indices)
+        check_type("batch", "generator", generator, torch.Generator, _GENERATOR)
+        check_type("batch", "rows", rows, slice, "Pass `slice(first, last)`.")
         view = self._draw_view(indices, generator, rows)
         change = Change() if self.augment is None else self.augment.draw(len(indices), generator, rows)
         return self._seen(indices[rows], view, change)
@@ -291,8 +311,7 @@ class FrameSource(ABC):
 
     def evaluation_indices(self, stride: int = 1) -> Tensor:
         """What an evaluation covers, int64: every ``stride``-th sample of each view."""
-        if stride < 1:
-            raise ValueError(three_beats("`evaluation_indices` needs `stride` >= 1", str(stride), "1 takes all."))
+        stride = check_count("evaluation_indices", "stride", stride, 1, remedy="1 takes all.")
         covered = self._covered()
         view, order = self._views[covered].sort(stable=True)
         count = view.unique_consecutive(return_counts=True)[1]
@@ -313,6 +332,9 @@ class FrameSource(ABC):
         Returns: an iterator over ``(batch_size,)`` int64 tensors.
         Raises: ValueError, at once, where the data are too short for such batches.
         """
+        batch_size = check_count("sampler", "batch_size", batch_size)
+        check_type("sampler", "generator", generator, torch.Generator, _GENERATOR)
+        min_gap_seconds = check_number("sampler", "min_gap_seconds", min_gap_seconds, least=0, below=1e9)
         if min_gap_seconds not in self._samplers:
             fps = torch.tensor(self._fps, dtype=torch.float64)[self._sequence]
             gap = torch.ones(int(self._views.max()) + 1, dtype=torch.int64)
@@ -323,7 +345,14 @@ class FrameSource(ABC):
         return sampler.batches(batch_size, generator, self.min_distance)
 
     def _checked(self, indices: Tensor) -> Tensor:
-        if indices.ndim != 1 or indices.dtype != torch.int64 or not len(indices):
+        check_dense(self._owner, "indices", indices)
+        if (
+            indices.is_meta
+            or indices._is_zerotensor()
+            or indices.ndim != 1
+            or indices.dtype != torch.int64
+            or not len(indices)
+        ):
             needed = f"`{self._owner}` needs `indices` as a non-empty int64 tensor of shape (B,)"
             remedy = "Take them from `sampler` or `evaluation_indices`."
             raise ValueError(three_beats(needed, describe(indices), remedy))
@@ -331,7 +360,7 @@ class FrameSource(ABC):
             came = f"{int(indices.min())} .. {int(indices.max())}"
             needed = f"`{self._owner}` needs `indices` from 0 to {len(self) - 1}"
             raise ValueError(three_beats(needed, came, "Indices belong to the source, or the split, they came from."))
-        return indices.cpu()
+        return indices.cpu().resolve_neg()
 
     def _seen(self, indices: Tensor, view: Any, change: Change) -> PoseBatch:
         """Samples, their boxes and their crops."""
@@ -401,7 +430,9 @@ class PoseSource(FrameSource):
         action_names: tuple[str, ...] | None = None,
         subject_names: tuple[str, ...] | None = None,
     ) -> None:
+        check_type("PoseSource", "motion", motion, Motion, "Make one with `generate_motion(seed)`.")
         check_choice("PoseSource", "cameras", cameras, CAMERAS)
+        seed = check_count("PoseSource", "seed", seed, -(2**62), 2**62)
         super().__init__(
             motion,
             image_size=image_size,
@@ -438,11 +469,10 @@ class PoseSource(FrameSource):
         indices = self._checked(indices)
         if camera is None:
             view = (hashed_uniform(indices, 1, seed=1)[:, 0] * len(self._fixed)).long()
-        elif 0 <= camera < len(self._fixed):
-            view = torch.full_like(indices, camera)
         else:
-            needed = f"`evaluation_batch` needs `camera` from 0 to {len(self._fixed) - 1}, or None"
-            raise ValueError(three_beats(needed, repr(camera), "Choose one of the fixed cameras."))
+            remedy = "Choose one of the fixed cameras."
+            camera = check_count("evaluation_batch", "camera", camera, 0, len(self._fixed) - 1, remedy=remedy)
+            view = torch.full_like(indices, camera)
         noise = hashed_uniform(indices, NOISE_CHANNELS, seed=self.seed + 2) if self.image_size else None
         return self._evaluated(indices, (self._fixed[view], self._places[indices], noise))
 
