@@ -63,8 +63,12 @@ _TILE_SUMS = Tuning(
 )
 _TILE_GRADIENT = Tuning(_tile(64), {"cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
 _MASKED_GRADIENT = Tuning(_tile(32), {"cuda:90": _tile(64), "cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
-if VERSION < (3, 6):  # multiplies TF32 thrice, which takes more registers; for sm_90 a larger tile ends 3.2's compiler
+if VERSION < (3, 6):
+    # TF32 multiplied thrice takes more registers. A larger tile for sm_90, and a pipeline on AMD, end 3.2's compiler.
+    _AMD = {"hip": _tile(32, num_warps=4, num_stages=1), "hip:gfx1100": _tile(16, num_stages=1)}
     _TILE_GRADIENT = _MASKED_GRADIENT = Tuning(_tile(32, num_warps=4), {**_SCALAR, **_AMD})
+elif VERSION == (3, 6):  # which spills with a larger tile for sm_90
+    _MASKED_GRADIENT = Tuning(_tile(32), {"cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
 
 _PROGRAMS = 264  # two for each multiprocessor of a large device
 _GROUP = 16  # strips that go through the columns together, in as many parts: 16 x 16 run at a time
@@ -371,7 +375,8 @@ def _tile_gradient_kernel(
         slope += tl.sum(tl.where(weight == 0, 0.0, weight * z), 1)
         counts = tl.where((of_row <= negligible) & (of_column <= negligible), 0, 1)  # and NaN does
         on_diagonal = (start < first + BLOCK_ROWS) & (start + BLOCK_COLUMNS > first)
-        if on_diagonal | (tl.max(tl.max(counts, 1), 0) > 0):
+        # Flat: two reductions in a row end Triton 3.6's passes for sm_100.
+        if on_diagonal | (tl.max(tl.reshape(counts, (BLOCK_ROWS * BLOCK_COLUMNS,)), 0) > 0):
             factor = (weight * (left * unit) * right).to(x_ptr.dtype.element_ty)
             if PRECISION == "ieee":
                 factor = factor.to(tl.float32)
