@@ -28,10 +28,11 @@ _REGION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- en
 
 
 def latest_run(rows: Sequence[Row], case: str, device: str) -> list[Row]:
-    """The rows of the newest run of a case on a device."""
+    """The newest of the runs of a case on a device that measured the most shapes: a look at one batch is no table."""
     mine = [row for row in rows if row.case == case and row.device == device]
-    newest = max((row.date for row in mine), default="")
-    return [row for row in mine if row.date == newest]
+    runs = {date: [row for row in mine if row.date == date] for date in sorted({row.date for row in mine})}
+    widest = max((len({row.shape for row in run}) for run in runs.values()), default=0)
+    return next((run for run in reversed(runs.values()) if len({row.shape for row in run}) == widest), [])
 
 
 def settings(rows: Sequence[Row]) -> list[tuple[str, str]]:
