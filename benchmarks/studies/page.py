@@ -169,10 +169,10 @@ def _fair(folder: Path) -> str:
     )
     if len(TUNED) == len(PAIRS):
         text += (
-            "\n\nWith equal care no decoder is ahead: the order of the first table was that of its loss scales. At these "
-            "sizes the MLP encoder errs by 5 mm less than the transformer, and the preconditioned parameterisation by 13 "
-            "mm less than GFPose's. Every row chose the largest rate of the list and might gain from a larger one; and "
-            "nothing here says what the paper's sizes would do."
+            "\n\nWith equal care no decoder is ahead: the order of the first table was that of its loss scales. At "
+            "these sizes the MLP encoder errs by 5 mm less than the transformer, and the preconditioned "
+            "parameterisation by 13 mm less than GFPose's. Every row chose the largest rate of the list and might gain "
+            "from a larger one; and nothing here says what the paper's sizes would do."
         )
     if drawn:
         head = ["", "ten drawn by", "one pose (`gfpose`)", "first", "mean", "best, by an oracle", "spread", "error"]
