@@ -432,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.record:
         date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         texts = [{**asdict(row), "gemm_flops": json.dumps(row.gemm_flops), "date": date} for row in rows]
-        records.append(driver.RESULTS / "traced.csv", [Row(**text) for text in texts])
+        records.append(driver.RESULTS / "traced" / "losses.csv", [Row(**text) for text in texts])
     print(json.dumps([asdict(row) for row in rows], indent=1) if options.json else table(rows))
     return 0
 

@@ -73,7 +73,7 @@ CASES = [
     (triplet, {"anchor": "any"}, ValueError, "`anchor='any'` for `negatives='all'` alone"),
     (triplet, {"anchor": "any", "negatives": INDEX}, ValueError, "alone; got an index"),
     (triplet, {"anchor": 1}, ValueError, "`anchor` to be 0 or 'any'; got 1"),
-    (triplet, {"generator": 3}, TypeError, "`generator` to be a torch.Generator or None; got 3"),
+    (triplet, {"generator": 3}, TypeError, "`generator` to be a Generator or None; got 3"),
     (triplet, {"a": X[:1], "b": X[:1], "c": X[:1], "num_negatives": 1}, ValueError, "at least two samples"),
     (trimodal, {"alpha": -1}, ValueError, "`alpha` to be a finite number and >= 0; got -1"),
     (trimodal, {"alpha": "1"}, TypeError, "`alpha` to be a finite number; got '1'"),
