@@ -67,7 +67,10 @@ if VERSION < (3, 6):
     # TF32 multiplied thrice takes more registers. A larger tile for sm_90, and a pipeline on AMD, end 3.2's compiler.
     _AMD = {"hip": _tile(32, num_warps=4, num_stages=1), "hip:gfx1100": _tile(16, num_stages=1)}
     _TILE_GRADIENT = _MASKED_GRADIENT = Tuning(_tile(32, num_warps=4), {**_SCALAR, **_AMD})
-elif VERSION == (3, 6):  # which spills with a larger tile for sm_90
+if VERSION == (3, 3):  # which spills with four warps
+    _TILE_GRADIENT = Tuning(_tile(32), {**_SCALAR, **_AMD})
+    _MASKED_GRADIENT = Tuning(_tile(32), {"cuda:80": _tile(16), **_SCALAR, **_AMD})
+if VERSION == (3, 6):  # which spills with a larger tile for sm_90
     _MASKED_GRADIENT = Tuning(_tile(32), {"cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
 
 _PROGRAMS = 264  # two for each multiprocessor of a large device
