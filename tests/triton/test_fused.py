@@ -105,6 +105,8 @@ def _check(
         own_eps = torch.finfo(x.dtype).eps
         tolerance = slack * max(own_eps, eps * scale_of) * float(reference.abs().max()) + 1e-30
         torch.testing.assert_close(result.double().cpu(), reference, rtol=0, atol=tolerance)
+    found, wanted = (loss, *results, dtau), (expected.detach(), *grads)
+    return [float((one.double().cpu() - other).abs().max()) for one, other in zip(found, wanted)], cotangent
 
 
 def _terms(pairs=PAIRS, alpha=0.7, scheme="shifts", symmetric=True):
@@ -216,6 +218,38 @@ def test_a_tiny_temperature():
 def test_half_precision(dtype):
     xs = [x.to(dtype) for x in _embeddings(19, 12)]
     _check(xs, 0.2, _terms(), _shifts(19, 18))
+
+
+@pytest.mark.parametrize("power", [83, -83])
+@on("interpreter", "gpu")
+def test_rows_of_bfloat16_of_any_size(power):
+    """Their squares leave the range of float32."""
+    _check([(x * 2.0**power).bfloat16() for x in _embeddings(19, 12)], 0.2, _terms(), _shifts(19, 18))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@on("interpreter", "gpu")
+def test_half_precision_errs_less_than_under_autocast(dtype):
+    """The loss and every gradient of three pairs: PyTorch rounds the unit rows and the cosines to half precision."""
+    xs = [x.to(dtype) for x in _embeddings(48, 24)]
+    errors, cotangent = _check(xs, 0.1, _terms(alpha=0.0))
+
+    def autocast(inputs, tau, narrow):
+        units = [narrow(torch.nn.functional.normalize(x, dim=1)) for x in inputs]
+        logits = [narrow(units[m] @ units[n].mT).to(tau.dtype) / tau for m, n in PAIRS]
+        own = torch.arange(48)
+        return sum(torch.nn.functional.cross_entropy(one, own) / 2 for z in logits for one in (z, z.mT))
+
+    found = []
+    for wide, narrow in ((torch.float64, lambda x: x), (torch.float32, lambda x: x.to(dtype))):
+        leaves = [x.cpu().to(wide).requires_grad_() for x in xs]
+        tau = torch.tensor(0.1, dtype=wide, requires_grad=True)
+        loss = autocast(leaves, tau, narrow)
+        grads = torch.autograd.grad(loss, [*leaves, tau], cotangent.to(wide))
+        kept = [grad if wide == torch.float64 or k == 3 else grad.to(dtype) for k, grad in enumerate(grads)]
+        found.append([value.detach().double() for value in (loss, *kept)])
+    theirs = [float((other - one).abs().max()) for one, other in zip(*found)]
+    assert all(own <= other for own, other in zip(errors, theirs)), (errors, theirs)
 
 
 @on("interpreter", "sm_90", "gpu", slow=("sm_90",))
