@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 from executors import on
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import multicontrast as mc
 from benchmarks import traced
@@ -54,8 +56,6 @@ def test_a_list_of_objects_is_all_that_stands_on_stdout(capsys):
 @on("sm_80", "gpu")
 def test_the_trace_counts_what_a_driver_is_given():
     """The same kernels, as often, as the emulated card runs."""
-    from collections import Counter
-
     from ptx import driver
 
     xs = [torch.randn(12, 8, requires_grad=True) for _ in range(3)]
@@ -65,6 +65,33 @@ def test_the_trace_counts_what_a_driver_is_given():
     ran = Counter(launch.kernel for launch in driver.launches)
     counted = traced.trace(lambda xs, tau: mc.trimodal_infonce(*xs, tau), 12, 8, torch.float32).names
     assert {name: number for name, number in counted.items() if "::" not in name} == ran
+
+
+class Operators(TorchDispatchMode):
+    """The operators that compute, as PyTorch's own engine runs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view and function._schema.name != "aten::detach":
+            self.names[function._schema.name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_trace_counts_the_operators_that_a_step_really_runs():
+    """Of PyTorch alone, forward and backward, where the engine is not the trace's own."""
+
+    def step(xs, tau):
+        return traced.three_clip_losses(xs, tau) + (xs[0] / tau).exp().sum()
+
+    with Operators() as real:
+        xs = [torch.rand(24, 16).requires_grad_() for _ in range(3)]
+        tau = torch.tensor(0.2, requires_grad=True)
+        real.names.clear()
+        step(xs, tau).backward()
+    assert traced.trace(step, 24, 16, torch.float32).names == real.names
 
 
 def test_what_a_kernel_touches_is_read_off_its_source():
