@@ -167,12 +167,23 @@ def _fair(folder: Path) -> str:
         "in the last row; and the best of three learning rates by the first seed, repeated with the others. Half the "
         f"steps of the table above.\n\n{_markdown(head, lines)}"
     )
-    if len(TUNED) == len(PAIRS):
+    tuned_cells = {pair: _cells("table4-fair", f"{pair}-{rate}", folder) for pair, rate in TUNED.items()}
+    if len(tuned_cells) == len(PAIRS) and all(len(held) == len(SEEDS) for held in tuned_cells.values()):
+        mean = {pair: statistics.mean(map(pose, held)) for pair, held in tuned_cells.items()}
+
+        def apart(one: str, other: str) -> str:
+            return f"{mean[one] - mean[other]:.1f}"
+
         text += (
-            "\n\nWith equal care no decoder is ahead: the order of the first table was that of its loss scales. At "
-            "these sizes the MLP encoder errs by 5 mm less than the transformer, and the preconditioned "
-            "parameterisation by 13 mm less than GFPose's. Every row chose the largest rate of the list and might gain "
-            "from a larger one; and nothing here says what the paper's sizes would do."
+            f"\n\nWith equal care the diffusion decoder errs by {apart('mlp-diffusion', 'mlp-mlp')} mm more than the "
+            f"MLP behind the MLP encoder and by {apart('transformer-diffusion', 'transformer-mlp')} behind the "
+            "transformer: the order of the first table was that of its loss scales. At these sizes the "
+            f"transformer errs by {apart('transformer-mlp', 'mlp-mlp')} and "
+            f"{apart('transformer-diffusion', 'mlp-diffusion')} mm more than the MLP encoder, "
+            "and GFPose's parameterisation by "
+            f"{apart('transformer-gfpose', 'transformer-diffusion')} more than the preconditioned one. Every row chose "
+            "the largest rate of the list and might gain from a larger one; and nothing here says what the paper's "
+            "sizes would do."
         )
     if drawn:
         head = ["", "ten drawn by", "one pose (`gfpose`)", "first", "mean", "best, by an oracle", "spread", "error"]

@@ -23,8 +23,8 @@ SMALLEST_TAU = 1e-3  # exp(-2 / (3 tau)), the smallest that the largest term can
 
 
 def factorises(term: Term) -> bool:
-    """Whether the sum over all tuples is a product of matmuls: 2 to 27 times as fast as one by one at B = 64 to 1,024
-    on a CPU. Three modalities under a smaller temperature are summed one by one, where it can be looked at."""
+    """Whether the sum over all tuples is a product of matmuls. Three modalities under a smaller temperature are summed
+    one by one, where it can be looked at."""
     if not (term.directions[0][0].are_all and isinstance(term.similarity, MeanCosine)):
         return False
     return len(term.modalities) > 3 or not values_are_free(term.tau) or term.tau.item() >= SMALLEST_TAU
