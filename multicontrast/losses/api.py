@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from multicontrast._backend import is_captured
-from multicontrast._checks import check_list, compute_dtype, three_beats, without_autocast
+from multicontrast._backend import KernelUnavailable, give_way, is_captured
+from multicontrast._checks import check_choice, check_list, compute_dtype, three_beats, without_autocast
 from multicontrast.distributed import Handshake, Ranks
+from multicontrast.losses import cpu, reference, streamed
 from multicontrast.losses import options as option_classes
 from multicontrast.losses.candidates import SCHEMES, Pair
 from multicontrast.losses.options import check_embeddings, check_options, check_per_sample, check_tau, with_options
-from multicontrast.losses.plan import check_count_of_modalities, make_plan, run
+from multicontrast.losses.plan import TRIPLET, Plan, check_count_of_modalities, make_plan
 from multicontrast.losses.softmax import Masks
-from multicontrast.losses.streamed import ring_loss
-from multicontrast.losses.terms import TRIPLET
+from multicontrast.losses.triton import fused_operator, kernels
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -243,10 +243,46 @@ def _loss(
         if ranks is None:
             return run(operation, plan, xs, impl)
         ring = batch.ring
-        loss = ring_loss(plan, [x.to(dtype) for x in xs], ranks) if ring else run(operation, plan, xs, impl)
+        loss = streamed.ring_loss(plan, [x.to(dtype) for x in xs], ranks) if ring else run(operation, plan, xs, impl)
         if plan.reduction != "none":
             loss = loss * ranks.size
         return ranks.join(loss, *batch.embeddings, *([tau] if isinstance(tau, Tensor) else []))
+
+
+class Implementation(NamedTuple):
+    """Which plans it computes, and how. Without ``takes_half`` embeddings are float32 at least."""
+
+    name: str
+    applies: Callable[[Plan, Sequence[Tensor]], bool]
+    loss: Callable[[Plan, Sequence[Tensor]], Tensor]
+    takes_half: bool = False
+
+
+IMPLEMENTATIONS = (
+    Implementation("cpu", cpu.applies, cpu.loss),
+    Implementation("fused", fused_operator.applies, fused_operator.loss, takes_half=True),
+    Implementation("triton", kernels.applies, kernels.loss, takes_half=True),
+    Implementation("streamed", streamed.applies, streamed.loss),
+    Implementation("reference", reference.applies, reference.loss),
+)
+"""The first that applies computes a plan. All give the reference's numbers, to rounding."""
+
+
+def run(operation: str, plan: Plan, embeddings: Sequence[Tensor], impl: str | None = None) -> Tensor:
+    """The plan's loss by the first implementation that applies, or by the one that is named."""
+    if impl is not None:
+        check_choice(operation, "impl", impl, [found.name for found in IMPLEMENTATIONS])
+    dtype = compute_dtype(*embeddings)
+    wide = [x.to(dtype) for x in embeddings]
+    for found in IMPLEMENTATIONS:
+        xs = embeddings if found.takes_half else wide
+        if impl in (None, found.name) and found.applies(plan, xs):
+            try:
+                return found.loss(plan, xs)
+            except KernelUnavailable as error:
+                give_way(error)
+    remedy = "Leave `impl` out."
+    raise ValueError(three_beats(f"`{operation}` needs a plan that {impl!r} computes", "another", remedy))
 
 
 def _taus_by_name(

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from multicontrast._checks import check_flag
-from multicontrast.linalg._gram import gram_eigmax_with_gradient
-from multicontrast.losses.candidates import Pair, pairs_of
-from multicontrast.losses.softmax import Hard, Masks, Stats, Sums, cross_entropy, weigh
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Diagnostics:
     """
 
     sampling_gap: bool = False
-    pairs: dict[Pair, TermDiagnostics] = field(default_factory=dict, init=False)
+    pairs: dict[tuple[int, int], TermDiagnostics] = field(default_factory=dict, init=False)
     tuples: TermDiagnostics | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -90,67 +85,3 @@ class Diagnostics:
                 else:
                     flat.update({f"{prefix}/{name}_{k}": entry for k, entry in enumerate(value)})
         return flat
-
-
-class Direction(NamedTuple):
-    """One softmax of a term, for the anchors of a range: ``(R,)`` each."""
-
-    loss: Tensor
-    positive: Tensor  # logit
-    number: Tensor  # of negatives
-    stats: Stats | None  # what else diagnostics need, if somebody asked
-
-
-@torch.no_grad()
-def describe_term(
-    directions: list[Direction], tau: Tensor, masks: Masks, taking_part: Tensor | None, matched: Tensor, apart: Tensor
-) -> dict[str, Tensor]:
-    """The figures of a term from its softmaxes.
-
-    Args:
-        taking_part: ``(R,)``, the anchors that do; None if all.
-        matched, apart: the similarity of a perfect match, ``(R,)`` or 0-dim, and of unrelated samples.
-    """
-    size = len(directions[0].loss)
-    stats = [direction.stats for direction in directions if direction.stats is not None]
-    here = torch.ones_like(directions[0].loss, dtype=torch.bool) if taking_part is None else taking_part
-    number = here.sum()
-
-    def mean(values: Tensor) -> Tensor:
-        return torch.where(here, values, 0).sum() / number.clamp_min(1)
-
-    loss = torch.stack([direction.loss for direction in directions]).mean(0)
-    floors = [_floor(direction.number, matched / tau, apart / tau, masks) for direction in directions]
-    negatives = torch.stack([torch.where(here, direction.number, 0).sum() for direction in directions]).sum()
-    totals = torch.stack([torch.where(here, of.total, 0).sum() for of in stats]).sum()
-    spread = [torch.where(s.number > 0, torch.exp(2 * of.log - of.square), 0) for s, of in zip(directions, stats)]
-    return {
-        "loss": weigh(loss, masks, taking_part, "mean", 0, size, size),
-        "floor": mean(torch.stack(floors).mean(0)),
-        "accuracy": torch.stack([mean((s.positive > of.peak).to(loss.dtype)) for s, of in zip(directions, stats)]),
-        "positive_similarity": mean(directions[0].positive) * tau,
-        "negative_similarity": totals / negatives.clamp_min(1) * tau,
-        "effective_negatives": torch.stack([mean(values) for values in spread]),
-        "anchors": number,
-    }
-
-
-def _floor(number: Tensor, positive: Tensor, negative: Tensor, masks: Masks) -> Tensor:
-    """The loss of anchors whose logits are these, for all negatives alike."""
-    log = number.clamp_min(1).to(positive.dtype).log()
-    log_sum = torch.where(number > 0, log + negative, -torch.inf)
-    hard = Hard(negative, log_sum, log) if masks.hardness > 0 else None
-    sums = Sums(number, log_sum, hard, number * negative if masks.label_smoothing > 0 else None, None)
-    return cross_entropy(positive.expand_as(log), sums, masks)
-
-
-@torch.no_grad()
-def share_of_flipped(rows: list[Tensor], taking_part: Tensor | None) -> Tensor:
-    """Share of tuples of unit rows ``(R, D)`` whose leading eigenvector has entries of both signs."""
-    cosines = [torch.linalg.vecdot(rows[m], rows[n]) for m, n in pairs_of(len(rows))]
-    _, products = gram_eigmax_with_gradient(cosines)  # 2 u_m u_n
-    flipped = torch.stack(products).amin(0) < -1e-6
-    if taking_part is not None:
-        flipped = flipped & taking_part
-    number = len(flipped) if taking_part is None else taking_part.sum().clamp_min(1)
-    return flipped.sum().to(cosines[0].dtype) / number

@@ -13,28 +13,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from multicontrast._checks import values_are_free
 from multicontrast.losses.candidates import Blocks
 from multicontrast.losses.softmax import finite_logsumexp
-from multicontrast.losses.terms import Term
-from multicontrast.similarity import MeanCosine
-
-SMALLEST_TAU = 1e-3  # exp(-2 / (3 tau)), the smallest that the largest term can be, is a number in float64
-
-
-def factorises(term: Term) -> bool:
-    """Whether the sum over all tuples is a product of matmuls. Three modalities under a smaller temperature are summed
-    one by one, where it can be looked at."""
-    if not (term.directions[0][0].are_all and isinstance(term.similarity, MeanCosine)):
-        return False
-    return len(term.modalities) > 3 or not values_are_free(term.tau) or term.tau.item() >= SMALLEST_TAU
 
 
 def mean_cosine_denominators(blocks: Blocks, tau: Tensor, anchor: int | str, start: int, stop: int) -> Tensor:
     """The log of the sum of exp(mean cosine / tau) over the tuples of each of the anchors ``start..stop``.
 
     The exponentials are taken in float64, relative to the largest entry of each row or block. Of unit rows in three
-    modalities they serve down to ``SMALLEST_TAU``; where all of them vanish the result is NaN.
+    modalities they serve down to a ``tau`` of 1e-3; where all of them vanish the result is NaN.
     """
     count = len(blocks.units)
     scale = count * (count - 1) / 2 * tau

@@ -1,17 +1,18 @@
-"""From options to terms, and from terms to the implementation that computes them: decided once, here."""
+"""What one call computes: terms over the Gram blocks of a batch, each a similarity times a set of candidates, and what
+the options of a loss say about them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from multicontrast._backend import KernelUnavailable, give_way
-from multicontrast._checks import check_choice, compute_dtype, describe, three_beats
-from multicontrast.losses import cpu, reference, streamed
+from multicontrast._checks import check_choice, describe, three_beats, values_are_free
 from multicontrast.losses.candidates import (
     MAX_MODALITIES,
     SCHEMES,
@@ -24,49 +25,97 @@ from multicontrast.losses.candidates import (
     check_index,
     check_negatives,
     draw,
+    pairs_of,
 )
 from multicontrast.losses.softmax import Masks
-from multicontrast.losses.terms import TRIPLET, Plan, Term
-from multicontrast.losses.triton import fused_operator, kernels
-from multicontrast.similarity import MeanCosine, resolve_similarity
+from multicontrast.similarity import CosineSimilarity, MeanCosine, Multilinear, resolve_similarity
 
+if TYPE_CHECKING:
+    from multicontrast.losses.diagnostics import Diagnostics
 
-class Implementation(NamedTuple):
-    """Which plans it computes, and how. Without ``takes_half`` embeddings are float32 at least."""
-
-    name: str
-    applies: Callable[[Plan, Sequence[Tensor]], bool]
-    loss: Callable[[Plan, Sequence[Tensor]], Tensor]
-    takes_half: bool = False
-
-
-IMPLEMENTATIONS = (
-    Implementation("cpu", cpu.applies, cpu.loss),
-    Implementation("fused", fused_operator.applies, fused_operator.loss, takes_half=True),
-    Implementation("triton", kernels.applies, kernels.loss, takes_half=True),
-    Implementation("streamed", streamed.applies, streamed.loss),
-    Implementation("reference", reference.applies, reference.loss),
-)
-"""The first that applies computes a plan. All give the reference's numbers, to rounding."""
-
+TRIPLET = "triplet"
 _ALWAYS_HELD = 1 << 28  # bytes of Gram blocks and their gradients that nobody asks the free memory about
+_SMALLEST_TAU = 1e-3  # exp(-2 / (3 tau)), the smallest that the largest term can be, is a number in float64
 
 
-def run(operation: str, plan: Plan, embeddings: Sequence[Tensor], impl: str | None = None) -> Tensor:
-    """The plan's loss by the first implementation that applies, or by the one that is named."""
-    if impl is not None:
-        check_choice(operation, "impl", impl, [found.name for found in IMPLEMENTATIONS])
-    dtype = compute_dtype(*embeddings)
-    wide = [x.to(dtype) for x in embeddings]
-    for found in IMPLEMENTATIONS:
-        xs = embeddings if found.takes_half else wide
-        if impl in (None, found.name) and found.applies(plan, xs):
-            try:
-                return found.loss(plan, xs)
-            except KernelUnavailable as error:
-                give_way(error)
-    remedy = "Leave `impl` out."
-    raise ValueError(three_beats(f"`{operation}` needs a plan that {impl!r} computes", "another", remedy))
+@dataclass(frozen=True)
+class Term:
+    """InfoNCE over tuples of some modalities: eq. (3), and with two modalities and the cosine eq. (1).
+
+    A direction is what the anchors are compared with, in one part or several that share no candidate. A term with two
+    directions is their mean.
+    """
+
+    modalities: tuple[int, ...]
+    similarity: CosineSimilarity | Multilinear
+    directions: tuple[tuple[Candidates, ...], ...]
+    tau: Tensor
+    alpha: float = 1.0
+    is_pair: bool = False
+
+    @property
+    def pair(self) -> Pair:
+        """The modalities of a pair."""
+        return self.modalities[0], self.modalities[1]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both directions count."""
+        return len(self.directions) == 2
+
+    @property
+    def factorises(self) -> bool:
+        """Whether the sum over all tuples is a product of matmuls. Three modalities under a smaller temperature are
+        summed one by one, where it can be looked at."""
+        if not (self.directions[0][0].are_all and isinstance(self.similarity, MeanCosine)):
+            return False
+        return len(self.modalities) > 3 or not values_are_free(self.tau) or self.tau.item() >= _SMALLEST_TAU
+
+
+@dataclass(eq=False)
+class Plan:
+    """The sum of some terms, for the anchors ``start..stop`` of a batch of ``size`` samples.
+
+    Embeddings are those of the whole batch, which are the candidates. With ``reduction="none"`` the result is the
+    losses of the anchors, with ``"sum"`` their sum, and with ``"mean"`` their share of the batch's mean, so that the
+    results of ranges that partition the batch concatenate or add up.
+    """
+
+    terms: tuple[Term, ...]
+    size: int
+    start: int
+    stop: int
+    reduction: str
+    normalize: bool
+    masks: Masks
+    tiled: bool
+    diagnostics: Diagnostics | None = None
+    pairs: list[Term] = field(init=False)  # the terms of two modalities
+    tuples: Term | None = field(init=False)  # the tuple term, if there is one; it comes first
+    taus: list[Tensor] = field(init=False)  # the temperatures, each once
+    blocks: list[Pair] = field(init=False)  # whose cosines the terms read, the smaller modality first
+
+    def __post_init__(self) -> None:
+        """What follows from the terms."""
+        first = self.terms[0] if self.terms else None
+        self.tuples = None if first is None or first.is_pair else first
+        self.pairs = list(self.terms if self.tuples is None else self.terms[1:])
+        self.taus = list({id(term.tau): term.tau for term in self.terms}.values())
+        if self.tuples is None:
+            self.blocks = sorted({(min(term.modalities), max(term.modalities)) for term in self.pairs})
+        else:
+            self.blocks = pairs_of(len(self.tuples.modalities))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every sample of the batch is an anchor."""
+        return self.start == 0 and self.stop == self.size
+
+    def with_taus(self, taus: Sequence[Tensor]) -> Plan:
+        """The same with other tensors in place of :attr:`taus`."""
+        of = {id(old): new for old, new in zip(self.taus, taus)}
+        terms = tuple(dataclasses.replace(term, tau=of[id(term.tau)]) for term in self.terms)
+        return dataclasses.replace(self, terms=terms)
 
 
 def make_plan(
@@ -139,7 +188,19 @@ def _holds_blocks(operation: str, plan: Plan, like: Tensor, tiled: bool | None) 
     itemsize = 8 if like.dtype == torch.float64 else 4
     rows = plan.size if plan.tuples is not None else plan.stop - plan.start
     bytes_needed = 2 * len(plan.blocks) * rows * plan.size * itemsize
-    return bytes_needed <= _ALWAYS_HELD or 2 * bytes_needed <= reference.free_memory(like.device)
+    return bytes_needed <= _ALWAYS_HELD or 2 * bytes_needed <= _free_memory(like.device)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, as far as asking is cheap; 8 GiB where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as lines:  # what could be had, caches of files included
+            available = next((line for line in lines if line.startswith("MemAvailable:")), "")
+        if available:
+            return 1024 * int(available.split()[1])
+    return 1 << 33
 
 
 def _directions(

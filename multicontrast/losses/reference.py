@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
@@ -19,22 +18,22 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from multicontrast._checks import values_are_free
+from multicontrast.linalg._gram import gram_eigmax_with_gradient
 from multicontrast.losses.candidates import FEW, All, Blocks, Candidates, pairs_of
-from multicontrast.losses.diagnostics import Diagnostics, Direction, TermDiagnostics, describe_term, share_of_flipped
-from multicontrast.losses.factorised import factorises, mean_cosine_denominators
-from multicontrast.losses.rows import unit_rows
+from multicontrast.losses.diagnostics import Diagnostics, TermDiagnostics
+from multicontrast.losses.factorised import mean_cosine_denominators
+from multicontrast.losses.plan import Plan, Term
 from multicontrast.losses.softmax import (
+    Direction,
     Sums,
-    at_least_two,
     concatenate,
     cross_entropy,
-    look_up,
+    describe_term,
     merge,
     plain_cross_entropy,
     sum_negatives,
     weigh,
 )
-from multicontrast.losses.terms import Plan, Term
 from multicontrast.similarity import Multilinear
 
 ByAnchor = Callable[["Evaluation"], "Tensor | None"]
@@ -77,6 +76,21 @@ def loss(plan: Plan, embeddings: Sequence[Tensor], special: ByAnchor | None = No
     if masks.present is not None and plan.terms:
         _warn_if_nobody_is_left([masks.taking_part(term.modalities) for term in plan.terms])
     return total
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows of ``x``, along its last axis, divided by their length; differentiable. A zero row stays zero and has the
+    gradient 0.
+
+    Each row is first divided by its largest entry, so that no square overflows or vanishes. That entry is a constant
+    for the gradient: unit rows do not depend on the scale.
+    """
+    scale = x.detach().abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(scale > 0, scale, torch.where(scale == 0, 1, scale))  # NaN stays
+    x = x / scale
+    length = x.square().sum(dim=-1, keepdim=True)
+    nonzero = ~(length == 0)
+    return torch.where(nonzero, x / torch.where(nonzero, length, 1).sqrt(), 0 * x)
 
 
 def mean_of(losses: Iterable[Tensor]) -> Tensor:
@@ -157,9 +171,9 @@ class Evaluation:
             )
         sums = []
         for part in parts:
-            who = look_up(masks, self.term.modalities, part, start, stop)
-            logits = self._values(part, start, stop, who.present) / self.tau
-            valid = None if who.valid is None else who.valid.expand(logits.shape).flatten(1)
+            present, valid = self._look_up(part, start, stop)
+            logits = self._values(part, start, stop, present) / self.tau
+            valid = None if valid is None else valid.expand(logits.shape).flatten(1)
             sums.append(sum_negatives(logits.flatten(1), valid, masks, self.stats))
         extra = self._extra(start, stop, reverse)
         if extra is not None:
@@ -169,7 +183,34 @@ class Evaluation:
 
     def _factorises(self) -> bool:
         """Whether the sum over all tuples is a product of matmuls, which masks and statistics look into."""
-        return self.masks.only_weigh and not self.stats and self.plan.size > 1 and factorises(self.term)
+        return self.masks.only_weigh and not self.stats and self.plan.size > 1 and self.term.factorises
+
+    def _look_up(self, part: Candidates, start: int, stop: int) -> tuple[list[Tensor] | None, Tensor | None]:
+        """For each modality whether the candidates' members are there, None if all are; and which candidates are
+        negatives, None if all are."""
+        masks, modalities = self.masks, self.term.modalities
+        members, own = part.members(start, stop), part.own(start, stop)
+        own = own.view(-1, *[1] * (max(member.ndim for member in members) - 1))
+        present = None
+        if masks.present is not None:
+            present = [masks.present[:, m][member] for m, member in zip(modalities, members)]
+        if not part.holds_positive and masks.ids is None and present is None:
+            return None, None
+        strangers = torch.zeros((), dtype=torch.bool, device=own.device)
+        for m, member in enumerate(members):
+            stranger = member != own if masks.ids is None else masks.ids[member] != masks.ids[own]
+            strangers = strangers | (stranger if present is None else stranger & present[m])
+        valid = strangers
+        for m in part.earlier:
+            valid = valid & (members[m] != own)
+        if present is not None and self.taking_part is not None:
+            for member in members:
+                valid = valid & self.taking_part[member]
+            valid = valid & at_least_two(present)
+        strays = part.strays(start, stop)
+        if strays is not None:  # their similarity is NaN, which must show
+            valid = valid | strays
+        return present, valid
 
     def _values(self, part: Candidates, start: int, stop: int, present: list[Tensor] | None) -> Tensor:
         """The similarity of the candidates, or of those of their members that are present."""
@@ -305,13 +346,22 @@ def second_order(plan: Plan, embeddings: Sequence[Tensor], grad: Tensor, wanted:
     return [next(found) if want else None for want in wanted]
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, as far as asking is cheap; 8 GiB where nobody says."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
-        with open("/proc/meminfo") as lines:  # what could be had, caches of files included
-            available = next((line for line in lines if line.startswith("MemAvailable:")), "")
-        if available:
-            return 1024 * int(available.split()[1])
-    return 1 << 33
+def at_least_two(present: Sequence[Tensor]) -> Tensor:
+    """Whether two of the members are there."""
+    one = two = torch.zeros((), dtype=torch.bool, device=present[0].device)
+    for member in present:
+        two = two | (one & member)
+        one = one | member
+    return two
+
+
+@torch.no_grad()
+def share_of_flipped(rows: list[Tensor], taking_part: Tensor | None) -> Tensor:
+    """Share of tuples of unit rows ``(R, D)`` whose leading eigenvector has entries of both signs."""
+    cosines = [torch.linalg.vecdot(rows[m], rows[n]) for m, n in pairs_of(len(rows))]
+    _, products = gram_eigmax_with_gradient(cosines)  # 2 u_m u_n
+    flipped = torch.stack(products).amin(0) < -1e-6
+    if taking_part is not None:
+        flipped = flipped & taking_part
+    number = len(flipped) if taking_part is None else taking_part.sum().clamp_min(1)
+    return flipped.sum().to(cosines[0].dtype) / number

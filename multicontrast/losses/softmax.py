@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multicontrast.losses.candidates import Candidates
-
 
 @dataclass(frozen=True)
 class Masks:
@@ -54,50 +52,6 @@ class Masks:
         """``(B,)``: the samples that have two of the modalities; None if all do."""
         # Not by an index, which would be copied from the host.
         return None if self.present is None else torch.stack([self.present[:, m] for m in modalities]).sum(0) >= 2
-
-
-class Part(NamedTuple):
-    """Who is who among some candidates of anchors ``start..stop``."""
-
-    present: list[Tensor] | None  # for each modality whether the candidate's member is there; None if all are
-    valid: Tensor | None  # which candidates are negatives; None if all are
-
-
-def look_up(masks: Masks, modalities: Sequence[int], candidates: Candidates, start: int, stop: int) -> Part:
-    """Which candidates are negatives of anchors ``start..stop``, and which of their members are there."""
-    members, own = candidates.members(start, stop), candidates.own(start, stop)
-    dims = max(member.ndim for member in members)
-    own = own.view(-1, *[1] * (dims - 1))
-    present = None
-    if masks.present is not None:
-        present = [masks.present[:, m][member] for m, member in zip(modalities, members)]
-    valid: Tensor | None = None
-    if candidates.holds_positive or masks.ids is not None or present is not None:
-        strangers = torch.zeros((), dtype=torch.bool, device=own.device)
-        for m, member in enumerate(members):
-            stranger = member != own if masks.ids is None else masks.ids[member] != masks.ids[own]
-            strangers = strangers | (stranger if present is None else stranger & present[m])
-        valid = strangers
-        for m in candidates.earlier:
-            valid = valid & (members[m] != own)
-        taking_part = masks.taking_part(modalities)
-        if present is not None and taking_part is not None:
-            for member in members:
-                valid = valid & taking_part[member]
-            valid = valid & at_least_two(present)
-        strays = candidates.strays(start, stop)
-        if strays is not None:  # their similarity is NaN, which must show
-            valid = valid | strays
-    return Part(present, valid)
-
-
-def at_least_two(present: Sequence[Tensor]) -> Tensor:
-    """Whether two of the members are there."""
-    one = two = torch.zeros((), dtype=torch.bool, device=present[0].device)
-    for member in present:
-        two = two | (one & member)
-        one = one | member
-    return two
 
 
 class Sums(NamedTuple):
@@ -273,3 +227,58 @@ def concatenate(parts: Sequence[Any]) -> Any:
         return torch.cat(list(parts))
     columns = [concatenate(column) for column in zip(*parts)]
     return columns if isinstance(first, list) else type(first)(*columns)
+
+
+# --- diagnostics ----------------------------------------------------------------------------------------------------
+
+
+class Direction(NamedTuple):
+    """One softmax of a term, for the anchors of a range: ``(R,)`` each."""
+
+    loss: Tensor
+    positive: Tensor  # logit
+    number: Tensor  # of negatives
+    stats: Stats | None  # what else diagnostics need, if somebody asked
+
+
+@torch.no_grad()
+def describe_term(
+    directions: list[Direction], tau: Tensor, masks: Masks, taking_part: Tensor | None, matched: Tensor, apart: Tensor
+) -> dict[str, Tensor]:
+    """The figures of a term from its softmaxes.
+
+    Args:
+        taking_part: ``(R,)``, the anchors that do; None if all.
+        matched, apart: the similarity of a perfect match, ``(R,)`` or 0-dim, and of unrelated samples.
+    """
+    size = len(directions[0].loss)
+    stats = [direction.stats for direction in directions if direction.stats is not None]
+    here = torch.ones_like(directions[0].loss, dtype=torch.bool) if taking_part is None else taking_part
+    number = here.sum()
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(here, values, 0).sum() / number.clamp_min(1)
+
+    loss = torch.stack([direction.loss for direction in directions]).mean(0)
+    floors = [_floor(direction.number, matched / tau, apart / tau, masks) for direction in directions]
+    negatives = torch.stack([torch.where(here, direction.number, 0).sum() for direction in directions]).sum()
+    totals = torch.stack([torch.where(here, of.total, 0).sum() for of in stats]).sum()
+    spread = [torch.where(s.number > 0, torch.exp(2 * of.log - of.square), 0) for s, of in zip(directions, stats)]
+    return {
+        "loss": weigh(loss, masks, taking_part, "mean", 0, size, size),
+        "floor": mean(torch.stack(floors).mean(0)),
+        "accuracy": torch.stack([mean((s.positive > of.peak).to(loss.dtype)) for s, of in zip(directions, stats)]),
+        "positive_similarity": mean(directions[0].positive) * tau,
+        "negative_similarity": totals / negatives.clamp_min(1) * tau,
+        "effective_negatives": torch.stack([mean(values) for values in spread]),
+        "anchors": number,
+    }
+
+
+def _floor(number: Tensor, positive: Tensor, negative: Tensor, masks: Masks) -> Tensor:
+    """The loss of anchors whose logits are these, for all negatives alike."""
+    log = number.clamp_min(1).to(positive.dtype).log()
+    log_sum = torch.where(number > 0, log + negative, -torch.inf)
+    hard = Hard(negative, log_sum, log) if masks.hardness > 0 else None
+    sums = Sums(number, log_sum, hard, number * negative if masks.label_smoothing > 0 else None, None)
+    return cross_entropy(positive.expand_as(log), sums, masks)

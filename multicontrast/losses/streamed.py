@@ -25,10 +25,9 @@ from multicontrast._checks import without_autocast
 from multicontrast.distributed import Ranks, with_all
 from multicontrast.losses import reference
 from multicontrast.losses.candidates import Blocks, pairs_of
-from multicontrast.losses.reference import Evaluation, mean_of
-from multicontrast.losses.rows import unit_rows
+from multicontrast.losses.plan import Plan, Term
+from multicontrast.losses.reference import Evaluation, mean_of, unit_rows
 from multicontrast.losses.softmax import weigh
-from multicontrast.losses.terms import Plan, Term
 from multicontrast.similarity import CosineSimilarity, Multilinear, is_learnable
 
 TILE = 1024  # rows and columns of logits at a time

@@ -31,7 +31,7 @@ import multicontrast as mc
 from tests import definitions
 
 try:
-    from multicontrast.losses.plan import IMPLEMENTATIONS
+    from multicontrast.losses.api import IMPLEMENTATIONS
 
     NAMES: list[str | None] = [None, *(implementation.name for implementation in IMPLEMENTATIONS)]
 except ImportError:
@@ -44,7 +44,7 @@ if len(NAMES) > 1:  # sizes at which implementations divide their work, as small
         "reference._GATHERED": 20,
         "streamed.TILE": 2,
         "cpu.BLOCK_CELLS": 7,
-        "rows._CHUNK": 8,
+        "cpu._CHUNK": 8,
     }
 
 

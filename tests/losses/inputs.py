@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multicontrast.losses.api import run
 from multicontrast.losses.options import TrimodalOptions, check_options
-from multicontrast.losses.plan import make_plan, run
+from multicontrast.losses.plan import make_plan
 from multicontrast.losses.softmax import Masks
 
 SIMILARITIES = ["eigenvalue", "singular_value", "mean_cosine", "volume", "area", "multilinear"]

@@ -6,7 +6,7 @@ import torch
 import multicontrast as mc
 from benchmarks.driver import peak_bytes
 from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS
-from multicontrast.losses import cpu, rows
+from multicontrast.losses import cpu
 
 SIZE, DIM, CELLS = 512, 8, 1 << 11
 BLOCK = 4 * SIZE * SIZE  # bytes of a Gram block
@@ -47,7 +47,7 @@ def test_pairs_need_one_block_each():
 @pytest.mark.parametrize("size", [32, 128])
 def test_normalising_copies_no_rows_of_a_short_batch(size, monkeypatch):
     """As many rows as there are columns, and up to a quarter of that."""
-    monkeypatch.setattr(rows, "_CHUNK", 1000)
+    monkeypatch.setattr(cpu, "_CHUNK", 1000)
     x, y = (torch.randn(size, 128, requires_grad=True) for _ in range(2))
     peaks = [
         peak_bytes(lambda: mc.pairwise_infonce(x, y, 0.2, normalize=normalize).backward(), torch.device("cpu"))  # noqa: B023

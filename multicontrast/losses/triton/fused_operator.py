@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from multicontrast._backend import has_bfloat16, is_transformed, run_kernel, tf32_allowed, use_triton
-from multicontrast.losses._second_derivative import second_derivative
 from multicontrast.losses.candidates import Candidates, Cyclic, Given, Index, Tied, index_of
+from multicontrast.losses.plan import Plan, Term
 from multicontrast.losses.softmax import Masks, scale_free
-from multicontrast.losses.terms import Plan, Term
+from multicontrast.losses.triton.second_derivative import second_derivative
 from multicontrast.similarity import Eigenvalue, MeanCosine
 
 _MASKS = "Tensor? index, Tensor? present, Tensor? ids, Tensor? weight"

@@ -26,8 +26,8 @@ from multicontrast._checks import compute_dtype
 from multicontrast.linalg.gram3 import gram3_excess
 from multicontrast.losses import reference, streamed
 from multicontrast.losses.candidates import index_of
+from multicontrast.losses.plan import Plan
 from multicontrast.losses.reference import Evaluation
-from multicontrast.losses.terms import Plan
 from multicontrast.losses.triton import fused_operator
 from multicontrast.losses.triton.exact_operator import exact_logsumexp
 from multicontrast.losses.triton.sampled_operator import sampled_loss

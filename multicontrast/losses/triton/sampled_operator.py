@@ -16,7 +16,7 @@ from torch import Tensor
 
 from multicontrast._backend import run_kernel, use_triton
 from multicontrast.linalg.gram3 import evaluate_excess, evaluate_with_gradient, gram3_excess
-from multicontrast.losses._second_derivative import second_derivative
+from multicontrast.losses.triton.second_derivative import second_derivative
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
