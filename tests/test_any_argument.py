@@ -410,7 +410,7 @@ def falls(
 
 def call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """With the same random numbers each time, and without warnings."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats the stack for each kind of device: 0.4 ms
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return function(**arguments)
