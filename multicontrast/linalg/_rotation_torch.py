@@ -29,24 +29,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multicontrast._workspace import Workspace
 from multicontrast.linalg import _symmetric3_torch
 
 
-def nearest(matrix: Tensor, allow_reflection: bool, buffers: Workspace | None = None) -> Tensor:
+def nearest(matrix: Tensor, allow_reflection: bool) -> Tensor:
     """The nearest rotations ``(D, D, N)``, D = 2 or 3; with ``allow_reflection`` the nearest orthogonal matrices.
 
     Args:
         matrix: float32 or float64, of any scale. NaN or infinity in a matrix gives NaN for it; 0 gives the identity.
-        buffers: where a 3x3 result is made, to be overwritten by the next call with the same; None for new memory.
     """
-    if len(matrix) == 2:
-        scale, empty = _scale(matrix)
-        scaled = matrix / scale
-        scaled.diagonal().add_(empty[:, None])
-        return _nearest2(scaled, allow_reflection)
-    buffers = Workspace() if buffers is None else buffers
-    return _nearest3(_normalise(matrix, buffers), allow_reflection, buffers)
+    scale, empty = _scale(matrix)
+    scaled = matrix / scale  # NaN and infinity stay, and spoil the whole matrix
+    scaled.diagonal().add_(empty[:, None])
+    return _nearest2(scaled, allow_reflection) if len(matrix) == 2 else _nearest3(scaled, allow_reflection)
 
 
 def backward(grad: Tensor, matrix: Tensor, rotation: Tensor, may_look: bool) -> Tensor:
@@ -115,22 +110,9 @@ def _nearest2(scaled: Tensor, allow_reflection: bool) -> Tensor:
     return torch.stack((torch.stack((cosine, -sine * det)), torch.stack((sine, cosine * det))))
 
 
-def _normalise(matrix: Tensor, buffers: Workspace) -> Tensor:
-    """``(3, 3, N)`` over its largest magnitude, in the buffers. A matrix of 0 becomes the identity."""
-    scaled = buffers.take("scaled", tuple(matrix.shape), matrix)
-    scale, empty = buffers.take("scales", (2, matrix.shape[-1]), matrix)
-    torch.amax(torch.abs(matrix, out=scaled), (0, 1), out=scale)
-    scale.add_(torch.eq(scale, scale.new_zeros(1), out=empty))
-    torch.div(matrix, scale, out=scaled)  # NaN and infinity stay, and spoil the whole matrix
-    for k in range(3):
-        scaled[k, k].add_(empty)
-    return scaled
-
-
-def _nearest3(scaled: Tensor, allow_reflection: bool, buffers: Workspace) -> Tensor:
-    shape, count = tuple(scaled.shape), scaled.shape[-1]
-    rotation, image = buffers.take("rotation", shape, scaled), buffers.take("image", shape, scaled)
-    scratch = buffers.take("rows", (_symmetric3_torch.PAIR_ROWS, count), scaled)
+def _nearest3(scaled: Tensor, allow_reflection: bool) -> Tensor:
+    rotation, image = torch.empty_like(scaled), torch.empty_like(scaled)
+    scratch = scaled.new_empty(_symmetric3_torch.PAIR_ROWS, scaled.shape[-1])
     _write_gram(scaled, scratch)
     _symmetric3_torch.shift_deviator(scratch)
     frame = v, a, b = _symmetric3_torch.isolate(scratch)

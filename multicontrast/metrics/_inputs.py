@@ -134,16 +134,10 @@ def read_poses(
         joints = list_joints(operation, "root", root, target.shape[-2])
         pred, target = pred - mean_position(pred, joints), target - mean_position(target, joints)
     weight = None if mask is None else read_mask(operation, mask, target.shape[:-1], target, flags=flags)
-    poses = Poses(pred, target, weight)
-    return blank_hidden(poses) if blank else poses
-
-
-def blank_hidden(poses: Poses) -> Poses:
-    """Hidden joints become 0 in both poses, whatever they held."""
-    if poses.weight is None:
-        return poses
-    hidden = (poses.weight == 0).unsqueeze(-1)
-    return Poses(poses.pred.masked_fill(hidden, 0.0), poses.target.masked_fill(hidden, 0.0), poses.weight)
+    if weight is not None and blank:
+        hidden = (weight == 0).unsqueeze(-1)
+        pred, target = pred.masked_fill(hidden, 0.0), target.masked_fill(hidden, 0.0)
+    return Poses(pred, target, weight)
 
 
 def check_poses(operation: str, pred: Tensor, target: Tensor) -> None:
