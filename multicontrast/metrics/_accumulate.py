@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ else:
     except ImportError:
         from multicontrast.metrics._standalone import Metric
 
+Ids = Sequence[int | str] | Tensor
 _OPTIONS_OF_TORCHMETRICS = (
     "compute_on_cpu", "compute_with_cache", "dist_sync_fn", "dist_sync_on_step", "distributed_available_fn",
 )  # fmt: skip
@@ -37,6 +39,9 @@ _OPTIONS_OF_TORCHMETRICS = (
 
 class Accumulator(Metric):
     """Sums and rows gathered over many batches, from which ``compute`` makes one result.
+
+    A class either adds what it measures, or keeps a row per sample; with sample ids it does the latter, so that no
+    sample counts twice.
 
     Args:
         sync_on_compute: gather from all ranks in ``compute``, where ``torch.distributed`` is initialised. Every rank
@@ -47,30 +52,60 @@ class Accumulator(Metric):
 
     is_differentiable = False
     full_state_update = False
+    _one_shape = "Keep one number of joints"  # what to do about states of different shapes
     _one_batch = False  # whether `compute` is asked for a batch of `forward`, rather than for everything
+    sums: Tensor  # (groups, ...) float64, once their shape is known
+    rows: list[Tensor]  # (samples, ...)
+    row_groups: list[Tensor]  # (samples,) int64
+    ids: list[Tensor]  # (samples,) int64
 
     def __init__(self, *, sync_on_compute: bool = True, process_group: Any = None, **torchmetrics_options: Any) -> None:
-        check_flag(type(self).__name__, "sync_on_compute", sync_on_compute)
+        name = type(self).__name__
+        check_flag(name, "sync_on_compute", sync_on_compute)
+        _check_names(name, type(self), torchmetrics_options)
         torchmetrics_options.setdefault("dist_sync_fn", self._gather)
         super().__init__(sync_on_compute=bool(sync_on_compute), process_group=process_group, **torchmetrics_options)
         # MetricCollection lets metrics whose states are equal after one batch share them: two thresholds that agree on
         # it are not one metric, and this state tells them apart.
-        digest = hashlib.blake2b(self._signature().encode(), digest_size=8).digest()
-        self.add_state("fingerprint", torch.tensor(int.from_bytes(digest, "little", signed=True)), "max", True)
+        self.add_state("fingerprint", torch.tensor(_digest(self._signature())), "max", True)
+        self.add_state("sums", torch.zeros((), dtype=torch.float64), "sum", True)
+        for state in ("rows", "row_groups", "ids"):
+            self.add_state(state, [], "cat", True)
 
     def _signature(self) -> str:
         """What must be equal for two states to merge."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
-    def _add_sums(self, *names: str, dtype: torch.dtype = torch.float64) -> None:
-        """Declares states that add."""
-        for name in names:
-            self.add_state(name, torch.zeros((), dtype=dtype), "sum", True)
+    def _read_ids(self, ids: Ids | None, rows: int, device: torch.device) -> Tensor | None:
+        """One int64 for each row of a batch, or None; raises unless it is as with the batches before."""
+        keys = None if ids is None else read_ids(type(self).__name__, ids, rows, device)
+        if (self.rows or self.sums.dim()) and bool(self.ids) != (keys is not None):
+            self._refuse_mixture()
+        return keys
 
-    def _add_rows(self, *names: str) -> None:
-        """Declares states that grow along their first axis."""
-        for name in names:
-            self.add_state(name, [], "cat", True)
+    def _take_in(self, measured: Tensor, keys: Tensor | None, labels: Tensor, groups: int = 1) -> None:
+        """Adds the measurements ``(rows, ...)`` to the sums of their groups, or keeps them by their keys."""
+        if keys is None:
+            self._add("sums", measured.new_zeros(groups, *measured.shape[1:]).index_add_(0, labels, measured))
+        else:
+            for name, rows in (("rows", measured), ("row_groups", labels), ("ids", keys)):
+                self._append(name, rows)
+
+    def _totals(self, groups: int = 1) -> Tensor | None:
+        """``(groups, ...)``: what was added, or the sum of the rows whose ids differ; None where nothing came."""
+        ids, rows, labels = self._joined("ids"), self._joined("rows"), self._joined("row_groups")
+        if ids is None or rows is None or labels is None:
+            return self.sums if self.sums.dim() else None
+        if self.sums.dim():
+            self._refuse_mixture()
+        kept = first_of_each(ids)
+        return rows.new_zeros(groups, *rows.shape[1:]).index_add_(0, labels[kept], rows[kept])
+
+    def _refuse_mixture(self) -> None:
+        """Raises: some samples came with ids and some without, in updates, from a merge or from other ranks."""
+        remedy = "Pass `ids` to every update, or to none."
+        needed = f"`{type(self).__name__}` needs ids for all samples or for none"
+        raise ValueError(three_beats(needed, "a mixture", remedy))
 
     def _joined(self, name: str) -> Tensor | None:
         """All rows of a state; None where there are none."""
@@ -87,7 +122,7 @@ class Accumulator(Metric):
     def _check_shapes(self, held: Tensor, value: Tensor) -> None:
         if held.dim() and value.dim() and held.shape != value.shape:
             came = f"{tuple(value.shape)} after {tuple(held.shape)}"
-            remedy = "Keep one number of joints per metric, or call `reset()` in between."
+            remedy = f"{self._one_shape} in one metric, or call `reset()` in between."
             raise ValueError(three_beats(f"`{type(self).__name__}` needs states of one shape", came, remedy))
 
     def _append(self, name: str, rows: Tensor) -> None:
@@ -188,7 +223,7 @@ class Accumulator(Metric):
         filled = [(shape, dtype) for _, shape, dtype in offers if shape not in ((), (0,))]
         if len({shape[1:] for shape, _ in filled}) > 1:  # the same on every rank, so that all raise
             came = ", ".join(map(str, shapes))
-            remedy = "Use one number of joints, or one width of embeddings, on every rank."
+            remedy = f"{self._one_shape} on every rank."
             raise ValueError(three_beats(f"`{type(self).__name__}` needs states of one shape", came, remedy))
         largest, dtype = max(filled, key=lambda entry: entry[0]) if filled else (local.shape, local.dtype)
         where = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else "cpu"
@@ -204,16 +239,15 @@ class Accumulator(Metric):
         ]
 
 
-def check_names(name: str, known: Sequence[str], given: dict[str, Any], missing: Sequence[str] = ()) -> None:
-    """Raises for an option that the class does not have, and for one that it needs."""
-    choices = [*known, *_OPTIONS_OF_TORCHMETRICS]
+def _check_names(name: str, kind: type, given: dict[str, Any]) -> None:
+    """Raises for options that neither the class nor torchmetrics has."""
+    own = [one.name for one in inspect.signature(kind).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    own = list(dict.fromkeys((*own, "sync_on_compute", "process_group")))
     for one in given:
-        if one not in choices:
-            near = difflib.get_close_matches(one, choices, 1)
+        if one not in _OPTIONS_OF_TORCHMETRICS:
+            near = difflib.get_close_matches(one, [*own, *_OPTIONS_OF_TORCHMETRICS], 1)
             remedy = f"Did you mean `{near[0]}`?" if near else "Leave it out."
-            raise TypeError(three_beats(f"`{name}` takes the options {', '.join(known)}", f"`{one}`", remedy))
-    for one in missing:
-        raise TypeError(three_beats(f"`{name}` needs `{one}`", "no value", f"Make it with `{name}({one}=...)`."))
+            raise TypeError(three_beats(f"`{name}` takes the options {', '.join(own)}", f"`{one}`", remedy))
 
 
 def first_of_each(ids: Tensor) -> Tensor:
@@ -224,7 +258,7 @@ def first_of_each(ids: Tensor) -> Tensor:
     return first[: int(inverse.max()) + 1]
 
 
-def read_ids(name: str, ids: Sequence[int | str] | Tensor, rows: int, device: torch.device) -> Tensor:
+def read_ids(name: str, ids: Ids, rows: int, device: torch.device) -> Tensor:
     """One int64 for each row; names are hashed to 64 bits."""
     remedy = "Pass one integer or name for each sample of the batch."
     if isinstance(ids, Tensor):
@@ -234,20 +268,17 @@ def read_ids(name: str, ids: Sequence[int | str] | Tensor, rows: int, device: to
         if len({isinstance(one, str) for one in listed}) > 1:
             needed = f"`{name}` needs `ids` that are all integers or all names"
             raise TypeError(three_beats(needed, "a mixture, in which 1 and '1' are two samples", remedy))
-        ids = torch.tensor([_number(name, one, remedy) for one in listed], dtype=torch.int64)
+        numbers = [
+            _digest(one) if isinstance(one, str) else check_count(name, "ids", one, -(2**63), remedy=remedy)
+            for one in listed
+        ]
+        ids = torch.tensor(numbers, dtype=torch.int64)
     if ids.shape != (rows,):
         raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))
     return ids.to(state_device(device), torch.int64)
 
 
-def _number(name: str, identity: Any, remedy: str) -> int:
-    if isinstance(identity, str):
-        digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(digest, "little", signed=True)
-    return check_count(name, "ids", identity, -(2**63), remedy=remedy)
-
-
-def refuse_mixture(name: str) -> NoReturn:
-    """Raise: some samples came with ids, and some without."""
-    remedy = "Pass `ids` to every update, or to none."
-    raise ValueError(three_beats(f"`{name}` needs ids for all samples or for none", "a mixture", remedy))
+def _digest(text: str) -> int:
+    """A hash of 64 bits, the same in every process."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

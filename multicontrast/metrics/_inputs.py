@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -29,9 +29,6 @@ from multicontrast._checks import (
 )
 
 Root = int | Sequence[int] | None
-REDUCTIONS = ("none", "mean", "sum")
-AVERAGES = ("micro", "macro", "none")
-TIES = ("pessimistic", "optimistic", "mean")
 PER_JOINT = "per joint"
 """In place of a ``reduction``, for the accumulating classes and for other metrics: the errors before any average."""
 
@@ -53,49 +50,24 @@ class Poses(NamedTuple):
 
 # --- options --------------------------------------------------------------------------------------------------
 
-_CHOICES = {
-    "reduction": REDUCTIONS,
-    "average": AVERAGES,
-    "ties": TIES,
-    "mode": ("pose", "joint"),
-    "kind": ("max", "diagonal"),
-}
-_FLAGS = ("scale", "allow_reflection", "strict", "procrustes", "normalize")
-_UNIT = "Pass a share of the norm, or a length in the unit of the poses."
-_NUMBERS: dict[str, dict[str, Any]] = {
-    "fps": {"above": 0, "below": 1e9, "remedy": "Pass frames per second, or None for differences per frame."},
-    "threshold": {"least": 0, "remedy": _UNIT},
-    "alpha": {"above": 0, "remedy": "The paper's is 2."},
-    "t": {"above": 0, "remedy": "The paper's is 2."},
-}
+_UNIT = "Pass a share of the norm, or a length in the unit of the poses"
+_PAPER = {"above": 0, "remedy": "The paper's is 2."}
+_FPS = {"above": 0, "below": 1e9, "remedy": "Pass frames per second, or None for differences per frame."}
+_RANKS = {"least": 1, "remedy": "Ranks count from 1: pass k=1, or several such as (1, 5, 10)."}
 _OPTIONAL = ("root", "joints", "fps", "dim")
 
 
 def check_options(operation: str, **options: object) -> None:
-    """Raises unless every option is of its kind: the one table of what the options of our metrics may be."""
+    """Raises unless every option is of its kind; what is not in the table is an option of a user's own function."""
     for name, value in options.items():
-        if (value is None and name in _OPTIONAL) or value is PER_JOINT:
-            continue
-        if name in _CHOICES:
-            check_choice(operation, name, value, _CHOICES[name])
-        elif name in _FLAGS:
-            check_flag(operation, name, value)
-        elif name in _NUMBERS:
-            check_number(operation, name, value, **_NUMBERS[name])
-        elif name == "thresholds":
-            check_numbers(operation, name, value, least=0, remedy=f"{_UNIT[:-1]}, several of them.")
-        elif name == "joints":
-            check_list(operation, name, value, remedy="List the joints that are checked, or pass None for all.")
-            list_joints(operation, name, value)
-        elif name == "root":
-            list_joints(operation, name, value)
-        elif name == "k":
-            remedy = "Ranks count from 1: pass k=1, or several such as (1, 5, 10)."
-            check_counts(operation, name, value, 1, remedy=remedy)
-        elif name == "dim":
-            check_count(operation, name, value, -(2**63), remedy="Name the axis of the hypotheses.")
-        elif name == "sigmas":
-            check_numbers(operation, name, value, above=0, remedy="Pass one deviation per joint.")
+        if name in _OPTIONS and value is not PER_JOINT and not (value is None and name in _OPTIONAL):
+            check, settings = _OPTIONS[name]
+            check(operation, name, value, **settings)
+
+
+def _check_joints(operation: str, name: str, value: object) -> None:
+    check_list(operation, name, value, remedy="List the joints that are checked, or pass None for all.")
+    list_joints(operation, name, value)
 
 
 def list_joints(operation: str, name: str, value: object, joints: int | None = None) -> list[int]:
@@ -111,6 +83,26 @@ def list_joints(operation: str, name: str, value: object, joints: int | None = N
             needed = f"`{operation}` needs `{name}` within {joints} joints"
             raise ValueError(three_beats(needed, describe(joint), remedy))
     return [joint % joints for joint in listed]
+
+
+_OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
+    "reduction": (check_choice, {"choices": ("none", "mean", "sum")}),
+    "average": (check_choice, {"choices": ("micro", "macro", "none")}),
+    "ties": (check_choice, {"choices": ("pessimistic", "optimistic", "mean")}),
+    "mode": (check_choice, {"choices": ("pose", "joint")}),
+    "kind": (check_choice, {"choices": ("max", "diagonal")}),
+    **dict.fromkeys(("scale", "allow_reflection", "strict", "procrustes", "normalize"), (check_flag, {})),
+    "fps": (check_number, _FPS),
+    "threshold": (check_number, {"least": 0, "remedy": f"{_UNIT}."}),
+    "thresholds": (check_numbers, {"least": 0, "remedy": f"{_UNIT}, several of them."}),
+    "alpha": (check_number, _PAPER),
+    "t": (check_number, _PAPER),
+    "sigmas": (check_numbers, {"above": 0, "remedy": "Pass one deviation per joint."}),
+    "root": (list_joints, {}),
+    "joints": (_check_joints, {}),
+    "k": (check_counts, _RANKS),
+    "dim": (check_count, {"least": -(2**63), "remedy": "Name the axis of the hypotheses."}),
+}
 
 
 # --- poses ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from multicontrast._checks import (
     describe,
     three_beats,
 )
-from multicontrast.metrics._accumulate import Accumulator, check_names, first_of_each, read_ids, refuse_mixture
+from multicontrast.metrics._accumulate import Accumulator, Ids
 from multicontrast.metrics._inputs import (
     PER_JOINT,
     JointErrors,
@@ -36,7 +36,7 @@ from multicontrast.metrics._inputs import (
 )
 
 EVERYTHING = "all"  # the one group where no groups are named
-_ACCUMULATION = ("groups", "sync_on_compute", "process_group")
+Group = str | Sequence[str] | Tensor  # of all rows of a batch, or of each
 
 
 class Tally(NamedTuple):
@@ -94,9 +94,6 @@ class PoseMetric(Accumulator):
     item_axes: ClassVar[int]
     __signature__: ClassVar[inspect.Signature]
     _option_defaults: ClassVar[dict[str, Any]]
-    sums: Tensor
-    ids: list[Tensor]
-    rows: list[Tensor]
 
     def __init_subclass__(
         cls,
@@ -133,7 +130,8 @@ class PoseMetric(Accumulator):
         ]
         cls._option_defaults = {parameter.name: parameter.default for parameter in parameters}
         base = inspect.signature(PoseMetric.__init__).parameters
-        cls.__signature__ = inspect.Signature([*parameters, *(base[name] for name in _ACCUMULATION)])
+        accumulation = (base[name] for name in ("groups", "sync_on_compute", "process_group"))
+        cls.__signature__ = inspect.Signature([*parameters, *accumulation])
 
     def __init__(
         self,
@@ -143,10 +141,10 @@ class PoseMetric(Accumulator):
         process_group: Any = None,
         **options: Any,
     ) -> None:
-        name, defaults = type(self).__name__, self._option_defaults
-        chosen = {one: options.pop(one, default) for one, default in defaults.items()}
-        missing = [one for one, value in chosen.items() if value is inspect.Parameter.empty]
-        check_names(name, [*defaults, *_ACCUMULATION], options, missing)
+        name = type(self).__name__
+        chosen = {one: options.pop(one, default) for one, default in self._option_defaults.items()}
+        for one in (one for one, value in chosen.items() if value is inspect.Parameter.empty):
+            raise TypeError(three_beats(f"`{name}` needs `{one}`", "no value", f"Make it with `{name}({one}=...)`."))
         check_options(name, **chosen)
         self._options = {one: _plain(value) for one, value in chosen.items()}
         self.groups: tuple[str, ...] | None = None
@@ -156,8 +154,6 @@ class PoseMetric(Accumulator):
                 needed = f"`{name}` needs different names in `groups`"
                 raise ValueError(three_beats(needed, repr(self.groups)[:80], "Name each group once."))
         super().__init__(sync_on_compute=sync_on_compute, process_group=process_group, **options)
-        self._add_sums("sums")
-        self._add_rows("ids", "rows")
 
     def extra_repr(self) -> str:
         """The options that are not the default."""
@@ -173,8 +169,8 @@ class PoseMetric(Accumulator):
         target: Tensor,
         *,
         mask: Tensor | None = None,
-        group: str | Sequence[str] | Tensor | None = None,
-        ids: Sequence[int | str] | Tensor | None = None,
+        group: Group | None = None,
+        ids: Ids | None = None,
     ) -> None:
         """Takes in one batch; an empty one is fine.
 
@@ -188,34 +184,21 @@ class PoseMetric(Accumulator):
         """
         self._take(pred, target, {"mask": mask}, group, ids)
 
-    def _take(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        data: dict[str, Any],
-        group: str | Sequence[str] | Tensor | None,
-        ids: Sequence[int | str] | Tensor | None,
-    ) -> None:
+    def _take(self, pred: Tensor, target: Tensor, data: dict[str, Any], group: Group | None, ids: Ids | None) -> None:
         """Adds what the function measures; ``data`` is what it reads beside the poses."""
         name = type(self).__name__
         check_floating(name, "pred", pred)
         check_floating(name, "target", target)
         rows = len(target) if target.dim() > self.item_axes else 1
-        label = _read_groups(name, group, self.groups, rows, target.device)
-        keys = None if ids is None else read_ids(name, ids, rows, target.device)
-        if (keys is None and self.ids) or (keys is not None and self.sums.dim()):
-            refuse_mixture(name)
+        labels = _read_groups(name, group, self.groups, rows, target.device)
+        keys = self._read_ids(ids, rows, target.device)
         if target.numel() == 0:
             return
         with torch.no_grad():
             measured = JointErrors(*type(self).function(pred, target, **data, **self._options, reduction=PER_JOINT))
             single = pred if self._options.get("dim") is None else pred.select(self._options["dim"], 0)
             packed = _pack(measured, rows, *(_size(pose, data["mask"]) for pose in (single, target)))
-        if keys is None:
-            self._add("sums", packed.new_zeros(len(self.groups or "1"), packed.shape[1]).index_add_(0, label, packed))
-        else:
-            self._append("ids", keys)
-            self._append("rows", torch.cat((label.to(packed.dtype).unsqueeze(-1), packed), -1))
+        self._take_in(packed, keys, labels, len(self.groups or (EVERYTHING,)))
 
     # --- giving out -------------------------------------------------------------------------------------------
 
@@ -243,7 +226,10 @@ class PoseMetric(Accumulator):
 
     def _summary(self) -> Summary:
         names = self.groups or (EVERYTHING,)
-        tally = Tally.of(self._totals(len(names)))
+        totals = self._totals(len(names))
+        if totals is None:
+            totals = torch.zeros(len(names), 6, dtype=torch.float64, device=self.sums.device)
+        tally = Tally.of(totals)
         if not self._one_batch:
             _warn_of_units(type(self).__name__, tally, self._longest())
         per_group = {name: self.mean_of(tally, [name]) for name in names}
@@ -261,18 +247,6 @@ class PoseMetric(Accumulator):
             invalid=int(tally.invalid.sum()),
             tally=tally,
         )
-
-    def _totals(self, groups: int) -> Tensor:
-        """``(G, 6 + 3 J)``: what was added, or the sums of the rows whose ids differ."""
-        ids, rows = self._joined("ids"), self._joined("rows")
-        if ids is None or rows is None:
-            return (
-                self.sums if self.sums.dim() else torch.zeros(groups, 6, dtype=torch.float64, device=self.sums.device)
-            )
-        if self.sums.dim():  # merged, or gathered, from some that had ids and others that had none
-            refuse_mixture(type(self).__name__)
-        kept = rows[first_of_each(ids)]
-        return kept.new_zeros(groups, kept.shape[1] - 1).index_add_(0, kept[:, 0].long(), kept[:, 1:])
 
     def _longest(self) -> float | None:
         """The largest threshold, where thresholds are lengths."""
@@ -340,11 +314,7 @@ def _warn(text: str) -> None:
 
 
 def _read_groups(
-    name: str,
-    group: str | Sequence[str] | Tensor | None,
-    groups: tuple[str, ...] | None,
-    rows: int,
-    device: torch.device,
+    name: str, group: Group | None, groups: tuple[str, ...] | None, rows: int, device: torch.device
 ) -> Tensor:
     """The index of each row's group, ``(rows,)`` on the device of the states."""
     device = state_device(device)

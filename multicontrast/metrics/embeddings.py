@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_floating, check_list, check_same_device, compute_dtype, describe, three_beats
+from multicontrast._checks import (
+    check_floating,
+    check_list,
+    check_same_device,
+    compute_dtype,
+    describe,
+    three_beats,
+    without_autocast,
+)
 from multicontrast.linalg.symmetric import symmetric_eigmax
 from multicontrast.metrics._inputs import check_options, length, reduce_values, state_device
 
@@ -22,11 +30,9 @@ def cosine_alignment(x: Tensor, y: Tensor, *, normalize: bool = True, reduction:
         normalize: False promises rows of length one.
         reduction: ``"none"`` for ``(B,)``, ``"mean"`` or ``"sum"``.
 
-    Returns:
-        A scalar in [-1, 1], or ``(B,)``. A zero row has cosine 0.
+    Returns: a scalar in [-1, 1], or ``(B,)``. A zero row has cosine 0.
 
-    Raises:
-        ValueError, TypeError: shapes, types or devices that do not fit; an empty batch.
+    Raises: ValueError, TypeError for shapes, types or devices that do not fit, and for an empty batch.
 
     Example:
         >>> cosine_alignment(torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), reduction="none")
@@ -44,11 +50,9 @@ def cosine_matrix(embeddings: Sequence[Tensor], *, normalize: bool = True) -> Te
         embeddings: N tensors ``(B, D)``, row ``i`` of each from sample ``i``.
         normalize: False promises rows of length one.
 
-    Returns:
-        ``(N, N)``, symmetric. The diagonal is 1, or the share of rows that are not zero.
+    Returns: ``(N, N)``, symmetric. The diagonal is 1, or the share of rows that are not zero.
 
-    Raises:
-        ValueError, TypeError: as for `cosine_alignment`.
+    Raises: as for `cosine_alignment`.
 
     Example:
         >>> cosine_matrix([torch.eye(2), torch.eye(2), -torch.eye(2)])
@@ -63,12 +67,9 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
     r"""Alignment of matching embeddings, :math:`\operatorname{E} \lVert x_i - y_i \rVert^\alpha`: 0 is perfect.
 
     Args:
-        x, y: ``(B, D)``.
         alpha: the exponent; the paper's 2 gives ``2 - 2 cosine``.
-        normalize: False promises rows of length one.
-        reduction: ``"none"`` for ``(B,)``, ``"mean"`` or ``"sum"``.
 
-    Returns, Raises: as for `cosine_alignment`.
+    Other Args, Returns, Raises: as for `cosine_alignment`.
 
     Reference:
         Wang and Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity on the
@@ -96,14 +97,11 @@ def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
         t: the paper's 2.
         normalize: False promises rows of length one.
 
-    Returns:
-        A scalar between ``-4 t`` and 0.
+    Returns: a scalar between ``-4 t`` and 0.
 
-    Raises:
-        ValueError, TypeError: as for `cosine_alignment`; fewer than two rows.
+    Raises: as for `cosine_alignment`; ValueError for fewer than two rows.
 
-    Reference:
-        Wang and Isola, ICML 2020.
+    Reference: Wang and Isola, ICML 2020.
 
     Example:
         >>> uniformity(torch.eye(2))  # one pair, at squared distance 2
@@ -161,11 +159,9 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
         embeddings: N >= 2 tensors ``(B, D)``, row ``i`` of each from sample ``i``.
         normalize: False promises rows of length one.
 
-    Returns:
-        A scalar in [0, 1]. A tuple with NaN makes it NaN.
+    Returns: a scalar in [0, 1]. A tuple with NaN makes it NaN.
 
-    Raises:
-        ValueError, TypeError: as for `cosine_alignment`; fewer than two modalities.
+    Raises: as for `cosine_alignment`; ValueError for fewer than two modalities.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -273,7 +269,5 @@ def pairwise(parts: Sequence[Tensor], function: Callable[[Tensor, Tensor], Tenso
 
 def products(x: Tensor, y: Tensor) -> Tensor:
     """All inner products, in the type of the rows whatever autocast says."""
-    if not torch.amp.is_autocast_available(x.device.type):  # meta tensors
-        return x @ y.mT
-    with torch.autocast(device_type=x.device.type, enabled=False):
+    with without_autocast(x.device):
         return x @ y.mT

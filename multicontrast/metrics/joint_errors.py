@@ -71,16 +71,12 @@ def epe(
     joint).
 
     Args:
-        pred, target: ``(..., J, 2)`` or ``(..., J, 3)``, any unit, one shape.
-        mask: ``(..., J)`` or ``(J,)``, bool or non-negative weights.
-        root: as for `mpjpe`.
+        pred, target, mask, root: as for `mpjpe`.
         reduction: ``"mean"`` over the visible joints, ``"sum"`` over them, or ``"none"`` for each item's own mean.
 
-    Returns:
-        A scalar, or ``(...)`` for ``"none"``, in the unit of the input. NaN where nothing is visible.
+    Returns: a scalar, or ``(...)`` for ``"none"``, in the unit of the input. NaN where nothing is visible.
 
-    Raises:
-        ValueError, TypeError: as for `mpjpe`.
+    Raises: as for `mpjpe`.
 
     Example:
         >>> target = torch.zeros(2, 2, 2)
@@ -104,8 +100,7 @@ def n_mpjpe(
 
     Args, Returns, Raises: as for `mpjpe`.
 
-    Reference:
-        Rhodin et al., Unsupervised Geometry-Aware Representation for 3D Human Pose Estimation, ECCV 2018.
+    Reference: Rhodin et al., Unsupervised Geometry-Aware Representation for 3D Human Pose Estimation, ECCV 2018.
 
     Example:
         >>> target = torch.rand(4, 17, 3)
@@ -151,8 +146,7 @@ def mpjve(
 
     Returns, Raises: as for `mpjpe`; ValueError for fewer than two frames.
 
-    Reference:
-        Pavllo et al., 3D human pose estimation in video, CVPR 2019.
+    Reference: Pavllo et al., 3D human pose estimation in video, CVPR 2019.
 
     Example:
         >>> still = torch.zeros(5, 17, 3)
@@ -185,8 +179,7 @@ def accel_error(
 
     Returns, Raises: as for `mpjpe`; ValueError for fewer than three frames.
 
-    Reference:
-        Kanazawa et al., Learning 3D Human Dynamics from Video, CVPR 2019; Kocabas et al., VIBE, CVPR 2020.
+    Reference: Kanazawa et al., Learning 3D Human Dynamics from Video, CVPR 2019; Kocabas et al., VIBE, CVPR 2020.
 
     Example:
         >>> still = torch.zeros(5, 17, 3)

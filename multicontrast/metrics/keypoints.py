@@ -65,8 +65,7 @@ def pck(
         A scalar, ``(J,)``, or ``(...)``. NaN where nothing is visible, where a visible coordinate is NaN, and where the
         norm of an item with visible joints is not positive (on the CPU that raises).
 
-    Raises:
-        ValueError, TypeError: as for `mpjpe`; a threshold that is negative or NaN; ``average="macro"`` of a sum.
+    Raises: as for `mpjpe`; a threshold that is negative or NaN; ``average="macro"`` of a sum.
 
     Example:
         >>> target = torch.zeros(1, 4, 2)
@@ -97,8 +96,7 @@ def pckh(
 
     Args, Returns, Raises: as for `pck`.
 
-    Reference:
-        Andriluka et al., 2D Human Pose Estimation: New Benchmark and State of the Art Analysis, CVPR 2014.
+    Reference: Andriluka et al., 2D Human Pose Estimation: New Benchmark and State of the Art Analysis, CVPR 2014.
 
     Example:
         >>> target = torch.zeros(1, 2, 2)
@@ -130,8 +128,7 @@ def pck3d(
 
     Args, Returns, Raises: as for `pck`; ``root=None`` for poses that need no alignment.
 
-    Reference:
-        Mehta et al., Monocular 3D Human Pose Estimation In The Wild Using Improved CNN Supervision, 3DV 2017.
+    Reference: Mehta et al., Monocular 3D Human Pose Estimation In The Wild Using Improved CNN Supervision, 3DV 2017.
 
     Example:
         >>> target = torch.zeros(1, 3, 3)
@@ -198,11 +195,9 @@ def cps(
         root: accepted so that all metrics are called alike; alignment undoes any translation.
         reduction: ``"none"`` gives each pose's own area.
 
-    Returns:
-        A scalar or ``(...)``. A pose without a visible joint among those checked is NaN and left out.
+    Returns: a scalar or ``(...)``. A pose without a visible joint among those checked is NaN and left out.
 
-    Raises:
-        ValueError, TypeError: as for `pa_mpjpe`; thresholds that do not ascend.
+    Raises: as for `pa_mpjpe`; thresholds that do not ascend.
 
     Reference:
         Wandt et al., CanonPose, CVPR 2021; Wehrbein et al., Probabilistic Monocular 3D Human Pose Estimation with

@@ -61,11 +61,9 @@ def oks(
             that came as floating-point numbers are refused rather than counted double.
         reduction: ``"none"`` for one value per item, ``"mean"`` or ``"sum"`` over the items.
 
-    Returns:
-        ``(...)`` or a scalar. A negative area raises on the CPU and gives NaN elsewhere.
+    Returns: ``(...)`` or a scalar. A negative area raises on the CPU and gives NaN elsewhere.
 
-    Raises:
-        ValueError, TypeError: as for `mpjpe`; a number of sigmas that is not that of the joints.
+    Raises: as for `mpjpe`; a number of sigmas that is not that of the joints.
 
     Reference:
         Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014; the keypoint evaluation on cocodataset.org.
@@ -143,23 +141,25 @@ def keypoint_ap(
         max_detections: per image.
         reduction: ``"mean"`` over the thresholds or ``"none"`` for each apart, ``(T,)``.
 
-    Returns:
-        A scalar or ``(T,)``, NaN without any annotated pose or with NaN among the scores or coordinates.
+    Returns: a scalar or ``(T,)``, NaN without any annotated pose or with NaN among the scores or coordinates.
 
-    Raises:
-        ValueError, TypeError: shapes that do not fit; one of the image indices without the other.
+    Raises: ValueError, TypeError: shapes that do not fit; one of the image indices without the other.
 
     Example:
         >>> target = torch.zeros(2, 17, 2) + torch.tensor([0.0, 500.0])[:, None, None]
         >>> keypoint_ap(target, target, torch.tensor([0.9, 0.8]), torch.tensor([1e4, 1e4]))
         tensor(1.)
     """
-    weight = _check_detections(pred, target, scores, area, pred_image, target_image, mask, sigmas)
     check_options("keypoint_ap", thresholds=thresholds, reduction=reduction)
     if reduction == "sum":
         needed = "`keypoint_ap` averages over thresholds, or gives each"
         raise ValueError(three_beats(needed, 'reduction="sum"', 'Pass reduction="none" and add them up.'))
     check_count("keypoint_ap", "max_detections", max_detections, 1)
+    _check_detections(pred, target, scores, area, pred_image, target_image)
+    _read_sigmas("keypoint_ap", sigmas, target)
+    weight = torch.ones_like(target[..., 0])
+    if mask is not None:
+        weight = read_mask("keypoint_ap", mask, target.shape[:-1], target, flags=True)
     dtype = compute_dtype(pred, target)
     pred, target, area, weight = (tensor.detach().cpu().to(dtype) for tensor in (pred, target, area, weight))
     scores = scores.detach().cpu().double()
@@ -168,27 +168,20 @@ def keypoint_ap(
     pred_image, target_image = pred_image.cpu(), target_image.cpu()
     shown = (weight != 0).any(-1)
     limits = torch.tensor([min(float(limit), 1 - 1e-10) for limit in thresholds], dtype=torch.float64)
-    if not bool(shown.any()):
-        values = torch.full((len(limits),), torch.nan, dtype=dtype)
-        return values if reduction == "none" else values.mean()
 
-    kept, hits = [], []
+    kept = [torch.zeros(0, dtype=torch.int64)]
+    hits = [torch.zeros(len(limits), 0, dtype=torch.bool)]
     for image in torch.unique(pred_image).tolist():
         found = (pred_image == image).nonzero().flatten()
         found = found[torch.argsort(scores[found], descending=True, stable=True)][:max_detections]
         there = ((target_image == image) & shown).nonzero().flatten()
         kept.append(found)
         hits.append(_match(_similarities(pred[found], target[there], area[there], weight[there], sigmas), limits))
-    if not kept:
-        values = torch.zeros(len(limits), dtype=dtype)
-        return values if reduction == "none" else values.mean()
-    scores, hit = scores[torch.cat(kept)], torch.cat(hits, -1)
-    order = torch.argsort(scores, descending=True, stable=True)
-    values = _average_precision(hit[:, order], int(shown.sum()))
-    visible = target[(weight != 0)]
-    invalid = bool(scores.isnan().any() | pred.isnan().any() | visible.isnan().any())
-    values = torch.full_like(values, torch.nan) if invalid else values
-    return values.to(dtype) if reduction == "none" else values.mean().to(dtype)
+    order = torch.argsort(scores[torch.cat(kept)], descending=True, stable=True)
+    values = _average_precision(torch.cat(hits, -1)[:, order], int(shown.sum()))
+    invalid = scores.isnan().any() | pred.isnan().any() | target[weight != 0].isnan().any() | ~shown.any()
+    values = torch.where(invalid, torch.nan, values).to(dtype)
+    return values if reduction == "none" else values.mean()
 
 
 def _check_detections(
@@ -198,10 +191,8 @@ def _check_detections(
     area: Tensor,
     pred_image: Tensor | None,
     target_image: Tensor | None,
-    mask: Tensor | None,
-    sigmas: Sequence[float] | Tensor,
-) -> Tensor:
-    """Raises on what does not fit; the mask as weights."""
+) -> None:
+    """Raises on what does not fit."""
     for name, tensor in (("pred", pred), ("target", target), ("scores", scores), ("area", area)):
         check_floating("keypoint_ap", name, tensor)
     if pred.dim() != 3 or target.dim() != 3 or pred.shape[1:] != target.shape[1:] or pred.shape[-1] not in (2, 3):
@@ -211,25 +202,18 @@ def _check_detections(
     if (pred_image is None) != (target_image is None):
         remedy = "Pass both, or neither where all poses are in one image."
         raise ValueError(three_beats("`keypoint_ap` needs both image indices", "one of them", remedy))
-    lengths: tuple[tuple[str, Tensor | None, int], ...] = (
-        ("scores", scores, len(pred)),
-        ("area", area, len(target)),
-        ("pred_image", pred_image, len(pred)),
-        ("target_image", target_image, len(target)),
-    )
-    for name, entries, count in lengths:
-        if name.endswith("image") and entries is not None:
-            check_whole("keypoint_ap", name, entries)
-        if entries is not None and tuple(entries.shape) != (count,):
+    given = {"pred": pred, "target": target, "scores": scores, "area": area}
+    for name, index in (("pred_image", pred_image), ("target_image", target_image)):
+        if index is not None:
+            check_whole("keypoint_ap", name, index)
+            given[name] = index
+    for name, entries in list(given.items())[2:]:
+        count = len(pred) if name in ("scores", "pred_image") else len(target)
+        if tuple(entries.shape) != (count,):
             needed = f"`keypoint_ap` needs `{name}` of shape ({count},)"
             raise ValueError(three_beats(needed, describe(entries), "Give one entry per pose."))
-    given = [tensor for tensor in (pred, target, scores, area, pred_image, target_image) if tensor is not None]
-    check_same_device("keypoint_ap", [describe(tensor) for tensor in given], given)
-    _read_sigmas("keypoint_ap", sigmas, target)
+    check_same_device("keypoint_ap", list(given), list(given.values()))
     check_values("keypoint_ap", "area", area, area < 0, "areas of at least 0", "Pass the object's area.")
-    if mask is None:
-        return torch.ones_like(target[..., 0])
-    return read_mask("keypoint_ap", mask, target.shape[:-1], target, flags=True)
 
 
 def _similarities(

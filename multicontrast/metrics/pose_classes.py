@@ -6,11 +6,10 @@ function would give for everything at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from multicontrast.metrics._pose_metric import PoseMetric
+from multicontrast.metrics._accumulate import Ids
+from multicontrast.metrics._pose_metric import Group, PoseMetric
 from multicontrast.metrics.hypotheses import min_mpjpe
 from multicontrast.metrics.joint_errors import accel_error, epe, mpjpe, mpjve, n_mpjpe
 from multicontrast.metrics.keypoints import auc3d, cps, pck, pck3d, pckh
@@ -76,8 +75,8 @@ class PCK(PoseMetric, function=pck, pooled=True, unit="share"):
         norm: Tensor | float | None = None,
         *,
         mask: Tensor | None = None,
-        group: str | Sequence[str] | Tensor | None = None,
-        ids: Sequence[int | str] | Tensor | None = None,
+        group: Group | None = None,
+        ids: Ids | None = None,
     ) -> None:
         """As for every pose metric; ``norm`` as for `pck`."""
         self._take(pred, target, {"norm": norm, "mask": mask}, group, ids)
@@ -93,8 +92,8 @@ class PCKh(PoseMetric, function=pckh, pooled=True, unit="share"):
         norm: Tensor | float,
         *,
         mask: Tensor | None = None,
-        group: str | Sequence[str] | Tensor | None = None,
-        ids: Sequence[int | str] | Tensor | None = None,
+        group: Group | None = None,
+        ids: Ids | None = None,
     ) -> None:
         """As for every pose metric; ``norm``, the head sizes, as for `pckh`."""
         self._take(pred, target, {"norm": norm, "mask": mask}, group, ids)
@@ -110,8 +109,8 @@ class OKS(PoseMetric, function=oks, unit="number"):
         area: Tensor | float,
         *,
         mask: Tensor | None = None,
-        group: str | Sequence[str] | Tensor | None = None,
-        ids: Sequence[int | str] | Tensor | None = None,
+        group: Group | None = None,
+        ids: Ids | None = None,
     ) -> None:
         """As for every pose metric; ``area`` as for `oks`."""
         self._take(pred, target, {"area": area, "mask": mask}, group, ids)

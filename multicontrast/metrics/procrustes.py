@@ -76,12 +76,9 @@ def pa_mpjpe(
         target's extent and the condition that of the alignment; see the page on accuracy for the one family, two
         nearly straight poses, whose condition is that of the 3x3 covariance. The gradient is finite everywhere.
 
-    Raises:
-        ValueError, TypeError: shapes, types or devices that do not fit; an empty batch; a negative weight (on the CPU;
-            elsewhere the item is NaN).
+    Raises: as for `mpjpe`.
 
-    Reference:
-        Umeyama, TPAMI 1991.
+    Reference: Umeyama, TPAMI 1991.
 
     Example:
         >>> target = torch.rand(4, 17, 3)
@@ -138,8 +135,7 @@ def procrustes_align(
         alignment but are carried along by it. An item without a visible joint is NaN. Differentiable once. ``aligned``
         is computed about the centroids, and so stays accurate far from the origin, where ``translation`` cancels.
 
-    Raises:
-        ValueError, TypeError: as for `pa_mpjpe`.
+    Raises: as for `pa_mpjpe`.
 
     Example:
         >>> target = torch.rand(17, 3)

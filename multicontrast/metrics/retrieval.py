@@ -94,11 +94,9 @@ def retrieval_recall(
         k: one or several.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for 1 or 0 per query.
 
-    Returns:
-        A scalar for one ``k``, ``(len(k),)`` for several; with ``"none"`` after a leading axis of queries.
+    Returns: a scalar for one ``k``, ``(len(k),)`` for several; with ``"none"`` after a leading axis of queries.
 
-    Raises:
-        ValueError, TypeError: as for `retrieval_ranks`; a ``k`` below 1.
+    Raises: as for `retrieval_ranks`; a ``k`` below 1.
 
     Example:
         >>> query = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0]])
