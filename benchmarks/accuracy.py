@@ -1,11 +1,11 @@
-"""How far eigenvalues and their gradients are from the truth: ours, LAPACK's, and the arc cosine's of the textbook.
+"""The errors of eigenvalues and their gradients: ours, LAPACK's, and those of the textbook's arc cosine.
 
-    python -m benchmarks.accuracy            # about two minutes; rewrites docs/math/eigenvalue-accuracy.md
+    python -m benchmarks.accuracy --record   # about two minutes; rewrites docs/math/eigenvalue-accuracy.md
     python -m benchmarks.accuracy --count 20 --page /tmp/page.md --csv /tmp/rows.csv
 
-The truth is the eigendecomposition in 50 digits of the very numbers that the algorithms get. Every family of
-``tests/families.py``, both types; the largest error of ``--count`` cases, in units of the type's rounding (eps). Rows
-are added to ``benchmarks/results/accuracy/eigenvalues.csv``; the page is made from the rows of one run.
+A row is the largest error of ``--count`` cases of one family of ``tests/families.py``, in eps of the type, against the
+eigendecomposition of the same numbers in 50 digits. ``--record`` adds rows to
+``benchmarks/results/accuracy/eigenvalues.csv``; the page shows one run.
 """
 
 from __future__ import annotations
@@ -222,52 +222,48 @@ INTRODUCTION = """\
 
 <!-- Written by `python -m benchmarks.accuracy`: change that, not this page. -->
 
-The largest error in {count} cases of each family, in units of the type's rounding, eps = 2<sup>-23</sup> = 1.2e-7 in
-float32 and 2<sup>-52</sup> = 2.2e-16 in float64. The truth is the eigendecomposition in 50 digits of the numbers that
-the algorithms get, so what is measured is the algorithm alone. *LAPACK* is `torch.linalg.eigvalsh` or `eigh` in the
-same type, with PyTorch's gradient; *arc cosine* is the closed form of the textbook (Smith, *Communications of the ACM*
-4, 1961) with its gradient by autograd. PyTorch {torch}, {date}.
+The tables have the largest error in {count} cases of each family, in units of eps: 2<sup>-23</sup> = 1.2e-7 in float32
+and 2<sup>-52</sup> = 2.2e-16 in float64. Errors are against the eigendecomposition of the same numbers in 50 digits.
+*LAPACK* is `torch.linalg.eigvalsh` or `eigh` in the same type, with PyTorch's gradient; *arc cosine* is the textbook's
+closed form (Smith, *Communications of the ACM* 4, 1961) with its gradient by autograd. PyTorch {torch}, {date}.
 
 ![Largest errors of the largest eigenvalue of three cosines and of its gradient, float32](../_static/math/families.svg)
 
-The picture shows the first table below (`python -m benchmarks.curves --draw`); the pages of the derivations show how
-the errors grow on the way into a tie. These are observed maxima, not proofs; the derivations are on the pages of
-[three cosines](h-cubic.md) and [symmetric matrices](symmetric-eigenproblems.md). The test suite holds ours to 1
-(value), 1.5 (value − 1), 3 (gradient, general 3x3) and 4 (N x N).
+The picture shows the first table. These are observed maxima, not proofs; the derivations are on the pages of
+[three cosines](h-cubic.md) and [symmetric matrices](symmetric-eigenproblems.md), which also show how the errors grow
+near a tie. The tests require ours to be within 1 (value), 1.5 (value − 1), 3 (gradient, general 3x3) and 4 (N x N).
 """
 
 SECTIONS = {
     GRAM3: """\
 ## Gram 3x3: `gram3_eigmax`
 
-*value* is relative to the eigenvalue. *value - 1* is relative to itself, which is what counts when cosines are small.
-*gradient* is the largest component's absolute error; LAPACK's grows as one over the distance of the two largest
-eigenvalues, ours does not. At exact ties there is no gradient but a choice, and nothing is compared: ours is the
-subgradient of least norm.
+*value* is relative to the eigenvalue. *value - 1* is relative to itself, which matters for small cosines. *gradient* is
+the largest component's absolute error; LAPACK's grows as one over the distance of the two largest eigenvalues, and ours
+does not. At exact ties of the two largest there is no gradient to compare; ours is the subgradient of least norm.
 
-The families: *random d*, three random unit vectors in d dimensions; *uniform*, three numbers in [-1, 1]; *collinear
-x*, cosines within x of 1, up to the signs of the vectors, which is what training drives at; *double top x*, equal
-magnitudes up to x with a negative product, so that the two largest eigenvalues nearly meet; *two equal*, likewise
-with two magnitudes equal to the bit; *scales*, cosines from 1e-30 (1e-200 in float64) to 1; *zeros*, one or two
-cosines are 0; *exact ties*.
+The families are *random d*, three random unit vectors in d dimensions; *uniform*, three numbers in [-1, 1]; *collinear
+x*, cosines within x of 1, up to the signs of the vectors, as after training; *double top x*, magnitudes equal up to x
+with a negative product, so that the two largest eigenvalues nearly coincide; *two equal*, the same with two magnitudes
+exactly equal; *scales*, cosines from 1e-30 (1e-200 in float64) to 1; *zeros*, one or two cosines are 0; *exact ties*.
 """,
     SYMMETRIC3: """\
 ## General 3x3: `eigvalsh3`, `eigh3`
 
-*values* is the worst of the three, relative to the norm. *deficit* is how far the Rayleigh quotient of the top vector
-falls short of the eigenvalue: above 1 or 2 the vector is not a top eigenvector. *angle x gap* is the angle to the true
-one times the distance to the next eigenvalue, the best that any algorithm can bound.
+*values* is the largest error of the three, relative to the norm. *deficit* is by how much the Rayleigh quotient of the
+top vector is below the eigenvalue: above 1 or 2 the vector is not a top eigenvector. *angle x gap* is the angle to the
+true vector times the distance to the next eigenvalue; no algorithm can bound more than this product.
 
-*top gap x* and *bottom gap x* have two eigenvalues within x; *triple* is a multiple of the identity and a small rest;
+*top gap x* and *bottom gap x* have two eigenvalues within x; *triple* is a multiple of the identity plus a small rest;
 *exact multiples* are matrices of small integers with equal eigenvalues; *large*, *small* and *largest* are random ones
 times 1e30, 1e-30 and 2e37 (1e300, 1e-300 and 1e307 in float64), *denormal* times 1e-41 (1e-320).
 """,
     GRAM_N: """\
 ## N = 4 to 8: `eigmax`
 
-*value* and *deficit* (of the subgradient) are relative to the eigenvalue. A tenth of the cases.
+*value* and *deficit* (of the subgradient) are relative to the eigenvalue. These families have a tenth of the cases.
 
-*collinear* rows are within 1e-4 of one another; *two clusters* are rows about two centres; *weak* has cosines of 1e-6;
+*collinear* rows are within 1e-4 of each other; *two clusters* are rows around two centres; *weak* has cosines of 1e-6;
 *simplex* has all cosines -1/(N - 1), where all eigenvalues but one are equal.
 """,
 }
@@ -279,8 +275,8 @@ SOURCES = """\
 - O. K. Smith, Eigenvalues of a symmetric 3×3 matrix, *Communications of the ACM* 4 (1961), 168. The arc cosine.
 - J. Kopp, Efficient numerical diagonalization of hermitian 3×3 matrices, *Int. J. Mod. Phys. C* 19 (2008), 523;
   [arXiv physics/0610206](https://arxiv.org/abs/physics/0610206). Where closed forms lose digits.
-- E. Anderson et al., *LAPACK Users' Guide*, third edition, 1999, chapter 4: the bounds behind *angle x gap*.
-- F. Johansson and others, *mpmath*, [mpmath.org](https://mpmath.org/). The 50 digits.
+- E. Anderson et al., *LAPACK Users' Guide*, third edition, 1999, chapter 4. The bound on *angle x gap*.
+- F. Johansson and others, *mpmath*, [mpmath.org](https://mpmath.org/). Arithmetic in 50 digits.
 """
 
 

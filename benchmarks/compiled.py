@@ -1,15 +1,14 @@
-"""What the compiler makes of every Triton kernel, for every architecture, and what that would take at best.
+"""Registers, spills and instructions of every compiled Triton kernel by architecture, and a lower bound of its time.
 
     python -m benchmarks.compiled            # minutes, and no GPU; rewrites docs/benchmarks/compiled-kernels.md
     python -m benchmarks.compiled --only gram3
     python -m benchmarks.compiled --check cuda:75 cuda:90 hip:gfx942    # does every case compile? 1 if one does not
     PYTHONPATH=folder/of/triton-3.2 python -m benchmarks.compiled --check cuda:80 --record    # with another Triton
 
-Each kernel is launched by its own launcher, through Triton's own specialisation and with the configuration of the
-architecture, up to the point where a driver would run it. Registers, spills and shared memory are the assembler's
-report. Instructions are counted in the machine code, and the times are estimates from them: of what takes longest of
-issuing, float32 or float64 arithmetic, special functions, loads and stores, and device memory, as if all of them
-overlapped and the clock were the highest. A kernel on a card is slower than that, typically by 1.1 to 2 times.
+Each kernel goes through its own launcher and Triton's specialisation, with the configuration for the architecture, up to
+the point where a driver would run it. The assembler reports registers, spills and shared memory. Instructions are counted
+in the machine code. The time is a lower bound: that of the slowest among issuing, float32 or float64 arithmetic, special
+functions, loads and stores, and device memory, as if all overlapped at the highest clock.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ VERSIONS = driver.RESULTS / "compiled" / "versions.csv"
 
 @dataclass(frozen=True)
 class Card:
-    """What a card does in a clock, for each of its multiprocessors, and in a second."""
+    """A GPU's throughput: operations per clock of each multiprocessor, and bytes and tensor operations per second."""
 
     target: str
     multiprocessors: int
@@ -63,17 +62,17 @@ CARDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One launch, and what to divide by.
+    """One launch, and how to count its instructions for one element.
 
     Args:
         call: launches the kernel with the sizes and types of the case.
-        element: what is counted for: a matrix, a tuple, a logit.
+        element: a matrix, a tuple or a logit.
         traffic: bytes of device memory for each element, or None where the caches hold what is read.
-        marker: how often ``MUFU.RSQ`` occurs for one element, in a kernel of which the compiler may unroll the loop.
-        passes: through its loop, for one element; None for a kernel without, or one whose loop is all that matters.
-        tile: the compile-time constants whose product is the elements of one pass through the largest loop.
-        depth: of the products on tensor cores that make an element, a logit.
-        products: how many there are of them; a float32 one is six in bfloat16.
+        marker: the number of ``MUFU.RSQ`` for one element, if the compiler may unroll the kernel's loop.
+        passes: iterations of the loop for one element; None without a loop, or if only the loop matters.
+        tile: the compile-time constants whose product is the number of elements of one iteration of the largest loop.
+        depth: of the tensor-core products that make an element, a logit.
+        products: the number of those products; a float32 product takes six in bfloat16.
     """
 
     name: str
@@ -464,7 +463,7 @@ def versions_table(checks: Sequence[Check]) -> str:
         [target.replace("cuda:", "sm_").removeprefix("hip:"), *(cell(found.get((one, target))) for one in versions)]
         for target in targets
     ]
-    return markdown(["card", *(f"Triton {one}" for one in versions)], lines, text_columns=1 + len(versions))
+    return markdown(["GPU", *(f"Triton {one}" for one in versions)], lines, text_columns=1 + len(versions))
 
 
 # The page -------------------------------------------------------------------------------------------------------------
@@ -474,31 +473,29 @@ PAGE_TEXT = """\
 
 <!-- Written by `python -m benchmarks.compiled`: change that, not this page. -->
 
-These kernels have not been measured on a GPU. What is known without one: every kernel is compiled as a launch would
-compile it, for five architectures, and its machine code is read. That the compiled code computes the right numbers is
-another matter, and tested: `tests/triton` runs it, instruction by instruction, against float64 definitions. Triton
-{triton}, {date}.
+We have not measured these kernels on a GPU. This page compiles each as a launch would, for five architectures, and reads
+its machine code. `tests/triton` executes the compiled code on a CPU and compares its results with float64 definitions.
+Triton {triton}, {date}.
 
 ## Resources
 
-*Registers* of a lane; the largest of the kernels that a case launches. Nothing spills a register to memory unless a
-cell says so. *Shared* memory of a block is far below what each card has: {limits}.
+*Registers* are per thread, *shared* memory per block; a case that launches several kernels shows the largest. Registers
+spill to memory only where a cell says so. GPUs have far more shared memory: {limits}.
 
 {resources}
 ## Versions
 
-torch 2.6 comes with Triton 3.2, 2.14 with 3.8. Each column is a Triton, each cell how many of the launches above it
-compiles for that card, the most *registers* of a lane among them, and what a lane spills at most. A card that the
-Triton's own compiler or assembler does not know is not supported by it. AMD counts vector registers, of which gfx90a
-and gfx942 have 512 and gfx1100 has 256.
+torch 2.6 comes with Triton 3.2, and 2.14 with 3.8. Each cell has the number of cases above that this Triton compiles for
+this GPU, the most *registers* per thread, and the most bytes that a thread spills. AMD counts vector registers; gfx90a and
+gfx942 have 512, gfx1100 has 256.
 
 {versions}
 ## Estimates
 
-*Instructions* of a lane for one element, counted in the machine code of an A100 (sm_80) and an H100 (sm_90). The *time*
-is for a million elements, an **estimate** and a lower bound: the unit named beside it, working without pause at the
-highest clock, with all else hidden behind it. Reading three cosines and writing one value takes {gram3_memory} us on an
-A100 from memory alone.
+*Instructions* are those of a thread for one element, counted in the machine code for an A100 (sm_80) and an H100 (sm_90).
+The *time* for a million elements is an **estimate** and a lower bound: it assumes that the unit named beside it works
+without pause at the highest clock, and that all else overlaps. The memory traffic of `gram3 value`, three cosines in and
+one value out, takes {gram3_memory} us on an A100.
 
 {estimates}
 """

@@ -58,14 +58,14 @@ def figure_of(rows: Rows, world: str, loss: str, column: str = "two_recall_1") -
 
 
 def spread_of(rows: Rows, world: str, loss: str) -> str:
-    """How far recalls at 1 are apart between the temperatures that were tried, in points."""
+    """The range of recall at 1 over the temperatures that were tried, in points."""
     tried = [row for row in rows if (row["world"], row["loss"], row["temperature"]) == (world, loss, "tuning")]
     columns = ([float(row[f"{of}_recall_1"]) for row in tried] for of in ("one", "two"))
     return f"{max(100 * (max(values) - min(values)) for values in columns):.0f}" if tried else "(not run)"
 
 
 def change_of(rows: Rows, loss: str) -> str:
-    """How far recalls at 1 with a learned temperature are from those with the fixed one, in points, over all worlds."""
+    """The largest difference of recall at 1 between a learned and the fixed temperature over all worlds, in points."""
     changes = []
     for world in WORLDS:
         fixed, learned = (chosen(rows, world.name, loss, kind) for kind in ("fixed", "learned"))
@@ -96,7 +96,7 @@ def world_table(rows: Rows, world: Description) -> str:
 
 
 def times_table(times: Rows) -> str:
-    """What a step costs beside one of pairs."""
+    """The time of a step, and its ratio to a step of pairs."""
     lines = []
     for row in times:
         low, middle, high = (f"{float(row[f'over_pairs{of}']):.2f}" for of in ("_p20", "", "_p80"))
@@ -138,7 +138,7 @@ def temperatures_table(rows: Rows) -> str:
 
 
 def missing(rows: Rows) -> str:
-    """What of the plan has no rows, worlds that lack the same losses together."""
+    """The parts of the plan without rows; worlds that lack the same losses share a line."""
     lost: dict[tuple[str, str], list[str]] = {}
     for kind, worlds in (("fixed", WORLDS), ("learned", [world for world in WORLDS if world.main])):
         for world in worlds:
@@ -169,7 +169,7 @@ def overview(rows: Rows) -> str:
 
 
 def folded(title: str, table: str) -> str:
-    """A table behind its title."""
+    """A table in a dropdown."""
     return f":::{{dropdown}} {title}\n\n{table.strip()}\n:::"
 
 
@@ -196,14 +196,14 @@ def page(rows: Rows) -> str:
         parts += ["## Fixed or learned temperature?", filled(LEARNED), folded("By loss", learned)]
     if times:
         told = (
-            f"Steps of all losses in turns, {times[0]['rounds']} rounds, encoders included, process CPU time of one "
-            f"thread, {times[0]['device']}, while other programs ran."
+            f"The median of {times[0]['rounds']} rounds, in which the losses take turns. A step includes the encoders. "
+            f"Process CPU time of one thread, {times[0]['device']}, while other programs ran."
         )
         parts += ["## What a step costs", _wrapped(told), times_table(times)]
     lost = missing(rows)
     minutes = sum(float(row["step_ms"]) * which_loss.STEPS for row in rows) / 6e4
-    parts.append(f"## What was run\n\n{len(rows)} trainings, {minutes:.0f} minutes of one CPU thread. " + (
-        f"Of the plan these are missing; `python -m benchmarks.which_loss --record` goes on with them:\n\n{lost}"
+    parts.append(f"## What was run\n\nThe {len(rows)} trainings took {minutes:.0f} minutes of one CPU thread. " + (
+        f"These are missing, and `python -m benchmarks.which_loss --record` runs them:\n\n{lost}"
         if lost
         else "The plan is complete."
     ))  # fmt: skip
@@ -245,64 +245,65 @@ def picture(rows: Rows) -> Figure:
 TOP = """\
 # When does a tuple term pay?
 
-**Pairs are enough while one modality looks for another.** Where all three show the same thing, z is found from one
-modality in [[redundancy|pairs|one_recall_1]] of the cases with pairs, [[redundancy|pairs +
-eigenvalue|one_recall_1]] with the eigenvalue beside them and [[redundancy|pairs + volume, tied|one_recall_1]] with
-the volume: no more than seeds differ. Noise and missing modalities do not change that.
+All figures in these paragraphs are recall at 1.
 
-**The volume with tied negatives pays, beside pairs, when two modalities look for a third together.** From arms and
-legs in 2D the pose in 3D is found among 512 in [[body halves|pairs|two_recall_1]] of the cases with pairs and in
-[[body halves|pairs + volume, tied|two_recall_1]] with the volume beside them; from two cameras in [[two
-cameras|pairs|two_recall_1]] and [[two cameras|pairs + volume, tied|two_recall_1]]; the pixels of a digit from its
-outline and its profile in [[digits|pairs|two_recall_1]] and [[digits|pairs + volume, tied|two_recall_1]]. The
-eigenvalue beside pairs changes little ([[body halves|pairs + eigenvalue|two_recall_1]], [[two cameras|pairs +
-eigenvalue|two_recall_1]], [[digits|pairs + eigenvalue|two_recall_1]]). The negatives are the smaller part of the gain:
-with tied ones, too, the eigenvalue has [[body halves|pairs + eigenvalue, tied|two_recall_1]], [[two cameras|pairs +
+**Pairs are enough to retrieve one modality from another.** If all three modalities show the same thing, pairs find z from
+one modality in [[redundancy|pairs|one_recall_1]] of the cases, pairs with the eigenvalue in [[redundancy|pairs +
+eigenvalue|one_recall_1]] and pairs with the volume in [[redundancy|pairs + volume, tied|one_recall_1]], which is within
+the spread of the seeds. Noise and missing modalities do not change this.
+
+**Add the volume with tied negatives to the pairs to retrieve a third modality from two together.** Among 512 poses in
+3D, the right one is found from arms and legs in 2D in [[body halves|pairs|two_recall_1]] of the cases with pairs and in
+[[body halves|pairs + volume, tied|two_recall_1]] with the volume added. From two cameras it is [[two
+cameras|pairs|two_recall_1]] and [[two cameras|pairs + volume, tied|two_recall_1]]; for the pixels of a digit from its
+outline and its profile, [[digits|pairs|two_recall_1]] and [[digits|pairs + volume, tied|two_recall_1]]. Adding the
+eigenvalue changes little ([[body halves|pairs + eigenvalue|two_recall_1]], [[two cameras|pairs +
+eigenvalue|two_recall_1]], [[digits|pairs + eigenvalue|two_recall_1]]). Tied negatives explain the smaller part of the
+gain: with them the eigenvalue reaches [[body halves|pairs + eigenvalue, tied|two_recall_1]], [[two cameras|pairs +
 eigenvalue, tied|two_recall_1]] and [[digits|pairs + eigenvalue, tied|two_recall_1]].
 
-**Where no pair says anything, only a product of all three finds z.** For z = x XOR y it finds it among sixteen in
-[[synergy|multilinear (Symile)|two_recall_1]], pairs in [[synergy|pairs|two_recall_1]], the volume without pairs in
-[[synergy|volume (GRAM)|two_recall_1]].
+**If no pair is informative, only a product of all three finds z.** For z = x XOR y with sixteen values, the multilinear
+product finds z in [[synergy|multilinear (Symile)|two_recall_1]] of the cases, pairs in [[synergy|pairs|two_recall_1]]
+and the volume without pairs in [[synergy|volume (GRAM)|two_recall_1]].
 
-**Keep the pairs.** Without them, retrieval from one modality is lost: [[body halves|volume (GRAM)|one_recall_1]] with
-GRAM's loss on arms and legs, where pairs have [[body halves|pairs|one_recall_1]] and pairs with the volume [[body
-halves|pairs + volume, tied|one_recall_1]].
+**Keep the pairs.** Without them, retrieval from one modality fails. For arms and legs, GRAM's loss finds the pose from
+one modality in [[body halves|volume (GRAM)|one_recall_1]] of the cases, pairs in [[body halves|pairs|one_recall_1]] and
+pairs with the volume in [[body halves|pairs + volume, tied|one_recall_1]].
 
 ![Recall of z from one modality and from two, by loss and by kind of data](_static/which-loss.svg)
 """
 RESULTS = """\
 ## What was measured
 
-The plan was written before the runs, in `benchmarks/which_loss.py`. In each world the same encoders (two layers of
-64, embeddings of 16 numbers) are trained by every loss on the same batches of 128 for 200 steps, and x, y and z of
-held-out samples are embedded.
+We wrote the plan, `benchmarks/which_loss.py`, before the runs. On each kind of data, every loss trains the same encoders
+(two layers of 64, embeddings of 16 numbers) on the same batches of 128 for 200 steps. We measure on held-out samples.
 
-- *From one*: recall at 1 (and at 10) of z, looked for with x and with y by cosine; the mean of both.
-- *From two*: z is looked for with x and y together, *by* the best of five scores. That score and the temperature are
-  chosen on validation samples of another seed, from the same lists for every loss.
+- *From one*: recall at 1 (and at 10) of z, searched with x and with y by cosine; the mean of both.
+- *From two*: recall at 1 of z, searched with x and y together *by* the best of five scores. The score and the
+  temperature are chosen on validation samples of another seed, from the same lists for every loss.
 - Figures are the mean over three seeds ± half of their range, in percent.
-- *Align.* (alignment) is the mean squared distance of matching embeddings, *unif.* (uniformity) as Wang and Isola
-  define it (lower is more even), *probe* the accuracy of a linear classifier in percent.
+- *Align.* (alignment) is the mean squared distance of matching embeddings, *unif.* (uniformity) is Wang and Isola's
+  (lower is more even), *probe* is the accuracy of a linear classifier in percent.
 
-Small encoders and short runs show differences between losses, not levels that larger ones would reach.
+Encoders are small and runs short, so compare losses with each other; larger models reach other levels.
 
 ## Results by kind of data
 """
 TEMPERATURE = """\
-From 0.03 to 0.3 the recall of pairs moves by [[redundancy|pairs|spread]] points at most on redundancy, by
-[[body halves|pairs|spread]] on body halves and by [[digits|pairs|spread]] on digits; that of pairs with the volume by
+Between 0.03 and 0.3 the recall of pairs changes by at most [[redundancy|pairs|spread]] points on redundancy,
+[[body halves|pairs|spread]] on body halves and [[digits|pairs|spread]] on digits, and that of pairs with the volume by
 [[redundancy|pairs + volume, tied|spread]], [[body halves|pairs + volume, tied|spread]] and
-[[digits|pairs + volume, tied|spread]]. A temperature divides a cosine; the multilinear product is multiplied by
-sqrt(D) first.
+[[digits|pairs + volume, tied|spread]]. Temperatures are those of a cosine; the multilinear product is first multiplied
+by sqrt(D).
 """
 LEARNED = """\
-Learned temperatures start at the best fixed one. They change the recall of pairs, and of pairs with the volume, by
-[[*|pairs|learned]] and [[*|pairs + volume, tied|learned]] points at most.
+Learned temperatures start at the best fixed one. They change the recall of pairs by at most [[*|pairs|learned]] points,
+and that of pairs with the volume by at most [[*|pairs + volume, tied|learned]].
 """
 BOTTOM = """\
-The order of the plan was changed four times while it ran, after 25, 42, 81 and 150 runs, because the machine had less
-time to give, and the times of a step were taken apart, all losses in turns. Nothing else of it was changed. The rows
-are in `benchmarks/results/which_loss/runs.csv`.
+We changed the order of the runs four times, after 25, 42, 81 and 150 of them, because computing time became short, and
+measured the times of a step separately. We changed nothing else in the plan. The rows are in
+`benchmarks/results/which_loss/runs.csv`.
 
 The motion is CMU's: the data used in this project was obtained from mocap.cs.cmu.edu; the database was created with
 funding from NSF EIA-0196217. The digits are the Multiple Features set of the UCI repository (van Breukelen et al.,

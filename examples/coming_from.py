@@ -1,9 +1,9 @@
-"""Moving: the loss of another library and ours beside it, equal in value and gradient.
+"""The losses of other libraries, written with ours: equal in value and gradient.
 
-Each function gives both as functions of three embeddings of the same samples; two modalities use the first two. GRAM
-and TRIANGLE are no packages, so theirs is written out from their papers. `pip install 'multicontrast[peers]'` brings
-the light ones; lightly's loss needs nothing but torch: `pip install --no-deps lightly lightly-utils`. What is missing
-is skipped.
+Each function returns both losses as functions of three embeddings of the same samples; losses of two modalities use the
+first two. GRAM and TRIANGLE have no packages, so their losses are written from the papers. `pip install
+'multicontrast[peers]'` installs the small libraries, and `pip install --no-deps lightly lightly-utils` lightly, whose loss
+needs only torch. Libraries that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def symile() -> tuple[Loss, Loss]:
     return theirs, ours
 
 
-# What is compared -> the name and the version of the package, where it is one.
+# comparison -> package, or "" without one
 PEERS: dict[Callable[[], tuple[Loss, Loss]], str] = {
     open_clip: "open_clip_torch",
     hugging_face_clip: "transformers",
@@ -241,7 +241,7 @@ PEERS: dict[Callable[[], tuple[Loss, Loss]], str] = {
 
 
 def differences(make: Callable[[], tuple[Loss, Loss]]) -> tuple[float, float]:
-    """How far the values and the gradients are apart, in float64; raises ImportError without the other library."""
+    """Largest differences of values and gradients in float64; raises ImportError without the other library."""
     theirs, ours = make()
     x, y, z = torch.randn(3, 24, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     results = []

@@ -1,4 +1,4 @@
-"""The same over ranks: every rank has a part of the batch, and trains as one process with all of it would.
+"""`plain.py` over ranks: each has a part of the batch, and training equals that of one process with the whole batch.
 
 torchrun --nproc-per-node 2 examples/ddp.py
 """
@@ -17,12 +17,12 @@ import multicontrast as mc
 
 
 class Model(nn.Module):
-    """Encoders and loss in one module, so that DistributedDataParallel averages the temperature's gradient, too."""
+    """Encoders and loss in one module, so that DistributedDataParallel also averages the temperature's gradient."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoder() for _ in range(3))
-        # All ranks draw the same negatives: their generators begin alike.
+        # All ranks draw the same negatives, because their generators start in the same state.
         self.loss = mc.TrimodalInfoNCE(0.07, gather=True, generator=torch.Generator().manual_seed(0))
 
     def forward(self, *views: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class Model(nn.Module):
 
 
 def main() -> None:
-    if "RANK" in os.environ:  # torchrun's
+    if "RANK" in os.environ:  # set by torchrun
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu"
@@ -42,7 +42,7 @@ def main() -> None:
         [{"params": model.encoders.parameters()}, {"params": model.loss.parameters(), "weight_decay": 0.0}], lr=3e-3
     )
     for views in batches(20):
-        own = [view.tensor_split(world)[rank].to(device) for view in views]  # in your code: a DistributedSampler
+        own = [view.tensor_split(world)[rank].to(device) for view in views]  # you would use a DistributedSampler
         value = trained(*own)
         optimizer.zero_grad()
         value.backward()

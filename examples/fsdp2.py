@@ -1,4 +1,4 @@
-"""Encoders in shards (FSDP2). The loss stays outside: its temperature is one number, which nothing can shard.
+"""Sharded encoders (FSDP2). The loss stays outside, because FSDP2 cannot shard its temperature, a single number.
 
 torchrun --nproc-per-node 2 examples/fsdp2.py
 """

@@ -1,4 +1,4 @@
-"""A large batch in little memory, over ranks: encoders see it in chunks, and candidates travel in a ring.
+"""A large batch in little memory, over ranks: `cached_step` encodes in chunks, and a ring exchanges candidates.
 
 torchrun --nproc-per-node 2 examples/large_batches.py
 """

@@ -1,4 +1,4 @@
-"""Three modalities, plain PyTorch: encoders, a loss that owns its temperature, one optimizer for both."""
+"""Three modalities in plain PyTorch: encoders, a loss with a learned temperature, one optimizer for both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def encoder() -> nn.Module:
 
 
 def batches(count: int, size: int = 64) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Three noisy views of a hidden cause, each through a matrix of its own."""
+    """Three noisy views of a hidden cause, each through its own matrix."""
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(3, 4, 12, generator=generator)
     for _ in range(count):

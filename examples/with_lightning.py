@@ -1,4 +1,4 @@
-"""Lightning: the loss is a part of the module, so checkpoints, devices and precision take it along.
+"""Lightning: the loss is a submodule, so checkpoints, devices and precision include it.
 
 python examples/with_lightning.py
 """
@@ -26,7 +26,7 @@ class Alignment(L.LightningModule):
         return [encode(view) for encode, view in zip(self.encoders, views)]
 
     def training_step(self, views: tuple[Tensor, ...]) -> Tensor:
-        value = self.loss(*self(*views))  # float32 inside, whatever `precision` says
+        value = self.loss(*self(*views))  # computes in float32 under every `precision`
         self.log("loss", value)
         self.log("tau", self.loss.temperature.tau)
         return value
@@ -36,7 +36,7 @@ class Alignment(L.LightningModule):
         self.recall.update(image, audio)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.recall.compute())  # over all batches; a mean of their recalls would be another number
+        self.log_dict(self.recall.compute())  # over all batches; the mean of their recalls is higher
         self.recall.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""open_clip's training loop with our loss: the loop passes keywords and expects a dictionary, so an adapter does.
+"""open_clip's training loop with our loss. The loop passes keywords and expects a dictionary, so `Loss` adapts.
 
 In a checkout of open_clip, return `Loss()` from `open_clip.create_loss`. python examples/with_open_clip.py
 """

@@ -1,4 +1,4 @@
-"""sentence-transformers: their trainer with our loss, on columns of a data set. Here with a third column.
+"""sentence-transformers: their trainer with our loss, on a data set with three columns.
 
 python examples/with_sentence_transformers.py
 """
@@ -23,7 +23,7 @@ import multicontrast as mc
 
 
 class Loss(nn.Module):
-    """As many columns as modalities; the trainer hands over their tokens and, here unused, labels."""
+    """One column for each modality; the trainer passes their tokens, and labels that are not used here."""
 
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def model() -> SentenceTransformer:
 
 
 def samples() -> Dataset:
-    """Title, abstract and keywords about one of ten subjects, each with words of its own for them."""
+    """Title, abstract and keywords about one of ten subjects, with different words in each column."""
     topics = [number % 10 for number in range(160)]
     names = ("title", "abstract", "keywords")
     return Dataset.from_dict({name: [f"word{n + 10 * place}" for n in topics] for place, name in enumerate(names)})

@@ -1,4 +1,4 @@
-"""torchmetrics: our metric classes are its metrics, so they go where its own do, into Lightning's `self.log` too.
+"""torchmetrics: our metric classes are its metrics, so its collections, wrappers and Lightning's `self.log` take them.
 
 python examples/with_torchmetrics.py
 """
@@ -30,7 +30,7 @@ def in_wrappers(pred: Tensor, target: Tensor) -> Mapping[str, Tensor]:
     )
     latest = Running(metrics.MPJPE(root=0), window=2)  # over the last two batches
     spread = BootStrapper(metrics.MPJPE(root=0), num_bootstraps=50)  # mean and standard deviation
-    for batch in zip(pred.split(32), target.split(32)):  # the last batch is shorter, and counts as such
+    for batch in zip(pred.split(32), target.split(32)):  # the last batch is shorter and counts less
         collection.update(*batch)
         latest.update(*batch)
         spread.update(*batch)
@@ -43,7 +43,7 @@ def in_lightning(pred: Tensor, target: Tensor) -> Mapping[str, Tensor]:
     class Lifter(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.lift = nn.Linear(2, 3)  # yours
+            self.lift = nn.Linear(2, 3)  # your model
             self.error = metrics.MPJPE(root=0)
             self.errors = MetricCollection({"pa_mpjpe": metrics.PAMPJPE(), "pck": metrics.PCK3D()}, prefix="val_")
 
@@ -51,7 +51,7 @@ def in_lightning(pred: Tensor, target: Tensor) -> Mapping[str, Tensor]:
             pred, target = batch  # in place of `self.lift(joints_2d)`
             self.error.update(pred, target)
             self.errors.update(pred, target)
-            self.log("val_mpjpe", self.error)  # the object: the value of the epoch is over all frames and ranks
+            self.log("val_mpjpe", self.error)  # log the object, so that the epoch's value covers all frames and ranks
             self.log_dict(self.errors)
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

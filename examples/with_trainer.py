@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: a model that returns its loss, and an optimizer that leaves the temperature out of the decay.
+"""Hugging Face Trainer: a model that returns its loss, and an optimizer without weight decay for the temperature.
 
 python examples/with_trainer.py
 """
@@ -40,7 +40,7 @@ class Samples(Dataset):
 
 
 def optimizer(model: nn.Module, weight_decay: float = 0.01) -> torch.optim.Optimizer:
-    """Trainer decays all that is no bias and no norm, and so the temperature: give it an optimizer that does not."""
+    """By default Trainer decays everything except biases and norms, so it would decay the temperature."""
     return torch.optim.AdamW(mc.param_groups(model, weight_decay), lr=3e-3)
 
 
