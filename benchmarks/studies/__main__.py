@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.studies.cells import read_result, run_cell
+from benchmarks.studies.cells import planned_cells, read_result, run_cell
 from benchmarks.studies.page import write_page
-from benchmarks.studies.plan import CELLS, STUDIES
+from benchmarks.studies.plan import STUDIES
 from benchmarks.studies.runs import FULL_SIZE, keep_run
 from unihpe_ref.data import read_mocap
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "list":
-            for cell in CELLS:
+            for cell in planned_cells():
                 result = read_result(cell)
                 state = "missing" if result is None else f"{result['cpu_seconds']['all']:.0f} s"
                 print(f"{cell.name:<36} {state}")
@@ -61,11 +61,10 @@ def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     motion = read_mocap(options.motion)
     began = time.monotonic()
-    for cell in CELLS:
-        if options.only and cell.study not in options.only:
-            continue
-        if read_result(cell) is not None:
-            continue
+    while True:  # asked again after each run: results choose the learning rates that are repeated
+        missing = (c for c in planned_cells() if c.study in (options.only or STUDIES) and read_result(c) is None)
+        if (cell := next(missing, None)) is None:
+            return
         if time.monotonic() - began > 60 * options.minutes:
             print("Time is up; the same command goes on.", flush=True)
             return

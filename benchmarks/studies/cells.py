@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.studies.photographs import judge_photographs
-from benchmarks.studies.plan import EQUAL_TIME, MAX_STRETCH, Cell
+from benchmarks.studies.plan import EQUAL_TIME, MAX_STRETCH, RATES, SEEDS, STUDIES, TUNED_ROWS, Cell, rows
 from multicontrast._checks import three_beats
 from multicontrast.metrics import cosine_alignment, median_rank, mpjpe, retrieval_recall
 from unihpe_ref.config import RunConfig, SamplerConfig
@@ -54,6 +54,35 @@ def read_result(cell: Cell, folder: Path = RESULTS) -> dict[str, Any] | None:
             three_beats(f"`{path.name}` needs the settings of the plan", came, "Delete it, or restore them.")
         )
     return result
+
+
+def chosen_rate(study: str, row: str, folder: Path = RESULTS) -> str | None:
+    """The learning rate of a tuned row with the least MPJPE of the first seed, summed over 2D and images where there
+    are any; None where there is no result."""
+    errors = {}
+    for rate in RATES[study]:
+        if (found := read_result(Cell(study, f"{row}-{rate}", SEEDS[0]), folder)) is not None:
+            paths = found["result"]["poses"]["paths"]
+            kept = [paths[name] for name in ("2D to 3D", "image to 3D") if name in paths]
+            errors[rate] = sum(path["frame_mean"]["MPJPE"] for path in kept)
+    return min(errors, key=lambda rate: errors[rate], default=None)
+
+
+def planned_cells(folder: Path = RESULTS) -> list[Cell]:
+    """All cells, in the order in which they are run: every row once before any seed is repeated, and of a tuned row the
+    chosen rate alone; a rate that was chosen before the list grew keeps its seeds."""
+    repeated = {
+        (study, f"{row}-{chosen_rate(study, row, folder)}") for study, held in TUNED_ROWS.items() for row in held
+    }
+    cells = [Cell(study, row, seed) for seed in SEEDS for study in STUDIES for row in rows(study)]
+    return [
+        cell
+        for cell in cells
+        if cell.seed == SEEDS[0]
+        or cell.study not in RATES
+        or (cell.study, cell.row) in repeated
+        or result_path(cell, folder).exists()
+    ]
 
 
 def differences(planned: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:

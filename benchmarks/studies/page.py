@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.environment import ROOT
 from benchmarks.studies import tables
-from benchmarks.studies.cells import RESULTS, read_result
-from benchmarks.studies.plan import CELLS, PAIRS, RATES, SEEDS, TUNED, Cell, rows
+from benchmarks.studies.cells import RESULTS, chosen_rate, planned_cells, read_result
+from benchmarks.studies.plan import RATES, SEEDS, TUNED_ROWS, Cell, rows
 from unihpe_ref.files import write_whole
 
 PAGE = ROOT / "docs" / "unihpe" / "studies.md"
@@ -62,10 +62,11 @@ def write_page(folder: Path = RESULTS) -> list[Path]:
 
 def page(folder: Path = RESULTS) -> str:
     """The text of the page."""
-    done = [result for cell in CELLS if (result := read_result(cell, folder)) is not None]
+    planned = planned_cells(folder)
+    done = [result for cell in planned if (result := read_result(cell, folder)) is not None]
     seconds = sum(result["cpu_seconds"]["all"] for result in done)
-    state = f"Of {len(CELLS)} runs {len(done)} have been made, in {seconds / 3600:.1f} hours of one CPU thread."
-    missing = Counter(cell.study for cell in CELLS if read_result(cell, folder) is None)
+    state = f"Of {len(planned)} runs {len(done)} have been made, in {seconds / 3600:.1f} hours of one CPU thread."
+    missing = Counter(cell.study for cell in planned if read_result(cell, folder) is None)
     if done and missing:
         state += f" Missing: {', '.join(f'{count} of `{study}`' for study, count in missing.items())}."
     sections = (_table4, _fair, _table6, _figures, _exact, _photos)
@@ -142,23 +143,21 @@ _FAIR_TITLES = {"transformer-gfpose": "transformer, diffusion as in GFPose"}
 
 
 def _fair(folder: Path) -> str:
-    rates = sorted(RATES)
+    rates = sorted(RATES["table4-fair"])
     pose, lines, drawn = _pose("2D to 3D", "MPJPE"), [], []
-    for pair in PAIRS:
+    for pair in TUNED_ROWS["table4-fair"]:
         by_rate = {rate: _cells("table4-fair", f"{pair}-{rate}", folder) for rate in rates}
         first = [f"{pose(cells[0]):.1f}" if cells else "" for cells in by_rate.values()]
-        tuned = by_rate.get(TUNED.get(pair, ""), [])
+        chosen = chosen_rate("table4-fair", pair, folder) or ""
+        tuned = by_rate.get(chosen, [])
         title = _FAIR_TITLES.get(pair, pair.replace("-", ", "))
         repeated = [_spread(tuned, _pose("2D to 3D", metric)) for metric in ("MPJPE", "PA-MPJPE")]
-        lines.append([title, *first, TUNED.get(pair, ""), *repeated, _spread(tuned, _cost, 0)])
-        shown = tuned or min(
-            (cells for cells in by_rate.values() if cells), key=lambda cells: pose(cells[0]), default=[]
-        )
+        lines.append([title, *first, chosen, *repeated, _spread(tuned, _cost, 0)])
         for sampler, words in (("sde", "SDE, 50 steps"), ("ode", "ODE, 25 steps of two")):
-            if shown and "hypotheses" in shown[0]["result"]:
+            if tuned and "hypotheses" in tuned[0]["result"]:
                 names = ("first", "mean", "best, by an oracle", "spread", "error of the mean")
-                numbers = [_spread(shown, _hypothesis(sampler, name)) for name in names]
-                drawn.append([title, words, _spread(shown, _hypothesis("deterministic")), *numbers])
+                numbers = [_spread(tuned, _hypothesis(sampler, name)) for name in names]
+                drawn.append([title, words, _spread(tuned, _hypothesis("deterministic")), *numbers])
     head = ["2D encoder, 3D decoder", *(f"at {rate}" for rate in rates), "chosen", "MPJPE (mm)", "PA-MPJPE", "CPU s"]
     text = (
         "## Table 4 with equal losses, parts and care\n\nThe same question with every decoding loss a mean square that "
@@ -167,8 +166,11 @@ def _fair(folder: Path) -> str:
         "in the last row; and the best of three learning rates by the first seed, repeated with the others. Half the "
         f"steps of the table above.\n\n{_markdown(head, lines)}"
     )
-    tuned_cells = {pair: _cells("table4-fair", f"{pair}-{rate}", folder) for pair, rate in TUNED.items()}
-    if len(tuned_cells) == len(PAIRS) and all(len(held) == len(SEEDS) for held in tuned_cells.values()):
+    tuned_cells = {
+        pair: _cells("table4-fair", f"{pair}-{chosen_rate('table4-fair', pair, folder)}", folder)
+        for pair in TUNED_ROWS["table4-fair"]
+    }
+    if all(len(held) == len(SEEDS) for held in tuned_cells.values()):
         mean = {pair: statistics.mean(map(pose, held)) for pair, held in tuned_cells.items()}
 
         def apart(one: str, other: str) -> str:
