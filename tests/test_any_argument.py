@@ -902,7 +902,7 @@ def _diffusion() -> dict[str, Subject]:
         "make_sde": (diffusion.make_sde, lambda: {"name": "vp"}),
         "ScoreNetwork": (
             _as(diffusion.ScoreNetwork, network),
-            lambda: sizes | {"dropout": 0.25, "parameterisation": "preconditioned", "sde": sde},
+            lambda: sizes | {"dropout": 0.25, "parameterisation": "preconditioned", "spread": 0.2, "sde": sde},
         ),
         "ScoreNetwork.project": (
             without_gradient(diffusion.ScoreNetwork(**sizes).project),

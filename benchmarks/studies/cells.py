@@ -119,7 +119,7 @@ def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | No
         result["curve"] = _curve(steps)
     else:
         result["poses"] = evaluate_model(model, config, motion).to_dict()
-    if cell.study == "table4-fair" and config.model.decoder == "diffusion":
+    if cell.study in ("table4-fair", "spread") and config.model.decoder == "diffusion":
         result["hypotheses"] = _hypotheses(model, config, motion)
     if cell.study == "table6" and photographs is not None:
         result["photographs"] = judge_photographs(model, config, motion, photographs)

@@ -139,7 +139,11 @@ def _table4(folder: Path) -> str:
     )
 
 
-_FAIR_TITLES = {"transformer-gfpose": "transformer, diffusion as in GFPose"}
+_FAIR_TITLES = {
+    "transformer-gfpose": "transformer, diffusion as in GFPose",
+    "mlp-spread": "mlp, diffusion told 0.2",
+    "transformer-spread": "transformer, diffusion told 0.2",
+}
 
 
 def _fair(folder: Path) -> str:

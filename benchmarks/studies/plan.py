@@ -89,6 +89,8 @@ _PAIRS_OF_PARTS = {
     "transformer-mlp": ("table4-transformer-mlp", {}),
     "mlp-diffusion": ("table4-mlp-diffusion", {}),
     "transformer-diffusion": ("table4-transformer-diffusion", {}),
+    "mlp-spread": ("table4-mlp-diffusion", {"model.posterior_spread": 0.2}),
+    "transformer-spread": ("table4-transformer-diffusion", {"model.posterior_spread": 0.2}),
     "transformer-gfpose": ("table4-transformer-diffusion", {"model.parameterisation": "noise"}),
 }
 _NO_ALIGNMENT = {"stage1.steps": 0, "stage2.steps": 0, "stage3.steps": 550}
@@ -116,6 +118,14 @@ _ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"{pair}-{rate}": (named, _FAIR | changes | {"stage3.learning_rate": float(rate)})
         for rate in RATES["table4-fair"]
         for pair, (named, changes) in _PAIRS_OF_PARTS.items()
+    },
+    # How far do drawn poses spread, by the spread that the decoder is told? The pair "mlp-spread" above, told others.
+    "spread": {
+        f"mlp-{told}": (
+            "table4-mlp-diffusion",
+            _FAIR | {"model.posterior_spread": float(told), "stage3.learning_rate": 4e-3},
+        )
+        for told in ("0.05", "0.1", "0.4")
     },
     # Table 6: what does alignment change, for lifting and for images? Real photographs go through the last row too.
     "table6": _ALIGNED_BY,

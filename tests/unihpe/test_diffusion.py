@@ -176,9 +176,9 @@ def test_times_can_be_those_of_a_grid() -> None:
     assert 0.999 < anywhere.max() <= 1
 
 
-def preconditioned(sde=SDE, size: int = 3) -> ScoreNetwork:
-    network = ScoreNetwork(size, 4, width=64, time_width=8, dropout=0.0, parameterisation="preconditioned", sde=sde)
-    return network.double().eval()
+def preconditioned(sde=SDE, size: int = 3, spread: float = 1.0) -> ScoreNetwork:
+    options = {"parameterisation": "preconditioned", "spread": spread, "sde": sde}
+    return ScoreNetwork(size, 4, width=64, time_width=8, dropout=0.0, **options).double().eval()
 
 
 def stating(network: ScoreNetwork, output: Tensor) -> ScoreNetwork:
@@ -187,25 +187,29 @@ def stating(network: ScoreNetwork, output: Tensor) -> ScoreNetwork:
     return network
 
 
+@pytest.mark.parametrize("spread", [1.0, 0.2])
 @pytest.mark.parametrize("name", SDES)
-def test_preconditioned_network_of_output_zero_is_exact_for_unit_gaussian_data(name: str) -> None:
+def test_preconditioned_network_of_output_zero_is_exact_for_gaussian_data_of_its_spread(name, spread) -> None:
     sde, x, t = make_sde(name), torch.randn(6, 3).double(), torch.rand(6).double()
-    network = stating(preconditioned(sde), torch.zeros(6, 3).double())
+    network = stating(preconditioned(sde, spread=spread), torch.zeros(6, 3).double())
     m, s = sde.mean(t)[:, None], sde.std(t)[:, None]
-    assert_close(network(x, t, network.project(torch.randn(6, 4).double())), s * x / (m.square() + s.square()))
+    exact = s * x / ((spread * m).square() + s.square())
+    assert_close(network(x, t, network.project(torch.randn(6, 4).double())), exact)
 
 
+@pytest.mark.parametrize("spread", [1.0, 0.2])
 @pytest.mark.parametrize("name", SDES)
-def test_preconditioned_target_has_unit_variance_and_its_error_the_same_weight_at_every_time(name: str) -> None:
-    """F* = (sigma x0 - m z) / sqrt(v) recovers the noise, and the weighted loss is the squared error of F."""
+def test_preconditioned_target_has_unit_variance_and_its_error_the_same_weight_at_every_time(name, spread) -> None:
+    """F* = (sigma x0 - s^2 m z) / norm recovers the noise, and the weighted loss is the squared error of F."""
     sde, draw = make_sde(name), torch.Generator().manual_seed(0)
     x0, z = torch.randn(2, 20_000, 3, generator=draw).double()
     for time in (1e-4, 0.1, 0.5, 1.0):
         t = torch.full((len(x0),), time, dtype=torch.float64)
         m, s = sde.mean(t)[:, None], sde.std(t)[:, None]
-        wanted = (s * x0 - m * z) / (m.square() + s.square()).sqrt()
+        of_noise = spread**2 * m
+        wanted = (s * x0 - of_noise * z) / (of_noise.square() + s.square()).sqrt()
         assert wanted.var().item() == pytest.approx(1, rel=0.02)
-        network = preconditioned(sde)
+        network = preconditioned(sde, spread=spread)
         projected = network.project(torch.zeros(len(x0), 4).double())
         x_t = m * x0 + s * z
         assert_close(stating(network, wanted)(x_t, t, projected), z, atol=1e-8, rtol=1e-8)
@@ -272,6 +276,7 @@ def test_time_embedding_has_the_documented_frequencies() -> None:
         (lambda: make_sde("sub-vp"), "Did you mean 'subvp'"),
         (lambda: ScoreNetwork(3, 4, width=100), "multiple of 32 .* got 100"),
         (lambda: ScoreNetwork(3, 4, parameterisation="x0"), "needs `parameterisation` to be one of"),
+        (lambda: ScoreNetwork(3, 4, parameterisation="preconditioned", spread=0), "needs `spread` .* > 0"),
         (lambda: ScoreNetwork(3, 4, width=64, time_width=7), "even and at least 4 .* got 7"),
     ],
 )

@@ -3,10 +3,11 @@ r"""The network of the score-based decoders: fully connected, conditioned at eve
 Its shape is GFPose's (Ci et al., CVPR 2023), which UniHPE adopts (supplement B.3): a stem and residual blocks of two
 layers; every layer adds its own projections of the time and of the condition, then GroupNorm, SiLU and dropout.
 
-What its output F means is the parameterisation. ``"noise"``: F is the noise, as in GFPose. ``"preconditioned"``: with
-:math:`v = m^2 + \sigma^2`, the variance of :math:`x_t` for data of unit variance,
+What its output F means is the parameterisation. ``"noise"``: F is the noise, as in GFPose. ``"preconditioned"``: for
+data of unit variance that spread by s about what the condition says of them,
 
-.. math:: \hat z = \frac{\sigma}{v}\, x_t - \frac{m}{\sqrt v}\, F\big(x_t / \sqrt v,\, t\big) ,
+.. math:: \hat z = \frac{\sigma}{s^2 m^2 + \sigma^2}\, x_t - c\, F\big(x_t / \sqrt{m^2 + \sigma^2},\, t\big) , \quad
+    c = m\, \frac{\sqrt{s^4 m^2 + \sigma^2}}{s^2 m^2 + \sigma^2} ,
 
 so that F has a target of unit variance at every t (``docs/unihpe/model.md`` has the derivation).
 """
@@ -65,6 +66,8 @@ class ScoreNetwork(nn.Module):
         dropout: after every layer. 0.25 in GFPose.
         parameterisation: ``"noise"`` is GFPose's; with it GroupNorm hides the norm of ``x_t``, and the
             probability-flow ODE amplifies every drift. ``"preconditioned"`` serves every sampler.
+        spread: s, root mean square deviation of a coordinate from what the condition says of it; used by the
+            preconditioned network alone.
         sde: the process; used by the preconditioned network alone.
     Raises: ValueError for an unknown parameterisation and a width or a time width that does not divide.
     """
@@ -79,6 +82,7 @@ class ScoreNetwork(nn.Module):
         blocks: int = 2,
         dropout: float = 0.25,
         parameterisation: str = "noise",
+        spread: float = 1.0,
         sde: SDE | None = None,
     ) -> None:
         super().__init__()
@@ -90,6 +94,8 @@ class ScoreNetwork(nn.Module):
         blocks = check_count("ScoreNetwork", "blocks", blocks, 0, 1000)
         remedy = "0.25 is GFPose's."
         dropout = check_number("ScoreNetwork", "dropout", dropout, least=0, below=1, remedy=remedy)
+        remedy = "The error of the best single answer, over the deviation of the data; 1 is always safe."
+        self.spread = check_number("ScoreNetwork", "spread", spread, above=0, below=1e3, remedy=remedy)
         sde = SubVP() if sde is None else sde
         check_sde("ScoreNetwork", sde)
         if width % _GROUPS:
@@ -122,21 +128,30 @@ class ScoreNetwork(nn.Module):
             projected: from :meth:`project`, B rows; R is a multiple of B.
         """
         mean, std = self.sde.mean(t)[:, None], self.sde.std(t)[:, None]
-        variance = mean.square() + std.square()
         time = self.time(sinusoidal_embedding(t, self.time_width))
         first, *others = projected
-        h = self.stem(x_t * variance.rsqrt() if self.preconditioned else x_t, time, first)
+        h = self.stem(x_t * (mean.square() + std.square()).rsqrt() if self.preconditioned else x_t, time, first)
         for layers, conditions in zip(zip(self.blocks[::2], self.blocks[1::2]), zip(others[::2], others[1::2])):
             inner = h
             for layer, condition in zip(layers, conditions):
                 inner = layer(inner, time, condition)
             h = h + inner
         out = self.out(h)
-        return std / variance * x_t - mean * variance.rsqrt() * out if self.preconditioned else out
+        if not self.preconditioned:
+            return out
+        return std / self._variance(mean, std) * x_t - self._factor(mean, std) * out
 
     def loss_weight(self, t: Tensor) -> Tensor:
         r"""What the squared error of the noise is multiplied by at ``t``, so that F is learnt alike at every time.
 
-        :math:`v / m^2`, which turns an error of the noise into one of F; 1 for the noise itself.
+        :math:`1 / c^2`, which turns an error of the noise into one of F; 1 for the noise itself.
         """
-        return 1 + (self.sde.std(t) / self.sde.mean(t)).square() if self.preconditioned else torch.ones_like(t)
+        return self._factor(self.sde.mean(t), self.sde.std(t)).pow(-2) if self.preconditioned else torch.ones_like(t)
+
+    def _variance(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Of x_t, given the condition."""
+        return (self.spread * mean).square() + std.square()
+
+    def _factor(self, mean: Tensor, std: Tensor) -> Tensor:
+        """c, of F in the noise."""
+        return mean * (self.spread**4 * mean.square() + std.square()).sqrt() / self._variance(mean, std)

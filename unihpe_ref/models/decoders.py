@@ -60,6 +60,7 @@ class ScoreDecoder(nn.Module):
             blocks=config.decoder_blocks,
             dropout=config.decoder_dropout,
             parameterisation=config.parameterisation,
+            spread=config.posterior_spread,
             sde=self.sde,
         )
 
