@@ -13,7 +13,7 @@ from small import small_motion
 from unihpe_ref.__main__ import main
 from unihpe_ref.applications import detector as detection
 from unihpe_ref.applications import lift_command
-from unihpe_ref.applications.completion import turned_by
+from unihpe_ref.applications.completion import seen_from, steeply_seen, turned_by
 from unihpe_ref.applications.detector import Detected, Detector
 from unihpe_ref.applications.frames import Frame, read_picture, read_video
 from unihpe_ref.applications.keypoints import Keypoints
@@ -219,6 +219,35 @@ def test_turned_pictures_are_named(degrees, level):
         assert not warning or int(warning[0].split()[1]) < 0.06 * len(joints)
 
 
+@pytest.fixture(scope="module")
+def held_out():
+    recording = PHOTOGRAPHS.parent / "cmu17_60hz.npz"
+    if not recording.exists():
+        pytest.skip(f"the recording is not at {recording}")
+    from unihpe_ref.data import read_mocap
+
+    return read_mocap(recording).select("test").joints[::37]
+
+
+@pytest.mark.parametrize(("degrees", "share"), [(-45, 0.85), (-30, 0.7), (0, 0.04), (45, 0.75), (60, 0.9)])
+def test_poses_seen_steeply_are_noticed(degrees, share, held_out):
+    generator = torch.Generator().manual_seed(0)
+    seen = seen_from(held_out, (degrees, degrees), generator)
+    extent = (seen.amax(1) - seen.amin(1)).amax(-1)[:, None, None]
+    found = steeply_seen(seen + 0.015 * extent * torch.randn(seen.shape, generator=generator))
+    if degrees:
+        assert (found == (1 if degrees > 0 else -1)).float().mean() > share
+    else:
+        assert (found != 0).float().mean() < share
+
+
+def test_a_steep_camera_is_named(held_out):
+    seen = 500 + seen_from(held_out[::10], (-40, -40), torch.Generator().manual_seed(0))
+    matrix = torch.tensor([[1000.0, 0, 500], [0, 1000, 500], [0, 0, 1]]).expand(len(seen), 3, 3)
+    _, words = lift_found(Found(keypoints(seen, intrinsics=matrix)), load_lifter(joints_2d="annotated"))
+    assert any("poses look seen from steeply below: expect 2 times the error" in sentence for sentence in words)
+
+
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason=f"the photographs are not at {PHOTOGRAPHS}")
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_turned_photographs_are_noticed_and_no_other(degrees):
@@ -229,6 +258,7 @@ def test_turned_photographs_are_noticed_and_no_other(degrees):
         joints = joints @ clockwise.mT
     noticed = (turned_by(joints) == degrees).float().mean()
     assert noticed == 1 if degrees == 0 else noticed > 0.8
+    assert degrees or not steeply_seen(joints).any()
 
 
 def test_the_bound_of_doubt_parts_level_poses_from_turned_ones(level):

@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor
 
 from multicontrast._checks import three_beats
-from unihpe_ref.applications.completion import LEAST, complete, turned_by
+from unihpe_ref.applications.completion import LEAST, complete, steeply_seen, turned_by
 from unihpe_ref.applications.detector import Detected, Detector
 from unihpe_ref.applications.frames import PICTURES, VIDEOS, Frame, read_picture, read_video, thumbnail
 from unihpe_ref.applications.keypoints import MIN_CONFIDENCE, Keypoints, camera_matrix, read_keypoints
@@ -36,8 +36,7 @@ VIEWS = (".gif", ".png", ".html")
 _MOST_PICTURES = 240  # of a video, in the page
 _THOROUGH = 30  # frames between two looks for small people
 # Joints that project further than this from the given ones, in shares of the person, belong to a pose that the lifter
-# does not know. With 1.5 % of noise: 4 % of poses seen level, and only a fifth of those seen from 30 degrees above or
-# below, whose error has doubled.
+# does not know: with 1.5 % of noise, 1 to 4 % of poses seen level.
 DOUBTFUL = 0.02
 
 
@@ -373,11 +372,16 @@ def _doubts(poses: PoseSet, error: Tensor, total: int) -> list[str]:
         if degrees:
             looks = f"{int((turn == degrees).sum())} of {len(poses)} poses look turned by {degrees} degrees clockwise"
             words.append(f"WARNING: {looks}: turn the picture back, unless people lie or stand on their heads")
-    bad = error[(error > DOUBTFUL) & (turn == 0)]
+    steep = torch.where(turn == 0, steeply_seen(poses.joints_2d), 0)
+    for side, view, factor in ((-1, "below", 2), (1, "above", 1.5)):
+        if count := int((steep == side).sum()):
+            looks = f"{count} of {len(poses)} poses look seen from steeply {view}"
+            words.append(f"WARNING: {looks}: expect {factor} times the error of level cameras")
+    bad = error[(error > DOUBTFUL) & (turn == 0) & (steep == 0)]
     if len(bad):
         share = f"{100 * float(bad.median()):.0f} % of the person"
         doubtful = f"WARNING: {len(bad)} of {len(poses)} poses are doubtful"
-        words.append(f"{doubtful}, they project {share} away from their joints: steep camera, wrong joints?")
+        words.append(f"{doubtful}, they project {share} away from their joints: wrong joints, or a rare pose?")
     if poses.assumed_focal:
         words.append("focal length taken for the image's diagonal: distances are a guess; `--intrinsics` is better")
     return words
