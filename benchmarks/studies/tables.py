@@ -8,8 +8,8 @@ from pathlib import Path
 
 import unihpe_ref
 from benchmarks.environment import ROOT
-from benchmarks.studies.cells import RESULTS, read_result
-from benchmarks.studies.plan import SEEDS, Cell, rows
+from benchmarks.studies.cells import RESULTS, chosen_rate, read_result
+from benchmarks.studies.plan import RATES, SEEDS, STUDIES, TUNED_ROWS, Cell, rows
 from benchmarks.studies.runs import FULL_SIZE, read_run
 
 PAGE = ROOT / "docs" / "unihpe" / "reproducing-tables.md"
@@ -151,10 +151,10 @@ def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, 
         found.append((f"transformer, diffusion, in the paper's size ({steps})", "",
                       f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}", "CMU, exact 2D", f"`{run['preset']}`",
                       f"`benchmarks/results/training/{FULL_SIZE}.csv`"))  # fmt: skip
-    study = f"table{number}"
-    if study in ("table4", "table6"):
-        for row in rows(study):
-            names = [Cell(study, row, seed) for seed in SEEDS]
+    for study in (f"table{number}", f"table{number}-fair"):
+        for row in rows(study) if study in STUDIES and study not in RATES else TUNED_ROWS.get(study, ()):
+            made = f"{row}-{chosen_rate(study, row, folder)}" if study in RATES else row
+            names = [Cell(study, made, seed) for seed in SEEDS]
             results = [result for cell in names if (result := read_result(cell, folder)) is not None]
             if not results:
                 continue
@@ -164,12 +164,13 @@ def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, 
                     f"{sum(p[path]['frame_mean'][metric] for p in paths_of) / len(paths_of):.1f}"
                     for metric in ("MPJPE", "PA-MPJPE")
                 )
-                for path in (("2D to 3D",) if study == "table4" else ("2D to 3D", "image to 3D"))
+                for path in (("2D to 3D",) if number == "4" else ("2D to 3D", "image to 3D"))
             ]
             seeds = f"{len(results)} seed{'s' if len(results) > 1 else ''}"
-            data = "CMU, exact 2D" if study == "table4" else "CMU, renders of 64 x 64"
-            log = f"`benchmarks/results/studies/{study}-{row}-*.json`"
-            found.append((f"{row.replace('-', ', ', 1 if study == 'table4' else 0)}, small ({seeds})", "",
+            how = "small, equal losses, tuned" if study in RATES else "small"
+            data = "CMU, exact 2D" if number == "4" else "CMU, renders of 64 x 64"
+            log = f"`benchmarks/results/studies/{study}-{made}-*.json`"
+            found.append((f"{row.replace('-', ', ', 1 if number == '4' else 0)}, {how} ({seeds})", "",
                           "; ".join(values), data, "`benchmarks/studies/plan.py`", log))  # fmt: skip
     return found
 
