@@ -88,6 +88,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "model.decoder_time_width": 64,
         "model.decoder_dropout": 0.0,
         "model.parameterisation": "preconditioned",
+        "model.posterior_spread": 0.25,
         "model.noise_draws": 4,
         "sampler.steps": 50,
         "stage1.steps": 100,
