@@ -5,10 +5,10 @@
     python -m benchmarks.compiled --check cuda:75 cuda:90 hip:gfx942    # does every case compile? 1 if one does not
     PYTHONPATH=folder/of/triton-3.2 python -m benchmarks.compiled --check cuda:80 --record    # with another Triton
 
-Each kernel goes through its own launcher and Triton's specialisation, with the configuration for the architecture, up to
-the point where a driver would run it. The assembler reports registers, spills and shared memory. Instructions are counted
-in the machine code. The time is a lower bound: that of the slowest among issuing, float32 or float64 arithmetic, special
-functions, loads and stores, and device memory, as if all overlapped at the highest clock.
+Each kernel goes through its own launcher and Triton's specialisation, with the configuration for the architecture, up
+to the point where a driver would run it. The assembler reports registers, spills and shared memory. Instructions are
+counted in the machine code. The time is a lower bound: that of the slowest among issuing, float32 or float64
+arithmetic, special functions, loads and stores, and device memory, as if all overlapped at the highest clock.
 """
 
 from __future__ import annotations
@@ -473,9 +473,9 @@ PAGE_TEXT = """\
 
 <!-- Written by `python -m benchmarks.compiled`: change that, not this page. -->
 
-We have not measured these kernels on a GPU. This page compiles each as a launch would, for five architectures, and reads
-its machine code. `tests/triton` executes the compiled code on a CPU and compares its results with float64 definitions.
-Triton {triton}, {date}.
+We have not measured these kernels on a GPU. The figures come from compiling each as a launch would, for five
+architectures, and reading its machine code. `tests/triton` executes the compiled code on a CPU and compares its results
+with float64 definitions. Triton {triton}, {date}.
 
 ## Resources
 
@@ -485,17 +485,17 @@ spill to memory only where a cell says so. GPUs have far more shared memory: {li
 {resources}
 ## Versions
 
-torch 2.6 comes with Triton 3.2, and 2.14 with 3.8. Each cell has the number of cases above that this Triton compiles for
-this GPU, the most *registers* per thread, and the most bytes that a thread spills. AMD counts vector registers; gfx90a and
-gfx942 have 512, gfx1100 has 256.
+torch 2.6 comes with Triton 3.2, and 2.14 with 3.8. Each cell has the number of cases above that this Triton compiles
+for this GPU, the most *registers* per thread, and the most bytes that a thread spills. AMD counts vector registers;
+gfx90a and gfx942 have 512, gfx1100 has 256.
 
 {versions}
 ## Estimates
 
-*Instructions* are those of a thread for one element, counted in the machine code for an A100 (sm_80) and an H100 (sm_90).
-The *time* for a million elements is an **estimate** and a lower bound: it assumes that the unit named beside it works
-without pause at the highest clock, and that all else overlaps. The memory traffic of `gram3 value`, three cosines in and
-one value out, takes {gram3_memory} us on an A100.
+*Instructions* are those of a thread for one element, counted in the machine code for an A100 (sm_80) and an H100
+(sm_90). The *time* for a million elements is an **estimate** and a lower bound: it assumes that the unit named beside
+it works without pause at the highest clock, and that all else overlaps. The memory traffic of `gram3 value`, three
+cosines in and one value out, takes {gram3_memory} us on an A100.
 
 {estimates}
 """

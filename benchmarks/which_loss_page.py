@@ -262,9 +262,9 @@ eigenvalue|two_recall_1]], [[digits|pairs + eigenvalue|two_recall_1]]). Tied neg
 gain: with them the eigenvalue reaches [[body halves|pairs + eigenvalue, tied|two_recall_1]], [[two cameras|pairs +
 eigenvalue, tied|two_recall_1]] and [[digits|pairs + eigenvalue, tied|two_recall_1]].
 
-**If no pair is informative, only a product of all three finds z.** For z = x XOR y with sixteen values, the multilinear
-product finds z in [[synergy|multilinear (Symile)|two_recall_1]] of the cases, pairs in [[synergy|pairs|two_recall_1]]
-and the volume without pairs in [[synergy|volume (GRAM)|two_recall_1]].
+**If no pair is informative, only a product of all three finds z.** For z = x XOR y with sixteen values, the
+multilinear product finds z in [[synergy|multilinear (Symile)|two_recall_1]] of the cases, pairs in
+[[synergy|pairs|two_recall_1]] and the volume without pairs in [[synergy|volume (GRAM)|two_recall_1]].
 
 **Keep the pairs.** Without them, retrieval from one modality fails. For arms and legs, GRAM's loss finds the pose from
 one modality in [[body halves|volume (GRAM)|one_recall_1]] of the cases, pairs in [[body halves|pairs|one_recall_1]] and
@@ -275,8 +275,9 @@ pairs with the volume in [[body halves|pairs + volume, tied|one_recall_1]].
 RESULTS = """\
 ## What was measured
 
-We wrote the plan, `benchmarks/which_loss.py`, before the runs. On each kind of data, every loss trains the same encoders
-(two layers of 64, embeddings of 16 numbers) on the same batches of 128 for 200 steps. We measure on held-out samples.
+We wrote the plan, `benchmarks/which_loss.py`, before the runs. On each kind of data, every loss trains the same
+encoders (two layers of 64, embeddings of 16 numbers) on the same batches of 128 for 200 steps. We measure on held-out
+samples.
 
 - *From one*: recall at 1 (and at 10) of z, searched with x and with y by cosine; the mean of both.
 - *From two*: recall at 1 of z, searched with x and y together *by* the best of five scores. The score and the

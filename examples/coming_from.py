@@ -1,9 +1,9 @@
 """The losses of other libraries, written with ours: equal in value and gradient.
 
-Each function returns both losses as functions of three embeddings of the same samples; losses of two modalities use the
-first two. GRAM and TRIANGLE have no packages, so their losses are written from the papers. `pip install
-'multicontrast[peers]'` installs the small libraries, and `pip install --no-deps lightly lightly-utils` lightly, whose loss
-needs only torch. Libraries that are not installed are skipped.
+Each function returns both losses as functions of three embeddings of the same samples; losses of two modalities use
+the first two. GRAM and TRIANGLE have no packages, so their losses are written from the papers. `pip install
+'multicontrast[peers]'` installs the small libraries, and `pip install --no-deps lightly lightly-utils` lightly, whose
+loss needs only torch. Libraries that are not installed are skipped.
 """
 
 from __future__ import annotations
