@@ -247,10 +247,10 @@ TOP = """\
 
 All figures in these paragraphs are recall at 1.
 
-**Pairs are enough to retrieve one modality from another.** If all three modalities show the same thing, pairs find z from
-one modality in [[redundancy|pairs|one_recall_1]] of the cases, pairs with the eigenvalue in [[redundancy|pairs +
-eigenvalue|one_recall_1]] and pairs with the volume in [[redundancy|pairs + volume, tied|one_recall_1]], which is within
-the spread of the seeds. Noise and missing modalities do not change this.
+**Pairs are enough to retrieve one modality from another.** If all three modalities show the same thing, pairs find z
+from one modality in [[redundancy|pairs|one_recall_1]] of the cases, pairs with the eigenvalue in [[redundancy|pairs +
+eigenvalue|one_recall_1]] and pairs with the volume in [[redundancy|pairs + volume, tied|one_recall_1]], which is
+within the spread of the seeds. Noise and missing modalities do not change this.
 
 **Add the volume with tied negatives to the pairs to retrieve a third modality from two together.** Among 512 poses in
 3D, the right one is found from arms and legs in 2D in [[body halves|pairs|two_recall_1]] of the cases with pairs and in
