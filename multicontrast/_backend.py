@@ -3,23 +3,23 @@
 ``MULTICONTRAST_BACKEND`` is read at each call:
 
 ``auto``
-    Triton for CUDA tensors where Triton is installed, plain PyTorch elsewhere. The default. A kernel that cannot be
-    built or launched gives way to plain PyTorch, with one warning.
+    Triton for CUDA tensors where Triton is installed, plain PyTorch elsewhere. The default. If a kernel cannot be
+    built or launched, plain PyTorch replaces it, with one warning.
 ``torch``
     Plain PyTorch everywhere.
 ``triton``
-    The Triton kernels everywhere, and an error where one cannot be built or launched. On CPU tensors they are launched
-    all the same, which works under ``TRITON_INTERPRET=1`` and with a driver that runs compiled kernels on the CPU.
+    The Triton kernels everywhere, and an error if one cannot be built or launched. On CPU tensors this works under
+    ``TRITON_INTERPRET=1`` and with a driver that runs compiled kernels on the CPU.
 
-``MULTICONTRAST_ROUNDING``, likewise, is how the kernels divide and take square roots where the result shows it, in the
-float32 gradient of the 3x3 Gram eigenvalue:
+``MULTICONTRAST_ROUNDING``, also read at each call, chooses how kernels divide and take square roots in the float32
+gradient of the 3x3 Gram eigenvalue:
 
 ``device``
     With the device's approximate operations: the gradient errs by at most 5.5 eps. The default.
 ``nearest``
     Correctly rounded, as a CPU does: at most 3 eps, for nearly twice the instructions.
 
-Nothing here imports Triton or asks a driver anything; the kernels' own modules do, when first used.
+This module does not import Triton or call a driver; the modules of the kernels do, when first used.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def three_beats(needed: str, came: str, remedy: str) -> str:
 
 
 def describe(value: object) -> str:
-    """What came, as an error message says it."""
+    """``value`` as an error message names it."""
     if isinstance(value, Tensor):
         try:
             shape = tuple(value.shape)
@@ -61,7 +61,7 @@ def check_choice(operation: str, name: str, value: object, choices: Iterable[str
 
 
 def check_flag(operation: str, name: str, value: object) -> bool:
-    """``value`` as a bool; raises for all that is not one, such as 1 or ``"false"``."""
+    """``value`` as a bool; raises for anything else, such as 1 or ``"false"``."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     remedy = f"Pass `{name}=True` or `{name}=False`."
@@ -93,7 +93,7 @@ def check_number(
     least: float = -math.inf,
     above: float = -math.inf,
     below: float = math.inf,
-    remedy: str = "Pass one.",
+    remedy: str = "Pass a number.",
 ) -> float:
     """``value`` as a finite float within those bounds; raises for bools, text and tensors."""
     needed = f"`{operation}` needs `{name}` to be a finite number"
@@ -145,7 +145,7 @@ def check_counts(
         return [check_count(operation, name, values, least, most, remedy=remedy)]
     listed = check_list(operation, name, values, remedy=remedy or "Pass an int, or a list of them.")
     if not listed:
-        raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold an int", "none", remedy or "Pass one."))
+        raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold an int", "none", remedy or "Pass an int."))
     return [check_count(operation, f"{name}[{k}]", value, least, most, remedy=remedy) for k, value in enumerate(listed)]
 
 
@@ -175,15 +175,15 @@ def check_texts(operation: str, name: str, values: object, *, remedy: str = "Pas
 
 
 def check_callable(operation: str, name: str, value: object, remedy: str, kind: str = "a callable") -> None:
-    """Raise ``TypeError`` unless ``value`` can be called; a class can, but it is an instance of it that is meant."""
+    """Raise ``TypeError`` unless ``value`` can be called; a class raises too, because an instance is meant."""
     if not callable(value) or isinstance(value, type):
         came = f"the class {value.__name__}" if isinstance(value, type) else describe(value)
         raise TypeError(three_beats(f"`{operation}` needs `{name}` to be {kind}", came, remedy))
 
 
 def call(needed: str, function: Callable[..., Any], *arguments: Any, remedy: str) -> Any:
-    """What a function of the user's own returns. A ``TypeError`` of it, as for another number of arguments, says which
-    one it is; every other exception is the user's own."""
+    """Calls a user's function. Its ``TypeError``, as for a wrong number of arguments, becomes one that says what was
+    called; other exceptions pass."""
     try:
         return function(*arguments)
     except TypeError as error:
@@ -200,7 +200,7 @@ def check_type(operation: str, name: str, value: object, kind: type, remedy: str
 
 
 def check_path(operation: str, name: str, value: object) -> Path:
-    """``value``, text or a path, as a path; whether anything is there is not asked."""
+    """``value``, text or a path, as a path, which need not exist."""
     if not isinstance(value, (str, Path)):
         needed = f"`{operation}` needs `{name}` to be a path"
         raise TypeError(three_beats(needed, describe(value), "Pass text or a `pathlib.Path`."))
@@ -229,7 +229,7 @@ def check_floating(operation: str, name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a dense tensor of float16, bfloat16, float32 or float64."""
     check_dense(operation, name, value)
     assert isinstance(value, Tensor)
-    if value.dtype not in _FLOATING:  # float8 is a format to store, which nothing computes in
+    if value.dtype not in _FLOATING:  # float8 is a storage format without arithmetic
         needed = f"`{operation}` needs `{name}` to hold real floating-point numbers"
         raise TypeError(three_beats(needed, describe(value), "Convert it with `.float()`."))
 
@@ -239,7 +239,7 @@ def check_shape(
 ) -> None:
     """Raise unless ``value`` is a tensor as :func:`check_floating` takes it, of that shape.
 
-    Text is any size; ``"..."``, in front, any number of them.
+    A name stands for any size, ``"..."`` in front for any number of axes.
     """
     check_floating(operation, name, value)
     assert isinstance(value, Tensor)
@@ -251,7 +251,7 @@ def check_shape(
 
 
 def check_like(operation: str, name: str, value: Tensor, weight: Tensor) -> None:
-    """Raise unless ``value`` is of the type and on the device of a model's ``weight``; autocast sees to the type."""
+    """Raise unless ``value`` is of the type and on the device of a model's ``weight``; under autocast any type."""
     kind = value.device.type
     casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if value.device != weight.device or (value.dtype != weight.dtype and not casts):
@@ -298,26 +298,26 @@ def check_same_device(operation: str, names: Sequence[str], tensors: Sequence[Te
 
 
 def values_are_free(*tensors: Tensor) -> bool:
-    """Whether looking at the values of the tensors costs nothing: on a CPU, in eager mode, not under a transform, and
+    """Whether reading the values of the tensors costs nothing: on a CPU, in eager mode, not under a transform, and
     without a forward-mode derivative."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     for tensor in tensors:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu":
             return False
-        # The first is what `is_grads_batched` makes of a cotangent.
+        # `is_grads_batched` makes the first.
         if torch._C._functorch.is_legacy_batchedtensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None:
             return False
     return True
 
 
 def check_device(operation: str, device: object) -> torch.device:
-    """The device that is named, torch's default for None."""
+    """``device`` as a ``torch.device``; torch's default for None."""
     if device is None:
         return torch.get_default_device()
     if isinstance(device, torch.device):
         return device
-    needed, remedy = f"`{operation}` needs `device` to name one", "For example 'cpu', 'cuda:0' or a `torch.device`."
+    needed, remedy = f"`{operation}` needs `device` to be a device", "For example 'cpu', 'cuda:0' or a `torch.device`."
     if not isinstance(device, str):
         raise TypeError(three_beats(needed, describe(device), remedy))
     try:
@@ -341,14 +341,14 @@ def check_generator(operation: str, generator: object) -> None:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Computes in the types of the tensors, whatever autocast says; meta tensors have none."""
+    """Disables autocast, which meta tensors do not have."""
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def as_float(value: Any) -> float:
-    """A number as a float; infinite where it is too large for one."""
+    """A number as a float; infinite if it is too large for one."""
     try:
         return float(value)
     except OverflowError:

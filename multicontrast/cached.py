@@ -1,12 +1,12 @@
 """One training step whose encoders see the batch in chunks and whose loss sees it whole.
 
 Contrastive losses want large batches, and what fills the memory is the encoders' activations. Gradient accumulation
-does not help: the candidates would be those of a chunk. The loss depends on the encoders through the embeddings alone,
-so its gradient by them is all that the encoders' backward pass needs (Gao et al., arXiv 2101.06983):
+does not help, because each chunk has only its own candidates. The encoders' backward pass needs only the gradient by
+the embeddings (Gao et al., arXiv 2101.06983):
 
-1. encode chunk by chunk without a graph, noting the state of the random numbers before each chunk,
-2. the loss of all embeddings, and its gradient by them,
-3. encode each chunk again, from the same random state, and send its rows of that gradient back through it.
+1. encode chunk by chunk without a graph, and keep the random state before each chunk,
+2. compute the loss of all embeddings, and its gradient by them,
+3. encode each chunk again from the same random state, and backpropagate its rows of that gradient.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -30,7 +30,7 @@ from multicontrast.losses import MultimodalInfoNCE
 __all__ = ["cached_step"]
 
 Encoder = Callable[[Any], Any]
-_RandomState = tuple[Tensor, list[int], list[Tensor]]  # of the CPU; accelerators, and theirs
+_RandomState = tuple[Tensor, list[int], list[Tensor]]  # of the CPU; indices of accelerators; their states
 
 
 def cached_step(
@@ -43,11 +43,11 @@ def cached_step(
 ) -> Tensor:
     r"""Forward and backward pass of a large batch in the memory of a chunk; ``.grad`` is that of the plain step.
 
-    In place of ``loss(*(encoder(x) for encoder, x in zip(encoders, inputs))).backward()``. It costs one more forward
-    pass of the encoders. The gradients are added to ``.grad``; the optimizer's step is the caller's.
+    Replaces ``loss(*(encoder(x) for encoder, x in zip(encoders, inputs))).backward()``, at the price of one more
+    forward pass of the encoders. It adds to ``.grad`` and does not call the optimizer.
 
-    An encoder is wrapped in DistributedDataParallel or not: all its backward passes but the last are ``no_sync``, so
-    that its gradients are averaged once. The loss may gather over the ranks. Under ``fully_shard`` every forward pass
+    An encoder may be wrapped in DistributedDataParallel: all its backward passes but the last are ``no_sync``, so that
+    its gradients are averaged once. The loss may gather over the ranks. Under ``fully_shard`` every forward pass
     is a collective, so all ranks need equally many chunks.
 
     Args:
@@ -147,7 +147,7 @@ def _encode(encoder: Encoder, batch: Any, part: slice) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _random_state_of(state: _RandomState) -> Iterator[None]:
-    """That state inside, the present one again afterwards."""
+    """Sets that state, and restores the present one afterwards."""
     cpu, devices, states = state
     accelerator = torch.accelerator.current_accelerator() if devices else None
     options = {} if accelerator is None else {"device_type": accelerator.type}

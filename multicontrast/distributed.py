@@ -1,17 +1,17 @@
 r"""Losses over the batches of all ranks, with the gradient of one process.
 
 With ``gather`` each of the W ranks returns W / B times the sum of the losses of its own anchors, whose candidates are
-the rows of all ranks, B in number. The mean of that over the ranks is the loss of one process with the whole batch. A
-row meets the anchors of every rank, so the backward pass sums its gradients over the ranks and hands each rank those
-of its own rows; DistributedDataParallel then averages over the ranks, and
+the rows of all ranks, B in number. The mean over the ranks is the loss of one process with the whole batch. A row is a
+candidate of the anchors of every rank, so the backward pass sums its gradients over the ranks and returns them to its
+own rank. DistributedDataParallel then averages over the ranks, and
 
 .. math:: \frac1W \sum_r \sum_s \frac{\partial \mathcal L_s}{\partial x_r} \frac{\partial x_r}{\partial \theta}
           = \frac{\partial}{\partial\theta} \frac1W \sum_s \mathcal L_s
 
 is the gradient of one process, for the encoders and for the temperature alike.
 
-This module knows ranks and rows, and no loss: ``Handshake`` is what every loss begins with, ``Ranks`` what comes of
-it, and :func:`gather_rows` the differentiable collective, for losses of your own.
+Every loss begins with a ``Handshake``, which returns the ``Ranks``. For your own losses, :func:`gather_rows` is the
+differentiable collective.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -41,19 +41,19 @@ Gather: TypeAlias = "bool | dist.ProcessGroup"
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
-_MESSAGE_BYTES = 512  # of an error that another rank is told about
+_MESSAGE_BYTES = 512  # of an error message for the other ranks
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of one call, and how many rows each of them brought."""
+    """The ranks of one call and their numbers of rows."""
 
     group: Any
     rank: int
     counts: tuple[int, ...]
     seed: int = 0  # rank 0's, if something is drawn without a generator
-    operation: str = "gather"  # what the call is named in errors
+    operation: str = "gather"  # its name in errors
 
     @property
     def size(self) -> int:
@@ -81,7 +81,7 @@ class Ranks:
         return start, start + self.counts[rank]
 
     def join(self, loss: Tensor, *inputs: Tensor) -> Tensor:
-        """``loss``, whose graph leads to the inputs even if this rank has no rows: the others wait for it there."""
+        """``loss``, connected to the inputs even on a rank without rows: the others wait for its backward pass."""
         if self.start < self.stop:
             return loss
         return loss + torch.stack([x.reshape(-1)[:0].sum().to(loss) for x in inputs]).sum()
@@ -89,9 +89,9 @@ class Ranks:
     def gather(self, *tensors: Tensor, tau: Tensor | None = None) -> tuple[Tensor | None, list[Tensor]]:
         """The rows of all ranks, in their order, in float32 at least; and ``tau`` as it came.
 
-        Differentiable, twice. All of it is one node of the graph, and so is ``tau``, which therefore gets its gradient
-        after the ranks have met: the collectives of a backward pass come in one order on all ranks, whatever hooks the
-        parameters carry.
+        Differentiable twice. ``tau`` passes through the same node of the graph and gets its gradient after the
+        collective, so that the collectives of a backward pass have one order on all ranks, whatever hooks parameters
+        have.
         """
         dtype = compute_dtype(*tensors)
         tau, *gathered = _GatherRows.apply(self, dtype, tau, *tensors)
@@ -111,15 +111,15 @@ class Ranks:
 
 
 def gather_rows(x: Tensor, group: Any = None) -> Tensor:
-    """The rows of all ranks in their order, with the exact gradient: each rank gets the sum, over all ranks, of the
-    gradients by its own rows.
+    """The rows of all ranks in rank order. In the backward pass each rank gets the sum, over all ranks, of the gradients
+    by its own rows.
 
-    Ranks may bring different numbers of rows, also none. Averaged over the ranks, as DistributedDataParallel does, the
+    Ranks may have different numbers of rows, also none. Averaged over the ranks, as DistributedDataParallel does, the
     gradients are those of the *mean* of the ranks' losses.
 
     Args:
         x: ``(B_local, ...)``, floating; equal on all ranks but for the number of rows.
-        group: a process group; the default one if None. Without one this is a process on its own.
+        group: a process group; the default one if None. Without one, this is a single process.
 
     Returns:
         ``(B, ...)``. Half precision is sent as it is and returned in float32, in which the gradients are summed.
@@ -144,7 +144,7 @@ def gather_rows(x: Tensor, group: Any = None) -> Tensor:
 
 
 def check_gather(operation: str, gather: object) -> Any:
-    """The process group that ``gather`` means, or None for a process on its own; raises for anything else."""
+    """The process group of ``gather``, or None for a single process; raises for anything else."""
     if isinstance(gather, bool):
         alone = not gather or not dist.is_available() or not dist.is_initialized()
         return None if alone else dist.group.WORLD
@@ -168,11 +168,11 @@ def check_gather(operation: str, gather: object) -> Any:
 
 
 class Handshake:
-    """What the ranks of one call exchange before any of them computes.
+    """The exchange between the ranks of one call before any of them computes.
 
-    The checks of a function run inside ``with Handshake(...)`` and end in :meth:`exchange`. A rank whose checks raise
-    tells the others on its way out, so that they raise as well instead of waiting for it. Checks that need to know of
-    the other ranks come between :meth:`reopen` and :meth:`close`.
+    The checks of a function run inside ``with Handshake(...)`` and end in :meth:`exchange`. If they raise on one rank,
+    it tells the others, which then raise instead of waiting. Checks that need the other ranks come between
+    :meth:`reopen` and :meth:`close`.
     """
 
     def __init__(self, operation: str, gather: object) -> None:
@@ -183,7 +183,7 @@ class Handshake:
 
     @property
     def alone(self) -> bool:
-        """Whether this is a process on its own."""
+        """Whether this is a single process."""
         return self._group is None
 
     def __enter__(self) -> Handshake:
@@ -203,18 +203,17 @@ class Handshake:
         generator: torch.Generator | None = None,
         draws: bool = False,
     ) -> Ranks | None:
-        """The other ranks, after they have agreed; None for a process on its own.
+        """Compares the ranks and returns them; None for a single process.
 
         Args:
             embeddings: ``(B_local, D)`` each, checked.
             tau: the temperature, if it is a tensor.
-            alike: what has to be the same on all ranks, by the name that an error calls it.
-            generator: the source of randomness; its state, too, has to be the same on all ranks.
-
-            draws: whether the ranks have to agree on a seed, because something is drawn without a generator.
+            alike: options that must be the same on all ranks, by their names in errors.
+            generator: the source of randomness; its state must be the same on all ranks.
+            draws: whether negatives are drawn; without a generator rank 0 then draws a seed for all.
 
         Raises:
-            ValueError: on all ranks, if something differs that must not, or if all of them are empty.
+            ValueError: on all ranks, if ranks differ in what must be the same, or all are empty.
             RuntimeError: if another rank failed before it came here, or never came.
         """
         if self._group is None:
@@ -243,15 +242,15 @@ class Handshake:
         return ranks
 
     def leave(self) -> None:
-        """What is raised from here on every rank raises by itself."""
+        """From here on an error occurs on every rank, so none tells the others."""
         self._open = False
 
     def reopen(self) -> None:
-        """There are more checks to come, which may fail on one rank alone: :meth:`close` follows."""
+        """More checks follow, which may fail on one rank alone, until :meth:`close`."""
         self._open = True
 
     def close(self) -> None:
-        """All checks are passed: hear whether the other ranks say so, too, if the handshake was opened again."""
+        """All checks passed here; after :meth:`reopen`, learn whether they did on the other ranks."""
         if self._open and self._group is not None:
             self._open = False
             _agree(self._group, self.operation, 0, 0, [], [])
@@ -259,8 +258,8 @@ class Handshake:
 
 # --- The small exchange before the collectives ---------------------------------------------------------------------
 #
-# int64: [failed, operation, rows, seed, codes of what must be alike ...], of one length whatever the operation, so that
-# two ranks in different losses find out instead of misreading each other.
+# int64: [failed, operation, rows, seed, codes of what must be the same ...], of one length for every operation, so that
+# ranks in different losses raise instead of misreading each other.
 
 _HEADER = 32
 
@@ -276,7 +275,7 @@ def _agree(group: Any, operation: str, rows: int, seed: int, codes: list[int], n
             three_beats(
                 f"`{operation}` needs every rank to come with a valid batch",
                 f"an error on rank {failed[0]} of the group: {words}",
-                "Mend it there; this rank has stopped so that it does not wait.",
+                "Correct it there; this rank stops instead of waiting.",
             )
         )
     rank = dist.get_rank(group)
@@ -305,7 +304,7 @@ def _tell(group: Any, operation: str, words: str) -> None:
         _exchange_headers(group, operation, [1, zlib.crc32(operation.encode())])
         _exchange_message(group, operation, words)
     except RuntimeError:
-        pass  # the error that brought us here matters more than that nobody heard of it
+        pass  # the original error matters more
 
 
 def _exchange_headers(group: Any, operation: str, header: list[int]) -> list[list[int]]:
@@ -317,7 +316,7 @@ def _exchange_headers(group: Any, operation: str, header: list[int]) -> list[lis
 
 
 def with_all(operation: str, group: Any, collective: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer of a collective; where a rank is lost, an error that names it and the loss in which it happened."""
+    """The result of a collective; if a rank is lost, raises an error that names the rank and the loss."""
     try:
         return collective(*arguments)
     except RuntimeError as error:
@@ -341,7 +340,7 @@ def _exchange_message(group: Any, operation: str, words: str) -> list[str]:
 
 
 def _handshake_device(group: Any) -> torch.device:
-    """Where small messages travel: on the CPU if the group can, which spares the accelerator a wait."""
+    """The device of small messages: the CPU if the group has a back end for it, to spare the accelerator a wait."""
     backends = dist.get_backend_config(group)
     if "gloo" in backends or "mpi" in backends:
         return torch.device("cpu")
@@ -415,7 +414,7 @@ def _all_gather(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _all_gather_even(x: Tensor, group: Any) -> Tensor:
-    """A tensor of one shape on all ranks to the stack of all of them."""
+    """The stack of the tensors of all ranks, which have one shape."""
     received = x.new_empty(dist.get_world_size(group), *x.shape)
     _all_gather_single(received.view(-1), x.contiguous().view(-1), group=group)
     return received

@@ -1,14 +1,14 @@
-r"""What makes a tuple of embeddings alike.
+r"""Similarities, which score a tuple of embeddings.
 
-A similarity knows the cosines of a tuple and nothing else. For ``N`` modalities they come as ``N (N - 1) / 2`` tensors
-of one shape in the order ``(0, 1), (0, 2), ..., (N - 2, N - 1)``; for an image, a 2D and a 3D pose that is
-:math:`a = \langle x_{img}, x_{2D} \rangle`, :math:`b = \langle x_{img}, x_{3D} \rangle`,
-:math:`c = \langle x_{2D}, x_{3D} \rangle`.
+A similarity is a function of the tuple's cosines: ``N (N - 1) / 2`` tensors of one shape for ``N`` modalities, in the
+order ``(0, 1), (0, 2), ..., (N - 2, N - 1)``. For three that is :math:`a = \langle x_1, x_2 \rangle`,
+:math:`b = \langle x_1, x_3 \rangle`, :math:`c = \langle x_2, x_3 \rangle`. Only the multilinear product needs the
+embeddings themselves.
 
-To add one, write an object (or a plain function) that maps that list to a tensor of the same shape, larger for tuples
-that are more alike, and pass it as ``similarity=``. It must be differentiable; if it also has
+To add one, write a function or an object that maps that list to a tensor of the same shape, larger for tuples that are
+more similar, and pass it as ``similarity=``. It must be differentiable. If it also has
 ``with_gradient(cosines) -> (value, [derivative for each cosine])``, the losses use that closed form instead of
-autograd. The multilinear product needs the embeddings themselves and is the one exception.
+autograd.
 
 ===================  ============================================  ==================  ===========
 name                 value for three modalities                    range               sign-blind
@@ -66,7 +66,7 @@ class CosineSimilarity:
         raise NotImplementedError
 
     def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
-        """The similarity of the members that are there: this formula for as many modalities as they are.
+        """The similarity of the present members, by the formula for that many modalities.
 
         ``present`` says for each modality which tuples have it, broadcastable to the cosines. Cosines of absent
         members are 0. What is returned for tuples with fewer than two members is finite and means nothing.
@@ -75,7 +75,7 @@ class CosineSimilarity:
         everything = cosines[0]
         for cosine in cosines[1:]:
             everything = everything + cosine
-        value = torch.where(nowhere, everything, 0)  # zeros, by which all modalities belong to the graph
+        value = torch.where(nowhere, everything, 0)  # zeros that keep all modalities in the graph
         position = _pair_position(len(present))
         everyone = range(len(present))
         for size in range(2, len(present) + 1):
@@ -85,7 +85,7 @@ class CosineSimilarity:
                     here = here & (present[m] if m in members else ~present[m])
                 if _is_known_to_be_empty(here):
                     continue
-                # Elsewhere the formula sees three equal cosines, at which no root or quotient is singular.
+                # Elsewhere all cosines are 0.5, where no root or quotient is singular.
                 chosen = [cosines[position[pair]] for pair in itertools.combinations(members, 2)]
                 value = torch.where(here, self([torch.where(here, cosine, 0.5) for cosine in chosen]), value)
         return value
@@ -93,7 +93,7 @@ class CosineSimilarity:
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         """Value and derivative by each cosine, without a graph.
 
-        The value may leave out a constant that is the same for every tuple: the losses do not see it.
+        The value may leave out a constant that is the same for every tuple, because it does not change a loss.
         """
         with torch.enable_grad():
             leaves = [cosine.detach().requires_grad_() for cosine in cosines]
@@ -104,9 +104,8 @@ class CosineSimilarity:
     def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
         """The value, and a function from a weight for each tuple to weight x derivative by each cosine.
 
-        The cosines may have shapes that only broadcast to that of the tuples, and are left alone. What comes back may
-        live in the workspace until it is used again, several results in one memory; the value may be overwritten
-        before the function is called, which is once.
+        The cosines may broadcast to the shape of the tuples and are only read. Results live in the workspace until its
+        next use, and may share memory. The value may be overwritten before the function is called, which is once.
         """
         value, grads = self.with_gradient(torch.broadcast_tensors(*cosines))
         return value, lambda weights: [grad * weights for grad in grads]
@@ -205,7 +204,7 @@ def _eliminate(matrix: list[list[Tensor]]) -> tuple[list[Tensor], list[list[Tens
     """Pivots and the unit lower factor of a positive semidefinite matrix, given by its lower triangle, by elimination
     without square roots.
 
-    A pivot that rounding made negative counts as 0, and then so does the determinant; it divides as 1.
+    A pivot that rounding made negative counts as 0, which makes the determinant 0; divisions by it use 1.
     """
     size = len(matrix)
     rows = [list(row) for row in matrix]
@@ -272,7 +271,7 @@ def _pair_position(n: int) -> dict[tuple[int, int], int]:
 
 
 def _is_known_to_be_empty(mask: Tensor) -> bool:
-    """Whether ``mask`` holds nothing, if looking costs nothing: on a CPU, in eager mode and under no transform."""
+    """Whether ``mask`` is False everywhere, if reading it costs nothing: on a CPU, in eager mode, no transform."""
     return (
         mask.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -295,7 +294,7 @@ class Volume(CosineSimilarity):
         return -_safe_sqrt(self._determinant(cosines))
 
     def of_present(self, cosines: Sequence[Tensor], present: Sequence[Tensor]) -> Tensor:
-        return self(cosines)  # an absent member, at right angles to all, leaves the volume as it is
+        return self(cosines)  # an absent member is orthogonal to all and does not change the volume
 
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         if len(cosines) != 3:
@@ -435,7 +434,7 @@ _SIMILARITIES: dict[str, CosineSimilarity | Multilinear] = {
 
 
 def resolve_similarity(operation: str, similarity: str | Similarity) -> CosineSimilarity | Multilinear:
-    """The object behind a name, or a user's own object made ready for the losses."""
+    """The similarity of that name, or the user's own object wrapped for the losses."""
     if isinstance(similarity, str):
         check_choice(operation, "similarity", similarity, _SIMILARITIES)
         return _SIMILARITIES[similarity]
@@ -447,7 +446,7 @@ def resolve_similarity(operation: str, similarity: str | Similarity) -> CosineSi
 
 
 def has_closed_form(similarity: CosineSimilarity | Multilinear, num_modalities: int) -> bool:
-    """Whether a formula gives the whole derivative: by the cosines, and no tensor beside them wants one."""
+    """Whether a formula gives the derivative by the cosines, and nothing else requires a gradient."""
     if isinstance(similarity, Multilinear):
         return False
     own = similarity.function if isinstance(similarity, _UserSimilarity) else similarity
@@ -456,10 +455,7 @@ def has_closed_form(similarity: CosineSimilarity | Multilinear, num_modalities: 
 
 
 def is_learnable(similarity: CosineSimilarity | Multilinear, num_modalities: int) -> bool:
-    """Whether a similarity holds a parameter, or closes over a tensor, that wants a gradient.
-
-    It is tried on one tuple: what it returns wants one then.
-    """
+    """Whether a similarity holds a parameter, or closes over a tensor, that requires a gradient: tried on one tuple."""
     if similarity in _SIMILARITIES.values() or isinstance(similarity, Multilinear):
         return False
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The temperature: learnable, inside its bounds, and never stuck on one."""
+"""The temperature: learnable, within bounds, with a gradient also on a bound."""
 
 # mypy: disable-error-code="no-untyped-call"
 
@@ -30,9 +30,9 @@ at most 100 (arXiv 2103.00020)."""
 class Temperature(nn.Module):
     r"""A learnable temperature :math:`\tau` that divides the similarities.
 
-    Stores :math:`\log \tau` in float32, whatever ``.half()`` or ``.double()`` make of the model around it. Each forward
-    and ``state_dict`` first clamp the stored value between the bounds, outside the graph, so that the gradient always
-    reaches it. Calling the module returns :math:`\tau`, inside the bounds.
+    Stores :math:`\log \tau` in float32, also in a model converted by ``.half()`` or ``.double()``. Each forward and
+    ``state_dict`` first clamp the stored value to the bounds, outside the graph, so that it always gets a gradient.
+    Calling the module returns :math:`\tau` within the bounds.
 
     The parameter has to be in the optimizer, without weight decay (decay would pull :math:`\tau` towards 1)::
 
@@ -54,7 +54,7 @@ class Temperature(nn.Module):
     """
 
     log_tau: Tensor
-    _own: tuple[Tensor | None]  # the module's own, to tell it from a lent one; in a tuple, which is not registered
+    _own: tuple[Tensor | None]  # tells it from one that `functional_call` passes; a tuple is not registered
 
     def __init__(self, init: float, min: float | None = None, max: float | None = None, learnable: bool = True) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Temperature(nn.Module):
                 )
             )
         self.init, self.min, self.max, self.learnable = init, min, max, learnable
-        # The bounds as float32 has them: not below `min`, not above `max`.
+        # The bounds in float32, rounded inwards.
         self._lowest = None if min is None else _float32_from(min, math.inf)
         self._highest = None if max is None else _float32_from(max, 0.0)
         log_tau = torch.tensor(math.log(init), dtype=torch.float32)
@@ -115,7 +115,7 @@ class Temperature(nn.Module):
         max: float | None = None,
         learnable: bool = True,
     ) -> Temperature:
-        r"""The recommended start for a similarity: the one that separates as the cosine does at ``base``.
+        r"""A start for a similarity at which its logits differ as much as those of a cosine at ``base``.
 
         Similarities live on different scales. The start is ``base`` times the difference between a perfect match and
         a tuple of orthogonal embeddings, which for the cosine is 1 and for three modalities is
@@ -178,19 +178,19 @@ class Temperature(nn.Module):
 
     @property
     def tau(self) -> Tensor:
-        """The temperature inside its bounds, detached, as a number to look at."""
+        """The temperature within its bounds, detached."""
         with torch.no_grad():
             return self()
 
     @property
     def logit_scale(self) -> Tensor:
-        """``1 / tau``, what CLIP calls its scale; detached."""
+        """``1 / tau``, CLIP's logit scale; detached."""
         return self.tau.reciprocal()
 
     def check_optimizer(self, *optimizers: Optimizer) -> None:
         """Raise ``ValueError`` unless one of the optimizers holds the parameter, without weight decay.
 
-        A constant temperature needs none. :func:`multicontrast.param_groups` makes groups that pass.
+        A fixed temperature passes. :func:`multicontrast.param_groups` makes groups that pass.
         """
         remedy = "Make the optimizer with `multicontrast.param_groups(module, weight_decay)`, the loss in the module."
         for optimizer in optimizers:
@@ -247,10 +247,10 @@ def param_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         weight_decay: of the other parameters, not negative.
 
     Returns:
-        One group for each of the two that has parameters, in the order of ``module.parameters()``.
+        The groups that are not empty, in the order of ``module.parameters()``.
 
     Raises:
-        TypeError, ValueError: for something else than a module, or a decay that is not a number or negative.
+        TypeError, ValueError: for anything but a module, or a decay that is negative or not a number.
 
     Example:
         >>> import multicontrast as mc
@@ -301,7 +301,7 @@ def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
 
 
 def _float32_from(bound: float, towards: float) -> float:
-    """The float32 nearest to ``bound`` of those that are ``bound`` or lie towards 0 or infinity."""
+    """``bound`` rounded to float32 in the direction of ``towards``, 0 or infinity."""
     nearest = np.float32(bound)
     if (float(nearest) < bound) if towards > bound else (float(nearest) > bound):
         nearest = np.nextafter(nearest, np.float32(towards))
@@ -309,7 +309,7 @@ def _float32_from(bound: float, towards: float) -> float:
 
 
 def _check_positive(operation: str, name: str, value: object) -> float:
-    """``value`` as a positive number that float32 has."""
+    """``value`` as a positive number in the range of float32."""
     finfo = torch.finfo(torch.float32)
     remedy = "Temperatures divide the similarities: 0.07 is a usual start."
     return check_number(operation, name, value, least=finfo.tiny, below=finfo.max, remedy=remedy)
