@@ -111,7 +111,7 @@ class Ranks:
 
 
 def gather_rows(x: Tensor, group: Any = None) -> Tensor:
-    """The rows of all ranks in rank order. In the backward pass each rank gets the sum, over all ranks, of the gradients
+    """The rows of all ranks in rank order. In the backward pass each rank gets the sum over all ranks of the gradients
     by its own rows.
 
     Ranks may have different numbers of rows, also none. Averaged over the ranks, as DistributedDataParallel does, the
