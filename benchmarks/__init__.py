@@ -1,1 +1,1 @@
-"""Timings that can be run again: ``python -m benchmarks.timing``, ``.losses``, ``.kernels``, ``.table``."""
+"""Benchmarks: ``python -m benchmarks.timing``, ``.losses``, ``.kernels``, ``.table``."""

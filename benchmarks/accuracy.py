@@ -36,7 +36,7 @@ Errors = dict[tuple[str, str], float]  # (implementation, quantity) -> the large
 
 
 def keep(errors: Errors, implementation: str, quantity: str, value: float, truth: mpmath.mpf, unit: mpmath.mpf) -> None:
-    """Note an error, if it is the largest."""
+    """Keep an error, if it is the largest."""
     error = math.inf if not math.isfinite(value) else float(abs(mpmath.mpf(value) - truth) / unit)
     errors[implementation, quantity] = max(error, errors.get((implementation, quantity), 0.0))
 
@@ -88,7 +88,7 @@ def lapack_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def gram3_errors(cosines: Tensor) -> Errors:
-    """Value beside lambda, value less 1 beside itself, and the gradient."""
+    """Value relative to lambda, value less 1 relative to itself, and the gradient."""
     eps = torch.finfo(cosines.dtype).eps
     functions = {"ours": gram3_excess, "LAPACK": lapack_excess, "arc cosine": arc_cosine}
     results = {name: value_and_gradient(function, cosines) for name, function in functions.items()}
@@ -105,7 +105,7 @@ def gram3_errors(cosines: Tensor) -> Errors:
 
 
 def symmetric3_errors(matrices: Tensor) -> Errors:
-    """All three values beside the norm; how far the top vector's Rayleigh quotient falls short; angle times gap."""
+    """All three values relative to the norm; how far the top vector's Rayleigh quotient is below; angle times gap."""
     info = torch.finfo(matrices.dtype)
     pairs = {"ours": linalg.eigh3(matrices), "LAPACK": tuple(torch.linalg.eigh(matrices))}
     values = {name: pair[0] for name, pair in pairs.items()} | {"arc cosine": smith(matrices)}
@@ -130,7 +130,7 @@ def symmetric3_errors(matrices: Tensor) -> Errors:
 
 
 def gram_n_errors(grams: Tensor) -> Errors:
-    """The largest value beside itself, and how far the subgradient's Rayleigh quotient falls short."""
+    """The largest value relative to itself, and the deficit of the subgradient's Rayleigh quotient."""
     eps = torch.finfo(grams.dtype).eps
     errors: Errors = {}
     for name, function in (("ours", linalg.eigmax), ("LAPACK", lambda m: torch.linalg.eigvalsh(m)[..., -1])):
@@ -150,7 +150,7 @@ def gram_n_errors(grams: Tensor) -> Errors:
 
 
 def all_errors(count: int, seed: int) -> Iterator[tuple[str, str, torch.dtype, int, Errors]]:
-    """``(operation, family, dtype, cases, errors)`` for everything there is."""
+    """``(operation, family, dtype, cases, errors)`` for every operation, family and type."""
     for dtype in (torch.float32, torch.float64):
         for name, family in families.cosine_families(dtype).items():
             cosines = family(count, dtype, seed)
@@ -186,7 +186,7 @@ def measure(count: int, seed: int, report: Callable[[str], object] = str) -> lis
 
 
 def figure(error: float | None) -> str:
-    """Two decimals where that says something; a power of ten where the answer is lost."""
+    """Two decimals for small errors, a power of ten for large ones."""
     if error is None:
         return ""
     if math.isinf(error):

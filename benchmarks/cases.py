@@ -1,7 +1,7 @@
-"""What is timed, and against what: inputs, baselines written from the formulas, and the check before the stopwatch.
+"""Inputs, baselines, and the comparison before the timing.
 
-The baselines that the tests use as definitions (Algorithm 2 to the letter, the CLIP loss with two products) are
-imported from there, so a baseline cannot drift from its definition. The rest is written here from the formulas.
+Baselines that are definitions of the tests (Algorithm 2 as printed, the CLIP loss with two products) are imported from
+there, so they cannot diverge. The others are written from the formulas.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Inputs:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What gets a gradient."""
+        """The leaves that get a gradient."""
         return (*self.xs, self.tau)
 
 
@@ -64,14 +64,14 @@ def make_inputs(
     rows = [shared + torch.randn(batch, dim, generator=generator, dtype=torch.float64) for _ in range(3)]
     first, second, third = (F.normalize(row).to(device, dtype).requires_grad_() for row in rows)
     tau = torch.tensor(TAU, dtype=dtype, device=device, requires_grad=True)
-    number = None if tuples else 0  # of negatives: a large batch has no room for the index
+    number = None if tuples else 0  # of negatives; the index of a large batch would not fit
     generator = torch.Generator().manual_seed(seed)
     index = mc.sample_tuples(batch, 3, num_negatives=number, generator=generator).to(device)
     return Inputs((first, second, third), tau, index)
 
 
 def step_of(loss: Loss, leaves: Iterable[Tensor]) -> Callable[[], None]:
-    """Forward and backward. Nothing outlives a step, so its peak memory is all its own, gradients included."""
+    """Forward and backward. Nothing outlives a step, so its peak memory includes the gradients."""
     leaves = tuple(leaves)
 
     def step() -> None:
@@ -86,10 +86,9 @@ def step_of(loss: Loss, leaves: Iterable[Tensor]) -> Callable[[], None]:
 
 
 def lapack_on_gathered_cosines(xs: Sequence[Tensor], index: Tensor, tau: Tensor) -> Tensor:
-    """Eq. (3) from the three Gram blocks, with `torch.linalg.eigvalsh` on each 3x3 cell.
+    """Eq. (3) from the three Gram blocks, with `torch.linalg.eigvalsh` on each 3x3 matrix.
 
-    The halfway house between Algorithm 2 to the letter and this library, and small enough to check large batches.
-    Expects unit rows.
+    It needs less memory than Algorithm 2, so it can check large batches. Expects unit rows.
     """
     a, b, c = ((xs[m] @ xs[n].mT)[index[..., m], index[..., n]] for m, n in PAIRS)  # (B, 1 + K)
     one = torch.ones_like(a)
@@ -99,8 +98,8 @@ def lapack_on_gathered_cosines(xs: Sequence[Tensor], index: Tensor, tau: Tensor)
 
 
 def arccosine_on_gathered_cosines(xs: Sequence[Tensor], index: Tensor, tau: Tensor) -> Tensor:
-    """The same in float64 by the textbook's root of the cubic, whose lost digits float64 has to spare: checks the
-    batches for which LAPACK takes minutes."""
+    """The same in float64 by the textbook's root of the cubic, accurate enough in float64: checks the batches for
+    which LAPACK takes minutes."""
     a, b, c = ((xs[m] @ xs[n].mT).double()[index[..., m], index[..., n]] for m, n in PAIRS)
     mean = ((a * a + b * b + c * c) / 3).sqrt()
     angle = torch.acos((a * b * c / mean**3).clamp(-1 + 1e-15, 1 - 1e-15))
@@ -129,18 +128,18 @@ def direct_area(xs: Sequence[Tensor], tau: Tensor) -> Tensor:
 
 
 def three_matmuls(x: Tensor, y: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The products that no pairwise loss can do without: one forward, two backward."""
+    """The matrix products of any pairwise loss: one forward, two backward."""
     return x @ y.mT, cotangent @ y, cotangent.mT @ x
 
 
-# --- the check before the stopwatch -----------------------------------------------------------------------------
+# --- the comparison before the timing -----------------------------------------------------------------------------
 
 
 def tangential(gradient: Tensor, rows: Tensor) -> Tensor:
-    """The part of a gradient that a normalised row can follow.
+    """The part of a gradient orthogonal to its row.
 
-    Some contenders differentiate the length of a row and others take it as 1. After any normalisation the two are
-    the same, so that part is not compared.
+    Some contenders differentiate the length of a row, others take it as 1. Normalisation removes that part, so it is
+    not compared.
     """
     if rows.dim() < 2:
         return gradient
@@ -161,8 +160,8 @@ def check_agreement(
 ) -> float:
     """Raise unless all losses have one value and one gradient; returns the worst relative difference seen.
 
-    The first is the reference. Gradients are compared as wholes: the norm of the difference over the norm.
-    A contender that runs out of memory cannot be compared, and is not an error here.
+    The first is the reference. Gradients are compared by the norm of the difference over the norm. A
+    contender that runs out of memory is skipped.
     """
     reference = None
     worst = 0.0

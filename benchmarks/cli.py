@@ -1,4 +1,4 @@
-"""The options that every benchmark takes, and what it does with its rows at the end.
+"""The options of every benchmark, and the end of a run.
 
 Only ``--record`` writes to files of the repository. Without it, rows, pages and pictures go to ``runs/benchmarks``, a
 folder that git ignores.
@@ -46,12 +46,12 @@ def add_record(parser: argparse.ArgumentParser) -> None:
 
 
 def place(tracked: Path, record: bool) -> Path:
-    """``tracked`` itself to be recorded, else a file of that name which git ignores."""
+    """``tracked`` itself if it is recorded, else a file of that name that git ignores."""
     return tracked if record else SCRATCH / tracked.name
 
 
 def device(options: argparse.Namespace) -> torch.device:
-    """The device asked for, with the thread count set. Refuses a combination that could not mean anything."""
+    """The requested device, with the thread count set. Refuses meaningless combinations."""
     if options.fail_above is not None and options.compare is None:
         raise SystemExit("--fail-above needs a run to compare with; got none. Add --compare BASE.")
     torch.set_num_threads(options.threads)
@@ -62,7 +62,7 @@ def device(options: argparse.Namespace) -> torch.device:
 
 
 def progress(text: str) -> None:
-    """One line that overwrites itself on a terminal; silence elsewhere."""
+    """One line that overwrites itself on a terminal; nothing elsewhere."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
@@ -81,7 +81,7 @@ def finish(
     appended: bool = False,
     **extra: object,
 ) -> int:
-    """File the rows, unless they are ``appended`` already, compare them with an earlier run, give the exit status."""
+    """Append the rows, unless ``appended`` already, compare them with an earlier run, return the exit status."""
     progress("")
     if options.compare is not None:
         failed = [*failed, *_compare(options, rows)]

@@ -170,7 +170,7 @@ def cases() -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16):
         xs, name = [torch.zeros(batch, dim, dtype=dtype)] * 3, str(dtype).removeprefix("torch.")
         terms = fused.Terms(pairs, (0.5,) * 3, (0.5,) * 3, 1.0, "shifts")
-        skipped = ("cuda:75",) if dtype == torch.bfloat16 else ()  # has no bfloat16: rows are float32 before
+        skipped = ("cuda:75",) if dtype == torch.bfloat16 else ()  # takes no bfloat16: rows are converted before
         width = 9 * dtype.itemsize  # three rows in, two copies of each out
         yield Case(
             name="rows made ready", dtype=name, call=_call(fused.prepare, xs, None, terms, True),
@@ -253,7 +253,7 @@ _UNIT = {name: unit for unit, names in _UNITS.items() for name in names}
 
 
 def per_element(case: Case, compiled: recording.Compiled) -> Counter[str]:
-    """Machine instructions by name for one element and lane."""
+    """Machine instructions by name for one element and thread."""
     whole, loops = compilation.opcodes(compiled), compilation.loops(compiled)
     lanes = 32 * compiled.metadata.num_warps
     if case.depth:  # each loop runs over the depth of a tile's products
@@ -287,7 +287,7 @@ def _of_products(loops: Sequence[Counter[str]]) -> list[Counter[str]]:
 
 
 def best_time(case: Case, compiled: recording.Compiled, card: Card) -> tuple[float, str]:
-    """``(seconds for each element, what takes them)``, as if everything else were free."""
+    """``(seconds for each element, the slowest unit)``, as if all units overlapped."""
     halves = 1 if case.dtype == "bfloat16" else 6
     seconds = {"tensor cores": halves * 2.0 * case.depth * case.products / card.tensor}
     if case.traffic is not None:
@@ -386,7 +386,7 @@ def read(path: Path = ROWS) -> list[Row]:
 # Other versions of Triton ---------------------------------------------------------------------------------------------
 
 UNSUPPORTED = "not supported by this Triton"
-LARGEST_SPILL = 64  # bytes of a lane that a kernel may leave to memory: a few values, once, outside its loop
+LARGEST_SPILL = 64  # bytes that a thread may spill: a few values, once, outside its loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -541,7 +541,7 @@ def page(rows: Sequence[Row]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Compile, count, file, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", default="", help="kernels whose name holds this; nothing is filed")
+    parser.add_argument("--only", default="", help="kernels whose name holds this; nothing is written")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--check", nargs="+", metavar="TARGET", help="compile every case for these, with any Triton")

@@ -1,10 +1,10 @@
-"""Errors along a line: by the distance from a tie, by the size of the numbers, of a sampled denominator, of gathering.
+"""Errors by the distance from a tie and by the size of the numbers; sampled denominators; ways of gathering.
 
     python -m benchmarks.curves            # measures, about two minutes, and draws
     python -m benchmarks.curves --draw     # draws what is on file
 
-`benchmarks.accuracy` has the hardest families; this has the way into them. The truth is again the eigendecomposition in
-50 digits, errors are the largest of some dozens of cases in units of the type's rounding. The exact denominator is
+`benchmarks.accuracy` measures the hardest families; this measures how errors grow towards them. They are against the
+eigendecomposition in 50 digits, the largest of some dozens of cases, in eps of the type. The exact denominator is
 `negatives="all"` in float64. Rows are added to ``results/accuracy/curves.csv``; the pictures on the pages of the maths
 show those of the last run.
 """
@@ -80,7 +80,7 @@ LINES = (
 
 
 def places(line: Line, dtype: torch.dtype) -> list[float]:
-    """Where a line is measured: gaps down to the rounding, sizes as far as float32 goes."""
+    """The points of a line: gaps down to eps, sizes over the range of float32."""
     float32 = dtype == torch.float32
     if line.along == GAP:
         return [10.0 ** (-k / 2) for k in range(1, 15)] if float32 else [10.0**-k for k in range(1, 16)]
@@ -110,7 +110,7 @@ def views(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
 
 
 def denominators(batch: int, count: int, draws: int, seed: int, tau: float = 0.2) -> dict[tuple[str, str], float]:
-    """Loss and direction of the gradient: exact, sampled, and sampled with each tuple counted as often as it stands."""
+    """Loss and direction of the gradient: exact, sampled, and sampled with the factor (B^2 - 1) / K."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = views(batch, generator)
 
@@ -154,7 +154,7 @@ def similarities(cosines: Tensor) -> dict[str, Tensor]:
 
 
 def similarities_along_lines(count: int, seed: int) -> Iterator[tuple[str, str, float, str, str, str, float, int]]:
-    """Two aligned embeddings and one that turns; and how far the two similarities part near a match."""
+    """Two aligned embeddings and one that turns; and the difference of the two similarities near a match."""
     for degrees in range(0, 181, 5):
         turned = torch.tensor(float(degrees), dtype=torch.float64).deg2rad().cos()
         for name, value in similarities(torch.stack([torch.ones_like(turned), turned, turned])).items():

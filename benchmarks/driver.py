@@ -1,11 +1,10 @@
-"""The stopwatch that every benchmark here shares: interleaved rounds, peak memory, rows on file.
+"""Timing for every benchmark: interleaved rounds, peak memory, rows on file.
 
-A benchmark hands over *contenders* (a name and a step to time), after it has checked that they agree. What comes
-back is one `Row` for each, with the 20th, 50th and 80th percentile of its rounds and its peak memory. Rows go to an
-append-only CSV, so the history of a figure is the history of that file.
+A benchmark compares its *contenders* (a name and a step to time) and passes them here. It gets one `Row` for each, with
+the 20th, 50th and 80th percentile of its rounds and its peak memory. Rows go to an append-only CSV.
 
-Rounds are interleaved: each round runs every contender once, in an order that is shuffled anew, so that a machine
-that slows down slows all of them down. Ratios are ratios of medians taken in the same run.
+Rounds are interleaved: each round runs every contender once, in random order, so that a machine that slows down slows
+all of them. Ratios are between medians of one run.
 """
 
 from __future__ import annotations
@@ -66,11 +65,11 @@ class Row:
     tf32: str = ""
     commit: str = ""
     date: str = ""  # UTC; rows of one run share it
-    load: float | None = None  # 1-minute load average when the run began: above the idle cores, mistrust wall time
+    load: float | None = None  # 1-minute load average at the start; above the idle cores, mistrust wall time
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What must be equal for two rows to be two measurements of one thing."""
+        """The columns that are equal in two measurements of the same thing."""
         setting = (self.benchmark, self.case, self.implementation, self.shape, self.dtype, self.clock)
         return (*setting, self.device, str(self.threads), self.backend, self.tf32)
 
@@ -96,7 +95,7 @@ class Samples:
 
 
 def clock_name(device: torch.device) -> str:
-    """CPU time of the process for one CPU thread (a neighbour cannot inflate it), the wall otherwise."""
+    """Process CPU time for one CPU thread, which other programs hardly change; wall time otherwise."""
     return "process CPU time" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
@@ -132,10 +131,10 @@ def available_bytes() -> int:
 
 @contextlib.contextmanager
 def memory_limit(extra_bytes: int | None = None) -> Iterator[None]:
-    """Let an allocation that cannot fit fail at once, as an exception.
+    """Make an allocation that cannot fit raise at once.
 
-    Linux hands out more address space than there is memory and later kills the process that uses it; with a limit
-    on the address space the baseline that needs 37 GB raises, and becomes a row that says so.
+    Linux allocates more address space than there is memory and later kills the process that uses it. With a limit on
+    the address space, the baseline that needs 37 GB raises and becomes a row "out of memory".
     """
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -154,7 +153,7 @@ def memory_limit(extra_bytes: int | None = None) -> Iterator[None]:
 
 
 def release(device: torch.device) -> None:
-    """Give cached memory back, so that one contender's appetite is not the next one's shortage."""
+    """Release cached memory before the next contender."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -163,8 +162,8 @@ def release(device: torch.device) -> None:
 def peak_bytes(step: Step, device: torch.device) -> int:
     """Bytes that PyTorch's allocator held at the peak of one step, above what it held before.
 
-    Exact and repeatable: allocations are counted, not pages sampled. What libraries take behind PyTorch's back (a
-    few hundred kB of packing buffers in BLAS, the CUDA context) is not in it.
+    Exact and repeatable, because it counts allocations. Memory that libraries take outside PyTorch's allocator (a few
+    hundred kB of packing buffers in BLAS, the CUDA context) is not included.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -203,10 +202,10 @@ def measure(
 ) -> dict[str, Samples]:
     """Time all contenders in ``rounds`` interleaved rounds, after one that warms up and one that counts memory.
 
-    A contender that runs out of memory leaves the field, with ``out_of_memory`` set; the others go on.
+    A contender that runs out of memory is dropped, with ``out_of_memory`` set; the others continue.
     With ``min_seconds`` a short step is repeated within a round until it fills that time. Without ``warm_up``, for
     steps of seconds on a CPU, the one that counts memory warms up too. ``bounds`` are rounds at most by contender;
-    ``done`` is told of each contender the moment it has its last round.
+    ``done`` is called with each contender after its last round.
     """
     results = {name: Samples() for name in contenders}
     repeats = dict.fromkeys(contenders, 1)
@@ -226,7 +225,7 @@ def measure(
 
     def prepare(name: str) -> None:
         if warm_up or not memory:
-            contenders[name]()  # builds what is built once: kernels, plans, caches
+            contenders[name]()  # builds kernels, plans and caches
         if memory:
             results[name].peak_bytes = peak_bytes(contenders[name], device)
         if min_seconds:
@@ -334,7 +333,7 @@ def _parse_row(record: Mapping[str, object]) -> Row:
 
 
 def write_json(path: Path, rows: Sequence[Row], **extra: object) -> None:
-    """Write one run, with whatever else it found, to a file of its own."""
+    """Write one run, with its other results, to its own file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**extra, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 

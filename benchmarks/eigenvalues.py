@@ -3,8 +3,9 @@
     python -m benchmarks.eigenvalues             # 1e5 matrices, one CPU thread; under a minute
     python -m benchmarks.eigenvalues --fused     # also the h-cubic through torch.compile, which compiles for 20 s
 
-The Gram rows are held to 50 times `torch.linalg.eigh` with its backward, the general ones to 8 times
-`torch.linalg.eigvalsh`. The figures are CPU time per matrix; accuracy is measured by `benchmarks.accuracy`.
+Our targets are 50 times the speed of `torch.linalg.eigh` with its backward for Gram matrices, and 8 times that of
+`torch.linalg.eigvalsh` for general ones. The figures are CPU time per matrix; accuracy is measured by
+`benchmarks.accuracy`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LAPACK = "torch.linalg"
 
 @dataclass(frozen=True)
 class Case:
-    """Steps that do the same, ours first, LAPACK's last."""
+    """Equivalent steps, ours first, LAPACK's last."""
 
     name: str
     steps: Mapping[str, driver.Step]
@@ -55,7 +56,7 @@ def cases(count: int, dtype: torch.dtype, seed: int, fused: bool = False) -> lis
         "gram3_eigmax": lambda: torch.autograd.grad(linalg.gram3_eigmax(*cosines), cosines, one)
     }
     if fused:
-        # Without the option shared subexpressions are written out again and again, for minutes.
+        # Without the option shared subexpressions are inlined repeatedly, which takes minutes.
         program = torch.compile(
             lambda *args: Eigenvalue().with_gradient(args), dynamic=True, options={"realize_opcount_threshold": 4}
         )

@@ -1,4 +1,4 @@
-"""Where and with what a figure was measured: the header of every benchmark, and columns of every row."""
+"""The environment of a measurement: the header of every benchmark, and columns of every row."""
 
 from __future__ import annotations
 

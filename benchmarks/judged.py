@@ -1,4 +1,4 @@
-"""What lifters are judged on: the recording's held-out takes, and bodies, cameras and pictures that no training saw."""
+"""Test sets for lifters: the recording's held-out takes, and bodies, cameras and pictures outside the training."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Judged:
         return replace(self, joints_px=displace_joints(self.joints_px, deviation * errors))
 
     def with_focal_length(self, factor: float) -> Judged:
-        """The focal length is taken for ``factor`` times itself."""
+        """The same with a focal length wrong by ``factor``."""
         intrinsics = self.intrinsics.clone()
         intrinsics[:, (0, 1), (0, 1)] *= factor
         return replace(self, intrinsics=intrinsics)
 
 
 def on_motion(motion: Motion) -> Iterator[Judged]:
-    """Each way to judge on the "test" takes of a recording, and one on generated people."""
+    """The test sets from the "test" takes of a recording, and one of generated people."""
     held_out = motion.select("test")
     yield _fixed("the recording's held-out takes", held_out)
     h36m = _lengths(_H36M).expand(len(held_out), -1)

@@ -1,4 +1,4 @@
-"""The small eigenproblems and the similarities against what one would write without this library.
+"""The small eigenproblems and the similarities against code without this library.
 
     python -m benchmarks.kernels                      # 1e5 matrices, one CPU thread; a minute or two
     python -m benchmarks.kernels --device cuda        # with MULTICONTRAST_BACKEND=triton and =torch in turn
@@ -44,7 +44,7 @@ def gram_matrix(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def arccosine_form(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The textbook's largest root of the cubic: half the digits where two roots meet, no gradient where a = b = c."""
+    """The textbook's largest root of the cubic: half the digits at double roots, no gradient where a = b = c."""
     mean = ((a * a + b * b + c * c) / 3).sqrt()
     angle = torch.acos((a * b * c / mean**3).clamp(-1 + 1e-7, 1 - 1e-7))
     return 1 + 2 * mean * torch.cos(angle / 3)
@@ -57,7 +57,7 @@ def symmetric(count: int, size: int, device: torch.device, generator: torch.Gene
 
 
 def groups(count: int, batch: int, dim: int, device: torch.device, seed: int) -> list[Group]:
-    """Everything that is timed here."""
+    """All groups."""
     generator = torch.Generator().manual_seed(seed)
     cosines = tuple((torch.rand(count, generator=generator) * 1.2 - 0.4).to(device).requires_grad_() for _ in range(3))
     matrices = (symmetric(count, 3, device, generator),)
@@ -88,7 +88,7 @@ def groups(count: int, batch: int, dim: int, device: torch.device, seed: int) ->
 
 
 def similarity_groups(batch: int, dim: int, device: torch.device, seed: int) -> list[Group]:
-    """GRAM's and TRIANGLE's losses over tied negatives, beside their formulas taken literally."""
+    """GRAM's and TRIANGLE's losses over tied negatives, and their published formulas."""
     inputs = cases.make_inputs(batch, dim, torch.float32, device, seed)
     rivals = {"volume": ("torch.linalg.det", cases.direct_determinant), "area": ("edge vectors", cases.direct_area)}
 
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def held_to(group: Group, samples: Mapping[str, driver.Samples]) -> list[str]:
-    """Print how much faster ours is than the second contender; what was missed comes back."""
+    """Print how much faster ours is than the second contender; returns the missed targets."""
     ours, rival = list(group.contenders)[:2]
     ratio = driver.median_ratio(samples[rival], samples[ours])
     if ratio is None or math.isnan(ratio):

@@ -1,12 +1,12 @@
-"""The lifter of the package: made from a training run, judged, and the tables that show it.
+"""The shipped lifter: made from a training run, evaluated, and shown in tables.
 
     python -m benchmarks.lifters ship RUN
     python -m benchmarks.lifters judge --motion cmu17_60hz.npz --photographs real_multiview
     python -m benchmarks.lifters page
 
-RUN is the folder that `unihpe train --preset lifter` left; its model goes into the package, with a card. `judge` adds
-a row for everything that the lifter is judged on (`judged.py`) to `results/lifters/judged.csv`; `page` writes the
-tables from the rows. `judge --weights FILE --name NAME` judges another one beside it.
+RUN is the folder of `unihpe train --preset lifter`; `ship` puts its model into the package, with a card. `judge` adds a
+row for each test set (`judged.py`) to `results/lifters/judged.csv`; `page` writes the tables from the rows.
+`judge --weights FILE --name NAME` evaluates another lifter.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def table(path: Path = RESULTS) -> str:
 
 
 def render(page: str) -> str:
-    """The page with its table generated anew."""
+    """The page with its table regenerated."""
     return _REGION.sub(lambda match: f"{match[1]}\n{table()}\n\n{match[2]}", page)
 
 

@@ -7,8 +7,8 @@
     python -m benchmarks.losses --compare benchmarks/results/losses.csv --fail-above 1.15
 
 Forward and backward, float32, unit rows with ``normalize=False``, the tuples given on both sides, the temperature
-learnable. A ratio is a ratio of medians from one interleaved run; beside it stands the bar that it is held to. Before
-the stopwatch starts, every contender is compared with a definition; without agreement nothing is timed.
+learnable. A ratio is between medians of one interleaved run, and is printed with its target. Every contender
+is first compared with a definition; if one disagrees, nothing is timed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def with_scheme(name: str, scheme: str) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio that matters: ``numerator / denominator`` at most ``limit``, at the batch sizes where it is claimed."""
+    """A target: ``numerator / denominator`` at most ``limit``, at these batch sizes."""
 
     numerator: str
     denominator: str
@@ -111,13 +111,13 @@ def contenders(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[
 
 
 def steps(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[str, driver.Step]:
-    """The contenders with their backward passes, and the two that are no losses."""
+    """The contenders with their backward passes, and those that are not losses."""
     batch = len(inputs.xs[0])
     generator = torch.Generator().manual_seed(seed)
     x, y = (row.detach() for row in inputs.xs[:2])
     cotangent = torch.randn(batch, batch, dtype=x.dtype, device=x.device)
 
-    def draw(scheme: str) -> driver.Step:  # as the losses draw: no scheme but the paper's needs an index
+    def draw(scheme: str) -> driver.Step:  # as the losses draw: only the paper's scheme needs an index
         return lambda: SCHEMES[scheme].draw(Draw(batch, 3, None, True, generator, x.device))
 
     found: dict[str, driver.Step] = {
@@ -180,7 +180,7 @@ def check(
 
 
 def ratios(samples: dict[str, driver.Samples], batch: int) -> list[dict[str, object]]:
-    """The bars that this batch size is held to, with what was measured."""
+    """The targets for this batch size, with the measured ratios."""
     found = []
     for bar in BARS:
         if (bar.batches and batch not in bar.batches) or bar.numerator not in samples or bar.denominator not in samples:

@@ -1,11 +1,11 @@
-"""PA-MPJPE: how exact and how fast, against what people use instead. Also writes the page that shows it.
+"""Accuracy and speed of PA-MPJPE against common alternatives, and the page that shows them.
 
     python -m benchmarks.metrics                       # times, 1e5 poses; SciPy's loop takes minutes
     python -m benchmarks.metrics --no-loop             # without it
     python -m benchmarks.metrics accuracy              # errors and gradients on hard poses, against 60 digits
     python -m benchmarks.metrics page                  # docs/metrics/accuracy-and-speed.md from what is on file
 
-Before the stopwatch starts every contender must give the same numbers. Rounds are interleaved, on the CPU clock.
+Contenders must agree before they are timed. Rounds are interleaved, on the CPU clock.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ _REGION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- en
 
 
 def render(text: str) -> str:
-    """The page with its tables made anew from the rows on file."""
+    """The page with its tables regenerated from the rows on file."""
     makers = {"metrics-speed": speed_table, "metrics-accuracy": accuracy_table, "metrics-rotation": rotation_table}
     return _REGION.sub(lambda match: f"{match[1]}\n{makers[match['name']]()}\n{match[4]}", text)
 
@@ -306,7 +306,7 @@ def _error(value: float | None) -> str:
 
 
 def draw() -> None:
-    """One dot per family and way, on a logarithmic axis: the error over what the pose's condition allows."""
+    """One dot per family and implementation, on a logarithmic axis: the error over the pose's condition."""
     from matplotlib.figure import Figure
 
     rows = [row for row in json.loads(ACCURACY.read_text())["rows"] if row["dtype"] == "float64"]

@@ -1,14 +1,14 @@
-"""How much the gradient of a sampled loss depends on the draw, by scheme of negatives.
+"""The noise of a sampled loss's gradient, by scheme of negatives.
 
     python -m benchmarks.negatives_noise            # measures, about five minutes, and draws the picture
     python -m benchmarks.negatives_noise --draw     # draws what is on file
 
-A fixed batch of three noisy views of the same samples, the triplet loss with the largest eigenvalue, many draws.
+It takes many draws of the triplet loss with the largest eigenvalue on a fixed batch of three noisy views.
 ``noise`` is the root mean square distance of a draw's gradient (by all embeddings) from the mean of its scheme, over
-the length of the mean of ``permutation``. ``bias`` is the distance of the two means over the same length, less what
-that many draws leave of it by chance, which is ``chance``. ``weights`` is the noise of the gradient by the weights of
-linear encoders, in which anchors average, and the scheme ``batch`` is the yardstick for it: the noise that comes from
-another batch of the same size, each with one draw of ``cyclic``.
+the length of the mean of ``permutation``. ``bias`` is the distance of the two means over the same length, minus
+``chance``, the distance that so many draws leave. ``weights`` is the noise of the gradient by the weights of
+linear encoders, in which anchors average, and the scheme ``batch`` is for comparison: the noise of another
+batch of the same size, each with one draw of ``cyclic``.
 
 Rows are added to ``results/negatives/noise.csv``.
 """
@@ -93,7 +93,7 @@ def by_weights(found: Tensor, rows: Tensor) -> Tensor:
 
 
 class Moments:
-    """Mean and spread of gradients that come one by one."""
+    """Running mean and spread of gradients."""
 
     def __init__(self) -> None:
         self.count, self.total, self.square = 0, torch.zeros(()), 0.0
@@ -114,7 +114,7 @@ class Moments:
 
 
 def measure_setting(setting: Setting, draws: int, seed: int) -> Iterator[dict[str, float | str]]:
-    """What every scheme does on one batch."""
+    """The rows of every scheme on one batch."""
     generator = torch.Generator().manual_seed(seed)
     rows = views(setting, generator)
     unit = torch.nn.functional.normalize(rows, dim=-1)
@@ -151,7 +151,7 @@ def cyclic_law(batch: int) -> dict[tuple[int, int], Fraction]:
     """Probability of each pair of shifts of a negative of three modalities under ``cyclic``, by enumeration.
 
     A round is a one-to-one map from the shifts of one modality to those of the other, in a random order. The pair
-    (0, 0) is the positive; if the map has it, it is the one left out, else the last one is, which is any.
+    (0, 0) is the positive; it is left out if the map has it, else the last pair is, which is any.
     """
     counted: Counter[tuple[int, int]] = Counter()
     for image in itertools.permutations(range(batch)):
@@ -165,7 +165,7 @@ def cyclic_law(batch: int) -> dict[tuple[int, int], Fraction]:
 
 
 def total_variation(batch: int) -> Fraction:
-    """Distance of that law from Algorithm 1's without the positive, in which all B^2 - 1 pairs are alike."""
+    """Distance of that law from Algorithm 1's without the positive, in which all B^2 - 1 pairs are equally likely."""
     alike = Fraction(1, batch**2 - 1)
     return sum((abs(probability - alike) for probability in cyclic_law(batch).values()), Fraction(0)) / 2
 

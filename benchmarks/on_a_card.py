@@ -1,15 +1,15 @@
-"""Everything that the first graphics card should show, in one run that ends in time.
+"""All tests and timings for a GPU, in one run of limited time.
 
     python -m benchmarks.on_a_card [--minutes 9] [--out DIR]
 
-In the order of their worth: the tests that need a card; the paper's table; the losses against CLIP losses and against
+In order of importance: the tests that need a GPU; the paper's table; the losses against CLIP losses and against
 their own matrix products from B = 180 to 65,536, in float32, TF32 and bfloat16; the kernels against LAPACK's. Each
-part is a process of its own with a share of the time that is left, so a part that hangs or fails costs its share and
-no more. Needs torch, triton, numpy and pytest; the encoder of the paper's table needs timm, and is left out without.
+part is a process with a share of the remaining time, so a part that hangs or fails costs only its share. Needs torch,
+triton, numpy and pytest; the encoder of the paper's table needs timm, and is left out without.
 
-DIR (`card-results` by default) holds `rows.csv`, each row written the moment it is measured, the log of each part,
-`environment.txt`, and `summary.md`, which is written again after each part. On a machine without a card the same runs
-on the CPU at small sizes: a rehearsal, and its figures say so.
+DIR (`card-results` by default) holds `rows.csv`, each row written when measured, the log of each part,
+`environment.txt`, and `summary.md`, which is rewritten after each part. Without a GPU the same runs on the CPU at small
+sizes, as a rehearsal, and the summary says so.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Part:
 
 
 def parts(out: Path, on_card: bool) -> list[Part]:
-    """What is run, in this order."""
+    """The parts, in this order."""
     files = ("--csv", str(out / "rows.csv"), "--json")
     device = ("--device", "cuda" if on_card else "cpu")
     tests = ("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/triton")
@@ -67,7 +67,7 @@ def parts(out: Path, on_card: bool) -> list[Part]:
 
 
 def run(part: Part, out: Path, seconds: float) -> tuple[str, float]:
-    """``(what became of it, seconds)``."""
+    """``(result, seconds)``."""
     begin = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     with (out / f"{part.name}.log").open("w") as log:
@@ -93,7 +93,7 @@ Step = Callable[[], object]
 
 
 def contenders(batch: int, dim: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Step]]:
-    """Forward and backward of each loss, and the products that none of them can do without."""
+    """Forward and backward of each loss, and their matrix products alone."""
     xs = [torch.randn(batch, dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
     tau = torch.tensor(cases.TAU, device=device, requires_grad=True)
     leaves = (*xs, tau)
@@ -138,7 +138,7 @@ def time_losses(out: Path, on_card: bool) -> None:
 
 
 def summary(out: Path, done: Sequence[tuple[Part, str, float]], on_card: bool) -> str:
-    """One page of Markdown, of what there is so far."""
+    """One page of Markdown with the results so far."""
     lines = ["# The first card" if on_card else "# A rehearsal on a CPU: no figure here is a card's", ""]
     lines += ["```", (out / "environment.txt").read_text().rstrip(), "```", ""]
     lines += ["| part | result | seconds |", "| --- | --- | ---: |"]
@@ -158,7 +158,7 @@ def summary(out: Path, done: Sequence[tuple[Part, str, float]], on_card: bool) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the parts, and say what became of them; 1 if one failed, but not if the time ran out."""
+    """Run the parts and report them; 1 if one failed, but not if the time ran out."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.on_a_card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

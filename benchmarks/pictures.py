@@ -1,7 +1,7 @@
-"""The pictures on the pages of the maths, from rows that the scripts of this folder put on file.
+"""The pictures on the pages of the maths, from the rows on file.
 
-Ink of a middle grey on no ground, so that a picture stands on a light page and on a dark one. Each SVG names the rows
-it was drawn from by their digest, which the tests compare with the rows on file.
+Lines are middle grey on a transparent background, for light and dark pages. Each SVG holds the digest of its rows,
+which the tests compare with the rows on file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOWEST = 1e-2  # in eps; a smaller error is drawn there
 
 
 def digest(rows: Sequence[Any]) -> str:
-    """Says which rows a picture shows."""
+    """The digest of the rows that a picture shows."""
     return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()[:16]
 
 
@@ -70,7 +70,7 @@ def _legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
 
 
 def _lines(axes: Axes, points: Sequence[Point], quantity: str, ceiling: float) -> None:
-    """A line for each implementation and type; what is not finite is a cross at the top."""
+    """A line for each implementation and type; values that are not finite are crosses at the top."""
     for name in (LAPACK, ARC_COSINE, OURS):
         for dtype, dash in DASHES.items():
             mine = [p for p in points if (p.implementation, p.dtype, p.quantity) == (name, dtype, quantity)]
@@ -78,7 +78,7 @@ def _lines(axes: Axes, points: Sequence[Point], quantity: str, ceiling: float) -
             shown = [min(max(p.value, LOWEST), ceiling) if math.isfinite(p.value) else math.nan for p in mine]
             axes.plot([p.at for p in mine], shown, dash, color=COLOURS[name], linewidth=1.8)
             lost = [p.at for p in mine if not math.isfinite(p.value)]
-            if lost:  # an empty line that is not clipped would take the whole sheet
+            if lost:  # an empty unclipped line would cover the whole sheet
                 axes.plot(lost, [ceiling] * len(lost), "x", color=COLOURS[name], markersize=5, clip_on=False)
     axes.set(xscale="log", yscale="log", ylim=(LOWEST / 2, ceiling))
 
@@ -105,7 +105,7 @@ def _panels(points: Sequence[Point], operation: str, panels: Sequence[Panel], na
 
 
 def three_cosines(points: Sequence[Point]) -> Figure:
-    """`gram3_eigmax` on its way into a tie, and over the size of the cosines."""
+    """`gram3_eigmax` towards a tie, and over the size of the cosines."""
     panels = (
         ("gap", "value - 1", "eigenvalue − 1", "relative spread of three cosines", 1e10),
         ("gap", "gradient", "gradient", "relative spread of three cosines", 1e17),
@@ -115,7 +115,7 @@ def three_cosines(points: Sequence[Point]) -> Figure:
 
 
 def symmetric3(points: Sequence[Point]) -> Figure:
-    """`eigh3` on its way into a double eigenvalue, and over the norm."""
+    """`eigh3` towards a double eigenvalue, and over the norm."""
     panels = (
         ("gap", "values", "all three values", "gap of the two largest", 1e10),
         ("gap", "deficit", "missing from the Rayleigh quotient", "gap of the two largest", 1e2),
@@ -125,7 +125,7 @@ def symmetric3(points: Sequence[Point]) -> Figure:
 
 
 def jacobi(points: Sequence[Point]) -> Figure:
-    """`eigmax` of 8 x 8 on its way into a double largest eigenvalue."""
+    """`eigmax` of 8 x 8 towards a double largest eigenvalue."""
     panels = (
         ("gap", "value", "largest eigenvalue", "spread within two groups", 1e2),
         ("gap", "deficit", "missing from the subgradient", "spread within two groups", 1e2),
@@ -175,7 +175,7 @@ def _plain(axes: Axes, points: Sequence[Point], quantity: str, marker: str = "")
 
 
 def eigenvalue(points: Sequence[Point]) -> Figure:
-    """What the eigenvalue does while one of three embeddings turns, and beside the mean cosine near a match."""
+    """The eigenvalue while one of three embeddings turns, and against the mean cosine near a match."""
     figure, (left, right) = _sheet(8.0, 3.3, 2)
     mine = [point for point in points if point.operation == "similarity"]
     lines = _plain(left, [point for point in mine if point.along == "turn"], "value")
@@ -270,7 +270,7 @@ NOISE = "negatives-noise.svg"
 
 
 def save(figure: Figure, rows: Sequence[Any], path: Path) -> Path:
-    """An SVG that says which rows it shows; its letters are letters, its bytes the same at every run."""
+    """An SVG with the digest of its rows; its text is text, its bytes are reproducible."""
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""CSV files that are only ever added to, a dataclass to the line: add a run, read the latest one."""
+"""Append-only CSV files, a dataclass per line: add a run, read the latest one."""
 
 from __future__ import annotations
 

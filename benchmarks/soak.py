@@ -1,11 +1,11 @@
-"""A soak: thousands of steps of random shapes, types, options and degenerate rows, each beside float64.
+"""A soak test: thousands of steps of random shapes, types, options and degenerate rows, compared with float64.
 
     python -m benchmarks.soak --steps 20000
 
 Every step draws a loss, its options and a batch with rows that are zero, equal, opposite, huge, tiny or absent, and
-asks four things of it: the loss and every gradient are finite; the loss and the gradients equal those of the same call
-in float64, up to what the inputs' own rounding allows; a training temperature stays inside its bounds; memory does not
-grow. It stops at the first step that fails, and says how to draw that step again.
+checks that the loss and every gradient are finite, that they equal those of the same call in float64 up to the rounding
+of the inputs, that a training temperature stays within its bounds, and that memory does not grow. It stops at the first
+step that fails, and prints how to repeat it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def draw(seed: int) -> Case:
 
 
 def _spoil(xs: list[Tensor], choose: random.Random, dtype: torch.dtype) -> None:
-    """Rows as they go wrong: zero, equal to another, opposite, far from unit length."""
+    """Degenerate rows: zero, equal to another, opposite, far from unit length."""
     largest = 2.0**15 if dtype == torch.float16 else 2.0**100
     least = 2.0**-14 if dtype == torch.float16 else 2.0**-100
     for _ in range(choose.randint(1, 4)):
@@ -145,7 +145,7 @@ def _mask(xs: list[Tensor], options: dict[str, Any], choose: random.Random, gene
 
 
 class Failed(Exception):
-    """A step that does not hold what it promises."""
+    """A step that failed a check."""
 
 
 def check(case: Case) -> tuple[float, float]:
@@ -177,7 +177,7 @@ def _gradient_error(
         case.options.get("similarity", "eigenvalue") not in ("mean_cosine", "multilinear")
         and "negatives" in case.options
     ):
-        return 0.0  # eigenvalues that meet have a jump there, roots a pole
+        return 0.0  # a double eigenvalue has a jump there, a root a pole
     worst = 0.0
     for x, got, expected in zip(case.embeddings, grads, wanted):
         lengths = x.nan_to_num().norm(dim=1, keepdim=True)
@@ -197,7 +197,7 @@ def _overflows(case: Case) -> bool:
 
 @dataclass
 class Report:
-    """What a soak saw."""
+    """The results of a soak."""
 
     steps: int = 0
     seconds: float = 0.0

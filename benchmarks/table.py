@@ -3,8 +3,8 @@
     python -m benchmarks.table            # rewrite them
     python -m benchmarks.table --check    # say whether they are fresh
 
-A table lives between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``. It always shows the latest
-run for its setting, whole: losses included, and never figures of two runs side by side.
+A table is between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``. It shows the whole latest run
+for its setting, and never mixes runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REGION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- en
 
 
 def latest_run(rows: Sequence[Row], case: str, device: str) -> list[Row]:
-    """The newest of the runs of a case on a device that measured the most shapes: a look at one batch is no table."""
+    """The newest of the runs of a case on a device that measured the most shapes."""
     mine = [row for row in rows if row.case == case and row.device == device]
     runs = {date: [row for row in mine if row.date == date] for date in sorted({row.date for row in mine})}
     widest = max((len({row.shape for row in run}) for run in runs.values()), default=0)
@@ -36,7 +36,7 @@ def latest_run(rows: Sequence[Row], case: str, device: str) -> list[Row]:
 
 
 def settings(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Every (case, device), the newest run first: of another machine there may only be rows of older code."""
+    """Every (case, device), the newest run first."""
     return list(dict.fromkeys((row.case, row.device) for row in sorted(rows, key=lambda row: row.date, reverse=True)))
 
 
@@ -109,7 +109,7 @@ BESIDE = {
 
 
 def beside_table(rows: Sequence[Row]) -> str:
-    """What a user chooses between, from the newest run: ours, CLIP-style pairs, the paper's algorithm."""
+    """The choices of a user, from the newest run: ours, CLIP-style pairs, the paper's algorithm."""
     if not rows:
         return "No rows yet.\n"
     newest = max(rows, key=lambda row: row.date)
@@ -143,7 +143,7 @@ def _ratio(above: Row, below: Row, bar: losses.Bar) -> str:
 
 
 def kernels_table(rows: Sequence[Row]) -> str:
-    """Operations by case, each beside its rivals."""
+    """Operations by case, with their baselines."""
     parts = []
     for device in dict.fromkeys(device for _, device in settings(rows)):
         newest = max(row.date for row in rows if row.device == device)
@@ -236,7 +236,7 @@ def _error(error: float) -> str:
 
 
 def render(page: str, results: Path = driver.RESULTS) -> str:
-    """The page with every table generated anew."""
+    """The page with every table regenerated."""
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]

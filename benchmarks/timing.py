@@ -1,4 +1,4 @@
-"""UniHPE's Table 7 again: what the triplet loss adds to one batch of a stage-2 training step.
+"""UniHPE's Table 7: what the triplet loss adds to one batch of a stage-2 training step.
 
     python -m benchmarks.timing                  # --preset paper with a CUDA device, --preset cpu without
     python -m benchmarks.timing --loss-only      # embeddings in, gradients out: the encoder is left out
@@ -12,12 +12,12 @@ tuples is part of it, the optimizer is not. Five losses are compared, each on th
     + triplet, ours             `trimodal_infonce`
     + triplet, ours, exact      `trimodal_infonce(negatives="all")`: all B^2 triplets of each anchor, none sampled
 
-The paper does not say which step its Table 7 times. That it is a stage-2 step with all three pairs is our reading.
-It does not say whether TF32 was on either; the flags here are PyTorch's defaults unless `--tf32` says otherwise, and
-stand in the header. Values and gradients are checked before anything is timed.
+The paper does not say which step its Table 7 times, or whether TF32 was on. We assume a stage-2 step with all three
+pairs. The flags here are PyTorch's defaults unless `--tf32` says otherwise, and are in the header. Values and gradients
+are checked before anything is timed.
 
-Each row is printed the moment it is measured. On a GPU the singular values are those of a loop over the matrices, of
-which the paper's batch has 32,400: its row has fewer rounds, and says so.
+Each row is printed when measured. On a GPU the singular values come from a loop over the matrices, 32,400 for the
+paper's batch, so that row has fewer rounds, which it states.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Preset:
 PRESETS = {
     # Section 4.1: B = 180 in stage 2, HRNet-w32, 192x256 (width x height), one A100 80G.
     "paper": Preset(batch=180, encoder="hrnet_w32", height=256, width=192, dim=1024, rounds=20),
-    # The paper's batch and embeddings, so the losses cost what they cost; a small encoder, so that it ends.
+    # The paper's batch and embeddings, with a small encoder.
     "cpu": Preset(batch=180, encoder="hrnet_w18_small", height=64, width=64, dim=1024, rounds=4),
 }
 

@@ -1,4 +1,4 @@
-"""Launches, bytes and products of each loss, counted without a card: forward and backward under fake CUDA tensors.
+"""Launches, bytes and products of each loss, counted without a GPU: forward and backward under fake CUDA tensors.
 
     python -m benchmarks.traced            # a table; no GPU, half a minute
     python -m benchmarks.traced --json     # the same as JSON, on stdout alone
@@ -13,9 +13,9 @@ What is counted, for one step of B samples in three modalities of D = 1,024, emb
     gemm_flops  of matrix products, by the type of their factors
     waits       of the host for the device
     copies      between host and device
-    host_ms     processor time of the host under this trace: of use beside other rows only
+    host_ms     processor time of the host under this trace, to compare rows only
 
-Nothing here was measured on a card. `clip x3` is three CLIP losses as open_clip writes them (two products each).
+Nothing here was measured on a GPU. `clip x3` is three CLIP losses as open_clip writes them (two products each).
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ import multicontrast as mc
 from benchmarks import cases, cli, driver, records
 
 BATCHES, DIM = (180, 4096), 1024
-_MEMORY = 80 << 30  # bytes of the card that is not there
+_MEMORY = 80 << 30  # bytes of the assumed GPU
 CLIP = "clip x3"
 aten = torch.ops.aten
 
 
 @dataclass
 class Counts:
-    """What a step takes."""
+    """The counts of a step."""
 
     launches: int = 0
     bytes: int = 0
@@ -74,7 +74,7 @@ _PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}
 
 
 class Trace(TorchDispatchMode):
-    """Counts what would run on a card; above FakeTensorMode. What is on the CPU is computed, not faked."""
+    """Counts what would run on a GPU, above FakeTensorMode. CPU tensors are computed, not faked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Trace(TorchDispatchMode):
         return result
 
     def _implementation(self, function: Any) -> Callable[..., Any]:
-        """What runs on a card, under this trace."""
+        """Runs a step under this trace."""
         definition = torch._library.custom_ops.OPDEFS[function._schema.name]
         kernels = definition._backend_fns
         kernel = kernels["cuda"] if "cuda" in kernels else kernels[None]
@@ -185,13 +185,13 @@ def touched(kernel: Any, constants: frozenset[tuple[str, Any]]) -> tuple[frozens
     writes: set[str] = set()
     known = dict(constants)
     _Touched(kernel, {name: {name} for name in kernel.arg_names}, known, reads, writes)
-    # What is added to a pointer is no memory; a kernel's pointers are named for what they are.
+    # What is added to a pointer is not memory; pointers are recognised by their names.
     found = [frozenset(name for name in names if name.endswith("_ptr")) for names in (reads, writes)]
     return found[0], found[1]
 
 
 class _Touched(ast.NodeVisitor):
-    """Follows pointers from the arguments of a kernel through assignments and calls."""
+    """Follows pointers from a kernel's arguments through assignments and calls."""
 
     def __init__(
         self, kernel: Any, origin: dict[str, set[str]], known: dict[str, Any], reads: set[str], writes: set[str]

@@ -8,20 +8,20 @@ eigenvalue, ten times as expensive, takes the temperature of the sampled one and
 temperature divides a cosine; the multilinear product of D numbers is multiplied by sqrt(D) first, which gives random
 unit rows the spread of a cosine.
 
-Judged by: recall at 1 and at 10 of z from x and from y (the mean of both, by cosine); recall of z from x and y
-together, by the best of five scores, chosen on the validation samples like the temperature, so that how candidates are
-ranked and how encoders are trained do not get mixed up; alignment (mean over the pairs) and uniformity (mean over the
-modalities); a linear probe on all three embeddings; CPU time of a step, all losses in turns (``--times``).
+Measured: recall at 1 and at 10 of z from x and from y (the mean of both, by cosine); recall of z from x and y together,
+by the best of five scores, chosen on the validation samples like the temperature, so that ranking and training are not
+confounded; alignment (mean over the pairs) and uniformity (mean over the modalities); a linear probe on all three
+embeddings; CPU time of a step, all losses in turns (``--times``).
 
-Before the plan, a pilot with another seed looked at five worlds at one temperature each, to size the runs and to find
-faults. It is why two modalities are matched by the best score instead of the trained one, and why the volume and the
-eigenvalue with tied negatives stand beside pairs, too: is a gain due to the similarity, or to the candidates?
+Before the plan, a pilot with another seed ran five worlds at one temperature each, to size the runs and to find faults.
+Because of it two modalities are matched by the best score instead of the trained one, and the volume and the eigenvalue
+with tied negatives are added to pairs, to separate the effects of the similarity and of the candidates.
 
-The order is that of worth, so that a study that was stopped has whole tables: the first six losses with fixed
+The order is by importance, so that a stopped study has complete tables: the first six losses with fixed
 temperatures in every world, one after the other, the six main worlds before those that vary one of them; the other
 losses in the main worlds; learned temperatures and the exact eigenvalue; then the rest.
 
-Runs are rows of ``results/which_loss/runs.csv``. A run that is there is passed over, so the study can be stopped at any
+Runs are rows of ``results/which_loss/runs.csv``. Existing runs are skipped, so the study can be stopped at any
 time. Rows reach that file only with ``--record``.
 """
 
@@ -178,7 +178,7 @@ class Run:
     one_recall_10: float
     two_recall_1: float
     two_recall_10: float
-    score: str  # what z was matched with x and y by
+    score: str  # the score of z given x and y
     alignment: float
     uniformity: float
     probe: float
@@ -191,12 +191,12 @@ class Run:
 
 
 def key(row: Mapping[str, object]) -> tuple[str, ...]:
-    """What makes a run one of the plan."""
+    """The key of a run in the plan."""
     return tuple(str(row[name]) for name in ("world", "loss", "temperature", "tau", "seed"))
 
 
 class Training:
-    """Encoders on the way: the same start and the same batches for every loss of a seed."""
+    """Encoders in training: the same start and the same batches for every loss of a seed."""
 
     def __init__(self, world: World, loss: Loss, tau: float, learned: bool, seed: int) -> None:
         torch.manual_seed(seed)
@@ -235,7 +235,7 @@ def train(world: World, loss: Loss, tau: float, learned: bool, seed: int) -> tup
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """What a step of one loss costs beside one of pairs: a line of the file of times."""
+    """The time of a step of one loss relative to one of pairs: a line of the file of times."""
 
     loss: str
     step_ms: float  # encoders, loss and optimizer; median, process CPU time
@@ -250,7 +250,7 @@ class StepTime:
 
 
 def time_steps(rounds: int = 60, steps: int = 5) -> list[StepTime]:
-    """Steps of all losses in turns, in one process: times of runs made on different days are no ratios."""
+    """Steps of all losses in turns, in one process, because times of different days cannot be compared."""
     environment = describe_environment(torch.device("cpu"), "process CPU time")
     world = WORLDS[0].make(0)
     trainings = {contender.name: Training(world, contender.loss, 0.15, False, 0) for contender in CONTENDERS}
@@ -339,7 +339,7 @@ def _probe(train: Sequence[Tensor], label: Tensor, test: Sequence[Tensor], expec
 
 
 def read(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
-    """Runs on file, by what makes them one of the plan."""
+    """Runs on file, by their key."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
@@ -355,7 +355,7 @@ def tuned(done: Mapping[tuple[str, ...], Mapping[str, str]], world: str, loss: s
 
 
 def missing_runs(path: Path, worlds: Sequence[Description]) -> Iterator[tuple[Description, Contender, str, float, int]]:
-    """World, loss, kind of temperature, temperature, seed, in the order of worth: see the plan."""
+    """World, loss, kind of temperature, temperature, seed, in the order of the plan."""
     main = [world for world in worlds if world.main]
     others = [world for world in worlds if not world.main]
     first = [contender for contender in CONTENDERS if contender.first]

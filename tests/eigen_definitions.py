@@ -1,4 +1,4 @@
-"""Eigenvalues and what belongs to them, straight from the matrix, in 50 digits."""
+"""Eigenvalues and their derivatives, from the matrix, in 50 digits."""
 
 from __future__ import annotations
 

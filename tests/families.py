@@ -1,4 +1,4 @@
-"""Hard inputs, by name: where closed forms and kernels for small symmetric matrices go wrong.
+"""Hard inputs by name, for closed forms and kernels of small symmetric matrices.
 
 Every family is a function ``(count, dtype, seed) -> Tensor`` whose values are exact in ``dtype``, so that a reference
 in higher precision sees the very same numbers.

@@ -1,4 +1,4 @@
-"""Whatever is passed to a public function, an error in three beats comes back, or a right value.
+"""Public functions return a right value or raise an error in three parts, for any argument.
 
 Every argument of every public function, class and method is replaced by odd values in turn, the others staying valid.
 What must not happen, by kind:
@@ -1276,7 +1276,7 @@ def _valid() -> dict[str, Any]:
     }
 
 
-def test_the_shared_checks_withstand_all_of_it() -> None:
+def test_the_shared_checks_handle_odd_values() -> None:
     assert list(falls(_checked, _valid)) == []
 
 

@@ -1,4 +1,4 @@
-"""The stopwatch itself: that it counts right, that wrong answers are never timed, that rows are only ever added."""
+"""The timing code: it measures right, never times wrong results, and only appends rows."""
 
 from __future__ import annotations
 

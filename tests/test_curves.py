@@ -1,4 +1,4 @@
-"""The pictures on the pages of the maths are drawn from the rows on file, and ours keeps its bars along every line."""
+"""The pictures on the pages of the maths show the rows on file, and our errors stay within their bounds."""
 
 import math
 import re

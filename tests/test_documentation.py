@@ -1,4 +1,4 @@
-"""The documentation is true: its Python runs, its links lead somewhere, its tables are those of the rows on file.
+"""The documentation: its Python runs, its links work, and its tables agree with the rows on file.
 
 Every fenced block marked ``python`` in README, CONTRIBUTING and under ``docs/`` is executed, page by page, in one
 namespace per page, like a notebook. A block that cannot run here stands below a comment ``<!-- not run: reason -->``
@@ -80,7 +80,7 @@ def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
         run(blocks(page))
 
 
-def test_a_wrong_page_is_seen(tmp_path: Path) -> None:
+def test_a_wrong_page_fails(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "a\n\n```python\nx = 1\n```\n\n"
@@ -130,7 +130,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
+def test_links_inside_the_project_work(page: Path) -> None:
     broken = []
     prose = _FENCE.sub("", page.read_text())
     for match in _LINK.finditer(prose):
@@ -147,7 +147,7 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_files_that_a_page_names_are_there(page: Path) -> None:
+def test_files_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"`((?:multicontrast|unihpe_ref|tests|benchmarks|docs|examples)/[\w./-]*)`", page.read_text())
     kept = [path for path in named if (ROOT / path.split("/")[0]).is_dir()]  # the packages may be installed elsewhere
     assert [path for path in kept if not (ROOT / path).exists()] == []
@@ -229,7 +229,7 @@ def test_the_settings_of_a_run_are_written_out_as_they_are() -> None:
     assert shown == {}
 
 
-def test_a_name_without_a_place_would_be_seen() -> None:
+def test_an_undocumented_name_is_found() -> None:
     assert documented("multicontrast.linalg", "") == set()
     assert documented("multicontrast.linalg", ".. autofunction:: multicontrast.linalg.eigmax\n") == {"eigmax"}
     assert "eigh3" in documented("multicontrast.linalg", ".. automodule:: multicontrast.linalg\n   :members:\n")

@@ -1,4 +1,4 @@
-"""The recipes run, and over ranks they end where one process ends."""
+"""The recipes run, and over ranks they give the result of one process."""
 
 from __future__ import annotations
 

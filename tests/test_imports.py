@@ -1,4 +1,4 @@
-"""Who may import whom, read from the sources; and what `import multicontrast` loads, seen in a fresh interpreter."""
+"""The allowed imports, read from the sources; and what `import multicontrast` loads in a new interpreter."""
 
 from __future__ import annotations
 
@@ -121,12 +121,12 @@ def test_every_room_has_its_place(package: Path, arrows: dict[str, set[str]]) ->
 
 
 @BOTH
-def test_arrows_point_one_way(package: Path, arrows: dict[str, set[str]]) -> None:
+def test_imports_have_one_direction(package: Path, arrows: dict[str, set[str]]) -> None:
     assert breaches(package, arrows) == []
 
 
 @pytest.mark.parametrize("arrows", [LIBRARY_ARROWS, REFERENCE_ARROWS], ids=["library", "reference"])
-def test_the_arrows_have_no_circle(arrows: dict[str, set[str]]) -> None:
+def test_the_allowed_imports_have_no_cycle(arrows: dict[str, set[str]]) -> None:
     open_rooms = {here: set(below) for here, below in arrows.items()}
     while open_rooms:
         free = [here for here, below in open_rooms.items() if not below & set(open_rooms)]
@@ -192,7 +192,7 @@ def test_levels_are_counted(tmp_path: Path) -> None:
     assert levels(package) == {"house": 3, "house/cellar": 1}
 
 
-def test_a_circle_of_types_is_seen(tmp_path: Path) -> None:
+def test_a_cycle_of_imports_for_types_is_found(tmp_path: Path) -> None:
     package = tmp_path / "house"
     package.mkdir()
     (package / "hen.py").write_text("if TYPE_CHECKING:\n    from house.egg import Egg\n")
@@ -217,7 +217,7 @@ def test_only_kernel_files_import_triton() -> None:
     assert guilty == []
 
 
-def test_a_breach_is_seen(tmp_path: Path) -> None:
+def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
     package = tmp_path / "house"
     (package / "cellar").mkdir(parents=True)
     (package / "cellar" / "wine.py").write_text("def f():\n    from house.attic import dust\n")

@@ -1,4 +1,4 @@
-"""The card of the shipped lifter, and the tables made of the rows that it was judged by."""
+"""The card of the shipped lifter, and the tables of its evaluation."""
 
 import hashlib
 import json

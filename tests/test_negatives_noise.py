@@ -1,4 +1,4 @@
-"""What the page of the denominators says of the schemes' noise is what the rows on file say."""
+"""The page of the denominators agrees with the rows on file about the schemes' noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user gets: the content of the wheel, and its metadata.
+"""The content of the wheel, and its metadata.
 
 ``MULTICONTRAST_WHEEL`` names a wheel that is already built (CI does); otherwise it is built here, offline.
 """
@@ -102,7 +102,7 @@ def test_tools_of_last_year_can_read_the_metadata(metadata: Message) -> None:
     assert metadata["Metadata-Version"] == "2.4"
 
 
-def test_no_address_is_made_up(metadata: Message) -> None:
+def test_project_urls_are_those_of_the_citation(metadata: Message) -> None:
     """Links of the package index are those of CITATION.cff, which has none before the project has a public home."""
     cited = re.findall(r"^(?:url|repository-code): (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     linked = [link.split(", ")[1] for link in metadata.get_all("Project-URL", [])]

@@ -1,4 +1,4 @@
-"""The tools of the built docs: formulas as MathML, and links that lead somewhere."""
+"""The tools of the built docs: formulas as MathML, and checked links."""
 
 import re
 import runpy

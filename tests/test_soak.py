@@ -1,4 +1,4 @@
-"""Random steps beside float64, and random arguments that may only ever raise in words."""
+"""Random steps compared with float64, and random arguments that raise worded errors."""
 
 from __future__ import annotations
 

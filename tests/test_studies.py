@@ -1,4 +1,4 @@
-"""The studies: equal budgets, cells that are run once, and a page that says what the results say."""
+"""The studies: equal budgets, cells that run once, and a page that agrees with the results."""
 
 import json
 import re
@@ -149,7 +149,7 @@ def test_a_cell_is_trained_judged_and_written_once(monkeypatch, tmp_path):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_equal_time_waits_for_the_rows_that_it_follows(tmp_path):
+def test_equal_time_needs_the_rows_that_it_follows(tmp_path):
     cell = Cell("exact", "sampled-equal-time", 0)
     with pytest.raises(ValueError, match="needs the result of `sampled`"):
         cells._equal_time_stretch(cell, tmp_path)

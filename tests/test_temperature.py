@@ -1,4 +1,4 @@
-"""The temperature: bounds, optimizers, presets, and the places where a module is taken apart."""
+"""The temperature: bounds, optimizers, presets, and conversions of modules."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_it_has_its_initial_value_after_the_meta_device(learnable):
 
 @pytest.mark.parametrize("kind", [torch.Tensor.detach, lambda x: x.detach().requires_grad_(), nn.Parameter])
 @pytest.mark.parametrize("given", [0.001, 0.15, 7.0])
-def test_a_lent_value_is_not_written_to(kind, given):
+def test_a_value_of_functional_call_is_not_written_to(kind, given):
     temperature = mc.Temperature(0.2, min=0.1, max=0.3)
     lent = kind(torch.tensor(math.log(given)))
     before = lent.detach().clone()

@@ -1,4 +1,4 @@
-"""The study of when a tuple term pays: its worlds hold what they are named after, its runs can be stopped and go on."""
+"""The study of when a tuple term pays: its data have the named structure, and its runs can be stopped and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workflows ask for what is there (scripts, extras, folders), by pinned actions, with no right to spare."""
+"""The workflows use existing scripts, extras and folders, pinned actions, and no unneeded permissions."""
 
 import os
 import re
@@ -33,12 +33,12 @@ def steps():
     return [(file, name, step) for file, name, job in jobs() for step in job["steps"]]
 
 
-def test_there_are_the_two_workflows():
+def test_the_workflows_are_ci_and_release():
     assert [path.name for path in WORKFLOWS] == ["ci.yml", "release.yml"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_no_right_is_given_that_is_not_named_here(path):
+def test_no_other_permission_is_granted(path):
     assert load(path)["permissions"] == {}
     for file, name, job in jobs():
         for right, level in job["permissions"].items() if "permissions" in job else ():
@@ -62,7 +62,7 @@ def test_actions_are_pinned_by_hash_and_checkouts_keep_no_credentials():
         assert hashes.setdefault(name, commit) == commit, f"two versions of {name}"
 
 
-def test_what_is_run_is_there():
+def test_scripts_and_extras_of_the_workflows_exist():
     extras = re.search(r"\[project\.optional-dependencies\](.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
     offered = set(re.findall(r"^(\w+) = \[", extras[1], re.MULTILINE))
     for _, _, step in steps():
@@ -84,7 +84,7 @@ def test_shell_of_every_step_parses():
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
 
 
-def test_no_expression_of_a_stranger_reaches_a_shell():
+def test_no_untrusted_expression_reaches_a_shell():
     for _, _, step in steps():
         for expression in re.findall(r"\$\{\{\s*(.*?)\s*\}\}", step.get("run", "")):
             assert expression.startswith("matrix."), expression

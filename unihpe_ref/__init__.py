@@ -1,4 +1,4 @@
-"""UniHPE (Jiang et al., arXiv 2311.16477), executable: model, training in three stages, evaluation.
+"""UniHPE (Jiang et al., arXiv 2311.16477): the model, its training in three stages and its evaluation.
 
 Install it with ``pip install 'multicontrast[unihpe]'`` and run ``unihpe lift keypoints.json`` or ``unihpe demo``. From
 Python::
@@ -6,14 +6,14 @@ Python::
     import unihpe_ref
     from unihpe_ref.checkpoint import load_model
 
-    poses = unihpe_ref.load_lifter().lift(joints_px, image_size=size)  # (N, 17, 2) pixels, the lifter of the package
+    poses = unihpe_ref.load_lifter().lift(joints_px, image_size=size)  # (N, 17, 2) pixels; the shipped lifter
 
     model, config = load_model("runs/demo/model.safetensors")
     joints_3d = model.lift(joints_2d, box_info)      # (B, 17, 3) metres, pelvis at the origin, camera axes
 
-Three rooms. The paper: ``runs -> stages -> training, evaluation -> models, diffusion``, with ``config``, ``presets``,
-``checkpoint``, and ``lifter``, a trained model on pixels. ``data``, which knows no model. ``applications``: the
-commands and what they need, which nothing else imports.
+The package has three parts. The paper: ``runs -> stages -> training, evaluation -> models, diffusion``, with
+``config``, ``presets``, ``checkpoint``, and ``lifter``, a trained model on pixels. ``data``, which imports no model.
+``applications``: the commands and what they need, which nothing else imports.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["load_lifter"]
 
 
 def __getattr__(name: str) -> Any:
-    """:func:`unihpe_ref.lifter.load_lifter`, whose imports are heavy, only when it is asked for."""
+    """Imports :func:`unihpe_ref.lifter.load_lifter`, which takes long, on first access."""
     if name == "load_lifter":
         from unihpe_ref.lifter import load_lifter
 

@@ -1,7 +1,7 @@
-"""The command ``unihpe``; ``unihpe --help`` lists what it does. ``python -m unihpe_ref`` is the same.
+"""The command ``unihpe``; ``unihpe --help`` lists its commands. ``python -m unihpe_ref`` is the same.
 
-Exit codes: 0 when all went well, 1 when training failed or something was found wrong (``doctor``, ``data check``), 2
-for input that does not fit, 130 when interrupted.
+Exit codes: 0 for success, 1 if training failed or ``doctor`` or ``data check`` found a fault, 2 for invalid input, 130
+if interrupted.
 ``UNIHPE_TRACEBACK=1`` shows where an error came from.
 """
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     Args:
-        arguments: without the program's name; those of the process unless given.
+        arguments: without the program's name; default: those of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _worded(error: Exception) -> str:
-    """An error of the file system in three beats, as the others are."""
+    """An error of the file system in three parts, as the others."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     place = "a file" if error.filename is None else f"`{error.filename}`"

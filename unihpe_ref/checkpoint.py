@@ -1,7 +1,7 @@
-"""The file of a model: safetensors with the weights, the configuration and a checksum of the weights.
+"""A model file: safetensors with the weights, the configuration and a checksum of the weights.
 
-No pickle is read, so a model from a stranger cannot run code. A file appears under its name only when it is whole.
-``runs/resume.py`` holds what a run needs to go on.
+It never reads pickle, so an untrusted model cannot run code. A file gets its name only when it is complete.
+``runs/resume.py`` holds the rest that a run needs to resume.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORMAT = "unihpe_ref/1"
 def save_model(model: UniHPE, config: RunConfig, path: Path, *, dtype: torch.dtype | None = None) -> None:
     """Writes weights and configuration to ``path``: a temporary file beside it first, then a rename.
 
-    With ``dtype`` floating-point weights are stored in it, to halve a file; a model is loaded in float32 all the same.
+    ``dtype`` stores floating-point weights in that type, to halve the file; models load in float32.
     """
     tensors = {
         name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else None).contiguous()
@@ -43,14 +43,14 @@ def save_model(model: UniHPE, config: RunConfig, path: Path, *, dtype: torch.dty
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[UniHPE, RunConfig]:
     """The model, in evaluation mode on ``device``, and the configuration that trained it.
 
-    Raises: FileNotFoundError when there is no such file; ValueError when it is truncated, altered or of another kind.
+    Raises: FileNotFoundError when there is no such file; ValueError when it is truncated, altered or something else.
     """
     tensors, metadata = read_weights(path)
     needed = f"`{path}` needs the weights that its configuration describes"
     remedy = "It was written by another version; train again."
     try:
         config = RunConfig.from_dict(json.loads(metadata["config"]))
-        with torch.device("meta"):  # before any memory is taken for what the file may not hold
+        with torch.device("meta"):  # before memory is allocated for tensors that the file lacks
             described = UniHPE(config.model, config.sampler).state_dict()
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(three_beats(needed, f"no configuration of ours ({error})", remedy)) from None

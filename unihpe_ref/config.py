@@ -1,8 +1,8 @@
-"""Every option of a run and its default: the only place that knows one.
+"""Every option of a run and its default, defined only here.
 
 The defaults are the paper's (UniHPE, arXiv 2311.16477), with its section beside a value that is not obvious; where the
-paper is silent, the value's source stands there instead. ``presets.py`` holds smaller settings for a CPU. What was
-decided and why is on the page ``docs/unihpe/deviations.md``.
+paper gives none, its source is named instead. ``presets.py`` holds smaller settings for a CPU. The page
+``docs/unihpe/deviations.md`` explains our decisions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Negatives = Literal["permutation", "shared", "cyclic", "tied", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
-    """How poses are seen: cameras, crops, augmentation; and how much motion is generated where none is given."""
+    """Cameras, crops and augmentation; and the amount of generated motion if none is given."""
 
     cameras: Literal["random", "varied", "fixed"] = "random"  # of training: like Human3.6M's, any, or those of tests
     view: Literal["camera", "box"] = "camera"  # "box": as if the camera faced the person; for poses alone
@@ -89,7 +89,7 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig(Settings):
-    """How the score-based decoders turn noise into a pose."""
+    """How the score-based decoders sample a pose from noise."""
 
     sampler: Literal["gfpose", "ode", "sde"] = "gfpose"  # noise-free reverse SDE: the best single answer
     steps: int = option(1000, at_least=1)  # supplement B.3; 50 lose 1-3 mm
@@ -97,7 +97,7 @@ class SamplerConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(Settings):
-    """What all three stages share."""
+    """Settings that all three stages share."""
 
     steps: int = option(8000, at_least=0)  # 0 leaves the stage out. Figure 5 shows about 8000
     batch_size: int = option(180, at_least=2)  # section 4.2
@@ -193,10 +193,10 @@ class EvaluationConfig(Settings):
 class RunConfig(Settings):
     """A whole run: what is printed at its start and saved with its weights."""
 
-    preset: str = "paper"  # the name these settings began with
+    preset: str = "paper"  # the name of the preset
     seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
     motion: Path | None = None  # motion or a recording, as `unihpe data` reads it; None generates motion
-    also: Path | None = None  # more data to train on, drawn by size; Table 6 adds MPI-INF-3DHP to Human3.6M
+    also: Path | None = None  # more training data, drawn by size; Table 6 adds MPI-INF-3DHP to Human3.6M
     start: Path | None = None  # a model of the same parts and sizes whose weights the run begins with: fine-tuning
     image_weights: Path | None = None  # COCO pose checkpoint that the image encoder starts from; section 4.4
     fuse_init: Literal["zero", "imagenet", "random"] = "zero"  # of what a HRNet pose checkpoint lacks; not said

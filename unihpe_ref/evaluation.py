@@ -1,11 +1,11 @@
-"""How good a model is: lifting, image to 3D and image to 2D, each beside the pose that one would guess unseen.
+"""Evaluates a model: lifting, image to 3D and image to 2D, each beside a baseline that sees no input.
 
 3D errors are millimetres relative to the pelvis: MPJPE (Protocol 1, all joints, no scaling) and PA-MPJPE (Protocol 2,
 after a similarity without reflection), the latter also over LSP's 14 joints, as on 3DPW. MPI-INF-3DHP's protocol adds
-3DPCK at 150 mm and its AUC, as the data set's own evaluation has them. 2D errors follow mmpose, whose rows stand beside
-the paper's: PCK@0.05 with the larger side of the box as norm, the tight one times 1.2, and EPE in pixels of the full
-image. Every number comes as a mean over frames and as the unweighted mean over the actions' means, as papers print
-both. Beside them stands retrieval: how often the nearest embedding of another modality is that of the same frame.
+3DPCK at 150 mm and its AUC, as the data set's own evaluation has them. 2D errors follow mmpose, with which the paper
+compares: PCK@0.05 with the larger side of the box as norm, the tight one times 1.2, and EPE in pixels of the full
+image. Every number is reported as a mean over frames and as the unweighted mean over the actions' means, because papers
+print either. Retrieval reports how often the nearest embedding of another modality is of the same frame.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class PathResult:
-    """One way through the model: the two means of each metric, and the actions' means."""
+    """The results of one path through the model: both means of each metric, and the actions' means."""
 
     name: str
     frame_mean: Mapping[str, float]
@@ -94,7 +94,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class MeanPose:
-    """The baseline that looks at nothing: the mean of the training poses, in the frame of the camera and of the box."""
+    """The baseline without input: the mean of the training poses, in the frame of the camera and of the box."""
 
     joints_3d: Tensor  # (J, 3) metres
     joints_2d: Tensor  # (J, 2) normalised by the box
@@ -169,7 +169,7 @@ def _embed(model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
 
 
 def _retrieval(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, float]]:
-    """Between any two modalities that every frame has; nothing where there are too few frames to look among."""
+    """Retrieval between any two modalities that every frame has; empty if there are too few frames."""
     embeddings = {name: torch.cat(list(rows)) for name, rows in parts.items()}
     whole = [name for name, rows in embeddings.items() if len(rows) > _RETRIEVED and bool(rows.isfinite().all())]
     return {
@@ -196,7 +196,7 @@ def _errors(
         guess = mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d)
         found["mean pose, 3D"] = _errors_3d(guess, batch, source)
     found["2D to 3D"] = _errors_3d(lifted, batch, source)
-    if isinstance(model.decoder_3d, MLPDecoder):  # where a second look is cheap
+    if isinstance(model.decoder_3d, MLPDecoder):  # where encoding twice is cheap
         found["2D to 3D, flip"] = _errors_3d(lift_flipped(model, **inputs), batch, source)
     if model.image_encoder is not None and batch.image is not None:
         estimate = model.estimate(batch.image, batch.box_info(), generator=generator)

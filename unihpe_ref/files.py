@@ -1,8 +1,8 @@
-"""Files that are whole or absent, whatever stops the process, and folders that one process at a time writes in.
+"""Files that are complete or absent even if the process is killed, and folders that one process at a time writes.
 
-What is being written has a name that begins with a dot and ends in ``.tmp``; it is renamed when it is on the disk. What
-is removed is first renamed to such a name. So everything under its own name is whole, and whatever a killed process has
-left is told by its name and goes with the next :func:`locked`.
+A file is written under a name that begins with a dot and ends in ``.tmp``, and renamed when it is on the disk. A file
+that is removed is first renamed to such a name. So a file under its own name is complete, and the next :func:`locked`
+removes what a killed process left.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ except ImportError:  # Windows: two processes in one folder are not told apart
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_held: set[Path] = set()  # by this process, which the system would give the same lock again
+_held: set[Path] = set()  # by this process, to which the system would give the same lock again
 
 
 def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
-    """Writes a file so that its name never stands for a part of it, whatever happens meanwhile.
+    """Writes a file so that it is never partial under its name.
 
     Args:
         path: of the file. content: its bytes, or a function that is given the open file and writes them.
-    Raises: OSError where it cannot be written, or another process is writing it; what stood there stays.
+    Raises: OSError if it cannot be written or another process is writing it; the old file then stays.
     """
     partial = path.with_name(f".{path.name}.tmp")
     try:
@@ -62,7 +62,7 @@ def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> N
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Makes a folder so that its name never stands for a part of it; one that is there is replaced.
+    """Makes a folder so that it is never partial under its name; replaces an existing one.
 
     Args:
         folder: its parent is there, and locked by the caller. fill: is given a folder to write in.
@@ -82,7 +82,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def remove_whole(folder: Path) -> None:
-    """Removes a folder, if it is there, so that its name never stands for a part of it."""
+    """Removes a folder, if it exists, so that it is never partial under its name."""
     going = folder.with_name(f".{folder.name}.old.tmp")
     shutil.rmtree(going, ignore_errors=True)
     try:
@@ -94,9 +94,9 @@ def remove_whole(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of ``folder``, which is there; clears away what a killed one has left in it.
+    """Locks ``folder``, which exists, against other processes, and removes what a killed one left in it.
 
-    The system gives the lock back when its process ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
 
     Raises: FileExistsError when another process holds it.
     """
@@ -130,7 +130,7 @@ def clear_partial(folder: Path) -> None:
 
 
 def flush_names(folder: Path) -> None:
-    """A name in a folder reaches the disk when the folder is flushed. Not every system can."""
+    """Flushes a folder, so that new names in it are on the disk, where the system can."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -141,7 +141,7 @@ def flush_names(folder: Path) -> None:
 
 
 def write_json(path: Path, values: object, indent: int | None = 2) -> None:
-    """JSON, whole or not at all."""
+    """Writes JSON, complete or not at all."""
     write_whole(path, (json.dumps(values, indent=indent) + "\n").encode())
 
 
@@ -156,13 +156,13 @@ def file_hash(path: Path) -> str:
 
 @contextmanager
 def _claimed(path: Path, place: Path | None = None) -> Iterator[IO[bytes]]:
-    """An empty file, open for writing, that no other process has; it stays claimed until it is closed."""
+    """An empty file, open for writing, locked against other processes until it is closed."""
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             if not _lock(file):
                 holder = file.read(32).decode(errors="replace").strip() if place is not None else "another process"
                 raise _in_use(place or path, holder)
-            if not _is_still(path, file):  # the one before has renamed or removed it
+            if not _is_still(path, file):  # the previous process renamed or removed it
                 continue
             file.truncate(0)
             yield file

@@ -1,4 +1,4 @@
-"""Test-time flipping: a pose and its mirror image, lifted and averaged."""
+"""Test-time flipping: averages a lifted pose with its lifted mirror image."""
 
 from __future__ import annotations
 

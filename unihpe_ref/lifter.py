@@ -1,7 +1,7 @@
-"""The lifter that comes with the package: 2D joints in pixels to 3D joints in metres, in one call.
+"""The shipped lifter: 2D joints in pixels to 3D joints in metres, in one call.
 
 It was trained on CMU motion capture with bodies, cameras and errors of the 2D joints drawn for each sample
-(``assets/LIFTER.md`` says how, how well, and where it fails). Any checkpoint of ``unihpe train`` can take its place.
+(``assets/LIFTER.md`` describes training, accuracy and failures). Any checkpoint of ``unihpe train`` can replace it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LiftedPoses:
 
     Attributes:
         joints_3d: ``(N, 17, 3)`` metres, pelvis at the origin, camera axes (x right, y down, z forward).
-        root: ``(N, 3)`` metres, where the pelvis is for the camera: the place from which the joints project best.
+        root: ``(N, 3)`` metres, the pelvis in camera coordinates, placed so that the joints project best.
         reprojection_px: ``(N,)`` mean distance of the projected joints from the given ones, pixels.
         clamped: ``(N,)`` bool, poses nearer, further or further aside than any in training, lifted as if at the limit.
     """
@@ -100,12 +100,12 @@ class Lifter:
         Args:
             joints_px: ``(N, 17, 2)`` pixels of the full image, Human3.6M's order (see
                 :func:`unihpe_ref.applications.keypoints.to_h36m`), none missing.
-            image_size: ``(2,)`` or ``(N, 2)`` width and height. Without intrinsics the focal length is taken for the
-                diagonal of the image, as CLIFF does, and the principal point for its middle.
+            image_size: ``(2,)`` or ``(N, 2)`` width and height. Without intrinsics the focal length is the
+                diagonal of the image, as in CLIFF, and the principal point its centre.
             intrinsics: ``(3, 3)`` or ``(N, 3, 3)``; takes precedence.
-            flip: average with the mirrored pose, mirrored back. Twice the time, a little better.
+            flip: average with the mirrored pose, mirrored back. Takes twice the time; a little more accurate.
             generator: of a score-based decoder's noise.
-        Raises: ValueError or TypeError for shapes that do not fit, missing joints, or a camera that nobody describes.
+        Raises: ValueError or TypeError for shapes that do not fit, missing joints, or no description of the camera.
         """
         count, flip = _check_joints("lift", joints_px), check_flag("lift", "flip", flip)
         check_generator("lift", generator)
@@ -130,8 +130,8 @@ class Lifter:
 
         Args:
             joints_3d: ``(N, 17, 3)`` metres from the pelvis, camera axes.
-            root: ``(N, 3)``, where the pelvis is for the camera; straight ahead unless given. A model that sees people
-                straight on (``data.view``) turns them by it.
+            root: ``(N, 3)``, the pelvis in camera coordinates; straight ahead unless given. A model trained on people
+                straight ahead (``data.view``) uses it to turn them.
         Raises: ValueError or TypeError for shapes that do not fit.
         """
         _check_rows("embed_3d", "joints_3d", joints_3d, SKELETON.num_joints, 3)
@@ -189,7 +189,7 @@ class Lifter:
         return normalise_joints(joints_px, box).to(device), information.to(device), clamped, rotation
 
     def _within(self, information: Tensor) -> tuple[Tensor, Tensor]:
-        """Box information brought to what training has seen, and who was outside."""
+        """Box information clamped to the range of training, and which rows were outside."""
         limit = BOX_LIMIT[self.config.data.cameras]
         return information.clamp(-limit, limit), (information.abs() > limit).any(-1)
 
@@ -216,7 +216,7 @@ class Lifter:
 
 
 def place(joints: Tensor, rays: Tensor) -> Tensor:
-    r"""Where a pose has to stand to be seen like that, so far as one place for all joints can do.
+    r"""The place of a pose that projects its joints best.
 
     The least-squares solution t of :math:`X_j + t_{xy} = r_j (Z_j + t_z)` for all joints, linear in t.
 
@@ -229,7 +229,7 @@ def place(joints: Tensor, rays: Tensor) -> Tensor:
     points = joints.double()
     count = rays.shape[1]
     wanted = rays * points[..., 2:] - points[..., :2]  # (N, J, 2): t_xy - r t_z
-    # Normal equations; t_xy follows from t_z, so one number is left to solve for.
+    # Normal equations; t_xy follows from t_z, so only t_z has to be solved for.
     mean_ray, mean_wanted = rays.mean(1), wanted.mean(1)
     ray, wish = rays - mean_ray[:, None], wanted - mean_wanted[:, None]
     depth = -(ray * wish).sum((-2, -1)) / ray.square().sum((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny * count)
@@ -248,8 +248,8 @@ def load_lifter(
     Args:
         path: a ``model.safetensors`` of ``unihpe train``; the shipped one unless given.
         device: where it runs.
-        joints_2d: what a model with ``encoder_noise_token``, as the shipped one, is told of its 2D joints: "detected"
-            for a detector's, "annotated" where they are exact to the pixel.
+        joints_2d: the accuracy of the 2D joints, for a model with ``encoder_noise_token`` such as the shipped one:
+            "detected" for a detector's, "annotated" if they are exact to the pixel.
         whole: with the shipped lifter's 3D encoder and 2D decoder, for ``Lifter.embed_3d``; they are not in the
             wheel (see ``weights.py``).
     Raises: FileNotFoundError or ValueError as :func:`unihpe_ref.checkpoint.load_model`; ValueError for a model whose
@@ -284,7 +284,7 @@ def _check_joints(operation: str, joints_px: Tensor) -> int:
         row, joint = (int(k) for k in torch.nonzero(~finite)[0])
         needed = f"`{operation}` needs every joint of a pose"
         came = f"no {SKELETON.joint_names[joint]} in pose {row}"
-        raise ValueError(three_beats(needed, came, "Leave out the poses that `Keypoints.complete` says no to."))
+        raise ValueError(three_beats(needed, came, "Leave out the poses for which `Keypoints.complete` is False."))
     size = (joints_px.amax(1) - joints_px.amin(1)).amax(-1)
     if not bool((size > 0).all()):
         row = int(torch.nonzero(size <= 0)[0, 0])
@@ -301,8 +301,8 @@ def _check_camera(name: str, x: Tensor, shape: tuple[int, ...], count: int, reme
 
 
 def camera_of(count: int, image_size: Tensor | None, intrinsics: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Focal length and principal point, ``(count, 2)`` each, of what is known; see :meth:`Lifter.lift`."""
-    remedy = "A wrong focal length bends poses: give the intrinsics where they are known."
+    """Focal length and principal point, ``(count, 2)`` each; see :meth:`Lifter.lift`."""
+    remedy = "A wrong focal length distorts poses: give the intrinsics if you know them."
     if image_size is not None:
         _check_camera("image_size", image_size, (2,), count, "Width and height, in pixels.")
         if not bool((image_size >= 1).all()):

@@ -1,6 +1,6 @@
-"""Parts of a batch: the rows that one process, or one micro-batch, works on.
+"""Parts of a batch: the rows of one process or one micro-batch.
 
-What is drawn for a row is drawn for the whole batch and cut, so that a batch in parts is the batch in one piece.
+Random numbers are drawn for the whole batch and sliced, so that a batch in parts gives the same results.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Part(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Which share of the batch: what weighs a mean over the part in a mean over the batch."""
+        """The share of the batch, the weight of a mean over the part in a mean over the batch."""
         return self.count / self.total
 
     @property
     def rows(self) -> slice:
-        """To index a tensor that holds the whole batch."""
+        """Indexes a tensor that holds the whole batch."""
         return slice(self.start, self.stop)
 
     def split(self, pieces: int) -> list[Part]:

@@ -1,6 +1,6 @@
 """Named settings: the paper's, each row of its ablations, and some that a CPU can train.
 
-A preset says only where it differs from the paper. Which data a row was trained on is said where it is run.
+A preset lists only its differences from the paper. The data are chosen where a run starts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NO_CONTRAST = {"stage1.steps": 0, "stage2.steps": 0, "stage3.contrastive_weight
 # "Applying those losses on the pre-training stage" (Table 6's caption): stage 3 is that of equation (5) in every row.
 _PAIRS = {"stage2.alpha": 0.0, "model.modality_token": False}
 
-# Poses alone, by the residual-MLP pair of Table 4 in a size for a CPU's half hour.
+# Poses alone, by the residual-MLP pair of Table 4, small enough for half an hour on a CPU.
 _RESIDUAL_MLP = {
     "data.rotation_degrees": 0.0,
     "data.scale": 0.0,
@@ -142,7 +142,7 @@ def preset(name: str) -> RunConfig:
     return RunConfig(preset=name).override(**_PRESETS[name])
 
 
-# No setting of the paper: who runs it, on what, and what is written down.
+# Not settings of the paper: data, device and logging.
 _NO_SETTING = {
     "preset",
     "seed",
@@ -158,9 +158,9 @@ _NO_SETTING = {
 
 
 def deviations(config: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Where a run differs from the paper's: dotted name to (value here, the paper's).
+    """The differences of a run from the paper: dotted name to (value here, the paper's).
 
-    What the paper leaves open has a decision instead, which is on the page ``docs/unihpe/deviations.md``.
+    The page ``docs/unihpe/deviations.md`` explains our decisions where the paper is silent.
 
     Example:
         >>> deviations(preset("table4-transformer-mlp"))

@@ -1,6 +1,6 @@
-"""Frozen dataclasses that answer back: checked values, overrides by dotted name, a way to JSON and back.
+"""Base of the settings: frozen dataclasses with checked values, overrides by dotted name, and JSON.
 
-``config.py`` says which settings there are; this file is how any of them behaves.
+``config.py`` defines the settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A field with a default and the range that its numbers have to stay in."""
+    """A field with a default and the range of its numbers."""
     return dataclasses.field(
         default=default, metadata={"at_least": at_least, "at_most": at_most, "above": above, "below": below}
     )
@@ -79,7 +79,7 @@ class Settings:
         return found
 
     def differences(self: _Settings, other: _Settings) -> dict[str, tuple[Any, Any]]:
-        """Dotted name to (value here, value there), where the two differ.
+        """The options that differ: dotted name to (value here, value there).
 
         Example:
             >>> from unihpe_ref.config import RunConfig
@@ -126,7 +126,7 @@ def _plain(value: Any) -> Any:
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    """JSON has no tuples and no paths, and a whole number is a fine value for a float."""
+    """Converts from JSON, which has no tuples and no paths, and may hold an int for a float."""
     if hint is float and type(value) is int:
         return float(value)
     if typing.get_origin(hint) is tuple and isinstance(value, list):

@@ -1,9 +1,8 @@
-"""Where the shipped lifter's weights are.
+"""The paths of the shipped lifter's weights.
 
-``lifter.safetensors`` is in the package and lifts. ``lifter-whole.safetensors``, the same with a 3D encoder and a 2D
-decoder, is for retrieval and for the export of encoders; it stays out of the wheel. It is looked for beside the first,
-where a checkout has it, and in the folder that ``UNIHPE_WEIGHTS`` names, and taken if its bytes are those that the
-lifter's card names.
+``lifter.safetensors`` is in the package. ``lifter-whole.safetensors``, the same with a 3D encoder and a 2D
+decoder, is for retrieval and for the export of encoders; it stays out of the wheel. It is searched beside the first,
+where a checkout has it, and in the folder ``UNIHPE_WEIGHTS``, and used if its checksum is that of the lifter's card.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def lifter_path() -> Path:
 def whole_path() -> Path:
     """The lifter with its 3D encoder and 2D decoder.
 
-    Raises: FileNotFoundError where it is nowhere; ValueError where a file of that name holds other bytes.
+    Raises: FileNotFoundError if it is not found; ValueError if a file of that name has another checksum.
     """
     named = os.environ.get(FOLDER)
     needed = f"retrieval and the export of encoders need `{WHOLE}`, which pip does not install"

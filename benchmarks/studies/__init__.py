@@ -1,1 +1,1 @@
-"""The paper's claims on real motion, cell by cell: ``plan`` (what), ``cells`` (how), ``page`` (the tables)."""
+"""Studies of the paper's claims on real motion: ``plan`` (the runs), ``cells`` (their making), ``page`` (tables)."""

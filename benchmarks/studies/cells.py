@@ -1,4 +1,4 @@
-"""Makes the runs of the plan ("cells" in the code), one after another; one that has a result is passed over."""
+"""Makes the runs of the plan ("cells" in the code), one after another; finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAP_POINTS = 240  # of each modality in Figure 6
 
 
 def result_path(cell: Cell, folder: Path = RESULTS) -> Path:
-    """Where a cell's result is, or will be."""
+    """The path of a cell's result."""
     return folder / f"{cell.name}.json"
 
 
@@ -101,7 +101,7 @@ def _stretched(config: RunConfig, stretch: float) -> RunConfig:
 
 
 def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | None, folder: Path = RESULTS) -> Path:
-    """Trains and judges one cell, and writes its result, whole or not at all."""
+    """Trains and evaluates one cell, and writes its result."""
     config = cell.config
     stretch = 1.0
     if cell.name.startswith(EQUAL_TIME):
@@ -200,7 +200,7 @@ def _alignment(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, An
 
 @torch.no_grad()
 def _hypotheses(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, Any]:
-    """What drawn poses are worth, mm, on every other evaluated frame: MPJPE of the first of ten, of their mean, and of
+    """Errors of drawn poses, mm, on every other evaluated frame: MPJPE of the first of ten, of their mean, and of
     the best, which an oracle chooses; and the root mean square of their spread beside that of their mean's error.
 
     Drawn from the truth's own distribution, ten would spread by 0.95 of their mean's error.

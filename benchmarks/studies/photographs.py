@@ -1,7 +1,7 @@
-"""Real photographs through the image branch: do they go through, and is the answer better than a guess?
+"""Errors of the image branch on real photographs, compared with a baseline.
 
 Crops of one person filmed by four calibrated cameras; 2D and 3D joints are pseudo-labels (detected, triangulated).
-The networks of the studies have only seen renders, so this says how far renders carry, not how good the method is.
+The networks of the studies have only seen renders, so this tests how well training on renders transfers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is studied, written before anything was run: every cell with its settings, its seed and its budget.
+"""The plan of the studies, written before the runs: every cell with its settings, its seed and its budget.
 
 All cells train on the "train" takes of one recording of CMU motion capture and are judged on its "test" takes. Within a
 study all rows have the same number of steps of the same batches; where a row leaves a stage out, its steps go to the

@@ -1,4 +1,4 @@
-"""Training runs too long to be a cell of a study: what they reached, kept beside the cells."""
+"""Results of training runs too long for a study, kept beside the cells."""
 
 from __future__ import annotations
 

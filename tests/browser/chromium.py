@@ -1,4 +1,4 @@
-"""Headless Chromium over its debugging pipe: no driver, no port, nothing to install but the browser."""
+"""Headless Chromium over its debugging pipe, without a driver or a port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page that lifts a dragged skeleton computes what the model computes, and answers to mouse, finger and keys."""
+"""The page that lifts a dragged skeleton computes the same as the model, and takes mouse, touch and keys."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_light_and_dark_have_colours_of_their_own(page: Page) -> None:
     assert papers == ["rgb(255, 255, 255)", "rgb(19, 20, 22)"]
 
 
-def test_the_page_asks_nobody_for_anything() -> None:
+def test_the_page_uses_no_network() -> None:
     """No address of another host, no request at all: what it needs lies beside it."""
     for file in PAGE.iterdir():
         text = file.read_text().replace("http://www.w3.org/2000/svg", "")  # a name, never fetched

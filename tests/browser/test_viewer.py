@@ -102,7 +102,7 @@ def test_slider_and_play_follow_the_time_of_the_video(browser: Page, tmp_path: P
     assert page.run("viewer.playing()") is False
 
 
-def test_one_turns_it_with_the_mouse_and_keys_and_reads_a_joints_name(browser: Page, tmp_path: Path) -> None:
+def test_mouse_and_keys_turn_it_and_show_a_joints_name(browser: Page, tmp_path: Path) -> None:
     estimated = torch.zeros(2, 17, dtype=torch.bool)
     estimated[0, SKELETON.index("rwrist")] = True
     page = opened(browser, tmp_path, pose_set(1, 2, video=False, estimated=estimated))
@@ -131,7 +131,7 @@ def test_spread_is_shown_if_asked(browser: Page, tmp_path: Path) -> None:
     assert page.run("document.getElementById('spreads').hidden")
 
 
-def test_it_fits_a_phone_and_asks_nobody_for_anything(browser: Page, tmp_path: Path) -> None:
+def test_it_fits_a_phone_and_uses_no_network(browser: Page, tmp_path: Path) -> None:
     page = opened(browser, tmp_path, pose_set(2))
     page.size(390, 844, touch=True, scale=2)
     page.run("new Promise((done) => setTimeout(done, 200))")  # it draws anew

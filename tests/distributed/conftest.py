@@ -1,4 +1,4 @@
-"""The pool of ranks, started when first asked for and replaced when a test has broken it."""
+"""The pool of ranks, started on first use and replaced if a test breaks it."""
 
 from __future__ import annotations
 

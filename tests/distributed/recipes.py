@@ -1,7 +1,7 @@
-"""Run by torchrun: the recipes over ranks one after another, in one start of the processes and in one group.
+"""Run by torchrun: the recipes over ranks one after another, in one start of the processes and one group.
 
-A second group in the same store now and then finds the addresses of the first and waits for ever, so a recipe's own
-start and end of the group count once.
+A second group in the same store sometimes finds the addresses of the first and waits forever, so recipes share one
+group.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The differentiable all-gather, the meeting before it, and what happens when a rank does not come."""
+"""The differentiable all-gather, the handshake before it, and missing ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that is killed in the middle of a loss ends the others with an error that names it and the loss."""
+"""If a rank is killed during a loss, the others raise an error that names the rank and the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three processes that share the batches of a run end where one process ends, gradient for gradient."""
+"""Three processes that share the batches of a run get the gradients and the result of one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of errors is that of the rows on file, and its figures for ours are within the bars of the tests."""
+"""The page of errors agrees with the rows on file, and our errors are within the bounds of the tests."""
 
 import math
 

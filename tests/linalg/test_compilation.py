@@ -1,4 +1,4 @@
-"""Every door inside a compiled function, with its gradient, is one node that gives the eager numbers."""
+"""In a compiled function every operation and its gradient is one node with the eager results."""
 
 import pytest
 import torch

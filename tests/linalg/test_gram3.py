@@ -1,4 +1,4 @@
-"""The 3x3 Gram eigenvalue: close at every gap, symmetric, valid at ties, differentiable in every way promised."""
+"""The 3x3 Gram eigenvalue: accurate at every gap, symmetric, valid at ties, and its derivatives."""
 
 import itertools
 import math

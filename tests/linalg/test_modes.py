@@ -1,4 +1,4 @@
-"""What must hold for every operation alike, however it is called: transforms, graphs, other devices, autocast."""
+"""Every operation under transforms, in graphs, on other devices and under autocast."""
 
 from __future__ import annotations
 

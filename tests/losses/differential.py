@@ -1,4 +1,4 @@
-"""Random calls of the losses, and what their definitions make of them.
+"""Random calls of the losses, compared with their definitions.
 
 ``draw_case(seed)`` is one call with all it needs. ``case.call()`` makes it, ``case.definition()`` is the same loss by
 per-anchor loops in float64 (:mod:`tests.definitions`), and ``disagreements(case)`` compares the two in value, gradient,

@@ -1,4 +1,4 @@
-"""Bad arguments raise before any work, in three beats: what was needed, what came, what to do."""
+"""Bad arguments raise before any work, in three parts: what was needed, what it got, what to do."""
 
 import functools
 import re

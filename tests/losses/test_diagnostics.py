@@ -1,4 +1,4 @@
-"""What a loss saw is what it computed: figures equal those of the definitions, and cost no matmul."""
+"""Diagnostics equal those of the definitions, and need no further matrix product."""
 
 import itertools
 import math

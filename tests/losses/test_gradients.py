@@ -1,4 +1,4 @@
-"""Derivatives of every order that is promised, and gradients that stay finite where others have NaN."""
+"""Derivatives of every order, and finite gradients where other implementations have NaN."""
 
 import math
 

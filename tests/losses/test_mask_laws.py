@@ -1,4 +1,4 @@
-"""Laws of the masks: hypothesis looks for the exception. And their derivatives, transforms, ranges and memory."""
+"""Properties of the masks, by hypothesis; their derivatives, transforms, ranges and memory."""
 
 import math
 import warnings
@@ -334,7 +334,7 @@ def test_masks_keep_a_quarter_of_the_logits_they_mask(negatives):
 
 @pytest.mark.parametrize("negatives", [*SCHEMES, "all"])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_nobody_left_is_0_and_said_once(negatives, similarity):
+def test_a_batch_without_samples_is_0_and_warns_once(negatives, similarity):
     """Every sample has one modality at most, and rubbish elsewhere."""
     present = torch.eye(3, dtype=torch.bool)[[0, 1, 2, 0]]
     given = poisoned([x[:4].detach() for x in embeddings(3, SIZE)], present, torch.inf)

@@ -1,4 +1,4 @@
-"""How much memory a step takes beside its Gram blocks: counted, allocation by allocation."""
+"""The memory of a step beyond its Gram blocks, counted by allocation."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The modules are thin: their options are the function's, and they own or share a temperature."""
+"""The modules: their options are the function's, and they own or share a temperature."""
 
 import inspect
 import math
@@ -91,7 +91,7 @@ def test_the_temperature_stays_inside_its_bounds(values, pushed):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.01, 0.07), (0.1, 1e4), (1 / 14, 1 / 5)])
-def test_bounds_that_float32_has_not_hold_all_the_same(low, high):
+def test_bounds_that_float32_cannot_represent_hold(low, high):
     temperature = mc.Temperature(low, min=low, max=high)
     for pushed in (-50, 50):
         with torch.no_grad():

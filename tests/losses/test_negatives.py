@@ -1,4 +1,4 @@
-"""The drawn tuples: what Algorithm 1 promises, and what it should have."""
+"""The drawn tuples: the properties of Algorithm 1, and excluded positives."""
 
 import itertools
 
@@ -160,7 +160,7 @@ def test_one_sample_and_no_negatives():
         (((4,), {"scheme": 3}), TypeError, "`scheme` to be one of"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(arguments, error, words):
+def test_errors_of_drawing_are_worded(arguments, error, words):
     positional, named = arguments
     with pytest.raises(error, match=words):
         mc.sample_tuples(*positional, **named)

@@ -1,4 +1,4 @@
-"""Laws that hold for every batch: hypothesis looks for the exception."""
+"""Properties of every batch, by hypothesis."""
 
 import itertools
 

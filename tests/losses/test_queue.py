@@ -1,4 +1,4 @@
-"""The memory queue: the last samples, oldest out first, in the state, and without a gradient."""
+"""The memory queue: the latest samples, first in first out, in the state, without a gradient."""
 
 import copy
 

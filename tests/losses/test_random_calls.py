@@ -1,7 +1,7 @@
 """Every implementation agrees with per-anchor loops in float64, in value, gradient and second derivatives.
 
-The cases are random calls over all options at once; see :mod:`tests.losses.differential`. A failure prints the Python
-that makes its call again, with the options left out that it does not need.
+The cases are random calls over all options at once; see :mod:`tests.losses.differential`. A failure prints the
+Python code of its call, reduced to the options that matter.
 """
 
 from __future__ import annotations

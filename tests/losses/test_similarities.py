@@ -1,4 +1,4 @@
-"""Closed-form derivatives of the similarities: those of autograd where there are any, finite where there are none."""
+"""Closed-form derivatives of the similarities: equal to autograd where that exists, finite elsewhere."""
 
 import itertools
 

@@ -33,7 +33,7 @@ def test_each_term_has_its_own(reduction):
 
 
 @pytest.mark.parametrize("negatives", ["permutation", "shared", "tied", "all"])
-def test_equal_ones_are_one(negatives):
+def test_equal_temperatures_equal_one_shared_temperature(negatives):
     xs = embeddings(3, 6)
     options = {"negatives": negatives, "pairs": ((0, 2), (1, 2))}
     taus = {(2, 0): 0.2, (1, 2): 0.2, "triplet": torch.tensor(0.2, dtype=torch.float64)}

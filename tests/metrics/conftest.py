@@ -1,4 +1,4 @@
-"""What the tests of the metrics share."""
+"""Shared by the tests of the metrics."""
 
 import metric_bases
 import pytest

@@ -1,4 +1,4 @@
-"""The accumulating classes on both of their bases: torchmetrics' ``Metric``, and our own where that is missing."""
+"""The accumulating classes on both of their bases: torchmetrics' ``Metric``, and our own."""
 
 from __future__ import annotations
 

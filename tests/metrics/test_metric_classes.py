@@ -1,4 +1,4 @@
-"""The accumulating classes equal their functions, whatever the batches; they merge, move, save and refuse.
+"""The accumulating classes equal their functions for any batches; they merge, move, save and check.
 
 Every test holds on both bases: torchmetrics' ``Metric``, and our own where torchmetrics is missing.
 """

@@ -1,4 +1,4 @@
-"""Two ranks, uneven, one of them empty at times, equal one process; with torchmetrics' machinery and with ours."""
+"""Two uneven ranks, one sometimes empty, equal one process, on torchmetrics' base and ours."""
 
 from __future__ import annotations
 

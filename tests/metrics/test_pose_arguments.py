@@ -1,4 +1,4 @@
-"""What the pose metrics refuse, and how they say it; and what they never do: LAPACK, synchronising, raising on data."""
+"""The errors of the pose metrics; and that they never call LAPACK, synchronise or raise on data."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("call", "words"), MISTAKES, ids=[call for call, _ in MISTAKES])
-def test_each_functions_own_mistakes(call, words):
+def test_errors_of_each_function(call, words):
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         eval(call, {**vars(metrics), **ODD, "torch": torch})
     assert re.fullmatch(r"(?s)`\w+` .+; got .+\. .+[.?]", str(caught.value)), caught.value  # needed, came, what to do
@@ -182,7 +182,7 @@ def test_no_lapack_in_the_alignment():
     assert pred.grad.shape == pred.shape
 
 
-def test_neither_where_buffers_are_reused():
+def test_values_alone_do_not_depend_on_reading_data():
     """Values alone, on a CPU, where a look would be free: results do not depend on one all the same."""
     for mask in (None, torch.ones(2, 17, dtype=torch.bool)):
         with Forbidden():

@@ -1,4 +1,4 @@
-"""PA-MPJPE takes poses piece by piece, and leaves what it reads alone."""
+"""PA-MPJPE works in chunks and does not change its inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the pose metrics, over drawn poses."""
+"""Properties of the pose metrics, over random poses."""
 
 from __future__ import annotations
 

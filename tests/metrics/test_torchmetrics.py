@@ -1,4 +1,4 @@
-"""The classes where people use them: torchmetrics' collections, wrappers and arithmetic, and Lightning's logging."""
+"""The classes in torchmetrics' collections, wrappers and arithmetic, and in Lightning's logging."""
 
 from __future__ import annotations
 

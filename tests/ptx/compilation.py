@@ -1,4 +1,4 @@
-"""Compiles Triton kernels ahead of time, for NVIDIA and AMD targets, and reads what came out. No driver needed."""
+"""Compiles Triton kernels ahead of time, for NVIDIA and AMD targets, and reads the result. Needs no driver."""
 
 from __future__ import annotations
 

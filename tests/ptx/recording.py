@@ -1,6 +1,6 @@
-"""What a launch compiles for an architecture: Triton's whole just-in-time path up to the launch, which runs nothing.
+"""Compiles a launch for an architecture: Triton's whole just-in-time path without running the kernel.
 
-So the code that is looked at is the code that a card would get: specialised for sizes and strides, with the
+The result is the code that a GPU would run: specialised for sizes and strides, with the
 configuration of that architecture. Works with every Triton from 3.2 on.
 """
 

@@ -1,4 +1,4 @@
-"""The emulator by itself: PTX written by hand, whose result is known, or whose fault must be named."""
+"""The emulator alone, on hand-written PTX with a known result or fault."""
 
 from __future__ import annotations
 

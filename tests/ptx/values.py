@@ -1,4 +1,4 @@
-"""Types and values of PTX as numpy sees them: widths, bfloat16, flushing, directed rounding."""
+"""Types and values of PTX in numpy: widths, bfloat16, flushing, directed rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: what is captured is replayed rightly, and what could not be raises. Both without a card.
+"""CUDA graphs: replays are right, and what cannot be captured raises; tested without a GPU.
 
 A graph that is played on the CPU notes each operator of a capture and runs it again on the same tensors at a replay, so
 what Python knew at the capture stays, as on a card; a look at a value raises, as there.
@@ -178,7 +178,7 @@ def capturing(monkeypatch) -> Iterator[Callable[..., Tensor]]:
         yield lambda *shape: torch.empty(*shape, device="cuda")
 
 
-def test_whether_a_stream_is_captured_is_asked_of_a_card_alone(monkeypatch):
+def test_only_a_gpu_is_asked_whether_a_stream_is_captured(monkeypatch):
     from multicontrast._backend import is_captured
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels: the fast ones here, all of them on file."""
+"""The compiled kernels: some are compiled here, all are on file."""
 
 from __future__ import annotations
 

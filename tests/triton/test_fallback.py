@@ -1,4 +1,4 @@
-"""A kernel that cannot be built or launched gives way to plain PyTorch, once and in words; TF32 follows PyTorch."""
+"""Plain PyTorch replaces a kernel that cannot be built or launched, with one warning; TF32 follows PyTorch."""
 
 from __future__ import annotations
 

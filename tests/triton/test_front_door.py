@@ -1,4 +1,4 @@
-"""The losses at their front door with Triton in charge: the same numbers, from the kernels where there are some."""
+"""The public losses with Triton as back end: the same results, from kernels where they exist."""
 
 from __future__ import annotations
 

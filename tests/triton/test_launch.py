@@ -1,4 +1,4 @@
-"""How kernels are launched: the static tables, the autotuner on request, nothing asked of a driver before."""
+"""How kernels are launched: static tables, the autotuner on request, no call of a driver before."""
 
 from __future__ import annotations
 

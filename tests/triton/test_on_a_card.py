@@ -1,4 +1,4 @@
-"""What only a card can show: no wait of the host, memory, several devices, graphs, the compiler's own kernels.
+"""What only a GPU can show: no wait of the host, memory, several devices, graphs, the compiler's own kernels.
 
 That the kernels' numbers are right on it is shown by the other modules here, which all run there too (`-m gpu`).
 """
@@ -61,7 +61,7 @@ def test_the_host_never_waits_for_the_device(name, kind_of_tau):
         LOSSES[name](xs, tau, index).backward()
 
 
-def test_nor_does_it_in_the_linear_algebra():
+def test_nothing_in_linalg_makes_the_host_wait():
     cosines = [(2 * torch.rand(1000, device="cuda") - 1).requires_grad_() for _ in range(3)]
     calls: list[Callable[[], Tensor]] = [
         lambda: mc.linalg.gram3_eigmax(*cosines),

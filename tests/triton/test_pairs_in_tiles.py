@@ -1,4 +1,4 @@
-"""Eq. (1) in tiles: the kernels against float64, straight from the equation, and what is particular to tiles."""
+"""Eq. (1) in tiles: the kernels against float64, straight from the equation, and the properties of tiles."""
 
 from __future__ import annotations
 

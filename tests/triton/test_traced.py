@@ -1,4 +1,4 @@
-"""What a loss launches and moves: counted without a card, and held to what a driver is really given."""
+"""The launches and bytes of a loss, counted without a GPU and compared with the calls of a driver."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows() -> dict[tuple[str, int], traced.Row]:
     return {(name, batch): traced.measure(name, batch, repeats=0) for batch, names in SIZES.items() for name in names}
 
 
-def test_three_clip_losses_are_what_everybody_writes(rows):
+def test_three_clip_losses_take_two_products_each(rows):
     for batch in traced.BATCHES:
         row = rows[traced.CLIP, batch]
         assert row.gemm_flops == {"float32": 18 * 2 * batch * batch * traced.DIM}  # two products, and two for each

@@ -1,4 +1,4 @@
-"""Files of a test need not outlive a failure of the power."""
+"""Files of a test are not flushed to the disk."""
 
 import os
 from collections.abc import Iterator

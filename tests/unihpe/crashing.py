@@ -1,4 +1,4 @@
-"""What a kill leaves at any file operation, without a kill; and errors at any of them.
+"""Simulates a kill, or an error, at any file operation.
 
 Python tells an audit hook of every file that is opened, renamed, made or removed, before it happens. A process that is
 killed there leaves the disk as it is at that moment, so it is copied: one run gives all states.

@@ -1,4 +1,4 @@
-"""What a detector would find of generated people, in the order of any layout."""
+"""Simulated detections of generated people, in the order of any layout."""
 
 from __future__ import annotations
 

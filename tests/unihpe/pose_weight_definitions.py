@@ -1,4 +1,4 @@
-"""Names and shapes of what 2D pose networks save, from the description of their architectures."""
+"""Names and shapes of the weights of 2D pose networks, from the description of their architectures."""
 
 from __future__ import annotations
 

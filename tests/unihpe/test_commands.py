@@ -1,4 +1,4 @@
-"""The command line from outside: help, exit codes, messages without tracebacks, and a run from end to end."""
+"""The command line: help, exit codes, messages without tracebacks, and a run from end to end."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def test_help_succeeds_and_names_the_commands(arguments, capsys):
         (["train", "--stage1.steps", "many"], "stage1.steps"),
     ],
 )
-def test_what_does_not_fit_is_said_without_a_traceback(arguments, words, capsys, tmp_path, monkeypatch):
+def test_errors_are_printed_without_a_traceback(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     captured = capsys.readouterr()

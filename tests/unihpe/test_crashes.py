@@ -1,4 +1,4 @@
-"""Stopped at any file operation and called again, a command leaves what it leaves when nothing stops it."""
+"""A command that is stopped at any file operation and repeated gives the result of one that is not stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other bodies for recorded motion, and cameras from anywhere: what changes, what follows, and what stays."""
+"""Other bodies for recorded motion, and varied cameras: what changes and what stays."""
 
 from dataclasses import replace
 

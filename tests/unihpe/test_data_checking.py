@@ -1,4 +1,4 @@
-"""A sound data set passes the check; each defect that data sets are known for is named in words."""
+"""A sound data set passes the check; each known defect of data sets is reported."""
 
 import dataclasses
 from pathlib import Path

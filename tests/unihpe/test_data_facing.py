@@ -1,4 +1,4 @@
-"""A camera that faces the person: geometry, and what must not change."""
+"""A camera that faces the person: geometry and invariants."""
 
 import pytest
 import torch

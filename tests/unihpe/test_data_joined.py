@@ -1,4 +1,4 @@
-"""Two data sets in one batch, each by its size."""
+"""Two data sets in one batch, in proportion to their sizes."""
 
 from dataclasses import fields
 

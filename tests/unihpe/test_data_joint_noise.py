@@ -1,4 +1,4 @@
-"""2D joints that err as a detector's do: how much, what follows them, and what they leave alone."""
+"""2D joints that err as a detector's do: their size, what depends on them, and what does not."""
 
 import formats
 import pytest

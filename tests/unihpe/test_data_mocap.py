@@ -1,4 +1,4 @@
-"""Recordings are read as they are stored, and files that are not recordings are refused in words."""
+"""Recordings are read as stored, and other files raise worded errors."""
 
 import io
 import tempfile

@@ -1,4 +1,4 @@
-"""Conversion is whole or not at all, goes on where it stopped, and what it wrote is what was read."""
+"""Conversion is complete or absent, resumes after an interruption, and preserves the data."""
 
 import dataclasses
 import json

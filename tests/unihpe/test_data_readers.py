@@ -1,4 +1,4 @@
-"""Every form of data comes back as it was written: joints within 1e-4 m, pixels within 0.5 px, left where left was."""
+"""Every format is read as it was written: joints within 1e-4 m, pixels within 0.5 px, left where left was."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Files from strangers: no code in a pickle runs, no archive writes outside its folder."""
+"""Untrusted files: no code in a pickle runs, no archive writes outside its folder."""
 
 import collections
 import contextlib

@@ -1,4 +1,4 @@
-"""Batches in which 3D, pixels, box and picture agree, and in which near duplicates never meet."""
+"""Batches in which 3D, pixels, box and picture agree, without near duplicates."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Paths and names of joints, actions and files are shown as they are: nowhere are they markup, code or formulas."""
+"""Paths and names of joints, actions and files are shown literally, never as markup, code or formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of 2D poses: what is read, what joints become, what is doubted, and what is refused."""
+"""Files of 2D poses: reading, conversion, warnings and errors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`unihpe lift` from pictures, videos and keypoint files: what is written, what is doubted, what is refused."""
+"""`unihpe lift` from pictures, videos and keypoint files: output, warnings and errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The lifter that comes with the package, and what it writes."""
+"""The shipped lifter and its output."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The two stages of the shipped lifter: what moves, what stays, and what is learned."""
+"""The two stages of the shipped lifter: what is trained, what is frozen, and what is learned."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a run writes down: JSONL, CSV and event files that agree, and a display for a person."""
+"""The log of a run: JSONL, CSV and event files that agree, and the display."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Encoders, decoders and their assembly: sizes the paper gives, conventions, and what each option does."""
+"""Encoders, decoders and their assembly: sizes of the paper, conventions, and the effect of each option."""
 
 from collections.abc import Callable
 from pathlib import Path

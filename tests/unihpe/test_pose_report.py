@@ -1,4 +1,4 @@
-"""The report: two means that differ, tables that papers print, a figure that shows what it says."""
+"""The report: its two means, its tables and its figure."""
 
 from __future__ import annotations
 

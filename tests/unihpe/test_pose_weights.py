@@ -1,4 +1,4 @@
-"""Published pose networks into the image encoders: exact names, exact gaps, and what the gaps become."""
+"""Published pose networks into the image encoders: exact names, and the missing tensors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on as if nothing had happened; and a checkpoint that cannot be used says why."""
+"""A killed run resumes with the same result; a checkpoint that cannot be used raises and says why."""
 
 import io
 import json

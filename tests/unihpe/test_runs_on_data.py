@@ -1,4 +1,4 @@
-"""A run on data sets as people have them: Human3.6M with pictures through all stages, and a second one beside it."""
+"""A run on data sets in their published formats: Human3.6M with pictures through all stages, and a second one."""
 
 import io
 

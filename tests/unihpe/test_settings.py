@@ -1,4 +1,4 @@
-"""The configuration answers back, goes to JSON and comes back the same."""
+"""The configuration: errors with suggestions, and JSON."""
 
 import json
 from pathlib import Path

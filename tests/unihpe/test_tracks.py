@@ -1,4 +1,4 @@
-"""People through a video: numbers that stay, sides that stay, gaps, and joints that do not shake."""
+"""People through a video: stable numbers and sides, gaps, and smooth joints."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_people_keep_their_numbers_while_they_pass_each_other():
     assert [int(value) for value in number] == [int(person != first) for person in truth]
 
 
-def test_somebody_who_was_away_for_long_is_somebody_new():
+def test_a_person_who_was_absent_for_long_gets_a_new_number():
     track, _ = clip()
     rows = [*range(10), *range(60, 70)]
     assert number_people(track[rows], rows, FPS).tolist() == [0] * 10 + [1] * 10

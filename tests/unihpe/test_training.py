@@ -1,4 +1,4 @@
-"""Training: what moves and what does not, the same seed and the same bits, checkpoints, and the numbers in the log."""
+"""Training: trained and frozen parts, reproducible bits, checkpoints, and the log."""
 
 import itertools
 import json

@@ -25,9 +25,9 @@ _METRICS = ("MPJPE", "PA-MPJPE")
 
 @dataclass(frozen=True, kw_only=True)
 class Ablate:
-    """Train and evaluate every row of Table 4, 5 or 6, one after another; rows that are done are passed over.
+    """Train and evaluate every row of Table 4, 5 or 6, one after another; finished rows are skipped.
 
-    The rows are the presets ``table4-...`` and so on. Stop it at any time: the same command goes on.
+    The rows are the presets ``table4-...`` and so on. You may stop it at any time; the same command resumes.
     """
 
     table: Literal["4", "5", "6"]
@@ -117,7 +117,7 @@ def parse_settings(texts: Sequence[str], option: str = "--set", example: str = "
 def finished(folder: Path, config: RunConfig) -> bool:
     """Whether a row has its result.
 
-    Raises: ValueError where it was made with other settings, which would spoil the comparison.
+    Raises: ValueError if it was made with other settings.
     """
     if not (folder / EVALUATION).is_file() or (folder / CHECKPOINTS).exists() or (folder / LOCK).exists():
         return False
@@ -129,7 +129,7 @@ def finished(folder: Path, config: RunConfig) -> bool:
 
 
 def summary(out: Path, cells: Sequence[tuple[str, int, RunConfig]]) -> str:
-    """A Markdown table of the rows that are done: mean over frames / over actions, mm."""
+    """A Markdown table of the finished rows: mean over frames / over actions, mm."""
     lines = []
     for name, seed, _ in cells:
         path = out / f"{name}-{seed}" / EVALUATION

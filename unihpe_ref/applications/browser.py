@@ -1,8 +1,8 @@
-"""A residual-MLP lifter as one JavaScript file: the sums that `lift.js` in the documentation does, and their numbers.
+"""A residual-MLP lifter as one JavaScript file: the program and the weights for `lift.js` in the documentation.
 
-The page runs a small stack machine. Its program is written here from the layers themselves, with each BatchNorm folded
-into the linear layer before it and the modality token into a bias, so what the browser computes is what
-:meth:`unihpe_ref.lifter.Lifter.lift` computes, up to the rounding of the numbers to float16.
+The page runs a small stack machine. Its program is generated from the layers, with each BatchNorm folded into the
+linear layer before it and the modality token into a bias. The browser computes the same as
+:meth:`unihpe_ref.lifter.Lifter.lift`, up to the rounding of the weights to float16.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def export_browser(lifter: Lifter, path: Path, *, poses: dict[str, Tensor], came
 
     Args:
         lifter: whose model has a residual-MLP pose encoder and decoder.
-        path: of the JavaScript file; it appears when it is whole.
+        path: of the JavaScript file.
         poses: names and ``(17, 2)`` pixels of the poses that the page offers.
         camera: that they were seen by.
     Raises: TypeError for a model with other parts.
@@ -73,7 +73,7 @@ def export_browser(lifter: Lifter, path: Path, *, poses: dict[str, Tensor], came
 
 
 class Program:
-    """The steps of the stack machine, and the numbers they read, in float16."""
+    """The instructions of the stack machine, and their weights in float16."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []

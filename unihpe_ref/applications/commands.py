@@ -1,4 +1,4 @@
-"""What the commands of ``unihpe`` do, once their options are read."""
+"""The commands ``unihpe demo``, ``train`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from unihpe_ref.training.processes import joined, rank
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train a small UniHPE on generated motion and pictures, in minutes, and say how good it is.
+    """Train a small UniHPE on generated motion and pictures, in minutes, and evaluate it.
 
-    All three stages on one core, without a GPU and without a download. The same seed gives the same numbers.
+    All three stages run on one core, without a GPU or a download. The same seed gives the same numbers.
     """
 
     out: Path = Path("runs/demo")
@@ -140,9 +140,9 @@ class Evaluate:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one.
+    """The device; ``auto`` is the GPU if there is one.
 
-    Raises: ValueError for a name that torch does not know or a device that is not there.
+    Raises: ValueError for a name that torch does not know or a missing device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,14 +160,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_threads(threads: int) -> None:
-    """How many CPU threads torch uses. Raises: ValueError below one."""
+    """Sets the number of CPU threads. Raises: ValueError below one."""
     if threads < 1:
         raise ValueError(three_beats("`--threads` needs to be at least 1", str(threads), "One suits most CPUs here."))
     torch.set_num_threads(threads)
 
 
 def results_table(evaluation: Evaluation) -> Table:
-    """Paths against metrics; each cell holds the mean over frames and the mean over actions, once where they agree."""
+    """Paths against metrics; each cell holds the mean over frames and the mean over actions, or one if they agree."""
     metrics = [metric for metric in UNITS if any(metric in path.frame_mean for path in evaluation.paths)]
     many = len(metrics) > 5  # seven and the paths fill eighty columns
     table = Table(
@@ -176,7 +176,7 @@ def results_table(evaluation: Evaluation) -> Table:
         title_style="",
         padding=(0, 0 if many else 1),
     )
-    table.add_column("path", no_wrap=True)  # the one column that means nothing when it is cut
+    table.add_column("path", no_wrap=True)  # the one column that must not be cut
     for metric in metrics:
         widest = max(len(metric), len("100.0 /")) if many else None
         table.add_column(f"{metric}\n({UNITS[metric]})", justify="right", min_width=len(metric), max_width=widest)
@@ -234,10 +234,10 @@ def _train(
 
 
 def checked_data(config: RunConfig) -> Motion | Recording:
-    """Opens the data of a run, and looks whether all its stages and its evaluation can be done with them.
+    """Opens the data of a run, and checks that they suffice for all its stages and its evaluation.
 
-    Raises: OSError or ValueError where data cannot be read, a batch of some stage cannot be filled, or there is no test
-        split: before a step is taken, rather than after the last.
+    Raises: OSError or ValueError if data cannot be read, a batch of some stage cannot be filled, or there is no test
+        split.
     """
     motion = open_motion(config)
     for stage in make_stages(config):

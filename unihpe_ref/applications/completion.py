@@ -1,7 +1,7 @@
-r"""Joints that a picture does not show, estimated from those that it shows.
+r"""Estimates joints that a picture does not show from those that it shows.
 
-2D poses of motion capture under random cameras, in units of their boxes, are a mixture of Gaussians. A pose of which
-some joints are seen is :math:`x = (z - b) / a` for a box that nobody knows; for each component k the most likely scale
+2D poses of motion capture under random cameras, in units of their boxes, are a mixture of Gaussians. The seen
+joints of a pose are :math:`x = (z - b) / a` for an unknown box; for each component k the most likely scale
 and shift have a closed form, with :math:`P = \Sigma_{ss}^{-1}`, ``T`` the two shifts, ``n`` seen coordinates:
 
 .. math::
@@ -10,8 +10,8 @@ and shift have a closed form, with :math:`P = \Sigma_{ss}^{-1}`, ``T`` the two s
 
 and the missing joints are the conditional mean, weighted over components.
 
-The same mixture says which way up a pose is, and two more, of poses seen from below and from above, whether the camera
-was steep. ``python -m unihpe_ref.applications.completion RECORDING`` fits all three and writes them to
+The same mixture tells which way up a pose is. Two more, of poses seen from below and above, tell whether the camera was
+steep. ``python -m unihpe_ref.applications.completion RECORDING`` fits all three and writes them to
 ``assets/poses2d.npz``.
 """
 
@@ -45,7 +45,7 @@ def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
 
     On held-out takes, measured from the thorax after lifting, a portrait (head, shoulders and arms alone) gives its
     joints with an error of 44 mm where the whole body gives 33, a picture without legs the others with 32 instead of
-    28. What is filled in is a guess: knees and ankles are then 154 mm off in 3D, instead of 42.
+    28. Estimated joints are inaccurate: knees and ankles are then 154 mm off in 3D, instead of 42.
 
     Args:
         joints_px: ``(N, 17, 2)`` pixels, NaN where missing.
@@ -62,10 +62,10 @@ def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def turned_by(joints_px: Tensor) -> Tensor:
-    """By how many degrees clockwise each pose looks turned: 0, 90, 180 or 270.
+    """The degrees by which each pose looks turned clockwise: 0, 90, 180 or 270.
 
-    The turn under which the 2D pose is most likely, if it is far more likely than as it stands. With 1.5 % of noise in
-    the joints it finds all of 403 held-out poses at each turn and calls none of those upright turned; of 139
+    This is the turn under which the 2D pose is most likely, if it is far more likely than unturned. With 1.5 % of noise
+    in the joints it finds all of 403 held-out poses at each turn and calls none of those upright turned; of 139
     photographs it finds 83 to 94 % at each turn, and calls none turned that is upright.
 
     Args:
@@ -82,7 +82,7 @@ def turned_by(joints_px: Tensor) -> Tensor:
 
 
 def steeply_seen(joints_px: Tensor) -> Tensor:
-    """From where each pose looks seen: -1 from below, 1 from above, 0 from a level camera.
+    """The side from which each pose looks seen: -1 from below, 1 from above, 0 from a level camera.
 
     Of 417 held-out poses with 1.5 % of noise it finds 50, 75 and 88 % from 22, 30 and 45 degrees below, and 22, 81 and
     94 % from 30, 45 and 60 above. It is wrong about 2 % of those in level views, and about none of 139 photographs.

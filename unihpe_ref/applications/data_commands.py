@@ -1,4 +1,4 @@
-"""``unihpe data check`` and ``unihpe data prepare``: a look at data sets as people have them, and their conversion."""
+"""``unihpe data check`` and ``unihpe data prepare``: checks and converts data sets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBLEMS_FOUND = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Say what is in a data set, how well 2D and 3D agree, and what is wrong. Exit code 1 where something is."""
+    """Report the contents of a data set, how well 2D and 3D agree, and what is wrong; exit code 1 if something is."""
 
     path: tyro.conf.Positional[Path]
     """file or folder, as downloaded or as prepared"""
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Convert a data set once into memory-mapped arrays with a manifest and hashes. Goes on after an interruption."""
+    """Convert a data set once into memory-mapped arrays with a manifest and hashes; resumes after an interruption."""
 
     source: tyro.conf.Positional[Path]
     """file or folder as downloaded, or a zip or tar archive of one"""
@@ -76,7 +76,7 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Look at data sets as they are downloaded (check), and convert them once (prepare)."""
+    """Check data sets as downloaded (check), and convert them once (prepare)."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
         Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Prepare, tyro.conf.subcommand("prepare")]
@@ -122,7 +122,7 @@ def _number(name: str, value: float) -> str:
 
 
 def _counts(report: Report) -> Table:
-    """Subjects against actions where that is narrow enough, else one line for each pair."""
+    """Subjects against actions if that is narrow enough, else one line for each pair."""
     subjects = list(dict.fromkeys(subject for subject, _ in report.counts))
     actions = sorted({action for _, action in report.counts})
     table = Table(title="samples by subject and action", title_justify="left", title_style="", box=None)

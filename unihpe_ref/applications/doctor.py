@@ -1,4 +1,4 @@
-"""What this installation is made of, what will run here, and what to do about what will not."""
+"""Reports the installation: what works here, and how to fix what does not."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at everything; an examination that itself fails is a finding too."""
+    """Runs all checks; one that fails with an error is reported, too."""
     findings = []
     for look in (_versions, _devices, _backend, _extras, _lifters):
         try:
             findings += look()
-        except Exception as error:  # whatever is broken here is what was asked for
+        except Exception as error:  # any error is a finding
             findings.append(Finding("bad", look.__name__.strip("_"), f"{type(error).__name__}: {error}"))
     return findings
 

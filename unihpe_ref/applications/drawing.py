@@ -1,4 +1,4 @@
-"""What every drawing of a pose needs: the side it is seen from, its limbs, and a panel without axes."""
+"""Shared by drawings of poses: the view, the limbs, and a panel without axes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ELEVATION = math.radians(12)
 
 
 def turned(joints_3d: Tensor, azimuth: float, elevation: float = _ELEVATION) -> Tensor:
-    """Joints as seen after walking round them.
+    """Joints as seen from another side.
 
     Args:
         joints_3d: ``(..., 3)`` camera axes, y down. azimuth, elevation: radians; elevation looks down from above.

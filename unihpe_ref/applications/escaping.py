@@ -1,4 +1,4 @@
-"""Text of others (paths, names of joints, actions and files) on a terminal: shown as it is, never obeyed."""
+"""Escapes untrusted text (paths, names of joints, actions and files) for a terminal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.text import Text
 
 
 def printable(text: str) -> str:
-    """Control characters, which a terminal obeys, as escapes; lines stay lines."""
+    """Replaces control characters by escapes; keeps line breaks."""
     return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
 
 
 class PlainConsole(Console):
-    """A console to which text is text: no markup in brackets, no names of emoji, no control characters."""
+    """A console that prints text literally: no markup in brackets, no names of emoji, no control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)

@@ -1,4 +1,4 @@
-"""Encoders and lifter for use without this package: torch.export and ONNX, each checked against PyTorch when made."""
+"""Exports encoders and lifter by torch.export and ONNX, each compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BATCHES = (2, 5)  # exported with the first, checked with both
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how it compared."""
+    """The file and its comparison with PyTorch."""
 
     format: str
     bytes: int
@@ -40,8 +40,8 @@ class ExportReport:
 
 
 class _Part(nn.Module):
-    """One way through a model, from its parts: the doors of :class:`UniHPE` ask for lengths, and a length that is asked
-    for is no longer free."""
+    """One path through a model, from its parts: the public methods of :class:`UniHPE` check lengths, which fixes the
+    batch size."""
 
     def __init__(self, model: UniHPE, part: str) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _Part(nn.Module):
 
 
 def _reference(model: UniHPE, part: str, values: Mapping[str, Tensor]) -> Tensor:
-    """What the model itself says: the exported program has to agree with its doors, not with our reading of it."""
+    """The results of the model's public methods, with which the exported program has to agree."""
     if part == "lifter":
         return model.lift(values["kp2d"], values["box_info"])
     return model.encode(**values)
@@ -80,7 +80,7 @@ def export_model(lifter: Lifter, part: str, path: Path) -> ExportReport:
         lifter: holds the model.
         part: one of :data:`PARTS`. "lifter" takes box-normalised 2D joints ``(B, 17, 2)`` and box information
             ``(B, 3)`` and gives metres ``(B, 17, 3)``, in the frame of ``data.view``; the encoders give embeddings.
-        path: ``.pt2`` for torch.export, ``.onnx`` for ONNX. It appears once the check is passed.
+        path: ``.pt2`` for torch.export, ``.onnx`` for ONNX; written after the comparison.
     Raises: ValueError for another ending, a missing package, a model without that part, and where the exported
         program gives other numbers.
     """
@@ -109,7 +109,7 @@ def export_model(lifter: Lifter, part: str, path: Path) -> ExportReport:
     batch = torch.export.Dim("batch", min=1)
     shapes = (tuple({0: batch} for _ in named),)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters, about themselves
+        warnings.simplefilter("ignore")  # the exporters' own warnings
         exported = torch.export.export(program, tuple(named.values()), dynamic_shapes=shapes)
         content = _torch_bytes(exported) if ending == ".pt2" else _onnx_bytes(exported, list(named))
     difference, checked_by = _compare(lifter, part, content, ending)

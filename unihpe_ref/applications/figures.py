@@ -1,4 +1,4 @@
-"""A sheet of poses that a person can judge: what went in, the truth, and what the model says.
+"""A sheet of poses: the input, the truth and the estimates.
 
 For each sample the input with the 2D pose, then one panel for each way to 3D, seen from 55 degrees to the side, where
 an error of depth shows. The truth is a grey body; the estimate is coloured by side, so that a swap of left
@@ -37,7 +37,7 @@ def save_pose_sheet(model: UniHPE, source: Source, path: Path, *, samples: int =
     Args:
         model: in evaluation mode.
         source: the split to show; with images where the model encodes them.
-        path: of the PNG; it appears when it is whole.
+        path: of the PNG.
         samples: how many.
         seed: of the score-based decoders' noise.
     """
@@ -78,7 +78,7 @@ def _draw(batch: PoseBatch, actions: list[str], panels: dict[str, Tensor], crop_
     rows, columns = math.ceil(len(batch) / _BLOCKS), 1 + len(panels)
     height = _PANEL_INCHES * rows + 0.9
     figure = Figure(figsize=(_PANEL_INCHES * (_BLOCKS * columns + _GAP), height), facecolor="white")
-    FigureCanvasAgg(figure)  # no display, and no effect on the figures of whoever calls
+    FigureCanvasAgg(figure)  # no display, and no effect on the caller's figures
     grid = figure.add_gridspec(
         rows,
         _BLOCKS * (columns + 1) - 1,

@@ -1,4 +1,4 @@
-"""Pictures and videos as people have them: upright, in RGB, one after the other."""
+"""Reads pictures and videos: upright, in RGB."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_video(path: Path) -> Iterator[Frame]:
         raise ValueError(three_beats(needed, "no package av", f"Run `{INSTALL}`."))
     import av
 
-    path.stat()  # a missing file speaks for itself
+    path.stat()  # a missing file raises by itself
     number = -1
     try:
         with av.open(str(path)) as container:

@@ -1,4 +1,4 @@
-"""Photographs as the image encoder wants them: a box of a picture, resampled to the size of the crop."""
+"""Crops of photographs for the image encoder: a box of a picture, resampled to the size of the crop."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def crop_image(
         box: ``(3,)`` centre and longer side, pixels. What lies outside the picture is black.
         size: height and width of the crop.
         convention: of the crop's pixels, as the model was trained (``data.crop``).
-        antialias: average pixels before a strong reduction. Crops of recordings are made without, and so a model that
-            was trained on them expects it; renders have smooth edges.
+        antialias: average pixels before a strong reduction. Models trained on crops of recordings expect False, because
+            those are made without; renders have smooth edges.
     """
     affine = crop_affine(box.double(), size, convention=convention)
     factor = max(1, int(1 / float(affine[0, 0]) + 1e-6)) if antialias else 1

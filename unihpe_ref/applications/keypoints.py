@@ -1,8 +1,8 @@
-"""2D poses as detectors write them, brought to the 17 joints of Human3.6M.
+"""Reads the 2D poses of detectors as the 17 joints of Human3.6M.
 
-Read are COCO annotations and results, OpenPose, AlphaPose, mmpose's inferencer, and plain JSON. The layouts are those
-of :data:`unihpe_ref.data.layouts.DETECTED`. Names in a file decide what its joints are; where there are none their
-number does, and the proportions of the poses where several layouts have that number.
+It reads COCO annotations and results, OpenPose, AlphaPose, mmpose's inferencer, and plain JSON. The layouts are those
+of :data:`unihpe_ref.data.layouts.DETECTED`. Names in a file decide the layout of its joints. Without names their
+number decides, and the proportions of the poses if several layouts have that number.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Keypoints:
         frame: N numbers of frames of one video, or None for pictures that do not belong together.
         person: N numbers that a tracker gave to people, or None.
         layout: what the joints of the file were.
-        notes: what is worth knowing about how the file was read, a sentence each.
+        notes: remarks about how the file was read, a sentence each.
     """
 
     joints_px: Tensor
@@ -61,7 +61,7 @@ class Keypoints:
 
     @property
     def complete(self) -> Tensor:
-        """Who has all 17 joints, ``(N,)`` bool."""
+        """Which poses have all 17 joints, ``(N,)`` bool."""
         return (self.confidence > 0).all(-1)
 
 
@@ -93,7 +93,7 @@ def to_h36m(keypoints: Tensor, layout: str) -> tuple[Tensor, Tensor]:
 def read_keypoints(path: Path | str, *, layout: str = "auto", min_confidence: float = MIN_CONFIDENCE) -> Keypoints:
     """Reads a file of 2D poses, or a folder of files, one for each image, in the order of their names.
 
-    Understood are COCO annotations (``{"images": ..., "annotations": ..., "categories": ...}``), COCO and AlphaPose
+    The formats are COCO annotations (``{"images": ..., "annotations": ..., "categories": ...}``), COCO and AlphaPose
     results (a list of objects with ``keypoints``), OpenPose's output (``{"people": ...}``), mmpose's (``instances``),
     and plain files::
 
@@ -102,7 +102,7 @@ def read_keypoints(path: Path | str, *, layout: str = "auto", min_confidence: fl
 
     Args:
         path: of the JSON, or the folder.
-        layout: what the joints are; ``"auto"`` reads it from the file.
+        layout: of the joints; ``"auto"`` reads it from the file.
         min_confidence: joints at or below it are missing, and so are joints at (0, 0).
     Raises: OSError where nothing can be read; ValueError where it is not JSON, none of the above, or not in pixels.
     """
@@ -158,7 +158,7 @@ class _Person:
 
 
 def _check_pixels(people: Sequence[_Person], path: Path) -> None:
-    """Refuses what no detector means: no confidence at all, and coordinates that are not pixels."""
+    """Refuses poses without any confidence, and coordinates that are not pixels."""
     known = [person.joints[person.joints[:, 2] > 0, :2] for person in people]
     if not any(len(joints) for joints in known):
         needed = f"`read_keypoints` needs joints with a confidence above 0 in {path}"

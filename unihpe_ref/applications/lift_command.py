@@ -1,7 +1,7 @@
 """``unihpe lift``: keypoint files, pictures, videos and folders of them to 3D poses.
 
-The way of a pose: found (read or detected), numbered and smoothed where frames follow each other, completed where
-joints are missing, lifted, looked at for what makes it doubtful, written.
+A pose is read or detected, numbered and smoothed if it is in a video, completed if joints are missing, lifted, checked
+for doubtful results, and written.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ LayoutName = Literal[("auto", *DETECTED)]  # type: ignore[valid-type]
 VIEWS = (".gif", ".png", ".html")
 _MOST_PICTURES = 240  # of a video, in the page
 _THOROUGH = 30  # frames between two looks for small people
-# Joints that project further than this from the given ones, in shares of the person, belong to a pose that the lifter
-# does not know: with 1.5 % of noise, 1 to 4 % of poses seen level.
+# Joints that project further than this from the given ones, in shares of the person, are doubtful: with 1.5 % of noise,
+# 1 to 4 % of poses seen level.
 DOUBTFUL = 0.02
 
 
 @dataclass
 class Found:
-    """2D poses of one source, on their way.
+    """2D poses of one source.
 
     Attributes:
         keypoints: the poses.
         fps: of a video. time: seconds of its frames, by number.
         pictures: small encoded pictures by name, and the size of the picture they show.
-        prefix: what comes before the number of a frame in its name.
+        prefix: of the names of frames, before the number.
     """
 
     keypoints: Keypoints
@@ -68,7 +68,7 @@ class Options2D:
 
 
 def sources_of(paths: Iterable[Path]) -> list[tuple[str, list[Path]]]:
-    """What is at some paths, as (kind, files): "keypoints", "pictures" together, or "video" each by itself.
+    """The sources at some paths, as (kind, files): "keypoints", "pictures" together, or "video" each by itself.
 
     Raises: OSError or ValueError where there is nothing, or nothing of these.
     """
@@ -142,7 +142,7 @@ def _of_video(path: Path, options: Options2D, detector: Detector, console: Conso
         times[frame.number] = frame.time
         look = thorough or frame.number % _THOROUGH == 0
         found = detector.find(frame.picture, thorough=look)
-        if frame.number % _THOROUGH == 0:  # whether small people are worth their price
+        if frame.number % _THOROUGH == 0:  # whether to search for small people
             thorough = len(found) > len(detector.find(frame.picture, thorough=False))
         people += [(name, frame.number, frame.picture.size, person) for person in found]
         if frame.number % every == 0:
@@ -177,7 +177,7 @@ def _keypoints(
 
 
 def example() -> Found:
-    """Three seconds of somebody who walks and waves, as a detector would see them: 1 % of noise, and a gap."""
+    """Three seconds of a person who walks and waves, as from a detector: 1 % of noise, and a gap."""
     motion = generate_motion(3, actions=("walk", "wave"), num_subjects=2, num_test_subjects=1, seconds=3.0, fps=30.0)
     body = PoseSource(motion).motion
     joints = body.joints[body.sequence == 0][:90]
@@ -268,7 +268,7 @@ def lift_found(
     flip: bool = True,
     hypotheses: int = 1,
 ) -> tuple[PoseSet, list[str]]:
-    """Poses of one source in 3D, and sentences about what is doubtful.
+    """Poses of one source in 3D, and sentences about doubtful results.
 
     Raises: ValueError where no pose has enough joints, or nothing is known about the camera.
     """
@@ -344,7 +344,7 @@ def _reprojection(
 
 
 def _steady(root: Tensor, points: Keypoints, rows: Tensor, fps: float) -> Tensor:
-    """Where people are, through the same filter as their joints: their distance is the noisiest number of all."""
+    """Smooths the places of people by the same filter as their joints, because the distance is the noisiest number."""
     assert points.frame is not None
     assert points.person is not None
     result = root.clone()
@@ -393,7 +393,7 @@ def camera_for(
     image_size: tuple[int, int] | None,
     intrinsics: tuple[float, float, float, float] | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What the options say, else what the file says: sizes ``(N, 2)`` and intrinsics ``(N, 3, 3)``."""
+    """The camera by the options, else by the file: sizes ``(N, 2)`` and intrinsics ``(N, 3, 3)``."""
     size = None if found.image_size is None else found.image_size[rows]
     matrix = None if found.intrinsics is None else found.intrinsics[rows]
     if image_size is not None:
@@ -408,7 +408,7 @@ def camera_for(
 
 
 def joined(parts: list[PoseSet]) -> PoseSet:
-    """Poses of several sources as one set. No number is given to two people; pictures are frames 0 of their own."""
+    """Joins the poses of several sources, with unique numbers of people; each picture is a frame 0."""
     if len(parts) == 1:
         return parts[0]
     taken: set[str] = set()

@@ -72,7 +72,7 @@ def _complete(arguments: Sequence[str]) -> NoReturn:
 
 
 def _default(name: str, arguments: Sequence[str]) -> Any:
-    """The settings of ``train`` come from a preset; other commands have defaults of their own."""
+    """The settings of ``train`` come from a preset; other commands have their own defaults."""
     return Train(config=preset(_asked_preset(arguments))) if name == "train" else tyro.MISSING_NONPROP
 
 

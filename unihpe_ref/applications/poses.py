@@ -1,4 +1,4 @@
-"""Files of lifted poses: JSON for people and other programs, npz for NumPy. Both can be read back."""
+"""Files of lifted poses: JSON and npz, written and read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PoseSet:
         joint_reprojection_px: ``(N, 17)``, how far each joint projects from the one in 2D.
         frame, time, person: of a video, N numbers each: of the frame, its seconds, and the person's.
         spread: ``(N, 17)`` metres, root mean square deviation of a joint's hypotheses.
-        assumed_focal: whether the focal length, and with it every distance from the camera, is a guess.
+        assumed_focal: whether the focal length, and so every distance from the camera, is assumed.
         pictures: encoded pictures by name, with width and height of the picture that joints are pixels of.
     """
 
@@ -58,7 +58,7 @@ class PoseSet:
         return len(self.image)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Everything with a row for each pose, by its name in files."""
+        """All arrays with a row for each pose, by name in files."""
         found: dict[str, Any] = {
             "image": np.array(list(self.image)),
             "frame": self.frame,

@@ -1,4 +1,4 @@
-"""One run from end to end, and the folder it leaves everything in."""
+"""One run from start to end, and its folder."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
 
 @contextmanager
 def run_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
-    """Makes the folder of a run and keeps it for this process; what a killed one was writing goes.
+    """Makes and locks the folder of a run, and removes what a killed process was writing.
 
-    With ``overwrite`` the checkpoints in it go as well, and later the model. Processes that help the first do nothing.
+    ``overwrite`` also removes its checkpoints, and later the model. Only the first of several processes does anything.
 
     Raises: FileExistsError when it already holds a model, or checkpoints, and neither ``overwrite`` nor ``resume`` is
         asked for, or when another process is at work in it; ValueError for both options; OSError when it cannot be
@@ -72,16 +72,16 @@ def run(
     motion: Motion | Recording | None = None,
     resume: bool = False,
 ) -> tuple[UniHPE, Evaluation, Motion | Recording] | None:
-    """Trains, saves, evaluates and draws; leaves everything that happened in ``folder``.
+    """Trains, evaluates and draws; writes everything to ``folder``.
 
     Args:
         config: of the run.
         folder: the caller is inside :func:`run_folder`.
-        console: for a person.
+        console: shows progress.
         device: where to train.
         motion: what the configuration names, where it is open already.
-        resume: goes on from the newest checkpoint in the folder; where the model is there, only with what is missing.
-    Returns: what is there at the end; None where nothing was missing, and in the processes that helped the first one.
+        resume: from the newest checkpoint in the folder; if the model exists, only does what is missing.
+    Returns: the result; None if nothing was missing, and in all processes but the first.
     """
     motion = open_motion(config) if motion is None else motion
     start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
@@ -98,7 +98,7 @@ def run(
             console.print("The run is done; nothing is missing.", highlight=False)
             return None
     else:
-        (folder / CHECKPOINTS).mkdir(exist_ok=True)  # as long as it is there, a model and a log are of an older run
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)  # while it exists, model and log are of an older run
         write_json(folder / CONFIG, config.to_dict())
         write_json(folder / ENVIRONMENT, describe_environment(device))
     held = end_of_log(folder / LOG) if trained else None if start is None else start.log
@@ -120,5 +120,5 @@ def run(
     write_json(folder / EVALUATION, evaluation.to_dict())
     source = open_source(motion, config, images=model.image_encoder is not None).split("test")
     save_pose_sheet(model, source, folder / POSES, seed=config.seed)
-    remove_whole(folder / CHECKPOINTS)  # the model is what they led to; until here they can lead to it again
+    remove_whole(folder / CHECKPOINTS)  # no longer needed, because the model is saved
     return model, evaluation, motion

@@ -1,7 +1,7 @@
-"""Lifted poses to look at: a GIF and a PNG from all sides, and an HTML page to turn by hand.
+"""Draws lifted poses: a GIF and a PNG from all sides, and an interactive HTML page.
 
-A pose stands in camera axes; what is drawn is turned about the vertical through its middle. The HTML is one file that
-asks nothing of the network: the joints as JSON and a page of plain JavaScript that draws them on a canvas.
+A pose stands in camera axes; what is drawn is turned about the vertical through its middle. The HTML is one file
+without network access: the joints as JSON, and plain JavaScript that draws them on a canvas.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_ROWS = 8
 
 
 def save_pose_view(path: Path, poses: PoseSet) -> None:
-    """Writes what the ending of ``path`` says: ``.gif``, ``.png`` or ``.html``.
+    """Writes a file by the ending of ``path``: ``.gif``, ``.png`` or ``.html``.
 
     Several poses are frames of the GIF and rows of the PNG (at most eight, evenly chosen); the page shows all people of
     one picture at a time, and a slider.
@@ -61,7 +61,7 @@ def _middle(joints: Tensor) -> Tensor:
 
 
 def _reach(joints: Tensor) -> float:
-    """How far from its middle any pose goes, from any side."""
+    """The largest distance of a joint from the middle of its pose, from any side."""
     return max(0.3, float((joints - _middle(joints)).norm(dim=-1).max()))
 
 
@@ -100,7 +100,7 @@ def _gif(joints: Tensor) -> bytes:
 
 
 def _disc(pen: ImageDraw.ImageDraw, pose: Tensor, azimuth: float, scale: float, size: int) -> None:
-    """The floor under the lowest joint, for the eye to hold on to."""
+    """The floor under the lowest joint."""
     centre = _middle(pose)[0]
     low = float(pose[:, 1].max() - centre[1]) + 0.05
     angle = torch.linspace(0, 2 * math.pi, 49, dtype=pose.dtype)
@@ -113,7 +113,7 @@ def _png(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> byt
     rows = sorted({k * len(joints) // min(len(joints), MOST_ROWS) for k in range(min(len(joints), MOST_ROWS))})
     columns = len(_SHEET_DEGREES) + (joints_px is not None)
     figure = Figure(figsize=(1.9 * columns, 2.1 * len(rows) + 0.3), facecolor="white")
-    FigureCanvasAgg(figure)  # no display, and no effect on the figures of whoever calls
+    FigureCanvasAgg(figure)  # no display, and no effect on the caller's figures
     axes = figure.subplots(len(rows), columns, squeeze=False)
     reach = _reach(joints)
     for line, k in enumerate(rows):
@@ -143,7 +143,7 @@ def _png(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> byt
 
 
 def page(poses: PoseSet) -> bytes:
-    """One HTML file: the poses as JSON, and plain JavaScript that draws them. It asks nothing of the network."""
+    """One HTML file: the poses as JSON, and plain JavaScript that draws them, without network access."""
     # No title begins a tag or a comment in the script element, nor stands for the other part of the page.
     text = json.dumps(_scenes(poses), separators=(",", ":")).replace("<", "\\u003c")
     template = (files("unihpe_ref") / "assets" / "turntable.html").read_text(encoding="utf-8")
@@ -192,7 +192,7 @@ def _scenes(poses: PoseSet) -> dict[str, object]:
 
 
 def _ground(poses: PoseSet, numbers: Sequence[int]) -> np.ndarray:
-    """Joints in the room: where people stand for the camera, and each with the lowest foot of theirs at height 0."""
+    """Joints in the room: people at their places, each with the lowest foot at height 0."""
     joints = poses.lifted.joints_3d.double().numpy()
     root = poses.lifted.root.double().numpy()
     placed = joints + root[:, None] * np.array([1.0, 0.0, 1.0])

@@ -1,4 +1,4 @@
-"""What ``unihpe estimate``, ``retrieve``, ``export`` and ``doctor`` do, once their options are read."""
+"""The commands ``unihpe estimate``, ``retrieve``, ``export`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Retrieve:
         poses = read_poses(path)
         if poses is not None:
             names, joints_3d, root = poses
-            if lifter.model.config.lifting_only:  # the shipped one's 3D encoder is a file of its own
+            if lifter.model.config.lifting_only:  # the shipped lifter's 3D encoder is in another file
                 lifter = load_lifter(self.checkpoint, whole=True)
             return "3D", names, lifter.embed_3d(joints_3d, root)
         found = read_keypoints(path, layout=self.layout)
@@ -149,7 +149,7 @@ class Retrieve:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Export an encoder or the lifter for use without this package, and check that it gives the same numbers."""
+    """Export an encoder or the lifter for use without this package, and compare its results."""
 
     out: tyro.conf.Positional[Path]
     """file to write: .pt2 (torch.export) or .onnx"""
@@ -173,7 +173,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Say what is installed, which back ends will be used here, and how to mend what is not right."""
+    """Report what is installed, which back ends are used here, and how to fix what is missing."""
 
     def execute(self, console: Console) -> None:
         findings = examine()

@@ -1,4 +1,4 @@
-"""Data: skeleton, cameras, motion, pictures, and the batches made of them. Knows no model."""
+"""Data: skeleton, cameras, motion, pictures, and the batches made of them. Imports no model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a body does: each action is a function from time to joint angles.
+"""Actions: functions from time to joint angles.
 
 Shapes follow gait analysis and everyday observation, in degrees; every take draws its own speed, amplitude, side and
-posture, and slow noise moves every angle a little, so no two takes are alike and none is a loop.
+posture, and slow noise varies every angle, so no two takes are alike and none is a loop.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Angles = dict[str, Tensor]
 
 
 class Take:
-    """The time axis, the dice, and the gestures that actions are written in.
+    """The time axis, the random numbers, and the gestures of which actions are composed.
 
     Attributes:
         time: ``(F,)`` seconds, float64.
-        angles: what has been asked of each joint so far, ``(F,)`` degrees; actions add to it.
+        angles: of each joint, ``(F,)`` degrees; actions add to them.
         lift: ``(F,)`` metres above the floor.
         support: share of the weight on the right foot, ``(F,)`` in [0, 1]; None where the lower foot carries it.
     """
@@ -277,7 +277,7 @@ def _kick(take: Take) -> None:
 
 
 def _bend(take: Take) -> None:
-    straight = take.uniform(0, 1)  # from lifting with the legs to bowing with straight ones
+    straight = take.uniform(0, 1)  # from bending the legs to bowing with straight legs
     for bump in take.repetitions(take.uniform(2.6, 3.8), hold=0.15):
         twist = take.uniform(-22, 22)
         take.add(pitch=(28 + 16 * straight) * bump, spine_flex=(38 + 24 * straight) * bump, spine_twist=twist * bump)
@@ -293,7 +293,7 @@ def _jumping_jack(take: Take) -> None:
     wide = (0.5 - 0.5 * _wave(phase)).pow(1.3)
     high, legs = take.uniform(115, 160), take.uniform(16, 26)
     take.add_both(arm_abd=high * wide, hip_abd=legs * wide - 1, arm_rot=-15, elbow=10 * wide)
-    spring = _peak(2 * phase, 0.16)  # knees give at both ends of the swing
+    spring = _peak(2 * phase, 0.16)  # knees bend at both ends of the swing
     take.add_both(knee=24 * spring, hip_flex=13 * spring)
     take.lift = take.uniform(0.05, 0.12) * (0.5 - 0.5 * _wave(2 * phase)).square()
 
@@ -319,7 +319,7 @@ def _dance(take: Take) -> None:
     beat = take.cycles(take.uniform(0.85, 1.25))
 
     def sway(amplitude: float) -> Tensor:
-        """On the beat or at half its pace, swelling and fading."""
+        """At the beat or half its rate, with varying amplitude."""
         pace = 0.5 if take.chance(0.5) else 1.0
         return amplitude * _wave(pace * beat + take.uniform(0, 1)) * (0.75 + take.wander(0.2, 6))
 

@@ -1,7 +1,7 @@
-"""Unpacks zip and tar archives that strangers made: nothing lands outside the folder, nothing but plain files.
+"""Unpacks untrusted zip and tar archives: only plain files, only within the folder.
 
-The whole table of contents is checked before the first byte is written, and the folder appears under its name only
-when everything is in it.
+The whole table of contents is checked before the first byte is written, and the folder gets its name only when it is
+complete.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from multicontrast._checks import three_beats
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _CHUNK = 1 << 20
-_LONGEST = 4096  # letters of a path, as Linux has them
-_RATIO_FREE = 64 << 20  # below so many bytes a member may be packed as tightly as it likes
+_LONGEST = 4096  # characters of a path, as on Linux
+_RATIO_FREE = 64 << 20  # below so many bytes any compression ratio is allowed
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may hold; the defaults leave room for whole data sets."""
+    """Limits for archives; the defaults allow whole data sets."""
 
     members: int = 2_000_000
     total_bytes: int = 500 << 30
@@ -37,7 +37,7 @@ class Limits:
 
 
 def is_bomb(size: int, packed: int, ratio: float = Limits.ratio) -> bool:
-    """Whether a member is packed more tightly than pictures and numbers ever are."""
+    """Whether a member is compressed more than pictures and numbers ever are."""
     return size > _RATIO_FREE and size > ratio * max(1, packed)
 
 
@@ -123,7 +123,7 @@ class _Zip:
 
 
 class _Header(tarfile.TarInfo):
-    """A header; those of names and comments are read into memory whole."""
+    """A header; names and comments are read into memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if (self.type not in tarfile.SUPPORTED_TYPES or self.type in _LONG) and self.size > _CHUNK:
@@ -131,7 +131,7 @@ class _Header(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
     def _no_map(self, *_: object) -> NoReturn:
-        """A sparse file's few bytes say that they are very many, and its map may be as long as it likes."""
+        """A sparse file: a few bytes stand for very many, and its map may be of any length."""
         raise tarfile.ReadError("a sparse file")
 
     _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
@@ -163,7 +163,7 @@ class _Tar:
 
 
 def _parts(archive: Path, name: str) -> tuple[str, ...]:
-    """The steps of a member's path, all of them downwards."""
+    """The parts of a member's path, all of which lead down."""
     path = PurePosixPath(name)
     if len(name) > _LONGEST:
         raise _refused(archive, f"a name of {len(name)} letters", "Unpack it by hand if you trust it.")
@@ -211,7 +211,7 @@ def _write(archive: Path, opened: _Archive, member: _Member, folder: Path) -> No
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     left = member.size
-    # "x": never through a file that is there; modes and owners of the archive are not taken over
+    # "x": never through an existing file; modes and owners of the archive are ignored
     with opened.open(member) as source, target.open("xb") as file:
         while chunk := source.read(_CHUNK):
             left -= len(chunk)

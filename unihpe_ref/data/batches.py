@@ -1,4 +1,4 @@
-"""One batch of people seen by cameras: what every stage of training and every evaluation reads."""
+"""A batch of people seen by cameras, the input of training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .boxes import apply_affine, box_information, normalise_joints
 
 @dataclass(frozen=True)
 class PoseBatch:
-    """B samples; all tensors lie on one device.
+    """B samples; all tensors are on one device.
 
-    Pictures, pixels and 3D belong together under augmentation too: a mirrored, turned or rescaled sample is what a
-    mirrored, turned camera with another box would have seen.
+    Augmentation changes pictures, pixels and 3D together: a mirrored, turned or rescaled sample is what a mirrored,
+    turned camera with another box would see.
 
     Attributes:
         joints_3d: ``(B, 17, 3)`` float32, camera axes (x right, y down, z forward), metres from the pelvis.
@@ -30,7 +30,7 @@ class PoseBatch:
         action, subject, sequence: ``(B,)`` int64 numbers; their names are the source's.
         index: ``(B,)`` int64, the frame within the source.
         joint_noise: ``(B,)`` float32, standard deviation of the error of ``joints_2d``, in shares of the box's longer
-            side; for a detector's joints a guess.
+            side; estimated for a detector's joints.
     """
 
     joints_3d: Tensor
@@ -77,7 +77,7 @@ class PoseBatch:
         return box_information(self.box, self.focal, self.principal)
 
     def inputs_2d(self) -> dict[str, Tensor]:
-        """What a model is told of the 2D pose: the arguments of :meth:`unihpe_ref.models.UniHPE.lift` by name."""
+        """The model's inputs for the 2D pose: the arguments of :meth:`unihpe_ref.models.UniHPE.lift` by name."""
         return {
             "kp2d": self.joints_2d_normalised(),
             "box_info": self.box_info(),

@@ -1,6 +1,6 @@
 """Other bodies for a recorded motion: limbs keep their directions and get other lengths.
 
-A recording holds few people, and a lifter learns their bones by heart. Lengths drawn for each sample take that away.
+A recording holds few people, and a lifter memorises their bones. Lengths drawn for each sample prevent that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SEGMENTS = {
     "forearm": (0.262, 0.07),
 }
 _SIZE = (0.86, 1.14)  # of the whole body: 1.5 to 2.0 m
-_SPINE = (0.22, 0.60)  # where on the trunk the spine's joint lies
+_SPINE = (0.22, 0.60)  # position of the spine's joint on the trunk
 _LIMB_OF = ("hip", "thigh", "shin", "hip", "thigh", "shin", "loin", "chest", "neck", "head",
             "shoulder", "arm", "forearm", "shoulder", "arm", "forearm")  # fmt: skip
 
@@ -38,7 +38,7 @@ for _limb, (_parent, _child) in enumerate(SKELETON.limbs):
 def random_lengths(generator: torch.Generator, count: int) -> Tensor:
     """Limb lengths of ``count`` random people, ``(count, 16)`` metres, in the order of ``SKELETON.limbs``.
 
-    Each is 1.5 to 2.0 m tall with proportions of its own; left and right are alike.
+    Each is 1.5 to 2.0 m tall with individual proportions; left and right are equal.
     """
     size = torch.empty(count, 1).uniform_(*_SIZE, generator=generator)
     spine = torch.empty(count).uniform_(*_SPINE, generator=generator)
@@ -53,7 +53,7 @@ def random_lengths(generator: torch.Generator, count: int) -> Tensor:
 def with_lengths(joints: Tensor, lengths: Tensor) -> Tensor:
     """The pose of another body: ``(..., 17, 3)`` joints with limbs of ``(..., 16)`` metres in their old directions.
 
-    The pelvis stays where it is, so feet leave the floor by what the legs have changed. A limb of length 0 has no
+    The pelvis does not move, so feet leave the floor as legs change. A limb of length 0 has no
     direction and stays at 0.
     """
     parents, children = zip(*SKELETON.limbs)

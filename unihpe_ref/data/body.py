@@ -1,4 +1,4 @@
-"""A jointed body: sizes, the angles it can take, and where its joints then are.
+"""A jointed body: its sizes, the ranges of its angles, and its joints' positions.
 
 The body's own frame: x forward, y left, z up. Angles are named columns, in degrees, zero in the upright stance with
 hanging arms. A positive angle flexes: the thigh and the arm swing forward, the knee folds backward, the elbow folds
@@ -58,7 +58,7 @@ class Body:
 
     @classmethod
     def random(cls, generator: torch.Generator) -> Body:
-        """Somebody of 1.5 to 1.95 m; proportions vary by a few per cent around Human3.6M's means."""
+        """A person of 1.5 to 1.95 m; proportions vary by a few per cent around Human3.6M's means."""
         average = {
             "hip": 0.125, "thigh": 0.442, "shin": 0.447, "loin": 0.233, "chest": 0.255, "neck": 0.118, "head": 0.115,
             "shoulder": 0.150, "arm": 0.279, "forearm": 0.252,
@@ -69,7 +69,7 @@ class Body:
 
 
 def within_limits(angles: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bends every angle into its range without a kink: only the outer 4 degrees of a range are compressed."""
+    """Limits every angle to its range smoothly: only the outer 4 degrees of a range are compressed."""
     margin = 4.0
     result = dict(angles)
     for name, (low, high) in LIMITS.items():
@@ -124,7 +124,7 @@ def forward_kinematics(body: Body, angles: dict[str, Tensor]) -> Tensor:
 
 
 def stand(joints: Tensor, lift: Tensor, support: Tensor | None = None) -> Tensor:
-    """Puts a moving body on the floor and lets its feet carry it along.
+    """Puts a moving body on the floor, and moves it so that its feet do not slide.
 
     The lowest joint of each frame rests at its clearance above z = 0 (plus ``lift``), and the pelvis moves so that the
     supporting ankle stays where it is; between two supports the weight passes smoothly.

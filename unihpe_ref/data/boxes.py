@@ -6,7 +6,7 @@ widening to 3:4 (width to height), so that the longer side is always the height.
 * box-normalised joints: ``(uv - c) / (b / 2)``, the same scale on both axes;
 * crop pixels: an affine map that puts the box's centre on the crop's centre and the longer side on the crop's longer
   side. Pixel centres are integers, so the centre of w columns is (w - 1) / 2, and mirroring crop and box agree;
-* box information: where the box stood and how large it was, as angles seen by the camera (see :func:`box_information`).
+* box information: the place and the size of the box, as angles from the camera (see :func:`box_information`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def joint_box(joints_px: Tensor, *, padding: float = PADDING, aspect: float = AS
 
 
 def displace_joints(joints_px: Tensor, displacement: Tensor) -> Tensor:
-    """Joints where a detector that errs would have put them.
+    """Joints displaced like those of a detector.
 
     Args:
         joints_px: ``(..., J, 2)`` pixels. displacement: ``(..., J, 2)``, in shares of the longer side of their box.
@@ -86,12 +86,12 @@ def denormalise_joints(joints: Tensor, box: Tensor) -> Tensor:
 
 
 def box_information(box: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
-    r"""What a crop has lost, in three numbers of about unit variance.
+    r"""The place and size of a box, which a crop loses, in three numbers of about unit variance.
 
     .. math:: \Big[ \frac{(c_x - c_u) / f_u}{0.08},\; \frac{(c_y - c_v) / f_v}{0.04},\; \frac{b / f - 0.38}{0.075} \Big]
 
-    with f the geometric mean of the focal lengths. CLIFF's token up to the constants, which there belong to other
-    data; the principal point stands where CLIFF, without calibration, has the middle of the image.
+    with f the geometric mean of the focal lengths. This is CLIFF's token with constants for
+    our data, and with the principal point in place of the image's centre.
 
     Args:
         box: ``(..., 3)`` pixels. focal, principal: ``(..., 2)`` pixels.

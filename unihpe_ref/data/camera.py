@@ -1,4 +1,4 @@
-r"""Cameras: where they stand, how they project, and Human3.6M-like sets of them.
+r"""Cameras: position, projection, and sets like Human3.6M's.
 
 Frames. World: metres, z up. Camera: metres, x right, y down, z forward. Pixels: the centre of the top left pixel
 is (0, 0), as in OpenCV, so a mirrored image of width w sends column u to w - 1 - u.
@@ -78,7 +78,7 @@ class Camera:
 
     @property
     def position(self) -> Tensor:
-        """Where the camera stands, ``(..., 3)`` world metres."""
+        """The camera's position, ``(..., 3)`` world metres."""
         return -(self.rotation.mT @ self.translation[..., None])[..., 0]
 
     @property
@@ -132,7 +132,7 @@ class Camera:
         return Camera(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def __len__(self) -> int:
-        """How many cameras there are along the first dimension."""
+        """The number of cameras along the first dimension."""
         return len(self.rotation)
 
     def to(self, *args: torch.device | torch.dtype | str) -> Camera:
@@ -148,7 +148,7 @@ def project(
     Args:
         points: ``(..., P, 3)`` camera metres.
         focal, principal: ``(..., 2)`` pixels. radial: ``(..., 3)``. tangential: ``(..., 2)``.
-    Returns: ``(..., P, 2)``. NaN where z <= 0: what is behind the lens has no picture.
+    Returns: ``(..., P, 2)``. NaN where z <= 0, behind the lens.
     """
     lens: dict[str, tuple[Tensor, Shape]] = {
         "points": (points, ("P", 3)),
@@ -203,7 +203,7 @@ def look_at(eye: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         eye, target: ``(..., 3)`` world metres, z up.
     Returns: rotation ``(..., 3, 3)`` world to camera and translation ``(..., 3)``.
-    Raises: ValueError where the line of sight is vertical, which leaves "upright" without a meaning.
+    Raises: ValueError where the line of sight is vertical, which leaves "upright" undefined.
     """
     check_tensors("look_at", {"eye": (eye, (3,)), "target": (target, (3,))}, one_type=True)
     forward = target - eye

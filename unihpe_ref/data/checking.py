@@ -1,7 +1,7 @@
-"""Looks at data before anybody trains on them: what is there, how well 2D and 3D agree, and what is wrong, in words.
+"""Checks data before training: what they contain, how well 2D and 3D agree, and what is wrong.
 
-Anatomy is the judge. A leg is 0.55 to 1.15 m long, knees bend forward, hips and shoulders agree on what is left, the
-head is above the feet; a file in other units, with exchanged sides or a mirrored axis cannot pass.
+The checks use anatomy. A leg is 0.55 to 1.15 m long, knees bend forward, hips and shoulders agree on what is left, the
+head is above the feet. So a file in other units, with exchanged sides or a mirrored axis fails.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .skeleton import SKELETON, limb_lengths
 
 Array = NDArray[Any]
 
-MOST_SAMPLES = 20_000  # for geometry; more say the same
+MOST_SAMPLES = 20_000  # for geometry
 MOST_PICTURES = 200  # opened, at most
 LEG = (0.55, 1.15)  # metres from hip to ankle
-WELL_PROJECTED = 0.02  # of the box's longer side: a median beyond it is no calibration
+WELL_PROJECTED = 0.02  # of the box's longer side; a median above it means a wrong calibration
 BENT = 0.03  # metres: a knee that is so far off the line from hip to ankle has a direction
 RIGID = ("rknee", "rankle", "lknee", "lankle", "lelbow", "lwrist", "relbow", "rwrist")
 UNEVEN = 0.25  # between a left and a right limb: MPI-INF-3DHP's thighs differ by up to 0.18
@@ -48,15 +48,15 @@ class Limb:
 
 @dataclass
 class Report:
-    """What a look at data found.
+    """The results of a check.
 
     Attributes:
         form: the reader's name. kind: "recording" or "motion".
-        facts: what is there, for reading: name to value.
+        facts: the contents, for display: name to value.
         counts: (subject, action) to samples.
         limbs: the 16 limbs; empty without 3D.
         measures: numbers by name, pixels, millimetres or shares as the name says.
-        problems: what is wrong, a sentence each. notes: what is worth knowing.
+        problems: faults, a sentence each. notes: remarks, a sentence each.
     """
 
     form: str
@@ -86,7 +86,7 @@ class Report:
 
 
 def check(data: Recording | Motion) -> Report:
-    """Everything that can be said about data without training on them."""
+    """Runs all checks."""
     return check_recording(data) if isinstance(data, Recording) else check_motion(data)
 
 
@@ -197,7 +197,7 @@ def _check_completeness(report: Report, recording: Recording) -> None:
 
 
 def _check_pixels(report: Report, sample: Recording) -> None:
-    """Where the annotated joints are in their pictures, and how far the detected ones are from them."""
+    """The annotated joints relative to their pictures, and the detected ones relative to them."""
     pixels = np.asarray(sample.joints_2d)
     known = np.isfinite(pixels).all(-1)
     if known.any():
@@ -274,7 +274,7 @@ def _check_limbs(report: Report, joints: torch.Tensor, sequence: Array) -> None:
 
 
 def _check_sides(report: Report, joints: torch.Tensor) -> None:
-    """Knees bend forward and hips agree with shoulders, or words for what is exchanged."""
+    """Checks that knees bend forward and hips agree with shoulders; otherwise says what is exchanged."""
     index = SKELETON.index
     across = joints[:, index("lhip")] - joints[:, index("rhip")]
     forward, bends = 0, 0
@@ -311,7 +311,7 @@ def _check_sides(report: Report, joints: torch.Tensor) -> None:
 
 
 def _check_projection(report: Report, sample: Recording) -> None:
-    """Median and 90th percentile of the distance between annotated joints and projected ones, and why it is large."""
+    """Median and 90th percentile of the distance of annotated from projected joints, and its cause if it is large."""
     solid = torch.from_numpy(np.asarray(sample.joints_3d)).double()
     pixels = torch.from_numpy(np.asarray(sample.joints_2d)).double()
     cameras = _double(sample.cameras)[torch.from_numpy(np.asarray(sample.camera))]
@@ -368,7 +368,7 @@ def _median(values: Array) -> float:
 
 
 def fitted_root(joints: torch.Tensor, pixels: torch.Tensor, cameras: Camera) -> torch.Tensor:
-    """Where the pelvis has to be for joints to project on pixels: linear least squares, without distortion.
+    """The place of the pelvis from which the joints project on the pixels: linear least squares, without distortion.
 
     Args:
         joints: ``(N, J, 3)`` metres from the pelvis. pixels: ``(N, J, 2)``; NaN where unknown.
@@ -396,7 +396,7 @@ def _double(cameras: Camera) -> Camera:
 
 
 def _check_pictures(report: Report, recording: Recording) -> None:
-    """Whether pictures are there, can be opened, and have the size that the camera says."""
+    """Checks that pictures exist, can be opened, and have the camera's size."""
     rows = np.flatnonzero(recording.picture >= 0)
     if not len(rows):
         report.facts["pictures"] = "none"

@@ -1,7 +1,7 @@
-"""A camera turned towards the person: what a pose looks like when seen straight on.
+"""A camera turned towards the person.
 
-Away from the middle of a picture the same pose looks another way, and in camera axes it is another pose. Turning the
-camera until it faces the box takes that away, for a lifter has it less to learn. Distances between joints stay, so
+Away from the middle of a picture the same pose looks different, and in camera axes it is another pose. Turning the
+camera until it faces the box removes that difference, so that a lifter has less to learn. Distances do not change, so
 MPJPE and PA-MPJPE are the same in both frames. Only 2D and 3D joints are turned; a picture would have to be warped.
 """
 
@@ -28,13 +28,13 @@ def facing_rotation(box: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
     forward = torch.cat([(box[..., :2] - principal) / focal, torch.ones_like(box[..., :1])], -1)
     forward = torch.nn.functional.normalize(forward, dim=-1)
     down = torch.zeros_like(forward)
-    down[..., 1] = 1  # in front of a lens no ray is vertical, so neither product vanishes
+    down[..., 1] = 1  # no ray in front of a lens is vertical, so neither product vanishes
     right = torch.nn.functional.normalize(torch.linalg.cross(down, forward), dim=-1)
     return torch.stack([right, torch.linalg.cross(forward, right), forward], -2)
 
 
 def turn_pixels(joints_px: Tensor, rotation: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
-    """Where pixels ``(B, J, 2)`` are after the camera has turned by ``rotation`` (B, 3, 3) about its centre."""
+    """Pixels ``(B, J, 2)`` after the camera has turned by ``rotation`` (B, 3, 3) about its centre."""
     rays = torch.cat([(joints_px - principal[:, None]) / focal[:, None], torch.ones_like(joints_px[..., :1])], -1)
     turned = rays @ rotation.mT
     return turned[..., :2] / turned[..., 2:] * focal[:, None] + principal[:, None]
@@ -43,7 +43,7 @@ def turn_pixels(joints_px: Tensor, rotation: Tensor, focal: Tensor, principal: T
 def face_box(batch: PoseBatch) -> PoseBatch:
     """The batch as seen by cameras that face its boxes.
 
-    Boxes are laid anew around the turned joints; one that was scaled keeps its scale.
+    Boxes are recomputed around the turned joints; a scaled box keeps its scale.
 
     Raises: ValueError for a batch with pictures.
     """

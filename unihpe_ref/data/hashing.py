@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample, not to the order in which samples are asked for."""
+"""Random numbers that depend on the sample, not on the order of requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
-    """``count`` numbers in [0, 1) for each key, the same whatever else is in the batch.
+    """``count`` numbers in [0, 1) for each key, independent of the rest of the batch.
 
     Args:
         keys: ``(B,)`` int64. count: numbers for each. seed: another seed, other numbers.

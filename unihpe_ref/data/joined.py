@@ -1,4 +1,4 @@
-"""Several data sets as one: each batch holds samples of all of them, in proportion to their sizes."""
+"""Joins several data sets: each batch holds samples of all, in proportion to their sizes."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class JoinedSource:
         return JoinedSource([source.split(name) for source in self.sources])
 
     def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
-        """Endless batches; a source gives its share of each, rounded up or down at random so that the mean is exact.
+        """Endless batches; the share of each source is rounded up or down at random so that its mean is exact.
 
         Args, Raises: as for the sources.
         """
         exact = batch_size * self._sizes.double() / len(self)
         for source, share in zip(self.sources, exact.ceil().long().tolist()):
-            source.sampler(share, torch.Generator(), min_gap_seconds)  # says at once what does not fit
+            source.sampler(share, torch.Generator(), min_gap_seconds)  # raises at once
         return self._mixed(batch_size, exact, generator, min_gap_seconds)
 
     def _mixed(self, batch_size: int, exact: Tensor, generator: torch.Generator, gap: float) -> Iterator[Tensor]:
@@ -81,7 +81,7 @@ class JoinedSource:
         for k, begun, local in self._by_source(indices):
             own = slice(max(first - begun, 0), max(min(last - begun, len(local)), 0))
             if own.start < own.stop:
-                drawn = torch.Generator().manual_seed(seeds[k])  # of its own: rows of others may not be built here
+                drawn = torch.Generator().manual_seed(seeds[k])  # its own: others' rows may not be built here
                 parts.append(self._renumbered(k, self.sources[k].batch(local, drawn, own)))
         return _joined(parts)
 

@@ -1,7 +1,7 @@
-"""Whether 2D poses can be in the order of joints that a file states: limbs have proportions, and faces are small.
+"""Checks by the proportions of limbs whether 2D poses are in the joint order that a file states.
 
 Detectors write different orders with one number of joints (COCO's, PoseTrack's and Human3.6M's 17), and files are
-copied without their names. Left and right of a whole body cannot be told from 2D, and are not judged.
+copied without their names. Left and right of a whole body cannot be told from 2D and are not checked.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LIMBS = {
 }
 _MOST = 2.0  # of one ratio's logarithm: a limb that points at the camera has no length
 _MOST_POSES = 500
-_BETTER = 1.5  # so many times as plausible another order has to be,
+_BETTER = 1.5  # another order has to be so many times as plausible,
 _APART = {1: 0.12, 5: 0.06}  # and by so much, from so many poses on
 
 
 def implausibility(points: Array, layout: Layout) -> Array:
-    """How far the proportions of poses are from people's, as a mean absolute log ratio: about 0.3 for a right order.
+    """The deviation of the poses' proportions from people's, as a mean absolute log ratio: about 0.3 for a right order.
 
     Args:
         points: ``(N, K, 2)`` in the order of ``layout``, NaN where missing.
@@ -74,15 +74,15 @@ def implausibility(points: Array, layout: Layout) -> Array:
 
 
 def _excess(larger: Array, smaller: Array) -> Array:
-    """By how much, as a logarithm, one length is above what it should not exceed; 0 where it is not."""
+    """The logarithm by which a length exceeds its limit; 0 if it does not."""
     return np.maximum(0.0, np.log((larger + 1e-9) / (smaller + 1e-9)))
 
 
 def more_plausible(points: Array, stated: Layout) -> Layout | None:
-    """A detectors' order of as many joints that fits these poses clearly better than the stated one, if there is one.
+    """A detector's order of as many joints that fits these poses clearly better than the stated one, if any.
 
     Five poses are enough: on motion capture under random cameras with 2 % noise a right order was kept in all of 447
-    groups of five, Human3.6M's taken for COCO's was found in 148 of 149, PoseTrack's in 118.
+    groups of five, and Human3.6M's order stated as COCO's was found in 148 of 149, PoseTrack's in 118.
 
     Args:
         points: ``(N, K, 2)`` pixels, NaN where missing; the first 500 are judged.
@@ -117,14 +117,14 @@ def named_joints(categories: Any) -> dict[Any, tuple[str, ...]]:
 def decided_order(
     points: Array, named: tuple[str, ...] | str | None, *, path: Path, asked: str = "auto"
 ) -> tuple[Layout, list[str]]:
-    """What the joints of a file are, and a sentence where names and proportions disagree.
+    """The layout of a file's joints, and a sentence if names and proportions disagree.
 
     Args:
         points: ``(N, K, 2)`` pixels, NaN where missing.
-        named: what the file says: names of its K joints, the name of a layout, or nothing.
+        named: from the file: names of its K joints, the name of a layout, or nothing.
         path: of the file, for messages.
-        asked: what the user says, which comes first.
-    Raises: ValueError for a number of joints that fits nothing.
+        asked: the user's choice, which takes precedence.
+    Raises: ValueError for a number of joints that no layout has.
     """
     count = points.shape[1]
     fitting = layouts_of(count, DETECTED)

@@ -1,7 +1,7 @@
-"""Orders of joints in files, and what each becomes in the 17 joints of Human3.6M: for data sets and detectors alike.
+"""Joint orders of data sets and detectors, and their conversion to the 17 joints of Human3.6M.
 
 A layout is a tuple of joint names. One table (``_RULES``) says from which named joints each of the 17 is taken: the
-joint itself, or a weighted mean of others, in order of preference. A joint that nothing stands for is NaN.
+joint itself, or a weighted mean of others, in order of preference. Joints without a rule are NaN.
 
 The weights of trunk and head are fitted on motion capture, where the spine is then off by 35 mm, the thorax by 16 mm
 and the head by 29 mm on average.
@@ -165,7 +165,7 @@ LAYOUTS: dict[str, Layout] = {
         # --- data sets ---
         # Human3.6M's own 32, of which 15 repeat others or never move
         _placed("h36m32", 32, (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)),
-        # What `J_regressor_h36m.npy` makes of SMPL's vertices. The trap: the left leg comes first, arms are as usual
+        # What `J_regressor_h36m.npy` makes of SMPL's vertices: the left leg comes first, the arms as usual
         _placed("j_regressor_h36m", 17, (0, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)),
         # SPIN's 24 ground-truth joints: ankles first, right to left
         _placed("spin24", 24, (14, 2, 1, 0, 3, 4, 5, 16, 12, 17, 18, 9, 10, 11, 8, 7, 6)),
@@ -204,7 +204,7 @@ _SYNONYMS = {
 
 
 def joint_name(text: str) -> str:
-    """How this package spells a joint: "Left Shoulder", "left_shoulder" and "LShoulder" are "lshoulder"."""
+    """The spelling of a joint in this package: "Left Shoulder", "left_shoulder" and "LShoulder" are "lshoulder"."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)]
     side = ""
     if words and words[0] in _SIDES:
@@ -224,7 +224,7 @@ def joint_name(text: str) -> str:
 def layout_of_names(names: Sequence[str]) -> Layout:
     """The layout of a file that names its joints: one of ``LAYOUTS`` where all names agree, else one of its own.
 
-    Raises: ValueError where the names stand for none of the 17 joints.
+    Raises: ValueError if no name matches one of the 17 joints.
     """
     own = tuple(joint_name(name) for name in names)
     for known in DETECTED:

@@ -106,7 +106,7 @@ def _expected() -> dict[str, np.ndarray]:
 
 
 class _Unfit(ValueError):
-    """A file that opens but does not hold a recording."""
+    """The error for a file that opens but holds no recording."""
 
 
 def _unfit(path: Path, needed: str, came: str, remedy: str) -> _Unfit:

@@ -32,14 +32,14 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Motion:
-    """Sequences of joints, laid end to end.
+    """Sequences of joints, concatenated.
 
     Attributes:
         joints: ``(F, 17, 3)`` float32, world metres, z up.
         sequence: ``(F,)`` int64, which sequence a frame belongs to: 0 .. S - 1, ascending.
         subject, action, split, name: S strings each; ``split`` is "train" or "test".
         fps: frames per second.
-        notes: what is worth knowing about how they were read, a sentence each.
+        notes: remarks about how they were read, a sentence each.
     Raises: ValueError where these do not fit together.
     """
 
@@ -144,7 +144,7 @@ def generate_motion(
     """Plausible human motion: every subject performs every action, each take in its own way.
 
     Subjects differ in size and proportions, takes in speed, amplitude, posture, side and rhythm. Feet stay near the
-    floor and in place, knees and elbows bend the human way, limb lengths are constant. The last subjects are the test
+    floor and do not slide, knees and elbows bend as in people, limbs keep their lengths. The last subjects are the test
     split, so bodies in it were never seen.
 
     Args:
@@ -186,7 +186,7 @@ def generate_motion(
 
 
 def _generator(*key: int) -> torch.Generator:
-    """A generator of its own for each subject and take, so that changing one leaves the others alone."""
+    """A separate generator for each subject and take, so that they do not depend on each other."""
     state = np.random.SeedSequence([abs(key[0]), int(key[0] < 0), *key[1:]]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 

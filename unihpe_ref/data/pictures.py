@@ -41,8 +41,8 @@ def open_picture(source: Path | IO[bytes]) -> Image.Image:
 def decode(content: bytes, name: object, *, upright: bool = False) -> Image.Image:
     """RGB pixels of an encoded picture, turned as its EXIF orientation says if ``upright``.
 
-    Data sets annotate the pixels as they are stored; a photograph is meant as cameras and viewers show it.
-    Raises ``ValueError`` where it is damaged or too large to be a photograph.
+    Data sets annotate pixels as stored; photographs are shown upright.
+    Raises ``ValueError`` if it is damaged or too large for a photograph.
     """
     from PIL import Image, ImageOps
 
@@ -77,7 +77,7 @@ def warp(picture: Image.Image, affine: Array, size: tuple[int, int]) -> Array:
 
 
 def encode(pixels: Array) -> bytes:
-    """``(H, W, 3)`` uint8 as a JPEG that loses next to nothing; the same bytes for the same pixels."""
+    """``(H, W, 3)`` uint8 as a JPEG of high quality; the same bytes for the same pixels."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -106,5 +106,5 @@ class Shards:
         return self._maps[shard][int(start) : int(end)].tobytes()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open maps: workers open their own."""
+        """Without the open maps, because workers open their own."""
         return {"_files": self._files, "_offsets": self._offsets, "_maps": {}}

@@ -1,8 +1,8 @@
-"""Data converted once: plain arrays that are memory-mapped, a manifest that says what they are, and their hashes.
+"""Prepared data: memory-mapped arrays, a manifest that describes them, and their hashes.
 
-``prepare`` writes piece by piece. Each piece appears under its name only when it is whole, and is entered in
-``progress.json``; the same command goes on after an interruption and keeps the pieces whose hashes still hold.
-``manifest.json`` comes last: a folder without it is not data yet.
+``prepare`` writes piece by piece. Each piece gets its name only when it is complete, and is entered in
+``progress.json``. After an interruption the same command resumes and keeps the pieces whose hashes match.
+``manifest.json`` is written last; a folder without it is unfinished.
 
 The folder::
 
@@ -72,7 +72,7 @@ def prepare(
         crops: cuts every person out, with half a box more around, and packs the crops; otherwise pictures stay where
             they are.
         joints: of BVH, as :func:`~unihpe_ref.data.read_data`.
-        say: is told what happens.
+        say: called with progress messages.
     Raises: FileExistsError where the folder holds something else; OSError and ValueError as the readers.
     """
     needed = f"`prepare` needs a folder that is empty or unfinished at {folder}"
@@ -106,7 +106,7 @@ def _prepare(
     if fps is not None:
         data = data.thinned(fps) if isinstance(data, Recording) else data.every(max(1, round(data.fps / fps)))
     sources = _sources(data, place, source, archive)
-    hashes = [(Path(name).name, held["sha256"]) for name, held in sources.items()]  # however the path was spelt
+    hashes = [(Path(name).name, held["sha256"]) for name, held in sources.items()]  # for any spelling of the path
     key = hashlib.sha256(
         _json({"sources": hashes, "fps": fps, "crops": crops, "joints": dict(joints or {}), "format": FORMAT})
     ).hexdigest()
@@ -135,7 +135,7 @@ def open_data(
     Args:
         path: file or folder. form, joints: of data that are not prepared, as :func:`~unihpe_ref.data.read_data`.
         verify: compares prepared data with their hashes.
-    Raises: OSError or ValueError, in words.
+    Raises: OSError or ValueError.
     """
     if form is None and (is_prepared(path) or _is_ours(path)):
         return open_prepared(path, verify=verify)
@@ -200,7 +200,7 @@ def _check_piece(folder: Path, name: str, piece: dict[str, Any], verify: bool) -
 
 
 class _Pieces:
-    """The files of a folder: written once, whole, entered with their hashes, and kept over an interruption."""
+    """The files of a folder: each is written once, entered with its hash, and kept after an interruption."""
 
     def __init__(self, folder: Path, key: str, archive: str | None, say: Say) -> None:
         self.folder = folder
@@ -214,7 +214,7 @@ class _Pieces:
             (folder / name).mkdir(exist_ok=True)
 
     def holds(self, name: str) -> bool:
-        """Whether an earlier run finished this piece, and nothing has happened to it since."""
+        """Whether an earlier run finished this piece, and it has not changed since."""
         piece, path = self._before.get(name), self.folder / name
         held = piece is not None and path.is_file() and path.stat().st_size == piece["bytes"]
         if held and file_hash(path) == piece["sha256"]:
@@ -239,7 +239,7 @@ class _Pieces:
             self.put(name, lambda file: np.save(file, np.ascontiguousarray(array), allow_pickle=False))
 
     def remove_others(self) -> None:
-        """What an earlier run of other options, or an interrupted write, has left."""
+        """Removes what an earlier run with other options, or an interrupted write, left."""
         for name in ("arrays", "pictures"):
             for path in (self.folder / name).iterdir():
                 if f"{name}/{path.name}" not in self.done:

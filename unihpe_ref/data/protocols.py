@@ -1,6 +1,6 @@
-"""Which frames, joints, subjects and averages stand behind a number that a paper prints.
+"""Evaluation protocols: the frames, joints, subjects and averages of a published number.
 
-Two papers' "Protocol 1" differ in cameras, frames, joints and in what is averaged; a name here fixes all of it.
+Two papers' "Protocol 1" may differ in cameras, frames, joints and averages; a name here fixes all of them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Protocol:
     """One way to evaluate.
 
     Attributes:
-        name: the key in :data:`PROTOCOLS`. about: a sentence, with who uses it.
+        name: the key in :data:`PROTOCOLS`. about: a sentence, with its users.
         split: whose samples. subjects, cameras: only these; all where empty.
         every: every so many frames, counted from 0 at the recording's frame rate.
         every_sample: every so many of the samples that are left, across sequences.
         without: sequences that are left out.
         joints: of the 17, those that errors are averaged over (and, for PA-MPJPE, aligned by).
         mean: "actions" averages the actions' means, "frames" averages over frames; the usual one of the protocol.
-        metrics: the ones it is known for.
+        metrics: those that it reports.
     """
 
     name: str

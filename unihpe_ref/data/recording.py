@@ -1,7 +1,7 @@
-"""People recorded by cameras: the one form that every data set takes here, whatever its files look like.
+"""People recorded by cameras: the common form of all data sets.
 
 A sample is one person in one frame of one camera. Arrays are numpy's and may be memory-mapped; the tables of sequences
-and cameras are small. What a data set does not know is NaN (joints, pelvis) or -1 (picture), never invented.
+and cameras are small. Unknown values are NaN (joints, pelvis) or -1 (picture).
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class Recording:
             centre are assumed.
         sequence_name, subject, action, split: S strings each; fps: S frame rates.
         pictures: ``(P,)`` strings, paths below ``folder``.
-        detected_2d: ``(N, 17, 2)`` float32, what a detector found in the same frames; None where there is none.
+        detected_2d: ``(N, 17, 2)`` float32, a detector's joints in the same frames, or None.
         picture_affine: ``(N, 2, 3)`` float32, full-image pixels to pixels of the stored picture, where the stored
             picture is a crop already; None where it is the full image.
-        notes: what the reader has to say about the files. sources: the files that were read, pictures aside.
+        notes: the reader's remarks. sources: the files that were read, pictures aside.
         pack: holds the pictures where they are packed into few files instead of standing below ``folder``.
     Raises: ValueError where these do not fit together.
     """
@@ -154,7 +154,7 @@ class Recording:
         return np.unique(key, return_inverse=True)[1].astype(np.int64)
 
     def take(self, samples: Array) -> Recording:
-        """Some samples, by a mask or by indices; the tables stay whole, so that numbers keep their meaning."""
+        """Some samples, by a mask or by indices; the tables are kept, so that numbers stay valid."""
         chosen = {name: getattr(self, name)[samples] for name in _ROWS}
         for name in _OPTIONAL_ROWS:
             value = getattr(self, name)
@@ -170,7 +170,7 @@ class Recording:
         return self.take(mask)
 
     def thinned(self, fps: float) -> Recording:
-        """The frames of ``fps`` a second: every so many of each sequence, counted from its frame 0.
+        """Every k-th frame of each sequence, from its frame 0, for ``fps`` frames a second.
 
         Raises: ValueError where a frame rate is no whole multiple of it.
         """
@@ -182,7 +182,7 @@ class Recording:
         return self.take(self.frame % whole[self.sequence] == 0)
 
     def picture_path(self, sample: int) -> Path | None:
-        """Where the picture of a sample is; None without one, or where the pictures are packed."""
+        """The path of a sample's picture; None without one, or if the pictures are packed."""
         number = int(self.picture[sample])
         if number < 0 or self.pack is not None:
             return None

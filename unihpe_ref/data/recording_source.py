@@ -1,4 +1,4 @@
-"""From a recording to batches: real cameras, real pictures, and augmentation that reaches all of them alike."""
+"""Batches of a recording: real cameras, real pictures, and augmentation of both."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ JOINT_NOISE = {"annotated": 0.0, "detected": 0.015}
 class RecordingSource(FrameSource):
     """Samples of a recording.
 
-    Only samples that have what is asked for are there: all 17 joints in 2D and 3D, and a picture where pictures are
-    wanted. Lens distortion is left out: on Human3.6M's cameras it moves joints by less than a pixel near the middle.
+    Only complete samples are used: all 17 joints in 2D and 3D, and a picture if pictures are requested. Lens
+    distortion is ignored: on Human3.6M's cameras it moves joints by less than a pixel near the middle.
 
     Args:
         recording: where the samples come from.
@@ -37,10 +37,10 @@ class RecordingSource(FrameSource):
         need_3d: False also takes samples without 3D joints, whose ``joints_3d`` and ``root`` are then NaN.
         protocol: what ``evaluation_indices`` covers; every frame unless given.
         min_distance: metres; the poses of a batch of ``sampler`` differ by at least so much (root mean square over
-            joints, in the camera's frame), from whatever sequences. 0 does not look; 0.02 keeps out what looks alike.
+            joints, in the camera's frame), across sequences. 0 does not check; 0.02 excludes near duplicates.
         image_size, augment, view, joint_noise, action_names, subject_names: as
             :class:`~unihpe_ref.data.source.FrameSource` says.
-    Raises: ValueError for an unknown name, or where no sample has what is asked for.
+    Raises: ValueError for an unknown name, or if no sample is complete.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class RecordingSource(FrameSource):
 
     def split(self, name: str) -> RecordingSource:
         """The samples of a split as a source of their own, with the same options and the same numbers for actions and
-        subjects; samples are counted anew. A protocol of another split is left behind.
+        subjects; samples are renumbered. A protocol of another split is dropped.
 
         Raises: ValueError where the split has no such samples.
         """
@@ -138,7 +138,7 @@ class RecordingSource(FrameSource):
         return torch.from_numpy(np.array(self.recording.joints_3d[self._rows])) if looks else None
 
     def _look(self, indices: Tensor, view: None, change: Change) -> Seen:
-        """Takes samples through one map of their pictures, and poses and cameras with it."""
+        """Applies one map to the pictures of samples, and to poses and cameras."""
         rows = self._rows[indices.numpy()]
         recording = self.recording
         joints, root, pixels = (
@@ -187,7 +187,7 @@ class RecordingSource(FrameSource):
 
 
 def rolled_affine(camera: Camera, turn: Tensor) -> Tensor:
-    """What turning the camera about its optical axis does to its picture: ``K R K^-1``, an affine map.
+    """The affine map of a picture when its camera turns about its optical axis: ``K R K^-1``.
 
     Args:
         camera: a batch ``(B,)``. turn: ``(B, 3, 3)`` about the third axis.

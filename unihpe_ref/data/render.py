@@ -1,10 +1,10 @@
 """Pictures of poses: a body of shaded, tapered capsules in front of a plain background.
 
-Good enough to tell a person, the pose and what is near; not meant to look real. A picture is rendered directly in the
+They show a person, the pose and depth, and are not meant to look real. A picture is rendered directly in the
 crop, through the crop's intrinsics, so that joints and pixels agree. Everything that varies (clothes, skin, light,
-background) is read off a row of uniform numbers, so a picture is a function of its pose, camera and row.
+background) comes from a row of uniform numbers, so a picture is a function of its pose, camera and row.
 
-How: every capsule lists the pixels of its bounding rectangle, all capsules of all pictures in one flat list; each
+Every capsule lists the pixels of its bounding rectangle, all capsules of all pictures in one flat list; each
 entry gets a coverage, a depth and a shade; the two nearest entries of each pixel are blended over the background.
 """
 
@@ -111,7 +111,7 @@ def normalise_image(image: Tensor) -> Tensor:
 
 
 def denormalise_image(image: Tensor) -> Tensor:
-    """The inverse of :func:`normalise_image`, clipped to [0, 1]: for looking at."""
+    """The inverse of :func:`normalise_image`, clipped to [0, 1], for display."""
     mean, deviation = _statistics("denormalise_image", image)
     return (image * deviation + mean).clamp(0, 1)
 

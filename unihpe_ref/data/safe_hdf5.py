@@ -1,4 +1,4 @@
-"""Reads data sets of HDF5 files and nothing outside them: a file can name others, and sizes that it does not hold."""
+"""Reads data sets of untrusted HDF5 files, which can refer to other files and state wrong sizes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Reads cells of numbers from MATLAB files of version 5 and 7: an element can say any size, and hold others as deep as
-it likes. Here nothing is read beyond what an element holds, and a cell holds numbers alone.
+"""Reads cells of numbers from untrusted MATLAB files of version 5 and 7.
+
+An element can state any size and nest others. Nothing is read beyond an element, and a cell may hold numbers only.
 
 The format: https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf
 """
@@ -33,7 +34,7 @@ def read_cells(path: Path, names: Sequence[str]) -> dict[str, list[NDArray[Any]]
     found = {}
     with path.open("rb") as file:
         head, size = file.read(128), path.stat().st_size
-        if head[124:128] != b"\x00\x01IM":  # little-endian, as every MATLAB of this century
+        if head[124:128] != b"\x00\x01IM":  # little-endian, as all recent versions
             raise ValueError("another format, or MATLAB's version 4 or 7.3")
         while file.tell() < size:
             kind, packed = np.frombuffer(_exactly(file.read, 8), "<u4").tolist()
@@ -60,7 +61,7 @@ def read_cells(path: Path, names: Sequence[str]) -> dict[str, list[NDArray[Any]]
 
 
 class _Part:
-    """The bytes of an element, and not one more."""
+    """The bytes of an element."""
 
     def __init__(self, read: _Read, left: int) -> None:
         self._read, self.left = read, left
@@ -119,7 +120,7 @@ def _exactly(read: _Read, count: int) -> bytes | bytearray:
 
 
 def _inflated(file: IO[bytes], packed: int) -> _Read:
-    """What reads on in an element that is packed in so many bytes."""
+    """A reader of an element compressed in so many bytes."""
     unzip, left = zlib.decompressobj(), packed
 
     def read(count: int) -> bytearray:

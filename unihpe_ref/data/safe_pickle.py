@@ -1,11 +1,11 @@
-"""Reads pickles of arrays, numbers, texts and containers, and nothing else: no code in a file can run.
+"""Reads untrusted pickles of arrays, numbers, texts and containers; no code in a file can run.
 
 Data sets come as pickles (3DPW, ``cameras.pkl``) and as npz files with pickles inside (VideoPose3D). Python's own
-unpickler imports and calls whatever a file names. This one knows the eight names that numpy's arrays are made of,
-and answers each with a stand-in of its own that builds plain arrays from checked parts; everything else is refused.
+unpickler imports and calls whatever a file names. This one knows the eight names of numpy's arrays and replaces each by
+a function that builds plain arrays from checked parts; everything else is refused.
 
-A few bytes can also ask for gigabytes or for years: a place in the memo, a size, a tuple of one tuple twice, forty
-times over, as the key of a dictionary. So the instructions are looked through before they are followed.
+A few bytes can also request gigabytes or years: a place in the memo, a size, or a dictionary key that is a tuple of one
+tuple twice, forty times nested. So the instructions are checked before they are executed.
 """
 
 from __future__ import annotations
@@ -151,11 +151,11 @@ def _load(content: bytes, name: str, encoding: str, inert: tuple[str, ...] = ())
 
 
 _DEEPEST = 200
-_MOST = 5 * 10**7  # what a value may hold where everything that is shared is counted as often as it is reached
+_MOST = 5 * 10**7  # the largest size of a value, shared parts counted at each use
 
 
 class _Part:
-    """What the instructions know of a value: how much it holds, tuples and lists only, and how deep."""
+    """The size and depth of a value, of tuples and lists only."""
 
     __slots__ = ("depth", "size")
 
@@ -171,7 +171,7 @@ class _Part:
 
 
 def _look_through(content: bytes) -> None:
-    """Refuses instructions that take far more room or time than they have bytes; what they build is not known here.
+    """Refuses instructions that take far more memory or time than their bytes, without executing them.
 
     Tuples have to be bounded before they are made: a dictionary hashes its keys, which goes through all of a tuple, as
     often as it is reached, and as deep as it is.
@@ -234,7 +234,7 @@ def _top(stack: list[_Part | None]) -> _Part:
 
 
 def _check_expansion(held: Any) -> None:
-    """Refuses a value within itself, and values that are shared so often that no reader would come to an end."""
+    """Refuses a value that contains itself, and values shared so often that reading would not end."""
     sizes: dict[int, int] = {}
     way: list[tuple[Any, list[Any]]] = [(held, _inside(held))]
     open_ones = {id(held)}
@@ -273,7 +273,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: IO[bytes], encoding: str, inert: tuple[str, ...]) -> None:
         super().__init__(file, encoding=encoding)
         self._inert = inert
-        self._inert_class = type("Inert", (Inert,), {})  # of this file alone: what is done to it ends with it
+        self._inert_class = type("Inert", (Inert,), {})  # of this file alone
 
     def find_class(self, module: str, name: str) -> Any:
         if any(module == package or module.startswith(f"{package}.") for package in self._inert):
@@ -289,7 +289,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _stand_in(module: str, name: str) -> Any:
-    """What a name becomes. Every answer is immutable, so that a file cannot alter it for the next one."""
+    """The replacement of a name; immutable, so that a file cannot alter it for the next one."""
     if (module, name) == ("numpy", "ndarray"):
         return _NDARRAY
     if (module, name) == ("numpy", "dtype"):
@@ -328,7 +328,7 @@ class _Array(np.ndarray):
 
 
 class _Dtype:
-    """A type on its way: made by name, completed by the state that follows."""
+    """An incomplete type: made by name, completed by the state that follows."""
 
     __slots__ = ("dtype",)
 

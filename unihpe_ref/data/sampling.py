@@ -1,4 +1,4 @@
-"""Which frames meet in a batch. Neighbours in a video are nearly equal: as negatives of each other they are wrong."""
+"""Samples frames for batches without neighbours, which are nearly equal and so wrong as negatives of each other."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from multicontrast._checks import three_beats
 class SpacedSampler:
     """Draws batches in which two frames of one group are at least a gap apart.
 
-    Each batch lays a comb over every group, at a random phase, and draws teeth without replacement. Where frames are
-    missing, a tooth is the first frame that is there at least a gap after the last one.
+    Each batch takes a regular grid of times in every group, at a random phase, and draws from it without replacement.
+    Where frames are missing, the next existing frame at least a gap after the last one is taken.
 
     Args:
         group: ``(N,)`` int64, 0 .. G - 1, which frames are neighbours (a sequence, or a sequence seen by a camera).
@@ -42,7 +42,7 @@ class SpacedSampler:
         self.available = len(self._teeth(self._gap - 1))
 
     def check(self, batch_size: int, gap_seconds: float) -> None:
-        """Raises ValueError for batches that are larger than what is there, or empty."""
+        """Raises ValueError for batches that are empty or larger than the data."""
         if not self.available:
             needed = f"`sampler` needs samples {gap_seconds:g} s apart"
             raise ValueError(three_beats(needed, "sequences that are shorter", "Lower `min_gap_seconds`, or add data."))
@@ -56,8 +56,8 @@ class SpacedSampler:
         Args:
             batch_size: at most ``available``. generator: on the CPU.
             min_distance: poses of a batch differ by at least so much (root mean square over joints, in the unit of
-                the poses), whatever groups they come from; 0 does not look.
-        Raises: ValueError, when a batch is drawn, where so few poses are so different.
+                the poses), whatever groups they come from; 0 does not check.
+        Raises: ValueError, when a batch is drawn, if too few poses differ so much.
         """
         while True:
             if bool((self._gap == self._gap[0]).all()):
@@ -70,7 +70,7 @@ class SpacedSampler:
 
     def _teeth(self, phase: Tensor) -> Tensor:
         """Frame numbers, ascending; ``phase`` (groups,) is added to the first time of each group."""
-        if self._step:  # no frame is missing: all teeth at once
+        if self._step:  # no frame is missing
             gap, start = -(-self._gap // self._step), -(-phase // self._step)
             found = self._row - start[self._member]
             chosen = (found >= 0) & (found % gap[self._member] == 0)

@@ -1,4 +1,4 @@
-"""What varies in a rendered picture beside the pose: clothes, skin, hair, light and the room behind."""
+"""The looks of a rendered picture: clothes, skin, hair, light and the room behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check that the geometry of cameras, boxes and joints shares."""
+"""The shape check of cameras, boxes and joints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_tensors(operation: str, tensors: dict[str, tuple[Tensor, Shape]], *, o
     for name, (value, shape) in tensors.items():
         check_shape(operation, name, value, ("...", *shape))
         leading.append(value.shape[: value.ndim - len(shape)])
-        if value._is_zerotensor():  # torch divides by one without a word
+        if value._is_zerotensor():  # torch divides by one silently
             needed = f"`{operation}` needs `{name}` in memory"
             raise ValueError(three_beats(needed, "torch's tensor of zeros without any", "Call `.clone()` first."))
     values = [value for value, _ in tensors.values()]

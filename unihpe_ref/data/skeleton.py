@@ -1,6 +1,6 @@
 """The 17-joint Human3.6M skeleton: names, tree, mirror pairs and drawing colours.
 
-Three joints have loose names in the literature. Here ``thorax`` is the point between the shoulders, ``head`` the top
+The literature uses three names loosely. Here ``thorax`` is the point between the shoulders, ``head`` the top
 of the head, and ``neck_nose`` lies between them: the nose in some data sets, the upper end of the neck in others.
 """
 

@@ -1,4 +1,4 @@
-"""From motion to batches: cameras, boxes, augmentation, pictures, and which frames meet in a batch."""
+"""Batches of motion: cameras, boxes, augmentation, pictures, and the choice of frames."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from .skeleton import SKELETON, flip_joints
 
 CAMERAS = ("fixed", "random", "varied")
 VIEWS = ("box", "camera")
-_ROAM = 1.5  # metres: how far from the middle of the room a person is seen, as in Human3.6M
+_ROAM = 1.5  # metres: largest distance of a person from the middle of the room, as in Human3.6M
 _VARIED = {"distance": (2.5, 8.0), "height": (0.3, 3.0), "roll_degrees": 5.0}  # of :func:`random_camera`
-_VARIED_ROAM = 0.3  # of the camera's distance, where that is nearer than _ROAM: nobody enters the lens
+_VARIED_ROAM = 0.3  # of the camera's distance, if that is less than _ROAM, so that nobody enters the lens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What happens to the samples of a batch; None leaves them as they are.
+    """The augmentation of a batch's samples; None leaves them unchanged.
 
     Attributes:
         angle: ``(B,)``, by which the camera rolls. mirror: ``(B,)`` bool.
         scale: ``(B,)``, what multiplies the box's side. shift: ``(B, 2)``, of the box, in shares of its side.
-        errors: what displaces the 2D joints, ``(B, 17, 2)``, and each sample's deviation ``(B,)``.
-        lengths: ``(B, 16)`` metres of the limbs, NaN for who stays as recorded.
+        errors: displacements of the 2D joints, ``(B, 17, 2)``, and each sample's deviation ``(B,)``.
+        lengths: ``(B, 16)`` metres of the limbs, NaN for samples that stay as recorded.
     """
 
     angle: Tensor | None = None
@@ -67,7 +67,7 @@ _GENERATOR = "Make one with `torch.Generator().manual_seed(seed)`."
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training samples are varied; each alteration reaches 3D, 2D, box and picture alike."""
+    """The augmentation of training samples; each changes 3D, 2D, box and picture together."""
 
     flip: float = 0.5  # probability of a mirrored sample
     scale: float = 0.25  # the box grows or shrinks by up to this share
@@ -87,7 +87,7 @@ class Augmentation:
                 raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
 
     def draw(self, count: int, generator: torch.Generator, rows: slice = slice(None)) -> Change:
-        """What happens to a batch of ``count``, drawn for all of it and returned for ``rows``.
+        """The augmentation of a batch of ``count``, drawn for all of it and returned for ``rows``.
 
         Without noise or other bodies nothing is drawn for them. The square root of the noise's deviation is uniform:
         small errors matter most to a lifter and are drawn most.
@@ -113,7 +113,7 @@ class Augmentation:
 
 
 class Source(Protocol):
-    """Where batches come from: one data set (:class:`FrameSource`) or several (``JoinedSource``)."""
+    """A source of batches: one data set (:class:`FrameSource`) or several (``JoinedSource``)."""
 
     @property
     def action_names(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """B people as their cameras see them, before boxes and crops.
+    """B people as seen by their cameras, before boxes and crops.
 
     Attributes:
         joints: ``(B, 17, 3)`` from the pelvis. root: ``(B, 3)``. pixels: ``(B, 17, 2)``. camera: a batch ``(B,)``.
@@ -173,7 +173,7 @@ class FrameSource(ABC):
 
     Args:
         data: whose samples they are.
-        image_size: (height, width) of crops; None leaves pictures out (crops then have 256 x 192 pixels).
+        image_size: (height, width) of crops; None for no pictures (crops then have 256 x 192 pixels).
         augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
         view: "camera", or "box" for poses in the frame of a camera that faces them (see ``facing.py``).
         joint_noise: of evaluation: standard deviation of the 2D joints' error, in shares of the longer side of the box.
@@ -323,12 +323,12 @@ class FrameSource(ABC):
         """Endless batches of sample numbers without near duplicates.
 
         Two samples of one view (a sequence, or a sequence seen by one camera) are at least ``min_gap_seconds`` apart:
-        each batch lays a comb of that pitch over every view, at a random phase, and draws teeth without replacement.
-        Another view of the same moment is another pose in the camera's frame, and may be there.
+        each batch takes a grid of that spacing in every view, at a random phase, and draws without replacement. Another
+        view of the same moment is another pose in the camera's frame, and may be in the batch.
 
         Args:
             batch_size: samples in each batch. generator: on the CPU.
-            min_gap_seconds: 0 only keeps a sample from meeting itself.
+            min_gap_seconds: 0 only excludes duplicates of a sample.
         Returns: an iterator over ``(batch_size,)`` int64 tensors.
         Raises: ValueError, at once, where the data are too short for such batches.
         """
@@ -491,7 +491,7 @@ class PoseSource(FrameSource):
         return camera[rows], place[rows], noise
 
     def _look(self, indices: Tensor, view: _View, change: Change) -> Seen:
-        """Puts the frames at their places on the floor and takes their pictures."""
+        """Puts the frames at their places on the floor and renders them."""
         camera, place, noise = view
         if change.angle is not None:
             camera = camera.rolled(change.angle)
@@ -517,10 +517,10 @@ _View = tuple[Camera, Tensor, Tensor | None]  # cameras, places on the floor (B,
 
 
 def _walked_in_room(motion: Motion) -> Tensor:
-    """Where each pelvis is, ``(F, 2)`` metres, in the room of the fixed cameras.
+    """The place of each pelvis, ``(F, 2)`` metres, in the room of the fixed cameras.
 
-    The middle of each sequence comes to the middle of the room; who walks further than Human3.6M's people do is kept
-    at the edge, as on a treadmill: a recording made in a larger hall would leave the picture, or enter the lens.
+    The middle of each sequence is moved to the middle of the room. A person who walks further than Human3.6M's people
+    stays at the edge, as on a treadmill; else a recording of a larger room would leave the picture or enter the lens.
     """
     pelvis = motion.joints[:, SKELETON.index("pelvis"), :2]
     rows = motion.sequence[:, None].expand(-1, 2)

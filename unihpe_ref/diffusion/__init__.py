@@ -1,7 +1,7 @@
-"""Score-based generative modelling: the equations and a network, free of poses and data.
+"""Score-based generative modelling: the equations and a network, independent of poses and data.
 
 ``sde`` holds the processes (sub-VP, VP, VE), ``score_network`` the noise estimate, ``loss`` denoising score matching,
-``sampler`` the ways back from noise to data.
+``sampler`` the samplers from noise to data.
 """
 
 from unihpe_ref.diffusion.loss import denoising_loss

@@ -1,7 +1,7 @@
 r"""Denoising score matching.
 
-With :math:`x_t = m x_0 + \sigma z` the score of the noised sample is :math:`-z / \sigma`, so a network that states the
-noise :math:`z` states the score:
+With :math:`x_t = m x_0 + \sigma z` the score of the noised sample is :math:`-z / \sigma`, so a network that estimates
+the noise :math:`z` estimates the score:
 
 .. math:: \mathcal L = \mathbb E_{t, z} \; \tfrac12\, w(t)\, \lVert z - \hat z(m x_0 + \sigma z, t) \rVert^2 .
 
@@ -33,7 +33,7 @@ SMALLEST_TIME = 1e-5  # training times are uniform on [1e-5, 1]: at 0 the noise 
 REDUCTIONS = ("half_sum", "mean")
 
 NoiseEstimate = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> the noise in x_t; t is (B,), or (1,) for all rows
-ESTIMATE = "Pass a function `(x_t, t) -> noise`."  # to whoever passed something else
+ESTIMATE = "Pass a function `(x_t, t) -> noise`."  # for an argument that is no function
 
 
 def denoising_loss(
@@ -56,8 +56,8 @@ def denoising_loss(
         reduction: ``"half_sum"`` is half the squared error summed over the n coordinates, averaged over the batch:
             what GFPose trains, about n / 2 before training. ``"mean"`` averages over the coordinates as well.
         generator: draws the times and the noise; on the CPU, so that every device sees the same draw.
-        part: which rows of a larger batch ``x0`` holds, once or as several copies one after the other. The draw is the
-            one of the whole batch, cut: parts of a batch see the noise that the batch in one piece sees.
+        part: which rows of a larger batch ``x0`` holds, once or as several copies one after the other. The draw for
+            the whole batch is sliced, so that parts of a batch get the noise of the whole.
         time_steps: draws the times from ``1 / time_steps, ..., 1`` instead of the whole interval.
         weight: w(t), of times ``(B,)``; 1 unless given. See
             ``unihpe_ref.diffusion.score_network.ScoreNetwork.loss_weight``.

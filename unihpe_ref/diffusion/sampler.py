@@ -1,4 +1,4 @@
-r"""From noise back to data: three ways to run a process in reverse.
+r"""Samplers from noise to data: three ways to run a process in reverse.
 
 With the drift :math:`f(t)\, x`, written :math:`f` below, and the score :math:`s = -\hat z / \sigma`,
 
@@ -10,7 +10,7 @@ With the drift :math:`f(t)\, x`, written :math:`f` below, and the score :math:`s
     :class:`~unihpe_ref.diffusion.score_network.ScoreNetwork`.
 ``"gfpose"``
     :math:`dx = (f - g^2 s)\, dt`: the reverse SDE with its noise left out, which GFPose calls an ODE. It contracts to
-    the conditional mean (the mode), so it is the best single answer and has almost no diversity.
+    the conditional mean (the mode), so it is the best single estimate and has almost no diversity.
 
 All start from the noise of t = 1 and take ``steps`` equal steps.
 """

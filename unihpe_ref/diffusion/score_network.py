@@ -55,7 +55,7 @@ class _ConditionedLayer(nn.Module):
 
 
 class ScoreNetwork(nn.Module):
-    """States the noise in ``x_t``; the score is minus that over sigma(t).
+    """Estimates the noise in ``x_t``; the score is minus that over sigma(t).
 
     Args:
         size: n, the number of coordinates.
@@ -66,7 +66,7 @@ class ScoreNetwork(nn.Module):
         dropout: after every layer. 0.25 in GFPose.
         parameterisation: ``"noise"`` is GFPose's; with it GroupNorm hides the norm of ``x_t``, and the
             probability-flow ODE amplifies every drift. ``"preconditioned"`` serves every sampler.
-        spread: s, root mean square deviation of a coordinate from what the condition says of it; used by the
+        spread: s, root mean square deviation of a coordinate given the condition; used by the
             preconditioned network alone.
         sde: the process; used by the preconditioned network alone.
     Raises: ValueError for an unknown parameterisation and a width or a time width that does not divide.
@@ -142,7 +142,7 @@ class ScoreNetwork(nn.Module):
         return std / self._variance(mean, std) * x_t - self._factor(mean, std) * out
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        r"""What the squared error of the noise is multiplied by at ``t``, so that F is learnt alike at every time.
+        r"""The weight of the squared error of the noise at ``t``, so that F is learnt alike at every time.
 
         :math:`1 / c^2`, which turns an error of the noise into one of F; 1 for the noise itself.
         """

@@ -1,4 +1,4 @@
-"""What stands where a model has no such part."""
+"""Stands for a part that a model lacks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from multicontrast._checks import three_beats
 
 
 class Absent(nn.Module):
-    """Holds no weights, and says what is missing to whoever asks for something.
+    """Holds no weights; every use raises an error that names the missing part.
 
     Args:
-        part: its name in words.
+        part: its name.
     """
 
     def __init__(self, part: str) -> None:

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds counted by PyTorch while it runs on shapes alone."""
+"""Parameters and multiply-adds of a network, counted by PyTorch on meta tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unihpe_ref.models.unihpe import UniHPE
 
 
 def parameters(module: nn.Module) -> int:
-    """How many numbers are trained."""
+    """The number of trained parameters."""
     check_type("parameters", "module", module, nn.Module, "Pass a model, or a part of one.")
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -24,7 +24,7 @@ def parameters(module: nn.Module) -> int:
 def multiply_adds(call: Callable[[], object]) -> int:
     """Multiply-adds (MACs) of the matrix products and convolutions in ``call``; half of what others call FLOPs.
 
-    The products of attention, queries with keys and weights with values, are counted too: some tables leave them out.
+    Includes the products of attention, queries with keys and weights with values, which some tables leave out.
 
     Example:
         >>> layer, x = nn.Linear(3, 5), torch.ones(2, 3)
@@ -41,7 +41,7 @@ def multiply_adds(call: Callable[[], object]) -> int:
 def costs(config: ModelConfig, image_size: tuple[int, int] = (256, 192)) -> dict[str, tuple[int, int]]:
     """Part of the model to (parameters, multiply-adds for one sample); nothing is allocated.
 
-    For a score-based decoder it is one evaluation of the network, of which a sampler makes as many as it has steps.
+    For a score-based decoder this is one evaluation of the network; a sampler needs one or more for each step.
     """
     check_type("costs", "config", config, ModelConfig, "Pass `RunConfig().model`, for example.")
     image_size = check_size("costs", "image_size", image_size)

@@ -1,6 +1,6 @@
 """Decoders from an embedding to a flattened pose in units of the data's scale: score-based, or a residual MLP.
 
-Both have the same two methods, so that a stage and an estimate never ask which one they hold: ``loss(target, ...)``
+Both have the same two methods: ``loss(target, ...)``
 and ``decode(...)``. ``modality`` is an int64 tensor ``(B,)`` that says where each embedding came from.
 """
 
@@ -18,7 +18,7 @@ from unihpe_ref.parts import Part
 
 
 class Condition(nn.Module):
-    """``sqrt(D) e + M[modality] + W_b box_info``: what is aligned is what is decoded, at unit RMS.
+    """``sqrt(D) e + M[modality] + W_b box_info``: the aligned embedding at unit RMS, with its tokens.
 
     The modality token (section 3.1) starts at zero; the box token is supplement B.0 for 2D and B.3 for both.
     """
@@ -41,7 +41,7 @@ class Condition(nn.Module):
 
 
 class ScoreDecoder(nn.Module):
-    """Denoises a pose under the condition of an embedding (GFPose's network)."""
+    """Denoises a pose given an embedding (GFPose's network)."""
 
     def __init__(self, config: ModelConfig, size: int, modalities: int) -> None:
         super().__init__()
@@ -144,5 +144,5 @@ class MLPDecoder(nn.Module):
         copies: int = 1,
     ) -> Tensor:
         """The pose ``(B, size)``; a deterministic decoder needs neither ``sampling`` nor a generator, and has one."""
-        assert copies == 1  # UniHPE checks at its door
+        assert copies == 1  # UniHPE checks its arguments
         return self.layers(self.condition(embedding, modality, box_info))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from multicontrast._checks import check_choice, describe, three_beats
 
-_STRIDE = 32  # of the coarsest map; the exchange between resolutions needs both sides to be multiples
+_STRIDE = 32  # stride of the coarsest map; both sides must be multiples for the exchange between resolutions
 _TINY_CHANNELS = (8, 16, 32, 64)
 
 
@@ -26,7 +26,7 @@ class HRNetEncoder(nn.Module):
 
     def __init__(self, name: str, embedding_dim: int) -> None:
         super().__init__()
-        import timm  # seconds, for torchvision alone: models without images do not wait
+        import timm  # takes seconds, because of torchvision; models without images skip it
 
         check_choice("HRNetEncoder", "name", name, ["hrnet_tiny", *timm.list_models("hrnet_*")])
         variant, changes = ("hrnet_w18_small", _tiny()) if name == "hrnet_tiny" else (name, {})

@@ -10,7 +10,7 @@ from multicontrast.metrics import mpjpe
 
 
 def mean_hypothesis(hypotheses: Tensor) -> Tensor:
-    """Their mean, ``(B, J, 2 or 3)``: an estimate that one can make. Limbs get shorter where hypotheses disagree."""
+    """Their mean, ``(B, J, 2 or 3)``, a valid estimate. Limbs get shorter where hypotheses disagree."""
     _check("mean_hypothesis", hypotheses)
     return hypotheses.mean(0)
 
@@ -18,7 +18,7 @@ def mean_hypothesis(hypotheses: Tensor) -> Tensor:
 def best_hypothesis(hypotheses: Tensor, target: Tensor) -> Tensor:
     """The one nearest to ``target`` ``(B, J, 2 or 3)`` by MPJPE, sample by sample.
 
-    An oracle: it looks at the answer. A number that it gives has to be labelled so; see
+    An oracle, which uses the truth; label its numbers as such. See
     :func:`multicontrast.metrics.min_mpjpe`, which is the error of this pose.
     """
     _check("best_hypothesis", hypotheses)

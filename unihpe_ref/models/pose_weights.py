@@ -1,7 +1,7 @@
-"""Weights of published 2D pose networks into the image encoders: HRNet and ViTPose, trained on COCO.
+"""Loads weights of published 2D pose networks, HRNet and ViTPose trained on COCO, into the image encoders.
 
-A loader that ignores what does not fit trains a network with random layers and says nothing. Here the tensors that a
-checkpoint lacks must be exactly those that the network is known to lack, and those that it has too many, its head.
+A loader that ignored mismatches would leave random layers without a warning. Here the checkpoint must lack exactly the
+tensors that its network is known to lack, and have no others but its head.
 
 HRNet's pose networks end in one map, so the last exchange between resolutions computes that one alone: of the four
 stage-4 maps that UniHPE pools, the three coarse ones come from 9 paths (13 convolutions with BatchNorm, 78 tensors)
@@ -48,7 +48,7 @@ def load_pose_weights(
         encoder: a HRNet encoder or a ViT encoder. Its linear layer keeps its values: no checkpoint has one.
         weights: a file (safetensors, or what ``torch.save`` wrote: read without running code), or its tensors. HRNet:
             the official repository's, mmpose's. ViT: ViTPose's, mmpose 1.x's.
-        fuse_init: what the paths become that no HRNet pose checkpoint holds. ``"zero"``: the last BatchNorm of each
+        fuse_init: the initial paths that no HRNet pose checkpoint holds. ``"zero"``: the last BatchNorm of each
             is multiplied by 0, so that the first forward gives the trained branches alone and the paths grow with
             training. ``"imagenet"``: from the classifier that the pose networks started from. ``"random"``: as PARE,
             the nearest code that the paper cites. ViT has no such paths.
@@ -74,7 +74,7 @@ def load_pose_weights(
 
 
 def fuse_tensors(encoder: HRNetEncoder) -> set[str]:
-    """The names of what a HRNet pose checkpoint lacks: all but the first output of the last exchange."""
+    """The tensors that a HRNet pose checkpoint lacks: all but the first output of the last exchange."""
     last = len(encoder.backbone.stage4) - 1
     return {name for name in encoder.backbone.state_dict() if re.match(rf"stage4\.{last}\.fuse_layers\.[123]\.", name)}
 
@@ -99,10 +99,10 @@ def read_state(weights: Path | str | Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             try:
                 held = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises half a dozen kinds for a file that is not one of its own
+            except Exception as error:  # torch raises many kinds of error for other files
                 needed = f"`{path}` needs to hold tensors and plain values alone"
                 came = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-                remedy = "Where you trust it, load it yourself and pass its tensors."
+                remedy = "If you trust it, load it yourself and pass its tensors."
                 raise ValueError(three_beats(needed, came, remedy)) from None
     for _ in range(3):  # a file can also hold itself
         if isinstance(held.get("state_dict"), Mapping):

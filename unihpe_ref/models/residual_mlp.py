@@ -57,6 +57,6 @@ class PoseMLP(nn.Module):
         """``(B, J, 2 or 3)`` joints and, with a box token, ``(B, 3 or 4)`` box information: features ``(B, D)``."""
         flat = joints.flatten(1)
         if self.box_token:
-            assert box_info is not None  # UniHPE checks at its door
+            assert box_info is not None  # UniHPE checks its arguments
             flat = torch.cat((flat, box_info), -1)
         return self.layers(flat)

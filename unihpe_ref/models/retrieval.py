@@ -1,4 +1,4 @@
-"""Which poses of one modality are nearest to those of another: embeddings against embeddings."""
+"""Retrieves the nearest embeddings of one modality for those of another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Retrieved(NamedTuple):
 def retrieve(query: Tensor, gallery: Tensor, k: int = 5) -> Retrieved:
     """The ``k`` rows of ``gallery`` ``(N, D)`` with the largest cosines to each row of ``query`` ``(Q, D)``.
 
-    Any modality may ask and any may answer: all three embed into one space. Rows are normalised here.
+    Query and gallery may be of any modality. Rows are normalised.
     :func:`multicontrast.metrics.retrieval_recall` says how often the true match is among them.
 
     Raises: ValueError or TypeError for shapes that do not fit, and for ``k`` outside 1 to N.

@@ -1,4 +1,4 @@
-"""UniHPE: three encoders into one space of embeddings, and two decoders out of it."""
+"""UniHPE: three encoders into one embedding space, and two decoders from it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _NORM_EPS = 1e-6
 
 
 class PoseEstimate(NamedTuple):
-    """What :meth:`UniHPE.estimate` sees in an image."""
+    """The poses that :meth:`UniHPE.estimate` finds in an image."""
 
     joints_2d: Tensor  # (B, J, 2) or (H, B, J, 2), normalised by the box
     joints_3d: Tensor  # (B, J, 3) or (H, B, J, 3), metres, pelvis at the origin, camera axes
 
 
 class UniHPE(nn.Module):
-    """The model of the paper, or one cell of its ablations.
+    """The model of the paper or of one of its ablations.
 
     Conventions, for every method: 2D joints are normalised by their box, ``(pixel - centre) / (side / 2)``, and box
     information is CLIFF's three numbers (:meth:`unihpe_ref.data.PoseBatch.joints_2d_normalised` and ``box_info``); 3D
@@ -49,7 +49,7 @@ class UniHPE(nn.Module):
 
     Args:
         config: sizes and parts.
-        sampler: how score-based decoders sample; a residual-MLP decoder does not ask.
+        sampler: how score-based decoders sample; residual-MLP decoders ignore it.
     """
 
     def __init__(self, config: ModelConfig, sampler: SamplerConfig | None = None) -> None:
@@ -70,7 +70,7 @@ class UniHPE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device of the model."""
         return next(self.parameters()).device
 
     def encode(
@@ -89,7 +89,7 @@ class UniHPE(nn.Module):
             kp2d: ``(B, J, 2)``, normalised by the box; needs ``box_info`` ``(B, 3)``.
             kp3d: ``(B, J, 3)``, pelvis-relative metres.
             joint_noise: ``(B,)``, standard deviation of the error of ``kp2d`` in shares of the box's longer side; 0
-                unless given. Told to a model with ``encoder_noise_token``; others have nowhere to take it.
+                unless given. Only a model with ``encoder_noise_token`` uses it.
         Raises: ValueError or TypeError unless exactly one of the three comes, with the shape above.
         """
         given = [name for name, value in (("image", image), ("kp2d", kp2d), ("kp3d", kp3d)) if value is not None]
@@ -128,8 +128,8 @@ class UniHPE(nn.Module):
     def told(self, joint_noise: float) -> UniHPE:
         """The same model for 2D joints that always err by ``joint_noise`` (see :meth:`encode`).
 
-        What the encoder is told becomes a part of its bias, so nobody has to say it again; the model itself where it
-        has no ``encoder_noise_token``.
+        The noise level becomes part of the encoder's bias, so later calls need not pass it. Without
+        ``encoder_noise_token`` this returns the model itself.
         """
         joint_noise = check_number("told", "joint_noise", joint_noise, least=0, remedy="A share of the box, as 0.01.")
         if not self.config.encoder_noise_token:
@@ -162,14 +162,14 @@ class UniHPE(nn.Module):
             source: ``"img"``, ``"2d"`` or ``"3d"``: what was encoded.
             target: ``"2d"``: ``(B, J, 2)``, normalised by the box; or ``"3d"``: ``(B, J, 3)``, pelvis-relative metres.
             box_info: ``(B, 3)``.
-            hypotheses: how many answers of a score-based decoder to draw for each embedding, ``(H, B, J, 2 or 3)``.
+            hypotheses: how many poses a score-based decoder draws for each embedding, ``(H, B, J, 2 or 3)``.
                 The sampler ``"gfpose"`` hardly varies them; ``"sde"`` and ``"ode"`` draw from the distribution, and
                 want a ``preconditioned`` decoder. See :func:`unihpe_ref.models.mean_hypothesis` and
                 :func:`unihpe_ref.models.best_hypothesis`.
-            sampling: instead of the model's own way to sample.
+            sampling: replaces the model's sampler.
             generator: of a score-based decoder's noise.
-        Raises: ValueError or TypeError for shapes and names that do not fit, and for several hypotheses of a decoder
-            that has one answer.
+        Raises: ValueError or TypeError for shapes and names that do not fit, and for several hypotheses of a
+            deterministic decoder.
         """
         check_choice("decode", "target", target, ("2d", "3d"))
         token = self._token("decode", embedding, source, box_info)
@@ -288,7 +288,7 @@ def _image_encoder(config: ModelConfig) -> HRNetEncoder | ViTEncoder | None:
 
 
 def noise_level(joint_noise: Tensor) -> Tensor:
-    """What the encoder is told of a deviation in shares of the box: its root, 1 at 1 %."""
+    """The encoder's input for a deviation in shares of the box: its root, 1 at 1 %."""
     return (100 * joint_noise).sqrt()
 
 

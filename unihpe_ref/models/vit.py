@@ -30,7 +30,7 @@ class ViTEncoder(nn.Module):
 
     def __init__(self, name: str, embedding_dim: int) -> None:
         super().__init__()
-        from timm.models.vision_transformer import VisionTransformer  # seconds, for torchvision alone
+        from timm.models.vision_transformer import VisionTransformer  # takes seconds, because of torchvision
 
         check_choice("ViTEncoder", "name", name, VITS)
         width, depth, heads = _SIZES[name]

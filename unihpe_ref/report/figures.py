@@ -1,4 +1,4 @@
-"""A report's figure. The only importer of matplotlib, and only when a figure is asked for."""
+"""A report's figure. Only this module imports matplotlib, when a figure is requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report has found, without the ways to show it."""
+"""The numbers of a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Examples:
-    """Poses to look at, roots laid together: the best, the median and the worst of what was taken in."""
+    """Example poses, root-aligned: the best, the median and the worst."""
 
     names: tuple[str, ...]
     errors: tuple[float, ...]

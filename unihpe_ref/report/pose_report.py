@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PoseResult(ReportNumbers):
-    """What a `PoseReport` has found: numbers, tables and a figure. Made by `PoseReport.compute`."""
+    """The result of `PoseReport.compute`: numbers, tables and a figure."""
 
     def __getitem__(self, metric: str) -> MetricResult:
         return self.metrics[metric]
@@ -69,7 +69,7 @@ class PoseResult(ReportNumbers):
 
 
 class PoseReport(nn.Module):
-    """Evaluates poses batch by batch, and prints the table that papers print.
+    """Evaluates poses batch by batch and prints the tables of papers.
 
     Args:
         actions: names in the order of the columns, Human3.6M's by default; None for no actions. Recordings' own names
@@ -77,7 +77,7 @@ class PoseReport(nn.Module):
         subjects: names, or None for no subjects.
         joint_names: one per joint; Human3.6M's where there are 17, otherwise numbers.
         parents: each joint's parent (-1: none), for the drawings; Human3.6M's where there are 17 joints.
-        root: the joint, or joints, whose positions are laid together for MPJPE, N-MPJPE, PCK and AUC. See `mpjpe`.
+        root: the joint, or joints, by which poses are aligned for MPJPE, N-MPJPE, PCK and AUC. See `mpjpe`.
         unit: of the report.
         unit_scale: what lengths are multiplied by for the report: 1000 for poses in metres and a report in millimetres.
         metrics: name of the row to a maker of the metric, which is called with ``groups=``:
@@ -154,13 +154,13 @@ class PoseReport(nn.Module):
         mask: Tensor | None = None,
         ids: Sequence[int | str] | Tensor | None = None,
     ) -> None:
-        """Takes in one batch; an empty one is fine.
+        """Adds one batch, which may be empty.
 
         Args:
             pred, target: ``(N, J, 3)`` or ``(N, J, 2)``.
             action, subject: one for all, or one per pose; needed where the report has them.
             mask: ``(N, J)`` or ``(J,)``, bool or weights.
-            ids: ``(N,)`` integers or names: a pose whose id was taken in before, on any rank, does not count again.
+            ids: ``(N,)`` integers or names: a pose whose id was added before, on any rank, does not count again.
         """
         check_floating("PoseReport", "target", target)
         if target.dim() != 3:
@@ -208,12 +208,12 @@ class PoseReport(nn.Module):
         )
 
     def reset(self) -> None:
-        """Forgets everything taken in."""
+        """Removes all poses."""
         for part in self._parts():
             part.reset()
 
     def merge(self, other: Self) -> None:
-        """Takes in everything that another report, made with the same options, has taken in."""
+        """Adds all poses of another report with the same options."""
         if not isinstance(other, PoseReport) or len(self._parts()) != len(other._parts()):
             remedy = "Merge reports that were made with the same options."
             raise TypeError(three_beats("`PoseReport.merge` needs a report like this one", describe(other), remedy))
@@ -266,7 +266,7 @@ class PoseReport(nn.Module):
 
 
 def _repeat(caught: Sequence[warnings.WarningMessage]) -> None:
-    """Warns once of what several metrics have warned of, at the first line outside this package."""
+    """Repeats a warning of several metrics once, at the first line outside this package."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("unihpe_ref."):
         level, frame = level + 1, frame.f_back

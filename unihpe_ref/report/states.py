@@ -1,4 +1,4 @@
-"""What a report keeps beside its metrics: the PCK curve, and some poses to draw."""
+"""The states of a report besides its metrics: the PCK curve, and some poses to draw."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def curve(
 
 
 def joint_distances(pred: Tensor, target: Tensor, root: int | Sequence[int] | None) -> Tensor:
-    """``(..., J)``: every joint is a pose of one."""
+    """``(..., J)``: every joint as a pose of its own."""
     rooted = (at_root(pred, root), at_root(target, root))
     return mpjpe(*(pose.unsqueeze(-2) for pose in rooted), reduction="none")
 
@@ -58,7 +58,7 @@ class Curve(PoseMetric, function=curve, pooled=True, unit="share"):
 
 
 class ExampleStore(nn.Module):
-    """Keeps the best pose, the worst, and a fair sample of the others, whatever the order and number of batches.
+    """Keeps the best pose, the worst, and a random sample of the others, for any order and number of batches.
 
     Every pose draws a random key; the ``size`` smallest keys stay. That sample can be merged like a sum.
     """
@@ -71,7 +71,7 @@ class ExampleStore(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every pose."""
+        """Removes all poses."""
         self._rows: Rows = {}
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class ExampleStore(nn.Module):
 
     @torch.no_grad()
     def update(self, pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> None:
-        """Takes in poses ``(N, J, D)``."""
+        """Adds poses ``(N, J, D)``."""
         hidden = torch.zeros(target.shape[:-1], dtype=torch.bool)
         if mask is not None:
             hidden = (mask == 0).cpu().expand(target.shape[:-1])
@@ -92,7 +92,7 @@ class ExampleStore(nn.Module):
         self._take({"error": errors[usable], "key": keys[usable], "pred": poses[0][usable], "target": poses[1][usable]})
 
     def merge(self, other: ExampleStore) -> None:
-        """Takes in what another store holds."""
+        """Adds the poses of another store."""
         self._take(other._rows)
 
     def _take(self, rows: Mapping[str, Tensor]) -> None:
@@ -104,7 +104,7 @@ class ExampleStore(nn.Module):
         self._rows = held
 
     def chosen(self, unit_scale: float, *, over_ranks: bool = True) -> Examples | None:
-        """The best, a median and the worst pose, over all ranks; None where nothing was taken in."""
+        """The best, a median and the worst pose, over all ranks; None without poses."""
         parts: list[Rows] = [self._rows]
         if over_ranks and dist.is_available() and dist.is_initialized():
             parts = [{} for _ in range(dist.get_world_size(self.process_group))]

@@ -86,7 +86,7 @@ def csv(result: ReportNumbers) -> str:
 
 
 def counts(result: ReportNumbers) -> str:
-    """How many poses the means are over, and how many are not in them."""
+    """The numbers of poses in the means and outside them."""
     text = f"{result.items} poses"
     if result.hidden:
         text += f"; {result.hidden} more left out, without a visible joint"
@@ -122,16 +122,16 @@ _LATEX = {
 
 
 def _escape(text: str) -> str:
-    """A name in LaTeX: no character of it is a command, and it stays on its line."""
+    """Escapes a name for LaTeX, on one line."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def _plain(text: str) -> str:
-    """A name in a cell of Markdown, on one line: nothing of it is a link, a tag, or an end of the cell."""
+    """Escapes a name for a cell of Markdown, on one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"[\\`*\[\]|~$!]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def _cell(text: str) -> str:
-    """A name in a cell of CSV: a spreadsheet takes none for a formula."""
+    """Escapes a name for a cell of CSV, so that spreadsheets do not read a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

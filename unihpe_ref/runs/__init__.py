@@ -1,4 +1,4 @@
-"""A run of the paper: its parts from a configuration, its checkpoints, what it needs and where it ran."""
+"""A run: its assembly from a configuration, its checkpoints, its memory and its environment."""
 
 from unihpe_ref.runs.assembly import (
     evaluate_model,

@@ -47,7 +47,7 @@ def open_motion(config: RunConfig) -> Motion | Recording:
 def open_source(
     motion: Motion | Recording, config: RunConfig, *, images: bool, **names: tuple[str, ...]
 ) -> FrameSource:
-    """All splits of ``motion`` as the configuration sees them; ``.split`` parts them.
+    """All splits of ``motion`` as the configuration describes; ``.split`` selects one.
 
     Args:
         motion: from :func:`open_motion`.
@@ -84,7 +84,7 @@ def open_source(
 
 
 def open_training_source(motion: Motion | Recording, config: RunConfig, *, images: bool) -> Source:
-    """The training split, with that of the data beside it where the configuration names some."""
+    """The training split, joined with that of the configuration's additional data."""
     if config.also is None:
         return open_source(motion, config, images=images).split("train")
     both = (motion, open_data(config.also))
@@ -100,7 +100,7 @@ def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
 
     Args:
         config: its seed draws them; ``image_weights`` then fills the image encoder, or ``start`` everything.
-        to_be_restored: a checkpoint comes anyway; the file of the image weights need no longer be there.
+        to_be_restored: a checkpoint replaces the weights, so the file of the image weights may be missing.
     Raises: as :func:`unihpe_ref.models.load_pose_weights` and :func:`unihpe_ref.checkpoint.load_model`; ValueError
         where ``start`` holds another model.
     """
@@ -139,7 +139,7 @@ def train_model(
         log: takes the numbers.
         device: where to train.
         checkpoints: the folder for checkpoints; none are written without it.
-        start: where to go on instead of at the beginning.
+        start: the checkpoint to resume from.
     """
     model = new_model(config, start is not None).to(device)
     if processes.count() > 1 and device.type == "cuda":
@@ -159,7 +159,7 @@ def train_model(
             model,
             source,
             log,
-            seed=seed_of(config.seed, "stage", stage.number),  # whatever the stages before it drew
+            seed=seed_of(config.seed, "stage", stage.number),  # independent of the stages before it
             log_every=config.log_every,
             min_gap_seconds=config.data.min_gap_seconds,
             precision=config.precision,
@@ -172,7 +172,7 @@ def train_model(
 
 
 def evaluate_model(model: UniHPE, config: RunConfig, motion: Motion | Recording, split: str = "test") -> Evaluation:
-    """Every path of the model on one split; the mean pose beside it is the training split's, where there is one."""
+    """Every path of the model on one split; the mean pose is that of the training split, if there is one."""
     mean_pose = None
     if "train" in motion.split:
         mean_pose = MeanPose.of(open_source(motion, config, images=False).split("train"), config.evaluation)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, device, command line, and the commit of this code."""
+"""The environment of a run: versions, machine, device, command line, and the commit of this code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("multicontrast", "numpy", "timm", "torchvision", "safetensors", "tr
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Plain values for JSON; None where something is not there."""
+    """Plain values for JSON; None for what is missing."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -50,7 +50,7 @@ def commit(folder: Path) -> dict[str, Any]:
 
 
 def version_of(name: str) -> str | None:
-    """Of an installed package; None where it is not."""
+    """The version of an installed package; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""How much memory a run will take, before it takes any: every stage runs once on shapes alone."""
+"""Estimates the memory of a run: every stage runs once on meta tensors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from unihpe_ref.stages import make_stages
 from unihpe_ref.training import Stage, choose_trained
 
 _FLOAT = 4  # bytes
-_BLOCKS = 3  # Gram blocks of three modalities, and as many of their gradients and of what is between
+_BLOCKS = 3  # Gram blocks of three modalities, their gradients and intermediates
 
 
 def estimate_memory(config: RunConfig) -> dict[str, dict[str, int]]:
-    """Stage to what it holds at once, in bytes.
+    """Stage to the bytes that it holds at once.
 
     ``"weights"`` are the model's and their average's; ``"gradients"`` and ``"optimizer"`` belong to what is trained
     (Adam keeps two numbers for each weight); ``"activations"`` is what PyTorch keeps for the backward pass of a
-    micro-batch, measured; ``"contrast"`` the blocks of cosines of the whole batch. Not in it: PyTorch itself, the
+    micro-batch, measured; ``"contrast"`` the blocks of cosines of the whole batch. Not included: PyTorch itself, the
     workspace of convolutions, fragmentation, prepared batches. Allow a quarter more.
     """
     found = {}

@@ -1,19 +1,19 @@
-"""Checkpoints of a run: everything that it needs to go on as if it had never stopped.
+"""Checkpoints of a run: all that it needs to resume with the same bits.
 
 Each is a folder ``stage3-00000500`` (stage and steps done) with
 
 ``model.safetensors``
-    what the stage would end with now, for ``unihpe evaluate``: the average of the weights where there is one;
+    the result at this step, for ``unihpe evaluate``: the average of the weights if there is one;
 ``last.safetensors``
-    the moving weights, where the first file holds their average;
+    the last weights, if the first file holds their average;
 ``state.pt``
     the optimizer, the temperature, the scale of float16, and how long the log was; read with ``weights_only=True``;
 ``hashes.json``
-    SHA-256 of the others, so that none of them is of another checkpoint or has changed.
+    SHA-256 of the others, to detect files that changed or belong to another checkpoint.
 
-A folder is written under another name, flushed to the disk, and renamed; one that is no longer needed is renamed before
-it is removed: whatever has a checkpoint's name is whole. What a checkpoint says is checked before anything is done
-with it: a stranger's can be wrong, but neither write a file nor run code.
+A folder is written under another name, flushed to the disk and renamed, and renamed again before it is removed, so a
+folder with a checkpoint's name is complete. Its contents are checked before use: an untrusted checkpoint can be wrong,
+but can neither write a file nor run code.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from unihpe_ref.training import StageState
 
 _MODEL, _LAST, _STATE, _HASHES = "model.safetensors", "last.safetensors", "state.pt", "hashes.json"
 _KEPT = 2
-# What may differ from the run that is resumed: none of it reaches the weights.
+# What may differ from the resumed run, because it does not change the weights.
 _FREE = ("workers", "log_every", "checkpoint_every", "tensorboard", "sampler", "evaluation")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is whole."""
+    """A complete checkpoint."""
 
     folder: Path
     stage: int
@@ -51,7 +51,7 @@ class Checkpoint:
     beside: dict[str, Any]
 
     def restore(self, state: StageState) -> None:
-        """Brings the state of the same stage to where it was.
+        """Restores the state of the same stage.
 
         Raises: ValueError where the checkpoint holds something that does not belong to this stage.
         """
@@ -79,14 +79,14 @@ def save_checkpoint(folder: Path, state: StageState, config: RunConfig, log: dic
         hashes = {file.name: file_hash(file) for file in sorted(partial.iterdir())}
         write_whole(partial / _HASHES, json.dumps(hashes).encode())
 
-    # A resumed run comes by a checkpoint once more, with the same bits.
+    # A resumed run may write the same checkpoint again, with the same bits.
     write_folder(folder / f"stage{state.stage.number}-{state.step:08d}", fill)
     for old in _found(folder)[:-_KEPT]:
         remove_whole(old)
 
 
 def newest_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
-    """Where the run in ``folder`` goes on; None where it has not come to a checkpoint.
+    """The checkpoint from which the run in ``folder`` resumes; None if there is none.
 
     Raises: ValueError when the checkpoint is damaged, or belongs to a run whose settings differ in what trains.
     """
@@ -96,7 +96,7 @@ def newest_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
     newest = found[-1]
     try:
         held = _read_state(newest)
-    except Exception as error:  # torch raises half a dozen kinds for a file that is not one of its own
+    except Exception as error:  # torch raises many kinds of error for other files
         raise _damaged(newest, error) from None
     check_same_run(newest, held.pop("config"), config)
     steps = {stage.number: stage.config.steps for stage in make_stages(config)}
@@ -112,7 +112,7 @@ _FIELDS |= {"log": dict, "config": dict}
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """What stands in the state, with the configuration as one; raises for what no run of ours wrote there."""
+    """The contents of the state, with the configuration parsed; raises for what we did not write."""
     hashes = json.loads((folder / _HASHES).read_bytes())
     for name in {*hashes, _MODEL, _STATE}:
         if file_hash(folder / Path(name).name) != hashes.get(name):
@@ -142,7 +142,7 @@ def _found(folder: Path) -> list[Path]:
 
 
 def check_same_run(folder: Path, old: RunConfig, new: RunConfig, free: tuple[str, ...] = _FREE) -> None:
-    """Raises ValueError where the settings of two runs differ in more than what is ``free``."""
+    """Raises ValueError if the settings of two runs differ in more than ``free``."""
     found = {name: both for name, both in new.differences(old).items() if name.split(".")[0] not in free}
     if found:
         needed = f"to go on from `{folder}`, a run needs its settings"

@@ -1,4 +1,4 @@
-"""Stage 2: the image encoder joins the frozen pose encoders (section 3.2, figure 2)."""
+"""Stage 2: aligns the image encoder with the frozen pose encoders (section 3.2, figure 2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unihpe_ref.parts import Part
 class ImageAlignment:
     """Trains E_img and tau with L_pair(img, 2D) + L_pair(img, 3D) + alpha L_triplet.
 
-    The pair of the two frozen encoders is left out: it could only move tau.
+    Leaves out the pair of the two frozen encoders, which would only change tau.
     """
 
     number = 2

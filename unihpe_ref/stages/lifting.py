@@ -1,4 +1,4 @@
-"""Lifting without anything beside it, for the small lifter that is shipped. Not a stage of the paper."""
+"""Lifting alone, for the small shipped lifter. Not a stage of the paper."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from unihpe_ref.parts import Part
 
 
 class Lifting:
-    """Trains E_2D and D_3D on the error that is reported: the MPJPE of lifted poses, over the scale of the data.
+    """Trains E_2D and D_3D on the reported error: the MPJPE of lifted poses, over the scale of the data.
 
-    A third of stage 3's work for each pose, and the conditional median instead of the mean: twice the gain for a CPU.
-    Needs a decoder that answers in one step.
+    It takes a third of stage 3's work for each pose, and estimates the conditional median instead of the mean. Needs a
+    decoder that takes one step.
     """
 
     number = 0  # before the paper's
@@ -27,7 +27,7 @@ class Lifting:
     def __init__(self, config: LiftingStage) -> None:
         self.config = config
         self.ema_decay: float | None = config.ema_decay
-        self.temperature = Temperature(config.temperature, learnable=False)  # nothing is contrasted
+        self.temperature = Temperature(config.temperature, learnable=False)  # no contrastive loss
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
         return [model.encoder_2d, model.decoder_3d]
@@ -46,7 +46,7 @@ class Lifting:
 
 
 class Companions:
-    """Trains E_3D and D_2D around a lifter that stays as it is: retrieval and reprojection for the price of minutes.
+    """Trains E_3D and D_2D around a frozen lifter, for retrieval and reprojection, in minutes.
 
     L_pair(2D, 3D) with a frozen E_2D, and L_2D from both embeddings.
     """

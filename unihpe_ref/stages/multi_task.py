@@ -13,9 +13,9 @@ from unihpe_ref.parts import Part
 
 
 class MultiTask:
-    """Trains everything with L_cl + L_2D + L_3D; the decoders learn from every modality there is.
+    """Trains everything with L_cl + L_2D + L_3D; the decoders learn from every modality.
 
-    L_cl holds all three pairs and the triplet; without an image encoder, the one pair there is.
+    L_cl holds all three pairs and the triplet; without an image encoder, the one pair.
     """
 
     number = 3

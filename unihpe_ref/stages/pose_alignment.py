@@ -1,4 +1,4 @@
-"""Stage 1: the 2D and the 3D pose encoder meet in one space (section 3.2, figure 2)."""
+"""Stage 1: aligns the 2D and the 3D pose encoder (section 3.2, figure 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one training loop, its log, its seeds, and the processes that share it."""
+"""The training loop, its log, its seeds and its processes."""
 
 from unihpe_ref.training.loop import Stage, StageState, choose_trained, fit, learning_rate_factor, make_optimizer
 

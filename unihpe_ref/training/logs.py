@@ -1,4 +1,4 @@
-"""What a run writes while it trains: numbers as JSONL and CSV, TensorBoard if asked, and a live table for a person."""
+"""The log of a run: numbers as JSONL and CSV, TensorBoard on request, and a live table on the terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RunLog:
     Args:
         path: of the JSONL file; ``steps-<stage>.csv`` and ``tensorboard/`` come beside it.
         console: where progress is shown.
-        resume: what :meth:`state` gave; the files are cut back to their length of then and continued.
+        resume: a value of :meth:`state`; the files are truncated to that length and continued.
         tensorboard: whether to write event files as well.
     Raises: ValueError when ``tensorboard`` is asked for and not installed.
     """
@@ -74,10 +74,10 @@ class RunLog:
         """One line: the event, the seconds since the run began, and the values."""
         record = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **values}
         self._file.write(json.dumps(record) + "\n")
-        self._file.flush()  # a run that is killed leaves its numbers
+        self._file.flush()  # so that a killed run leaves its numbers
 
     def state(self) -> dict[str, Any]:
-        """How long the files are, once they are on the disk: for a checkpoint, to :class:`RunLog` again later."""
+        """The length of the files, flushed to the disk: for a checkpoint, to resume :class:`RunLog`."""
         for file in (self._file, self._csv):
             if file is not None:
                 file.flush()
@@ -102,7 +102,7 @@ class RunLog:
             self._live.start()
 
     def step(self, step: int, record: Mapping[str, float] | None) -> None:
-        """Step ``step`` (from 1) is done; a record, where there is one, goes to the files and into the display."""
+        """Step ``step`` (from 1) is done; its record, if any, goes to the files and the display."""
         elapsed = time.monotonic() - self._stage_started
         left = elapsed / max(1, step - self._begun_at) * (self._steps - step)
         row = self._rows[self._stage]
@@ -125,7 +125,7 @@ class RunLog:
             )
 
     def end_stage(self) -> None:
-        """Closes the stage's files and takes the display down; what it showed last stays."""
+        """Closes the stage's files and the display, whose last state stays on the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -161,7 +161,7 @@ class RunLog:
 
 
 def end_of_log(path: Path) -> dict[str, Any]:
-    """What :meth:`RunLog.state` would give for a log that lies there, without a line that breaks off."""
+    """The value of :meth:`RunLog.state` for an existing log, without a truncated last line."""
     content = path.read_bytes() if path.exists() else b""
     content = content[: content.rfind(b"\n") + 1]
     lengths = {file.name: file.stat().st_size for file in path.parent.glob("steps-*.csv")}
@@ -170,7 +170,7 @@ def end_of_log(path: Path) -> dict[str, Any]:
 
 
 class SilentLog(RunLog):
-    """Of the processes that share a run with the one that writes."""
+    """The log of the processes that do not write."""
 
     def __init__(self) -> None:
         """Opens nothing."""
@@ -202,7 +202,7 @@ def _summary_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
         needed = "`tensorboard` needs the package of that name"
-        remedy = "Run `pip install 'multicontrast[tensorboard]'`, or leave the option out: JSONL and CSV come anyway."
+        remedy = "Run `pip install 'multicontrast[tensorboard]'`, or leave the option out; JSONL and CSV remain."
         raise ValueError(three_beats(needed, "no such package", remedy)) from None
     return SummaryWriter
 

@@ -1,7 +1,7 @@
-"""The one training loop. A stage says what is embedded and what is lost; everything else about a step is here.
+"""The training loop. A stage defines the embeddings and the losses; everything else about a step is here.
 
-No draw depends on the one before it: batch, negatives, noise and dropout of step k come from the seed and k. So a
-stage goes on from a checkpoint bit for bit, and workers, micro-batches and processes share a batch without changing it.
+Batch, negatives, noise and dropout of step k depend on the seed and k only. So a resumed stage gives the same bits, and
+workers, micro-batches and processes can share a batch without changing it.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Stage(Protocol):
 
     @property
     def ema_decay(self) -> float | None:
-        """Of the average of the weights, which is then the result; None where the last weights are."""
+        """The decay of the average of the weights, which is then the result; None for the last weights."""
 
     @property
     def needs_images(self) -> bool:
         """Whether its batches hold pictures, where the model encodes them."""
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
-        """The parts whose weights move; all others are frozen, in evaluation mode."""
+        """The parts that are trained; all others are frozen, in evaluation mode."""
 
     def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
         """Modality to embeddings ``(B, D)``, each row of its own sample alone."""
@@ -74,7 +74,7 @@ class Stage(Protocol):
 
 
 def learning_rate_factor(step: int, config: StageConfig) -> float:
-    """What multiplies the peak learning rate at ``step`` (from 0): a linear warm-up, then half a cosine."""
+    """The factor of the peak learning rate at ``step`` (from 0): a linear warm-up, then half a cosine."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -96,7 +96,7 @@ def make_optimizer(model: UniHPE, stage: Stage) -> torch.optim.Optimizer:
 
 
 class StageState:
-    """All that changes while a stage trains, and so all that a checkpoint holds.
+    """The state of a stage in training, which a checkpoint holds.
 
     Attributes:
         model: its weights move.
@@ -115,7 +115,7 @@ class StageState:
 
     @property
     def result(self) -> UniHPE:
-        """The model that the stage would end with now: the average where there is one."""
+        """The result of the stage at this step: the average if there is one."""
         return self.model if self.average is None else self.average.module
 
     def beside_the_weights(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def fit(
     the same number of threads give the same weights, bit for bit; so does one that was interrupted and restored.
 
     Args:
-        stage: what is trained and how it is judged.
+        stage: what is trained, and its losses.
         model: left in evaluation mode, all weights free again; after a stage with ``ema_decay``, with their average.
         source: the training split.
         log: takes a record every ``log_every`` steps and for the last.
@@ -225,7 +225,7 @@ def fit(
             record = _record(losses, embeddings, part, norm, stage.temperature, state.optimizer)
         total = sum(losses.values())
         assert isinstance(total, Tensor)
-        if record is not None or total.device.type == "cpu":  # elsewhere a look at each step would wait for the device
+        if record is not None or total.device.type == "cpu":  # else each step would wait for the device
             _check_finite(total.item(), stage, step)
         log.step(state.step, record)
         if save is not None and (state.step % save_every == 0 or last):
@@ -243,7 +243,7 @@ def _backward(
     """Adds the gradient of this part of a batch to the weights; returns its losses and its embeddings, detached."""
     stage, model = state.stage, state.model
     cast = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
-    share = processes.count() * part.share  # of this process in a mean over processes; 1 where their rows are as many
+    share = processes.count() * part.share  # this process's weight in a mean; 1 if all have as many rows
     losses: dict[str, Tensor] = {}
     seen: dict[str, list[Tensor]] = {}
     torch.manual_seed(seed_of(seed, "dropout", state.step, processes.rank()))
@@ -295,7 +295,7 @@ def _backward(
 
 @contextmanager
 def _still_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch as ever, but its running statistics stay: the same rows come once more."""
+    """Freezes the running statistics of BatchNorm, because the same rows pass a second time."""
     held = [(module, module.momentum) for module in model.modules() if isinstance(module, _BatchNorm)]
     for module, _ in held:
         module.momentum = 0.0
@@ -313,7 +313,7 @@ def _check_finite(loss: float, stage: Stage, step: int) -> None:
 
 
 def choose_trained(model: UniHPE, stage: Stage) -> None:
-    """Frees the weights that the stage trains, in training mode, and freezes all others, in evaluation mode."""
+    """Puts the parts that the stage trains in training mode, and freezes all others, in evaluation mode."""
     model.requires_grad_(False).eval()
     for part in stage.trained(model):
         part.requires_grad_(True).train()
@@ -342,7 +342,7 @@ class _Batches(Dataset[PoseBatch]):
     def __init__(self, source: Source, batch_size: int, part: Part, seed: int, min_gap_seconds: float) -> None:
         self.source, self.batch_size, self.part = source, batch_size, part
         self.seed, self.min_gap_seconds = seed, min_gap_seconds
-        source.sampler(batch_size, torch.Generator(), min_gap_seconds)  # says here, not in a worker, what does not fit
+        source.sampler(batch_size, torch.Generator(), min_gap_seconds)  # raises here and not in a worker
 
     def __getitem__(self, step: int) -> PoseBatch:
         generator = generator_of(self.seed, "batch", step)

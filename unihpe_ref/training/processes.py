@@ -1,7 +1,7 @@
-"""The processes of ``torchrun``, which share each batch: who this one is, and what they have to agree on.
+"""The processes of ``torchrun``, which share each batch.
 
-Gradients are averaged once a step, in one message, after every micro-batch: a step may run backward several times and
-never calls the model as a whole, which DistributedDataParallel would need. The result is the same.
+Gradients are averaged once a step, in one message, after the last micro-batch. DistributedDataParallel would need one
+backward pass and one call of the whole model in each step.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def count() -> int:
 
 
 def rank() -> int:
-    """Which of them this is; 0 writes the files."""
+    """The rank of this process; 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def wait() -> None:
-    """Until all have come here."""
+    """Waits for all processes."""
     if count() > 1:
         dist.barrier()
 
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Each gradient becomes the mean over processes."""
+    """Averages each gradient over the processes."""
     if count() > 1:
         _average([parameter.grad for parameter in parameters if parameter.grad is not None])
 
@@ -66,7 +66,7 @@ def average(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def share_buffers(model: nn.Module) -> None:
-    """Running statistics, which each process gathers from its own rows, become those of process 0."""
+    """Copies the running statistics of process 0 to all, because each process gathers its own."""
     if count() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

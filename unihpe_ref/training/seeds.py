@@ -1,7 +1,6 @@
-"""Seeds by name. What a step draws depends on the run's seed and the step's number, not on what was drawn before it.
+"""Seeds by name. The draws of a step depend only on the run's seed and the step's number.
 
-So a run goes on from its checkpoint as if nothing had happened, and a batch is the same whoever builds it: this
-process, a worker, or each of the processes that share it.
+So a resumed run gives the same bits, and every process and worker builds the same batch.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def seed_of(*path: int | str) -> int:
         False
     """
     digest = hashlib.blake2b(repr(path).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1  # torch takes 64 bits with a sign
+    return int.from_bytes(digest, "little") >> 1  # torch takes signed 64-bit seeds
 
 
 def generator_of(*path: int | str) -> torch.Generator:
