@@ -7,8 +7,8 @@ One step is the image encoder forward and backward, the frozen pose encoders for
 tuples is part of it, the optimizer is not. Five losses are compared, each on the same embeddings:
 
     pairs                       L_pair for all three pairs of modalities (`pairwise_infonce`, this library)
-    + triplet, SVD              and Algorithm 2 to the letter with singular values of the gathered 3xD matrices
-    + triplet, eigenvalue       and Algorithm 2 to the letter: gather B x B x 3 x D, multiply, `eigvalsh`
+    + triplet, SVD              and Algorithm 2 as printed, with singular values of the gathered 3xD matrices
+    + triplet, eigenvalue       and Algorithm 2 as printed: gather B x B x 3 x D, multiply, `eigvalsh`
     + triplet, ours             `trimodal_infonce`
     + triplet, ours, exact      `trimodal_infonce(negatives="all")`: all B^2 triplets of each anchor, none sampled
 

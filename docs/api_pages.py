@@ -1,4 +1,4 @@
-"""Pages of the API: a table of the names in front of each group, and long lists of parameters folded."""
+"""API pages: a table of names before each group, and folded lists of parameters."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ _ONE_LINE_SECTION = re.compile(
     r"^(Returns|Yields|Raises|Accuracy|Reference|Warning|Convention|Memory|Cost|Source): +(?=\S)"
 )
 
-# A reference that leads nowhere is an error. PyTorch's own names have no target here, because no inventory is fetched.
+# A broken reference is an error. PyTorch's own names have no target here, because no inventory is fetched.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|nn|F|collections|typing|pathlib|types|os)\..*"),
@@ -87,7 +87,7 @@ copybutton_prompt_is_regexp = True
 
 
 def _short_signature(app, what, name, obj, options, signature, returns):  # noqa: ARG001 (Sphinx fixes the signature)
-    """Types where they fit; a long tuple of numbers says nothing."""
+    """Types if they are short; leaves out long tuples of numbers."""
     if signature and len(signature) > 400:  # the parameters' text says what they may be
         plain = inspect.signature(obj)
         bare = [parameter.replace(annotation=plain.empty) for parameter in plain.parameters.values()]
@@ -103,7 +103,7 @@ def _sections_on_one_line(app, what, name, obj, options, lines) -> None:  # noqa
 
 
 def _finish_lift_page(app, error) -> None:
-    """Give the page that lifts a dragged skeleton its numbers; they are not kept in the repository twice."""
+    """Write the weights for the page that lifts a dragged skeleton, so that the repository holds them once."""
     if error is None and app.builder.format == "html":
         from lift_page import write_weights
 
@@ -111,7 +111,7 @@ def _finish_lift_page(app, error) -> None:
 
 
 def _add_math_font(app, error) -> None:
-    """Copy the font by which brackets and roots stretch, out of the package of matplotlib."""
+    """Copy the font for stretching brackets and roots from matplotlib's package."""
     if error is None and app.builder.format == "html":
         from mathml import FONT_FILES
 

@@ -1,6 +1,6 @@
 """The picture at the top of the benchmarks, drawn from the rows in ``benchmarks/results/``.
 
-It shows what a step costs, and how many digits are left near a tie.
+It shows the time of a step, and the error of the gradient near a tie.
 
     python docs/cost_figure.py
 """
@@ -79,7 +79,7 @@ def draw_errors(axis: plt.Axes) -> None:
 
 
 def main() -> None:
-    """Draw the picture anew: grey on no ground, for light pages and dark ones."""
+    """Draw the picture: grey on a transparent background, for light and dark pages."""
     grey = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
     plt.rcParams.update(dict.fromkeys(grey, pictures.INK))
     run = costs()

@@ -1,4 +1,4 @@
-"""The gallery: its order, and pictures that pyplot does not know, a program's variable ``figure``, made without it."""
+"""The gallery: its order, and pictures of a program's variable ``figure`` that is made without pyplot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from sphinx_gallery.scrapers import figure_rst
 
-# What a stranger asks first stands first.
+# In the order of a new user's questions.
 ORDER = ("xor", "retrieval", "temperature", "eigenvalue", "sampled_against_exact", "eigenvalue_accuracy", "lifting",
          "pose_report", "procrustes")  # fmt: skip
 
@@ -27,7 +27,7 @@ class Chosen:
 
 
 def ink(_: dict[str, Any], __: str) -> None:
-    """Grey on no ground, before each program: pictures stand on a light page and on a dark one."""
+    """Grey on a transparent background, before each program, for light and dark pages."""
     grey = dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor"),
         "#7d8590",

@@ -1,4 +1,4 @@
-"""Writes what the lifting page needs beside its own files: the shipped lifter's numbers, and a few poses to start from.
+"""Writes the data of the lifting page: the shipped lifter's weights, and a few poses to start from.
 
 ``docs/conf.py`` calls it at the end of a build. The poses are generated motion, seen from the front and a little from
 the side, so no recording is published.

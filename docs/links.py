@@ -1,8 +1,7 @@
-"""Every link inside the built pages leads somewhere: to a file that is there, and to an anchor that is on it.
+"""Checks that every link inside the built pages leads to an existing file and anchor.
 
-Sphinx checks the references it makes; this reads what a browser will get, made by hand, by the theme or by the gallery.
-Links that leave the site are not followed; a script, a style or a picture that a page would load from elsewhere is
-named too, since the pages work without a network.
+Sphinx checks only its own references; this reads the built pages. Links that leave the site are not followed. A script,
+a style or a picture that a page would load from elsewhere is reported, because the pages work without a network.
 """
 
 from __future__ import annotations

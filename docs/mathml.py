@@ -1,7 +1,7 @@
-"""Formulas as MathML, which every browser shows by itself: the pages need no script and no network for them.
+"""Formulas as MathML, which browsers show without a script or a network.
 
-docutils does the conversion; a formula it does not know stops the build. The font comes out of matplotlib's package and
-goes into the site with its licence: DejaVu Serif has the MATH table by which brackets, sums and roots stretch.
+docutils converts them; an unknown command stops the build. The font, DejaVu Serif, comes from matplotlib's package with
+its licence; it has the MATH table for stretching brackets, sums and roots.
 """
 
 from __future__ import annotations

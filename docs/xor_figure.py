@@ -1,4 +1,4 @@
-"""The picture at the top of the README: the gallery's program on XOR, saved where the README can show it.
+"""The picture on the front page of the docs: that of the gallery's program on XOR.
 
 python docs/xor_figure.py
 """

@@ -1,8 +1,8 @@
-"""How every Triton kernel of the library is launched: the device, the configuration, the options of the compiler.
+"""Launches every Triton kernel of the library: the device, the configuration, the options of the compiler.
 
 Each kernel has a static table of configurations, one entry per architecture where that matters; nothing is measured at
 run time unless asked for with ``MULTICONTRAST_AUTOTUNE=1``, when Triton's autotuner picks among the candidates at the
-first launch of each kind. Importing this asks no driver anything; a launch does.
+first launch of each kind. Importing this module calls no driver; a launch does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Tuning:
         default: for every architecture that has no entry of its own.
         by_architecture: ``"cuda:90"`` or ``"hip"`` to configuration. An architecture that has no entry has that of
             the first of its generation, as ``"cuda:121"`` has that of ``"cuda:120"``.
-        candidates: what the autotuner may choose from, when it is asked to.
+        candidates: for the autotuner, if it is enabled.
     """
 
     default: triton.Config
@@ -69,7 +69,7 @@ def architecture() -> str:
 
 
 def dot_precision(tf32: bool) -> str:
-    """How ``tl.dot`` is to multiply float32 on the current device, by the names that this Triton knows.
+    """The precision of ``tl.dot`` for float32 on the current device, by its name in this Triton.
 
     Without TF32 with float32's accuracy, to 1e-7: six products of bfloat16 or three of TF32, on tensor cores. With
     TF32 three products of bfloat16, which err by 1e-6, or TF32's own. Where tensor cores have neither type
@@ -86,7 +86,7 @@ def dot_precision(tf32: bool) -> str:
 
 
 VERSION = tuple(int(number) for number in triton.__version__.split(".")[:2])
-_failed: dict[Any, KernelUnavailable] = {}  # by kernel and device: what failed once is not tried again
+_failed: dict[Any, KernelUnavailable] = {}  # by kernel and device: failures, which are not tried again
 
 
 def launch(
@@ -128,7 +128,7 @@ def launch(
 
 
 def _cause(kernel: Any, error: Exception) -> str:
-    """What was needed, what came, and what to do, in words."""
+    """The error: what was needed, what it got, and what to do."""
     name = getattr(kernel, "__name__", "a kernel").strip("_")
     text = " ".join(str(error).split()) or type(error).__name__
     remedy = "Another version of Triton may build it; please report this."

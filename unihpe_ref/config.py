@@ -64,7 +64,7 @@ class ModelConfig(Settings):
     modality_token: bool = True  # section 3.1; Table 6 has a row without
     condition: Literal["normalised", "raw"] = "normalised"  # sqrt(D) x the unit embedding, or the features themselves
     sde: Literal["subvp", "vp", "ve"] = "subvp"  # GFPose; the paper cites NCSN (VE) beside it
-    time_steps: int = option(0, at_least=0)  # of training; 0: t from the whole interval, as GFPose. 1000: to the letter
+    time_steps: int = option(0, at_least=0)  # of training; 0: t from the whole interval, as GFPose. 1000: as printed
     parameterisation: Literal["noise", "preconditioned"] = "noise"  # GFPose; the other serves every sampler
     posterior_spread: float = option(1.0, above=0)  # of a pose given its embedding, over the scale; "preconditioned"
     denoising_reduction: Literal["half_sum", "mean"] = "half_sum"  # GFPose: half the sum over coordinates

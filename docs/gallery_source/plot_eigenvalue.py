@@ -2,9 +2,8 @@ r"""
 What the eigenvalue measures, and what it ignores
 ==================================================
 
-The largest eigenvalue of a triplet's Gram matrix is a function of three cosines. It is 3 where the three embeddings are
-equal and 1 where they are orthogonal, and it ignores signs: cosines :math:`(1, -1, -1)` score like
-:math:`(1, 1, 1)`.
+The largest eigenvalue of a triplet's Gram matrix is a function of three cosines. It is 3 if the embeddings are equal
+and 1 if they are orthogonal, and it ignores signs: cosines :math:`(1, -1, -1)` score like :math:`(1, 1, 1)`.
 """
 
 # %%
@@ -41,8 +40,8 @@ for row, (name, low, high) in zip(
     figure.colorbar(image, ax=row, shrink=0.8)
 
 # %%
-# Above, the eigenvalue has two peaks: aligned, and aligned with one embedding turned round. The mean cosine below has
-# one. A loss of the eigenvalue alone cannot tell the two apart.
+# The eigenvalue (top) has two peaks: aligned, and aligned with one embedding negated. The mean cosine (bottom) has one.
+# A loss of the eigenvalue alone cannot distinguish the two.
 
 x = torch.nn.functional.normalize(
     torch.randn(1, 8, generator=torch.Generator().manual_seed(0)), dim=-1
@@ -56,4 +55,4 @@ for name, triplet in {"aligned": (x, x, x), "one turned round": (-x, x, x)}.item
     )
 
 # %%
-# That is why :func:`multicontrast.trimodal_infonce` holds the pairs beside the triplet term: the pairs see signs.
+# That is why :func:`multicontrast.trimodal_infonce` adds the pairs to the triplet term: their cosines have signs.

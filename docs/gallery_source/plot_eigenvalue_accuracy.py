@@ -2,14 +2,14 @@ r"""
 Digits near a tie
 =================
 
-Where the two largest eigenvalues of a matrix meet, formulas by the arc cosine lose half of their digits and the
-derivative of an eigenvector all of them. The closed form here does not subtract numbers that are nearly equal, and
+Where the two largest eigenvalues of a matrix coincide, formulas by the arc cosine lose half of their digits and the
+derivative of an eigenvector loses all. Our closed form does not subtract nearly equal numbers, and
 its gradient never divides by the gap.
 """
 
 # %%
 # Three cosines near a common negative value :math:`-t`: their Gram matrix has a double largest eigenvalue
-# :math:`1 + t`, which a spread of relative size ``gap`` takes apart. The truth comes from LAPACK in float64. Below a
+# :math:`1 + t`, which a relative spread ``gap`` splits. The truth is LAPACK's in float64. Below a
 # gap of about 1e-6 rounding makes the cosines equal, and the gradient has no single value.
 
 import matplotlib.pyplot as plt

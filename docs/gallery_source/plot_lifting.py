@@ -2,8 +2,8 @@ r"""
 Lifting a walking person
 ========================
 
-The lifter that comes with the package turns 2D joints into a pose in 3D. A single picture leaves depth open, so that is
-where its errors are.
+The shipped lifter estimates a 3D pose from 2D joints. A single picture does not determine depth, so its errors are
+mostly in depth.
 """
 
 # %%
@@ -33,8 +33,8 @@ lifted = (
 error = 1000 * mc.metrics.mpjpe(lifted, seen.joints_3d, root=0, reduction="none")
 
 # %%
-# The truth in grey, the lifted pose in colour, both from the side: the direction that the camera does not see. The
-# lifter was trained on recorded people; this one is generated.
+# The truth is grey and the lifted pose coloured, both seen from the side. The lifter was trained on recorded people;
+# this one is generated.
 
 
 def draw(axis, joints, **style):

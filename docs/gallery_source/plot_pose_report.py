@@ -2,12 +2,12 @@
 A report of poses
 =================
 
-What a paper prints of a pose estimator, from one pass over the test set: errors by action with both means, by joint and
-by subject, the curve of correct joints, and the poses at which to look.
+The table that papers print for a pose estimator, from one pass over the test set: errors by action with both means, by
+joint and by subject, the curve of correct joints, and example poses.
 """
 
 # %%
-# Generated motion of five actions, and an estimator that is unsure of hands and feet, and more so when people sit.
+# Generated motion of five actions, and an estimator with larger errors for hands and feet, and when people sit.
 
 import torch
 

@@ -3,8 +3,8 @@ Procrustes on poses that break others
 =====================================
 
 PA-MPJPE aligns the estimate with the truth by scale, rotation and translation before it measures. A mirrored person
-must keep its error, a person on one line has a rotation left free, and a person collapsed to a point has none at all:
-here none of them is NaN, and none scores 0 that should not.
+must keep its error. For a person on one line the rotation is not unique, and for one collapsed to a point it is
+undefined. Here none of these is NaN, and none scores 0.
 """
 
 # %%
@@ -62,7 +62,7 @@ for axis, (name, estimate) in zip(axes, estimates.items()):
     axis.view_init(elev=8, azim=-55)
 
 # %%
-# The gradient is finite in every case, so the aligned error can be trained on.
+# The gradient is finite in every case, so you can train on the aligned error.
 
 for name, estimate in estimates.items():
     leaf = estimate.clone().requires_grad_()

@@ -2,12 +2,12 @@ r"""
 Retrieval between modalities
 ============================
 
-Once three modalities share a space, any of them finds its match in any other. Recall within the first k answers, for
-all six directions, before and after three hundred steps.
+Once three modalities share a space, each retrieves its match in the others. The program measures recall within the
+first k answers, in all six directions, before and after three hundred steps.
 """
 
 # %%
-# Twelve hidden numbers, shown three times through random nonlinear views with noise of their own.
+# Twelve hidden numbers, in three random nonlinear views with independent noise.
 
 import matplotlib.pyplot as plt
 import torch

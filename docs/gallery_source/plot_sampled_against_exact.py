@@ -3,12 +3,12 @@ Sampled against exact denominators
 ==================================
 
 UniHPE compares each anchor with one sampled triplet for each sample of the batch, and calls all triplets unaffordable.
-With the closed form the exact denominator is affordable. The sampled one is a noisy estimate of it, with too few terms
-in its sum.
+A closed form makes the exact denominator affordable. The sampled one is a noisy estimate of it, with too few terms in
+its sum.
 """
 
 # %%
-# Embeddings as they are in the middle of training: three noisy views of the same sample.
+# Embeddings as in the middle of training: three noisy views of the same sample.
 
 import matplotlib.pyplot as plt
 import torch
@@ -23,8 +23,8 @@ x_img, x_2d, x_3d = (
 )
 
 # %%
-# One number of negatives after the other, forty draws each. A sum of :math:`K` terms stands where :math:`B^2 - 1` are
-# meant. Counting each :math:`(B^2 - 1) / K` times makes up for that, up to the noise of the draw.
+# Forty draws for each number of negatives. The sum has :math:`K` terms instead of :math:`B^2 - 1`. Multiplying it by
+# :math:`(B^2 - 1) / K` corrects this, up to the noise of the draw.
 
 exact = mc.triplet_infonce(x_img, x_2d, x_3d, TAU, negatives="all").item()
 counts = [1, 2, 4, 8, 16, 32, 64, 95, 256, 1024]
@@ -113,5 +113,5 @@ for axis in (left, right):
     axis.grid(alpha=0.3)
 
 # %%
-# The value is far off; the direction of the gradient is not. With as many negatives as the paper draws it is nearly
-# that of the exact loss. The exact denominator gives a loss without noise, with one meaning at every batch size.
+# The value is far off, but the direction of the gradient is not: with as many negatives as the paper draws it is nearly
+# that of the exact loss. The exact loss has no noise, and its scale does not depend on the number of negatives.

@@ -1,15 +1,14 @@
 r"""
-A temperature inside its bounds
+A temperature within its bounds
 ===============================
 
-A learned temperature that is clamped inside the loss stops learning on its bound, because a clamp has no gradient. One
-that is never clamped can run away. :class:`multicontrast.Temperature` clamps what it stores, before the forward, so the
-gradient always arrives and a step back inside is never lost.
+A learned temperature that is clamped in the loss stops learning on its bound, because a clamp has no gradient. One
+that is never clamped can diverge. :class:`multicontrast.Temperature` clamps the stored value before the forward pass,
+so it always gets a gradient and can leave its bound.
 """
 
 # %%
-# Embeddings whose matches are first easy to tell, which pulls tau down onto its bound of 0.05, and then hard, which
-# should let it rise again.
+# Matches are first easy, which pulls tau down to its bound of 0.05, and then hard, which should let it rise again.
 
 import matplotlib.pyplot as plt
 import torch

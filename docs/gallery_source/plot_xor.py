@@ -2,8 +2,8 @@ r"""
 What no pair can find
 =====================
 
-Two modalities together may determine a third about which neither says anything alone. Then no loss over pairs can learn
-it, however long it trains, and a loss over tuples can.
+Two modalities together may determine a third on which neither has information alone. Then no loss over pairs can learn
+it, but a loss over tuples can.
 """
 
 # %%
@@ -29,8 +29,8 @@ def batch(count):
 
 
 # %%
-# Symile's product takes each modality as the anchor in turn. Its values are of the order of 1/D, so its temperature is,
-# too.
+# Symile's product takes each modality as the anchor in turn. Its values are of the order of 1/D, so its temperature is
+# small as well.
 
 
 def pairs(x, y, z):
@@ -113,5 +113,5 @@ axis.legend()
 axis.grid(alpha=0.3)
 
 # %%
-# The eigenvalue is a function of the cosines of pairs and learns nothing here, either. Real modalities lie between this
-# and full redundancy: :doc:`/when-a-tuple-term-pays` measures where.
+# The eigenvalue is a function of the cosines of pairs and learns nothing here either. Real modalities are between this
+# and full redundancy; :doc:`/when-a-tuple-term-pays` has measurements.

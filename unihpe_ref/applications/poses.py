@@ -81,7 +81,7 @@ _DIGITS = {"joints_3d": 5, "root": 4, "joints_2d": 2, "confidence": 3, "spread":
 
 
 def save_poses(path: Path, poses: PoseSet) -> None:
-    """Writes ``.json`` or ``.npz``, as the ending of ``path`` says, whole or not at all."""
+    """Writes ``.json`` or ``.npz``, by the ending of ``path``."""
     columns = poses.columns()
     if path.suffix.lower() == ".npz":
         content = io.BytesIO()

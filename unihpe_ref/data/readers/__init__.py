@@ -1,4 +1,4 @@
-"""Readers, one for each form in which people have their data, and the door that chooses among them."""
+"""Readers, one for each format, and :func:`read_data`, which chooses among them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ LICENCES = {
 
 
 def recognise(path: Path) -> str:
-    """The name of the reader that knows what is at ``path``.
+    """The name of the reader for ``path``.
 
-    Raises: FileNotFoundError where there is nothing; ValueError where nobody knows it.
+    Raises: FileNotFoundError if nothing is there; ValueError if no reader knows it.
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -45,7 +45,7 @@ def recognise(path: Path) -> str:
         if module.find(path):
             return name
     if path.suffix == ".npz":
-        return MOCAP_NPZ  # says in words what is missing
+        return MOCAP_NPZ  # its reader says what is missing
     known = "; ".join(f"{name}: {module.TITLE}" for name, module in MODULES.items())
     inside = listed((item.name for item in path.iterdir()), 8) if path.is_dir() else path.name
     needed = f"{path} needs to hold one of the known forms ({known}; {MOCAP_NPZ})"
@@ -53,13 +53,13 @@ def recognise(path: Path) -> str:
 
 
 def read_data(path: Path, form: str | None = None, joints: Mapping[str, str] | None = None) -> Recording | Motion:
-    """Reads what is at ``path``, whatever its form.
+    """Reads data of any known format.
 
     Args:
         path: a file or a folder. form: a name from ``FORMATS``; recognised unless given.
         joints: for BVH, which of its joints stand for some of Human3.6M's 17, by name.
     Returns: a :class:`Recording` where cameras saw people, a :class:`Motion` for motion capture alone.
-    Raises: OSError where something is missing or cannot be opened; ValueError where it is damaged, in words.
+    Raises: OSError if something is missing or cannot be opened; ValueError if it is damaged.
     """
     if form is None:
         form = recognise(path)

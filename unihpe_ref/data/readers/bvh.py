@@ -87,7 +87,7 @@ def read_bvh(path: Path, joints: Mapping[str, str] | None = None) -> Take:
 
     Args:
         path: of the file.
-        joints: which joint of the file stands for some of the 17, by name; what it says comes first.
+        joints: which joint of the file stands for some of the 17, by name; takes precedence.
     Raises: ValueError where it is damaged or its joints have names that are not known.
     """
     words = path.read_text(encoding="latin-1").split()
@@ -181,7 +181,7 @@ def _places(joints: list[_Joint], values: Array) -> tuple[Array, Array]:
 def _plain(name: str) -> tuple[str, str, int]:
     """Side, name and number of a joint: "mixamorig:LeftUpLeg" is l, upleg, 0; "upperarm01.L" is l, upperarm, 1.
 
-    Prefixes and suffixes of rigs are passed over: what counts is the longest end of the name that is known.
+    Prefixes and suffixes of rigs are ignored: the longest known end of the name counts.
     """
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name.rpartition(":")[2])]
     words = [word for word in words if word not in _NOISE]
@@ -204,7 +204,7 @@ _SIDES = {"l": "l", "left": "l", "r": "r", "right": "r"}
 
 @dataclass
 class _Body:
-    """A skeleton in motion, on its way to the 17 joints."""
+    """A moving skeleton, to be converted to the 17 joints."""
 
     path: Path
     joints: list[_Joint]

@@ -48,7 +48,7 @@ def read(path: Path) -> Recording:
 
 
 def _looks_right(path: Path) -> bool:
-    """Whether images and annotations of keypoints are in it; large files are judged once, when read."""
+    """Whether a file holds images and annotations of keypoints; large files are checked once, when read."""
     if path.name.startswith("person_keypoints"):
         return True
     try:
@@ -144,7 +144,7 @@ def _box(given: Any, pixels: Any) -> Any:
 
 
 def _places(file: Path, root: Path) -> list[Path]:
-    """Where the pictures of a file may be: the folders below its root, the usual names first."""
+    """The folders that may hold the pictures of a file: those below its root, the usual names first."""
     year = file.stem.rpartition("_")[2]  # person_keypoints_val2017: pictures in val2017/
     names = [".", "images", year, f"images/{year}", file.stem]
     tops = [root, file.parent]

@@ -1,4 +1,4 @@
-"""What several readers need: Human3.6M's names and cameras, intrinsics that a file implies, sizes of pictures."""
+"""Shared by readers: Human3.6M's names and cameras, intrinsics that a file implies, sizes of pictures."""
 
 from __future__ import annotations
 
@@ -184,6 +184,6 @@ def existing(folder: Path, *candidates: str) -> Path | None:
 
 
 def listed(values: Any, most: int = 4) -> str:
-    """A few names in words."""
+    """A few names as text."""
     names = sorted(map(str, values))
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

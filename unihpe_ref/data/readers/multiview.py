@@ -29,7 +29,7 @@ def find(path: Path) -> list[Path]:
 
 
 def read(path: Path) -> Recording:
-    """The samples marked ``ok``; all of them where there are no marks."""
+    """The samples marked ``ok``; all of them without marks."""
     files = find(path)
     if not files:
         raise FileNotFoundError(three_beats(f"`read_data` needs annot.npz at {path}", "none", "Check the path."))

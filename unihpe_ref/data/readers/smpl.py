@@ -1,4 +1,4 @@
-r"""SMPL's body in its plainest form: from pose and shape to the joints that evaluations regress from its vertices.
+r"""A plain implementation of SMPL: from pose and shape to the joints that evaluations regress from its vertices.
 
 .. math::
     V = W\big(T + B_S \beta + B_P (R(\theta) - I),\; J(\beta),\; \theta\big), \qquad \text{joints} = R_{H36M} V + t
@@ -34,7 +34,7 @@ _CHUNK = 256  # frames at once: 6890 vertices each
 
 @dataclass
 class BodyModels:
-    """The models of a folder, each read when it is first asked for."""
+    """The models of a folder, each read on first use."""
 
     folder: Path
     regressor: Array

@@ -1,6 +1,6 @@
-"""Takes of motion capture, one file each, put together as one :class:`~unihpe_ref.data.motion.Motion`.
+"""Joins takes of motion capture, one file each, into a :class:`~unihpe_ref.data.motion.Motion`.
 
-What AMC/ASF and BVH share: a folder of takes, what each is called, which are held out, and where the floor is.
+Shared by AMC/ASF and BVH: a folder of takes, their names, the held-out takes, and the floor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FOOT = 0.08  # metres: an ankle that stands is so high
 
 @dataclass(frozen=True)
 class Take:
-    """One file: ``(F, 17, 3)`` metres, z up, its frame rate, and what is worth knowing about it."""
+    """One file: ``(F, 17, 3)`` metres, z up, its frame rate, and remarks."""
 
     joints: Array
     fps: float
