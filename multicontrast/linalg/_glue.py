@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -32,31 +32,6 @@ def blocks(count: int, length: int) -> Iterator[slice]:
     """``count`` rows, by ``length`` at a time so that intermediate results stay in the cache."""
     for start in range(0, count, length):
         yield slice(start, min(start + length, count))
-
-
-def batch_first(size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The inputs of a ``vmap`` rule with the mapped axis in front; our functions take any leading axes as a batch."""
-    return [
-        tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for dim, tensor in zip(in_dims, tensors)
-    ]
-
-
-def fold_last(size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The inputs of a ``vmap`` rule with the mapped axis folded into the last, for functions whose batch is last."""
-    return [
-        None
-        if tensor is None
-        else (
-            tensor.unsqueeze(-2).expand(*tensor.shape[:-1], size, -1) if dim is None else tensor.movedim(dim, -2)
-        ).flatten(-2)
-        for dim, tensor in zip(in_dims, tensors)
-    ]
-
-
-def unfold_last(size: int, results: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The results of such a rule: the mapped axis is taken out of the last again, and said to be the last but one."""
-    return tuple(one.unflatten(-1, (size, -1)) for one in results), tuple(one.dim() - 1 for one in results)
 
 
 def refuse_nested_forward_mode(operation: str) -> None:

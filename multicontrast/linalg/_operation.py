@@ -18,15 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from multicontrast._backend import run_kernel, use_triton
 from multicontrast._checks import three_beats
-from multicontrast.linalg._glue import (
-    batch_first,
-    fold_last,
-    is_differentiated,
-    is_eager_cpu,
-    is_traced,
-    refuse_nested_forward_mode,
-    unfold_last,
-)
+from multicontrast.linalg._glue import is_differentiated, is_eager_cpu, is_traced, refuse_nested_forward_mode
 
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -220,15 +212,22 @@ def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None: 
 def _mapped(
     operation: Operation, call: Callable[..., Any], info: Any, in_dims: Sequence[int | None], inputs: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """The ``vmap`` rule: the mapped axis joins the batch."""
+    """The ``vmap`` rule: the mapped axis joins the batch, in front or, where that is last, folded into it."""
     tensors = _tensors(inputs)
-    rest = inputs[len(tensors) :]
-    if not operation.batch_last:
-        results = call(*batch_first(info.batch_size, in_dims, tensors), *rest)
-        return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
-    results = call(*fold_last(info.batch_size, in_dims, tensors), *rest)
-    unfolded, dims = unfold_last(info.batch_size, (results,) if isinstance(results, Tensor) else results)
-    return (unfolded[0], dims[0]) if isinstance(results, Tensor) else (unfolded, dims)
+    place = -2 if operation.batch_last else 0
+
+    def joined(tensor: Tensor, dim: int | None) -> Tensor:
+        if dim is None:
+            tensor, dim = tensor.unsqueeze(0).expand(info.batch_size, *tensor.shape), 0
+        moved = tensor.movedim(dim, place)
+        return moved.flatten(-2) if operation.batch_last else moved
+
+    results = call(*map(joined, tensors, in_dims), *inputs[len(tensors) :])
+    parts = (results,) if isinstance(results, Tensor) else results
+    if operation.batch_last:
+        parts = tuple(part.unflatten(-1, (info.batch_size, -1)) for part in parts)
+    places = tuple(part.dim() - 2 if operation.batch_last else 0 for part in parts)
+    return (parts[0], places[0]) if isinstance(results, Tensor) else (parts, places)
 
 
 def _tensors(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:

@@ -63,8 +63,7 @@ def backward(grad: Tensor, matrix: Tensor, rotation: Tensor, may_look: bool) -> 
         trace = stretch[0, 0] + stretch[1, 1]
         z = (turned[1, 0] - turned[0, 1]) * _damped_inverse(trace, trace, scale, empty)
         return torch.stack((rotation[:, 1] * z, rotation[:, 0] * -z), 1)
-    values, vectors = _symmetric3_torch.solve(stretch.permute(2, 0, 1), True, may_look)
-    assert vectors is not None  # they were asked for
+    values, vectors = _symmetric3_torch.solve(stretch.permute(2, 0, 1), may_look=may_look)
     values, axes = values.mT, vectors.permute(2, 1, 0)  # (3, N), (3, 3, N): axis i in row i
     twist = torch.stack((turned[2, 1] - turned[1, 2], turned[0, 2] - turned[2, 0], turned[1, 0] - turned[0, 1]))
     trace = values.sum(0)

@@ -49,13 +49,13 @@ VALUE_ROWS, PAIR_ROWS = 14, 19  # buffers that values alone, and values with vec
 _BLOCK = 1 << 17  # matrices at a time on a CPU: enough to hide the cost of a call
 
 
-def solve(matrix: Tensor, with_vectors: bool, may_look: bool) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues ``(..., 3)``, ascending, and on request orthonormal eigenvectors, the columns of ``(..., 3, 3)``.
+def solve(matrix: Tensor, with_vectors: bool = True, *, may_look: bool) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(..., 3)``, ascending, and orthonormal eigenvectors, the columns of ``(..., 3, 3)``.
 
     Args:
         matrix: ``(..., 3, 3)``, float32 or float64; the lower triangle is read.
-        with_vectors: whether the eigenvectors are wanted. In memory the batch is their last axis, for what is done
-            with them is done entry by entry.
+        with_vectors: whether the eigenvectors are wanted; if not, they are an empty tensor. In memory the batch is
+            their last axis, for what is done with them is done entry by entry.
         may_look: whether values may be brought to the host, on a CPU in eager mode.
     """
     flat = matrix.reshape(-1, 3, 3)
@@ -67,7 +67,7 @@ def solve(matrix: Tensor, with_vectors: bool, may_look: bool) -> tuple[Tensor, T
     for block in blocks(count, length):
         rows = scratch[:, : block.stop - block.start]
         _solve(value_rows[block], None if vector_rows is None else vector_rows[block], flat[block], rows, may_look)
-    return values, vectors
+    return values, flat.new_empty(0) if vectors is None else vectors
 
 
 def _batch_last(matrix: Tensor) -> Tensor:

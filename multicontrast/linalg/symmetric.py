@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,13 +66,14 @@ class _Eigmax(Operation):
     constants = 2
 
     def plain(self, alone: bool, matrix: Tensor) -> Results:
-        return _evaluate(matrix, _deflation if matrix.shape[-1] == 3 else _jacobi_torch.eigenpairs)
+        solver = partial(_symmetric3_torch.solve, may_look=False)
+        return _evaluate(matrix, solver if matrix.shape[-1] == 3 else _jacobi_torch.eigenpairs)
 
     def on_cpu(self, alone: bool, matrix: Tensor) -> Results:
         n = matrix.shape[-1]
         if n == 2:
             return self.plain(alone, matrix)
-        solver = _deflation_on_cpu if n == 3 else _lapack
+        solver = partial(_symmetric3_torch.solve, may_look=True) if n == 3 else _lapack
         results, flat = self.fake(matrix), matrix.reshape(-1, n, n)
         rows = [result.view(-1, *result.shape[matrix.dim() - 2 :]) for result in results]
         for block in blocks(len(flat), max(_BLOCK // n**2, 1)):
@@ -128,20 +130,6 @@ def _evaluate(matrix: Tensor, solver: Solver) -> Results:
     poison = largest * 0
     distances = torch.where(tied, 0, distances) * inverse[..., None] + poison[..., None]
     return (value + shift) * inverse + poison, gradient + poison[..., None, None], distances, vectors
-
-
-def _deflation(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    return _pairs(matrix, may_look=False)
-
-
-def _deflation_on_cpu(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    return _pairs(matrix, may_look=True)
-
-
-def _pairs(matrix: Tensor, may_look: bool) -> tuple[Tensor, Tensor]:
-    values, vectors = _symmetric3_torch.solve(matrix, True, may_look)
-    assert vectors is not None  # they were asked for
-    return values, vectors
 
 
 def _lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,8 +78,8 @@ class _Eigenpairs(Operation):
 
     @staticmethod
     def _solve(alone: bool, matrix: Tensor, may_look: bool) -> Tensor | Results:
-        values, vectors = _symmetric3_torch.solve(matrix, not alone, may_look)
-        return values if vectors is None else (values, vectors)
+        values, vectors = _symmetric3_torch.solve(matrix, not alone, may_look=may_look)
+        return values if alone else (values, vectors)
 
     def triton(self, alone: bool, matrix: Tensor) -> Tensor | Results:
         from multicontrast.linalg import _symmetric3_triton
