@@ -131,12 +131,12 @@ def cases() -> Iterator[Case]:
         matrices = torch.zeros(3, 3, count, dtype=dtype)
         yield Case(
             name="nearest rotation", dtype=name, call=_call(_rotation_triton.rotation3, matrices),
-            element="matrix", traffic=18 * size, passes=_rotation_triton.rounds(dtype),
+            element="matrix", traffic=18 * size,
         )  # fmt: skip
         yield Case(
             name="nearest rotation, backward", dtype=name,
             call=_call(_rotation_triton.rotation3_backward, matrices, matrices),
-            element="matrix", traffic=27 * size, passes=_rotation_triton.rounds(dtype),
+            element="matrix", traffic=27 * size,
         )  # fmt: skip
         block, loss = torch.zeros(batch, batch, dtype=dtype), rows.to(dtype)
         whole, short = torch.zeros(batch, batch, 3, dtype=torch.int64), torch.zeros(batch, 2, dtype=torch.int64)

@@ -1,10 +1,8 @@
-r"""The nearest proper rotation of 3x3 matrices as a Triton kernel: one-sided Jacobi, a matrix for each lane.
+r"""The nearest proper rotation of 3x3 matrices as a Triton kernel, a matrix for each lane.
 
-Rotations of pairs of columns make the columns of ``K`` orthogonal: :math:`K V = U \Sigma`. The two longest give
-:math:`u_1, u_2`, and :math:`K^\top u_i` the :math:`v_i`; third vectors are cross products, so
-:math:`R = \sum_i u_i v_i^\top` has the determinant +1 by construction. The same steps as ``_rotation_torch``; the
-derivative is derived there too, and computes the rotation again instead of reading it. Angles may be approximate, for
-what one rotation leaves the next one takes; lengths of unit vectors are corrected by a step of Newton.
+The same steps as ``_rotation_torch``, which derives them and the gradient: one pair of singular vectors is split off by
+the deflation of ``_symmetric3_triton``, and the rest turns in a plane. The gradient computes the rotation again instead
+of reading it. Reciprocal square roots are corrected by a step of Newton where lengths and angles depend on them.
 """
 
 from __future__ import annotations
@@ -16,11 +14,16 @@ from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
 from multicontrast.linalg._gram3_triton import power_of_two
-from multicontrast.linalg._symmetric3_triton import inverse_root, reciprocal
-
-# Cyclic rotations of column pairs after which nothing changes, as in `_rotation_torch`: four rounds of three, and one
-# more in float64.
-_ROUNDS = {torch.float32: 4, torch.float64: 5}
+from multicontrast.linalg._symmetric3_triton import (
+    deviator,
+    eigenpairs_of,
+    frame,
+    inverse_root,
+    isolate,
+    load3,
+    reciprocal,
+    store3,
+)
 
 _TUNING = Tuning(
     default=config(num_warps=4, BLOCK=128),
@@ -34,54 +37,62 @@ def _dot(a0, a1, a2, b0, b1, b2):
 
 
 @triton.jit
-def _cross(a0, a1, a2, b0, b1, b2):
-    return a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0
-
-
-@triton.jit
-def _largest_of(largest, a, b):
+def _larger(largest, a, b, c):
     """The largest magnitude; NaN if one is."""
     largest = tl.maximum(largest, tl.abs(a), propagate_nan=tl.PropagateNan.ALL)
-    return tl.maximum(largest, tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+    largest = tl.maximum(largest, tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(largest, tl.abs(c), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _turn(p0, p1, p2, q0, q1, q2, TINY: tl.constexpr):
-    """Two columns made orthogonal, by the smaller of the angles that do."""
-    inner = _dot(p0, p1, p2, q0, q1, q2)
-    difference = _dot(q0, q1, q2, q0, q1, q2) - _dot(p0, p1, p2, p0, p1, p2)
-    twice = 2 * inner
-    root = tl.sqrt(difference * difference + twice * twice)
-    tangent = twice * reciprocal(tl.abs(difference) + root + TINY)  # 0 / 0 is too small to matter
-    tangent = tl.where(difference < 0, -tangent, tangent)
-    cos = inverse_root(1 + tangent * tangent)
-    sin = tangent * cos
-    return (
-        cos * p0 - sin * q0, cos * p1 - sin * q1, cos * p2 - sin * q2,
-        sin * p0 + cos * q0, sin * p1 + cos * q1, sin * p2 + cos * q2,
-    )  # fmt: skip
+def _image(k00, k01, k02, k10, k11, k12, k20, k21, k22, x, y, z):
+    """``K (x, y, z)``."""
+    return _dot(k00, k01, k02, x, y, z), _dot(k10, k11, k12, x, y, z), _dot(k20, k21, k22, x, y, z)
 
 
 @triton.jit
-def _longer_first(p0, p1, p2, q0, q1, q2):
-    swap = _dot(p0, p1, p2, p0, p1, p2) < _dot(q0, q1, q2, q0, q1, q2)
+def _nearest(k00, k01, k02, k10, k11, k12, k20, k21, k22, REFLECTION: tl.constexpr):
+    """The rotation's entries, row by row, for entries of about 1, not all 0."""
+    # K'K, and its isolated eigenvector v with a frame a, b across it.
+    b00, b11, b22 = deviator(
+        _dot(k00, k10, k20, k00, k10, k20), _dot(k01, k11, k21, k01, k11, k21), _dot(k02, k12, k22, k02, k12, k22)
+    )
+    b10, b20 = _dot(k01, k11, k21, k00, k10, k20), _dot(k02, k12, k22, k00, k10, k20)
+    b21 = _dot(k02, k12, k22, k01, k11, k21)
+    eta, v0, v1, v2, a0, a1, a2, b0, b1, b2 = isolate(b00, b11, b22, b10, b20, b21)
+    w0, w1, w2 = _image(k00, k01, k02, k10, k11, k12, k20, k21, k22, v0, v1, v2)
+    x0, x1, x2 = _image(k00, k01, k02, k10, k11, k12, k20, k21, k22, a0, a1, a2)
+    y0, y1, y2 = _image(k00, k01, k02, k10, k11, k12, k20, k21, k22, b0, b1, b2)
+    # u is along K v, or across K a and K b where K v may be 0; c, d complete it.
+    top = eta >= 0
+    u0 = tl.where(top, w0, x1 * y2 - x2 * y1)
+    u1 = tl.where(top, w1, x2 * y0 - x0 * y2)
+    u2 = tl.where(top, w2, x0 * y1 - x1 * y0)
+    scale = inverse_root(_dot(u0, u1, u2, u0, u1, u2))
+    u0, u1, u2 = u0 * scale, u1 * scale, u2 * scale
+    c0, c1, c2, d0, d1, d2 = frame(u0, u1, u2)
+    ca, da = _dot(c0, c1, c2, x0, x1, x2), _dot(d0, d1, d2, x0, x1, x2)
+    cb, db = _dot(c0, c1, c2, y0, y1, y2), _dot(d0, d1, d2, y0, y1, y2)
+    if REFLECTION:
+        direct = (ca + db) * (ca + db) + (da - cb) * (da - cb)
+        mirrored = (ca - db) * (ca - db) + (da + cb) * (da + cb) > direct
+        cb, db = tl.where(mirrored, -cb, cb), tl.where(mirrored, -db, db)
+        b0, b1, b2 = tl.where(mirrored, -b0, b0), tl.where(mirrored, -b1, b1), tl.where(mirrored, -b2, b2)
+        against = _dot(u0, u1, u2, w0, w1, w2) < 0
+        v0, v1, v2 = tl.where(against, -v0, v0), tl.where(against, -v1, v1), tl.where(against, -v2, v2)
+    cos, sin = ca + db, da - cb
+    square = cos * cos + sin * sin
+    # (eps / 8)^2: where no angle is better than another, 0.
+    LOST: tl.constexpr = 7.703719777548943e-34 if k00.dtype == tl.float64 else 2.220446049250313e-16
+    lost = square <= LOST
+    scale = inverse_root(tl.where(lost, 1.0, square))
+    cos, sin = tl.where(lost, 1.0, cos * scale), tl.where(lost, 0.0, sin * scale)
+    x0, x1, x2 = cos * c0 + sin * d0, cos * c1 + sin * d1, cos * c2 + sin * d2
+    y0, y1, y2 = cos * d0 - sin * c0, cos * d1 - sin * c1, cos * d2 - sin * c2
     return (
-        tl.where(swap, q0, p0), tl.where(swap, q1, p1), tl.where(swap, q2, p2),
-        tl.where(swap, p0, q0), tl.where(swap, p1, q1), tl.where(swap, p2, q2),
-    )  # fmt: skip
-
-
-@triton.jit
-def _unit_beside(x0, x1, x2, square, limit, n0, n1, n2):
-    """``x`` over its length; where its square is not above the limit, some unit vector normal to the unit ``n``."""
-    lost = square <= limit
-    inverse = inverse_root(tl.where(lost, 1.0, square))
-    # Duff et al., Building an Orthonormal Basis, Revisited, JCGT 2017.
-    a = -n0 * reciprocal(1 + tl.abs(n2))
-    sign = tl.where(n2 < 0, -1.0, 1.0).to(n2.dtype)
-    return (
-        tl.where(lost, 1 + a * n0, x0 * inverse), tl.where(lost, a * n1, x1 * inverse),
-        tl.where(lost, -sign * n0, x2 * inverse),
+        u0 * v0 + x0 * a0 + y0 * b0, u0 * v1 + x0 * a1 + y0 * b1, u0 * v2 + x0 * a2 + y0 * b2,
+        u1 * v0 + x1 * a0 + y1 * b0, u1 * v1 + x1 * a1 + y1 * b1, u1 * v2 + x1 * a2 + y1 * b2,
+        u2 * v0 + x2 * a0 + y2 * b0, u2 * v1 + x2 * a1 + y2 * b1, u2 * v2 + x2 * a2 + y2 * b2,
     )  # fmt: skip
 
 
@@ -89,132 +100,50 @@ def _unit_beside(x0, x1, x2, square, limit, n0, n1, n2):
 def _rotation3_kernel(
     matrix_ptr, grad_ptr, result_ptr,
     row_stride, column_stride, stride, grad_row_stride, grad_column_stride, grad_stride, count,
-    REFLECTION: tl.constexpr, GRADIENT: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+    REFLECTION: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = lane < count
-    pointer = matrix_ptr + lane * stride
-    k00 = tl.load(pointer, mask=inside, other=0.0)
-    k01 = tl.load(pointer + column_stride, mask=inside, other=0.0)
-    k02 = tl.load(pointer + 2 * column_stride, mask=inside, other=0.0)
-    pointer += row_stride
-    k10 = tl.load(pointer, mask=inside, other=0.0)
-    k11 = tl.load(pointer + column_stride, mask=inside, other=0.0)
-    k12 = tl.load(pointer + 2 * column_stride, mask=inside, other=0.0)
-    pointer += row_stride
-    k20 = tl.load(pointer, mask=inside, other=0.0)
-    k21 = tl.load(pointer + column_stride, mask=inside, other=0.0)
-    k22 = tl.load(pointer + 2 * column_stride, mask=inside, other=0.0)
-
-    # Denormal beside numbers of about 1; the noise of a column that should be zero: 4 eps, squared.
-    TINY: tl.constexpr = 2.2250738585072014e-308 if k00.dtype == tl.float64 else 1.1754943508222875e-38
-    NOISE: tl.constexpr = 7.888609052210118e-31 if k00.dtype == tl.float64 else 2.2737367544323206e-13
-    LIMIT: tl.constexpr = 1.4901161193847656e-08 if k00.dtype == tl.float64 else 3.4526698300124393e-04  # sqrt(eps)
-    largest = _largest_of(tl.abs(k00), k01, k02)
-    largest = _largest_of(_largest_of(largest, k10, k11), k12, k20)
-    largest = _largest_of(largest, k21, k22)
+    k00, k01, k02, k10, k11, k12, k20, k21, k22 = load3(matrix_ptr + lane * stride, row_stride, column_stride, inside)
+    largest = _larger(_larger(_larger(tl.abs(k00), k01, k02, k10), k11, k12, k20), k21, k22, k00)
     poison = largest * 0
     empty = largest == 0
     power, _inverse = power_of_two(largest)
     k00, k01, k02 = tl.where(empty, 1.0, k00 * power), k01 * power, k02 * power  # K = 0: as for the identity
     k10, k11, k12 = k10 * power, tl.where(empty, 1.0, k11 * power), k12 * power
     k20, k21, k22 = k20 * power, k21 * power, tl.where(empty, 1.0, k22 * power)
-
-    p0, p1, p2, q0, q1, q2, r0, r1, r2 = k00, k10, k20, k01, k11, k21, k02, k12, k22
-    for _ in range(ROUNDS):
-        p0, p1, p2, q0, q1, q2 = _turn(p0, p1, p2, q0, q1, q2, TINY)
-        p0, p1, p2, r0, r1, r2 = _turn(p0, p1, p2, r0, r1, r2, TINY)
-        q0, q1, q2, r0, r1, r2 = _turn(q0, q1, q2, r0, r1, r2, TINY)
-    p0, p1, p2, q0, q1, q2 = _longer_first(p0, p1, p2, q0, q1, q2)
-    p0, p1, p2, r0, r1, r2 = _longer_first(p0, p1, p2, r0, r1, r2)
-    q0, q1, q2, r0, r1, r2 = _longer_first(q0, q1, q2, r0, r1, r2)
-
-    square = _dot(p0, p1, p2, p0, p1, p2)
-    inverse = inverse_root(square)
-    p0, p1, p2 = p0 * inverse, p1 * inverse, p2 * inverse
-    q0, q1, q2 = _unit_beside(q0, q1, q2, _dot(q0, q1, q2, q0, q1, q2), NOISE * square, p0, p1, p2)
-    r0, r1, r2 = _cross(p0, p1, p2, q0, q1, q2)
-    # u are p, q, r; v come as x, y, z from what the transpose makes of u.
-    x0, x1, x2 = _dot(k00, k10, k20, p0, p1, p2), _dot(k01, k11, k21, p0, p1, p2), _dot(k02, k12, k22, p0, p1, p2)
-    square = _dot(x0, x1, x2, x0, x1, x2)
-    inverse = inverse_root(square)
-    x0, x1, x2 = x0 * inverse, x1 * inverse, x2 * inverse
-    y0, y1, y2 = _dot(k00, k10, k20, q0, q1, q2), _dot(k01, k11, k21, q0, q1, q2), _dot(k02, k12, k22, q0, q1, q2)
-    along = _dot(x0, x1, x2, y0, y1, y2)
-    y0, y1, y2 = y0 - x0 * along, y1 - x1 * along, y2 - x2 * along
-    y0, y1, y2 = _unit_beside(y0, y1, y2, _dot(y0, y1, y2, y0, y1, y2), NOISE * square, x0, x1, x2)
-    z0, z1, z2 = _cross(x0, x1, x2, y0, y1, y2)
-    if REFLECTION:
-        w0, w1, w2 = _dot(k00, k01, k02, z0, z1, z2), _dot(k10, k11, k12, z0, z1, z2), _dot(k20, k21, k22, z0, z1, z2)
-        mirror = _dot(r0, r1, r2, w0, w1, w2) < 0
-        r0, r1, r2 = tl.where(mirror, -r0, r0), tl.where(mirror, -r1, r1), tl.where(mirror, -r2, r2)
-
-    m00, m01, m02 = p0 * x0 + q0 * y0 + r0 * z0, p0 * x1 + q0 * y1 + r0 * z1, p0 * x2 + q0 * y2 + r0 * z2
-    m10, m11, m12 = p1 * x0 + q1 * y0 + r1 * z0, p1 * x1 + q1 * y1 + r1 * z1, p1 * x2 + q1 * y2 + r1 * z2
-    m20, m21, m22 = p2 * x0 + q2 * y0 + r2 * z0, p2 * x1 + q2 * y1 + r2 * z1, p2 * x2 + q2 * y2 + r2 * z2
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = _nearest(k00, k01, k02, k10, k11, k12, k20, k21, k22, REFLECTION)
     if GRADIENT:
-        pointer = grad_ptr + lane * grad_stride
-        g00 = tl.load(pointer, mask=inside, other=0.0)
-        g01 = tl.load(pointer + grad_column_stride, mask=inside, other=0.0)
-        g02 = tl.load(pointer + 2 * grad_column_stride, mask=inside, other=0.0)
-        pointer += grad_row_stride
-        g10 = tl.load(pointer, mask=inside, other=0.0)
-        g11 = tl.load(pointer + grad_column_stride, mask=inside, other=0.0)
-        g12 = tl.load(pointer + 2 * grad_column_stride, mask=inside, other=0.0)
-        pointer += grad_row_stride
-        g20 = tl.load(pointer, mask=inside, other=0.0)
-        g21 = tl.load(pointer + grad_column_stride, mask=inside, other=0.0)
-        g22 = tl.load(pointer + 2 * grad_column_stride, mask=inside, other=0.0)
+        g00, g01, g02, g10, g11, g12, g20, g21, g22 = load3(
+            grad_ptr + lane * grad_stride, grad_row_stride, grad_column_stride, inside
+        )
         # vee(R^T G - G^T R)
         t0 = _dot(m02, m12, m22, g01, g11, g21) - _dot(m01, m11, m21, g02, g12, g22)
         t1 = _dot(m00, m10, m20, g02, g12, g22) - _dot(m02, m12, m22, g00, g10, g20)
         t2 = _dot(m01, m11, m21, g00, g10, g20) - _dot(m00, m10, m20, g01, g11, g21)
-        # Singular values u . K v; the last is negative where R is not the nearest of both signs.
-        s1 = _dot(
-            p0, p1, p2,
-            _dot(k00, k01, k02, x0, x1, x2), _dot(k10, k11, k12, x0, x1, x2), _dot(k20, k21, k22, x0, x1, x2),
-        )  # fmt: skip
-        s2 = _dot(
-            q0, q1, q2,
-            _dot(k00, k01, k02, y0, y1, y2), _dot(k10, k11, k12, y0, y1, y2), _dot(k20, k21, k22, y0, y1, y2),
-        )  # fmt: skip
-        s3 = _dot(
-            r0, r1, r2,
-            _dot(k00, k01, k02, z0, z1, z2), _dot(k10, k11, k12, z0, z1, z2), _dot(k20, k21, k22, z0, z1, z2),
+        s0, s1, s2, x0, y0, z0, x1, y1, z1, x2, y2, z2 = eigenpairs_of(  # of H = R^T K
+            _dot(m00, m10, m20, k00, k10, k20), _dot(m01, m11, m21, k01, k11, k21), _dot(m02, m12, m22, k02, k12, k22),
+            _dot(m01, m11, m21, k00, k10, k20), _dot(m02, m12, m22, k00, k10, k20), _dot(m02, m12, m22, k01, k11, k21),
         )  # fmt: skip
         # The inverse of each gap, which falls to 0 below the limit: of 1 in units of the largest entry, or the trace.
-        limit = LIMIT * tl.maximum(s1 + s2 + s3, tl.where(empty, 1.0, largest * power))
-        h1, h2, h3 = s2 + s3, s1 + s3, s1 + s2
-        i1, i2, i3 = (
-            reciprocal(tl.maximum(h1, limit)), reciprocal(tl.maximum(h2, limit)), reciprocal(tl.maximum(h3, limit))
-        )  # fmt: skip
+        ROOT_OF_EPS: tl.constexpr = 1.4901161193847656e-08 if k00.dtype == tl.float64 else 3.4526698300124393e-04
+        limit = ROOT_OF_EPS * tl.maximum(s0 + s1 + s2, tl.where(empty, 1.0, largest * power))
         scale = tl.where(empty, 0.0, power)
-        i1, i2, i3 = h1 * i1 * i1 * scale, h2 * i2 * i2 * scale, h3 * i3 * i3 * scale
-        i1 *= _dot(x0, x1, x2, t0, t1, t2)
-        i2 *= _dot(y0, y1, y2, t0, t1, t2)
-        i3 *= _dot(z0, z1, z2, t0, t1, t2)
-        z0, z1, z2 = x0 * i1 + y0 * i2 + z0 * i3, x1 * i1 + y1 * i2 + z1 * i3, x2 * i1 + y2 * i2 + z2 * i3
+        i0 = reciprocal(tl.maximum(s1 + s2, limit))
+        i1 = reciprocal(tl.maximum(s0 + s2, limit))
+        i2 = reciprocal(tl.maximum(s0 + s1, limit))
+        i0 = (s1 + s2) * i0 * i0 * scale * _dot(x0, x1, x2, t0, t1, t2)
+        i1 = (s0 + s2) * i1 * i1 * scale * _dot(y0, y1, y2, t0, t1, t2)
+        i2 = (s0 + s1) * i2 * i2 * scale * _dot(z0, z1, z2, t0, t1, t2)
+        z0, z1, z2 = x0 * i0 + y0 * i1 + z0 * i2, x1 * i0 + y1 * i1 + z1 * i2, x2 * i0 + y2 * i1 + z2 * i2
         # R [z]x
-        n00, n01, n02 = m01 * z2 - m02 * z1, m02 * z0 - m00 * z2, m00 * z1 - m01 * z0
-        n10, n11, n12 = m11 * z2 - m12 * z1, m12 * z0 - m10 * z2, m10 * z1 - m11 * z0
+        m00, m01, m02 = m01 * z2 - m02 * z1, m02 * z0 - m00 * z2, m00 * z1 - m01 * z0
+        m10, m11, m12 = m11 * z2 - m12 * z1, m12 * z0 - m10 * z2, m10 * z1 - m11 * z0
         m20, m21, m22 = m21 * z2 - m22 * z1, m22 * z0 - m20 * z2, m20 * z1 - m21 * z0
-        m00, m01, m02, m10, m11, m12 = n00, n01, n02, n10, n11, n12
-
-    result_ptr += lane
-    tl.store(result_ptr, m00 + poison, mask=inside)
-    tl.store(result_ptr + count, m01 + poison, mask=inside)
-    tl.store(result_ptr + 2 * count, m02 + poison, mask=inside)
-    tl.store(result_ptr + 3 * count, m10 + poison, mask=inside)
-    tl.store(result_ptr + 4 * count, m11 + poison, mask=inside)
-    tl.store(result_ptr + 5 * count, m12 + poison, mask=inside)
-    tl.store(result_ptr + 6 * count, m20 + poison, mask=inside)
-    tl.store(result_ptr + 7 * count, m21 + poison, mask=inside)
-    tl.store(result_ptr + 8 * count, m22 + poison, mask=inside)
-
-
-def rounds(dtype: torch.dtype) -> int:
-    """How often all pairs of columns are turned."""
-    return _ROUNDS[dtype]
+    store3(
+        result_ptr + lane, count, m00 + poison, m01 + poison, m02 + poison, m10 + poison, m11 + poison, m12 + poison,
+        m20 + poison, m21 + poison, m22 + poison, inside,
+    )  # fmt: skip
 
 
 def rotation3(matrix: Tensor, allow_reflection: bool = False) -> Tensor:
@@ -238,6 +167,6 @@ def _launch(matrix: Tensor, grad: Tensor, allow_reflection: bool, gradient: bool
         launch(
             _rotation3_kernel, lambda constants: (triton.cdiv(count, constants["BLOCK"]),), _TUNING,
             matrix, grad, result, *matrix.stride(), *grad.stride(), count,
-            REFLECTION=allow_reflection, GRADIENT=gradient, ROUNDS=rounds(matrix.dtype),
+            REFLECTION=allow_reflection, GRADIENT=gradient,
         )  # fmt: skip
     return result

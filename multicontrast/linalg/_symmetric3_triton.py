@@ -104,26 +104,112 @@ def _isolated_vector(m0, m1, m2, b10, b20, b21, TINY: tl.constexpr):
 
 
 @triton.jit
-def _deflate(b00, b11, b22, b10, b20, b21, TINY: tl.constexpr):
-    """``(eta, v, p, q, d, e, delta)``: the isolated pair, a frame across it, and there ``[[d, e], [e, -d]]``.
+def frame(x, y, z):
+    """``p, q`` so that ``p, q, (x, y, z)`` are a right-handed orthonormal frame, without a branch.
 
-    The other eigenvalues are ``-eta / 2 -+ delta``.
+    Duff et al., Building an Orthonormal Basis, Revisited, JCGT 2017.
     """
-    eta = _isolated_root(b00, b11, b22, b10, b20, b21, TINY)
-    x, y, z = _isolated_vector(eta - b00, eta - b11, eta - b22, b10, b20, b21, TINY)
-    # An orthonormal frame without a branch: Duff et al., JCGT 2017.
     sign = tl.where(z < 0, -1.0, 1.0).to(z.dtype)
     a = -sign * reciprocal(1 + tl.abs(z))
     b = x * y * a
-    p0, p1, p2 = 1 + sign * x * x * a, sign * b, -sign * x
-    q0, q1, q2 = b, sign + y * y * a, -y
-    # B + eta / 2 is as small across v as the two eigenvalues are close, and so are the roundings of its products.
+    return 1 + sign * x * x * a, sign * b, -sign * x, b, sign + y * y * a, -y
+
+
+@triton.jit
+def isolate(b00, b11, b22, b10, b20, b21):
+    """``(eta, v, p, q)`` of a traceless matrix: the isolated eigenvalue, its vector, and a frame across that."""
+    # 2^-1000 or 2^-120: nothing beside numbers of about 1, and far from where the arithmetic flushes to zero.
+    TINY: tl.constexpr = 9.332636185032189e-302 if b00.dtype == tl.float64 else 7.52316384526264e-37
+    eta = _isolated_root(b00, b11, b22, b10, b20, b21, TINY)
+    x, y, z = _isolated_vector(eta - b00, eta - b11, eta - b22, b10, b20, b21, TINY)
+    p0, p1, p2, q0, q1, q2 = frame(x, y, z)
+    return eta, x, y, z, p0, p1, p2, q0, q1, q2
+
+
+@triton.jit
+def deviator(a00, a11, a22):
+    """The diagonal less its mean, from differences: exact where its entries are close, as ``a00 - mean`` is not."""
+    d0, d1, d2 = a00 - a11, a00 - a22, a11 - a22
+    return third(d0 + d1), third(d2 - d0), -third(d1 + d2)
+
+
+@triton.jit
+def eigenpairs_of(a00, a11, a22, a10, a20, a21):
+    """Eigenvalues, ascending, then the entries of the matrix whose columns are their vectors, row by row."""
+    largest = _largest(a00, a11, a22, a10, a20, a21)
+    poison = largest * 0
+    power, inverse = power_of_two(largest)
+    a00, a11, a22 = a00 * power, a11 * power, a22 * power
+    centre = third(a00 + a11 + a22) + poison
+    b00, b11, b22 = deviator(a00, a11, a22)
+    b10, b20, b21 = a10 * power, a20 * power, a21 * power
+    # A multiple of the identity and little else: the little has eigenvectors too.
+    power, unit = power_of_two(_largest(b00, b11, b22, b10, b20, b21))
+    b00, b11, b22, b10, b20, b21 = b00 * power, b11 * power, b22 * power, b10 * power, b20 * power, b21 * power
+    eta, x, y, z, p0, p1, p2, q0, q1, q2 = isolate(b00, b11, b22, b10, b20, b21)
+
+    # [[d, e], [e, -d]] in the plane, of eigenvalues +-delta. B + eta / 2 is as small there as the two other eigenvalues
+    # -eta / 2 +- delta are close, and so are the roundings of its products.
+    TINY: tl.constexpr = 9.332636185032189e-302 if a00.dtype == tl.float64 else 7.52316384526264e-37
     s00, s11, s22 = b00 + 0.5 * eta, b11 + 0.5 * eta, b22 + 0.5 * eta
     i0, i1, i2 = s00 * p0 + b10 * p1 + b20 * p2, b10 * p0 + s11 * p1 + b21 * p2, b20 * p0 + b21 * p1 + s22 * p2
     k0, k1, k2 = s00 * q0 + b10 * q1 + b20 * q2, b10 * q0 + s11 * q1 + b21 * q2, b20 * q0 + b21 * q1 + s22 * q2
     d = 0.5 * ((p0 * i0 + p1 * i1 + p2 * i2) - (q0 * k0 + q1 * k1 + q2 * k2))
     e = q0 * i0 + q1 * i1 + q2 * i2
-    return eta, x, y, z, p0, p1, p2, q0, q1, q2, d, e, root(d * d + e * e + TINY)
+    delta = root(d * d + e * e + TINY)
+    top = eta >= 0  # the isolated eigenvalue is the largest
+    low, high, eta = (-0.5 * eta - delta) * unit, (-0.5 * eta + delta) * unit, eta * unit
+    first = (centre + tl.where(top, low, eta)) * inverse
+    second = (centre + tl.where(top, high, low)) * inverse
+    last = (centre + tl.where(top, eta, high)) * inverse
+
+    # The upper eigenvector of [[d, e], [e, -d]], from the row that does not cancel.
+    cos, sin = tl.where(d >= 0, delta + d, e), tl.where(d >= 0, e, delta - d)
+    square = cos * cos + sin * sin
+    null = square < TINY
+    scale = inverse_root(tl.where(null, 1.0, square))
+    cos, sin = tl.where(null, 1.0, cos * scale) + poison, tl.where(null, 0.0, sin * scale)
+    h0, h1, h2 = cos * p0 + sin * q0, cos * p1 + sin * q1, cos * p2 + sin * q2
+    l0, l1, l2 = cos * q0 - sin * p0, cos * q1 - sin * p1, cos * q2 - sin * p2
+    scale = 1.5 - 0.5 * (h0 * h0 + h1 * h1 + h2 * h2)  # what roundings added to the length
+    h0, h1, h2 = h0 * scale, h1 * scale, h2 * scale
+    scale = 1.5 - 0.5 * (l0 * l0 + l1 * l1 + l2 * l2)
+    l0, l1, l2 = l0 * scale, l1 * scale, l2 * scale
+    x, y, z = x + poison, y + poison, z + poison
+    return (
+        first, second, last,
+        tl.where(top, l0, x), tl.where(top, h0, l0), tl.where(top, x, h0),
+        tl.where(top, l1, y), tl.where(top, h1, l1), tl.where(top, y, h1),
+        tl.where(top, l2, z), tl.where(top, h2, l2), tl.where(top, z, h2),
+    )  # fmt: skip
+
+
+@triton.jit
+def load3(pointer, row_stride, column_stride, inside):
+    """The entries of 3x3 matrices, row by row."""
+    row1, row2 = pointer + row_stride, pointer + 2 * row_stride
+    return (
+        tl.load(pointer, mask=inside, other=0.0), tl.load(pointer + column_stride, mask=inside, other=0.0),
+        tl.load(pointer + 2 * column_stride, mask=inside, other=0.0),
+        tl.load(row1, mask=inside, other=0.0), tl.load(row1 + column_stride, mask=inside, other=0.0),
+        tl.load(row1 + 2 * column_stride, mask=inside, other=0.0),
+        tl.load(row2, mask=inside, other=0.0), tl.load(row2 + column_stride, mask=inside, other=0.0),
+        tl.load(row2 + 2 * column_stride, mask=inside, other=0.0),
+    )  # fmt: skip
+
+
+@triton.jit
+def store3(pointer, stride, m00, m01, m02, m10, m11, m12, m20, m21, m22, inside):
+    """Nine entries, ``stride`` apart."""
+    tl.store(pointer, m00, mask=inside)
+    tl.store(pointer + stride, m01, mask=inside)
+    tl.store(pointer + 2 * stride, m02, mask=inside)
+    tl.store(pointer + 3 * stride, m10, mask=inside)
+    tl.store(pointer + 4 * stride, m11, mask=inside)
+    tl.store(pointer + 5 * stride, m12, mask=inside)
+    tl.store(pointer + 6 * stride, m20, mask=inside)
+    tl.store(pointer + 7 * stride, m21, mask=inside)
+    tl.store(pointer + 8 * stride, m22, mask=inside)
 
 
 @triton.jit
@@ -133,63 +219,15 @@ def _symmetric3_kernel(
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = i < count
-    matrix_ptr += i * stride
-    a00 = tl.load(matrix_ptr, mask=inside, other=0.0)
-    a10 = tl.load(matrix_ptr + row_stride, mask=inside, other=0.0)
-    a11 = tl.load(matrix_ptr + row_stride + column_stride, mask=inside, other=0.0)
-    a20 = tl.load(matrix_ptr + 2 * row_stride, mask=inside, other=0.0)
-    a21 = tl.load(matrix_ptr + 2 * row_stride + column_stride, mask=inside, other=0.0)
-    a22 = tl.load(matrix_ptr + 2 * row_stride + 2 * column_stride, mask=inside, other=0.0)
-
-    largest = _largest(a00, a11, a22, a10, a20, a21)
-    poison = largest * 0
-    power, inverse = power_of_two(largest)
-    a00, a11, a22 = a00 * power, a11 * power, a22 * power
-    a10, a20, a21 = a10 * power, a20 * power, a21 * power
-    # The deviator from differences of the diagonal: exact where its entries are close, as a00 - mean is not.
-    d0, d1, d2 = a00 - a11, a00 - a22, a11 - a22
-    # 2^-1000 or 2^-120: nothing beside numbers of about 1, and far from where the arithmetic flushes to zero.
-    TINY: tl.constexpr = 9.332636185032189e-302 if a00.dtype == tl.float64 else 7.52316384526264e-37
-    centre = third(a00 + a11 + a22) + poison
-    b00, b11, b22 = third(d0 + d1), third(d2 - d0), -third(d1 + d2)
-    # A multiple of the identity and little else: the little has eigenvectors too.
-    power, unit = power_of_two(_largest(b00, b11, b22, a10, a20, a21))
-    eta, x, y, z, p0, p1, p2, q0, q1, q2, d, e, delta = _deflate(
-        b00 * power, b11 * power, b22 * power, a10 * power, a20 * power, a21 * power, TINY
-    )
-
-    top = eta >= 0  # the isolated eigenvalue is the largest
-    low, high, eta = (-0.5 * eta - delta) * unit, (-0.5 * eta + delta) * unit, eta * unit
+    # The upper triangle is not used, so the compiler leaves out its loads, as it does vectors that nobody stores.
+    a00, _a01, _a02, a10, a11, _a12, a20, a21, a22 = load3(matrix_ptr + i * stride, row_stride, column_stride, inside)
+    l0, l1, l2, v00, v01, v02, v10, v11, v12, v20, v21, v22 = eigenpairs_of(a00, a11, a22, a10, a20, a21)
     values_ptr += 3 * i
-    tl.store(values_ptr, (centre + tl.where(top, low, eta)) * inverse, mask=inside)
-    tl.store(values_ptr + 1, (centre + tl.where(top, high, low)) * inverse, mask=inside)
-    tl.store(values_ptr + 2, (centre + tl.where(top, eta, high)) * inverse, mask=inside)
+    tl.store(values_ptr, l0, mask=inside)
+    tl.store(values_ptr + 1, l1, mask=inside)
+    tl.store(values_ptr + 2, l2, mask=inside)
     if VECTORS:
-        # The upper eigenvector of [[d, e], [e, -d]], from the row that does not cancel.
-        cos, sin = tl.where(d >= 0, delta + d, e), tl.where(d >= 0, e, delta - d)
-        square = cos * cos + sin * sin
-        null = square < TINY
-        scale = inverse_root(tl.where(null, 1.0, square))
-        cos, sin = tl.where(null, 1.0, cos * scale) + poison, tl.where(null, 0.0, sin * scale)
-        h0, h1, h2 = cos * p0 + sin * q0, cos * p1 + sin * q1, cos * p2 + sin * q2
-        l0, l1, l2 = cos * q0 - sin * p0, cos * q1 - sin * p1, cos * q2 - sin * p2
-        scale = 1.5 - 0.5 * (h0 * h0 + h1 * h1 + h2 * h2)  # what roundings added to the length
-        h0, h1, h2 = h0 * scale, h1 * scale, h2 * scale
-        scale = 1.5 - 0.5 * (l0 * l0 + l1 * l1 + l2 * l2)
-        l0, l1, l2 = l0 * scale, l1 * scale, l2 * scale
-        x += poison
-        y += poison
-        z += poison
-        vectors_ptr += 9 * i
-        tl.store(vectors_ptr, tl.where(top, l0, x), mask=inside)
-        tl.store(vectors_ptr + 1, tl.where(top, h0, l0), mask=inside)
-        tl.store(vectors_ptr + 2, tl.where(top, x, h0), mask=inside)
-        tl.store(vectors_ptr + 3, tl.where(top, l1, y), mask=inside)
-        tl.store(vectors_ptr + 4, tl.where(top, h1, l1), mask=inside)
-        tl.store(vectors_ptr + 5, tl.where(top, y, h1), mask=inside)
-        tl.store(vectors_ptr + 6, tl.where(top, l2, z), mask=inside)
-        tl.store(vectors_ptr + 7, tl.where(top, h2, l2), mask=inside)
-        tl.store(vectors_ptr + 8, tl.where(top, z, h2), mask=inside)
+        store3(vectors_ptr + 9 * i, 1, v00, v01, v02, v10, v11, v12, v20, v21, v22, inside)
 
 
 def eigvalsh3(matrix: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
         ValueError: its last two sizes are not 2 and 2 or 3 and 3.
 
     Reference:
-        Umeyama, Least-squares estimation of transformation parameters between two point patterns, TPAMI 1991;
-        one-sided Jacobi: Hestenes 1958, Demmel and Veselić 1992.
+        Umeyama, Least-squares estimation of transformation parameters between two point patterns, TPAMI 1991; deflation
+        of the isolated eigenvalue: Scherzinger and Dohrmann, CMAME 2008.
 
     Example:
         >>> quarter_turn = torch.tensor([[0.0, -2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 2.0]])

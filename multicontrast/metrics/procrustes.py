@@ -15,7 +15,7 @@ is turned so that the batch is innermost, and stays in the cache until its dista
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -105,12 +105,15 @@ def aligned_distances(
     pred, target, weight = read_poses(operation, pred, target, mask, blank=False)
     if root is not None:  # checked and no more: the alignment undoes any translation
         list_joints(operation, "root", root, target.shape[-2])
-    parts = []
-    for piece in _pieces(pred, target, weight):
-        linear = _fit(piece, scale, allow_reflection).linear
-        parts.append(_lengths(_add_turned(piece.target, linear, piece.pred, -1)) * piece.target_size)
-    errors = torch.cat(parts, -1)
+    errors = torch.cat([_distances(*some, scale, allow_reflection) for some in _split(pred, target, weight)], -1)
     return JointErrors(errors.mT.reshape(target.shape[:-1]), weight)
+
+
+def _distances(pred: Tensor, target: Tensor, weight: Tensor | None, scale: bool, allow_reflection: bool) -> Tensor:
+    """``(J, n)`` of poses ``(n, J, D)``."""
+    piece = _standardise(pred, target, weight)
+    linear = _fit(piece, scale, allow_reflection).linear
+    return _lengths(_add_turned(piece.target, linear, piece.pred, -1)) * piece.target_size
 
 
 def procrustes_align(
@@ -145,17 +148,16 @@ def procrustes_align(
     """
     check_options("procrustes_align", scale=scale, allow_reflection=allow_reflection)
     poses = read_poses("procrustes_align", pred, target, mask, blank=False)
-    joints, size = target.shape[-2:]
-    everywhere = pred.to(poses.pred.dtype).reshape(-1, joints, size)
     found = []
-    for piece, part in zip(_pieces(*poses), everywhere.split(_piece_length(poses.target))):
+    for some in _split(*poses):
+        piece = _standardise(*some)
         fit = _fit(piece, scale, allow_reflection)
         linear = fit.scale * fit.rotation
-        aligned = _add_turned(piece.target_centre, linear, part.permute(1, 2, 0) - piece.pred_centre)
+        aligned = _add_turned(piece.target_centre, linear, some[0].permute(1, 2, 0) - piece.pred_centre)
         translation = _add_turned(piece.target_centre, linear, piece.pred_centre[None], -1)[0]
         found.append((aligned.permute(2, 0, 1), fit.rotation.permute(2, 0, 1), fit.scale, translation.mT))
     aligned, rotation, factor, translation = (torch.cat(parts) for parts in zip(*found))
-    batch = target.shape[:-2]
+    *batch, _joints, size = target.shape
     return Alignment(
         aligned.reshape(target.shape),
         rotation.reshape(*batch, size, size),
@@ -191,25 +193,27 @@ def _piece_length(target: Tensor) -> int:
     return max(_PIECE_BYTES // (target.shape[-2] * target.shape[-1] * target.element_size()), 1)
 
 
-_PIECE_BYTES = 3_200_000
+_PIECE_BYTES = 4_000_000
 
 
-def _pieces(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[_Piece]:
+def _split(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Some poses at a time, ``(n, J, D)``, and their weights ``(n, J)`` over a power of two."""
     length = _piece_length(target)
     poses = [pose.reshape(-1, *pose.shape[-2:]).split(length) for pose in (pred, target)]
     if weight is None:
-        weights: Sequence[Tensor | None] = [None] * len(poses[0])
-    else:
-        weights = relative_weights(weight, -1).reshape(-1, weight.shape[-1]).split(length)
-    for pred, target, weight in zip(*poses, weights):
-        w = None if weight is None else weight.mT.contiguous()
-        heaviest = None if w is None else w.detach().argmax(0)
-        x, x_size, x_centre = _standardise(pred, w, heaviest)
-        y, y_size, y_centre = _standardise(target, w, heaviest)
-        yield _Piece(x, y, w, x_size, y_size, x_centre, y_centre)
+        return zip(*poses, [None] * len(poses[0]))
+    return zip(*poses, relative_weights(weight, -1).reshape(-1, weight.shape[-1]).split(length))
 
 
-def _standardise(pose: Tensor, w: Tensor | None, heaviest: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _standardise(pred: Tensor, target: Tensor, weight: Tensor | None) -> _Piece:
+    w = None if weight is None else weight.mT.contiguous()
+    heaviest = None if w is None else w.detach().argmax(0)
+    x, x_size, x_centre = _centre(pred, w, heaviest)
+    y, y_size, y_centre = _centre(target, w, heaviest)
+    return _Piece(x, y, w, x_size, y_size, x_centre, y_centre)
+
+
+def _centre(pose: Tensor, w: Tensor | None, heaviest: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``(n, J, D)`` as ``(J, D, n)``, centred and scaled; the size ``(n,)``; and the centre ``(D, n)``.
 
     Centred twice, on a joint of the largest weight and then on the mean, so that a distant origin costs no digits. The
@@ -265,6 +269,5 @@ def _add_turned(base: Tensor, linear: Tensor, pose: Tensor, sign: int = 1) -> Te
 
 def _lengths(vectors: Tensor) -> Tensor:
     """``(J, D, n)`` of about 1 to ``(J, n)``; the gradient at 0 is 0. `vector_norm` is slow along a middle axis."""
-    square = sum((coordinate * coordinate for coordinate in vectors.unbind(1)), vectors.new_zeros(()))
-    zero = square == 0
-    return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+    square = _inner(vectors.movedim(1, 0), vectors.movedim(1, 0))
+    return square * square.clamp_min(torch.finfo(square.dtype).smallest_normal).rsqrt()
