@@ -87,21 +87,18 @@ def test_replays_are_fresh_draws_over_new_embeddings(case):
         graph = Graph()
         with graph:
             captured = step()
-        seen = []
-        for seed in (5, 6):
-            with torch.no_grad():
-                for x in (*xs, tau):
-                    x.copy_(torch.rand_like(x))
-            torch.manual_seed(seed)
-            graph.replay()
-            found = [x.clone() for x in captured]
-            torch.manual_seed(seed)
-            for result, expected in zip(found, step()):
-                torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
-            graph.replay()  # further on in the same stream of numbers
-            seen.append(bool(captured[0] == found[0]))
+        with torch.no_grad():
+            for x in (*xs, tau):
+                x.copy_(torch.rand_like(x))
+        torch.manual_seed(5)
+        graph.replay()
+        found = [x.clone() for x in captured]
+        torch.manual_seed(5)
+        for result, expected in zip(found, step()):
+            torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+        graph.replay()  # further on in the same stream of numbers
     if case in ("cyclic", "permutation", "shared", "masked"):
-        assert not any(seen)
+        assert captured[0] != found[0]
 
 
 @on("interpreter")
