@@ -221,3 +221,5 @@ def test_a_longer_run_is_kept_as_far_as_it_came(tmp_path):
         [stage, str(step), f"{6 * step}", "0.333333"] for stage, step in stages[:3]
     ]
     assert read_run("other", folder) is None
+    keep_run(run, "quick", motion, folder, sampler_steps=1)
+    assert read_run("quick", folder)["deviations"]["sampler.steps"] == [1, 1000]

@@ -370,11 +370,7 @@ def _fair6(folder: Path) -> str:
     certain = [
         f"{words} ({where})" for words, *found in changes for where, (_, sure) in zip(("2D", "pictures"), found) if sure
     ]
-    shown = (
-        f"Seeds do not hide these: {'; '.join(certain)}."
-        if certain
-        else "No difference is larger than that between seeds."
-    )
+    shown = f"Outside the seeds' ranges: {'; '.join(certain)}." if certain else "All lie within the seeds' ranges."
     return (
         f"{text}\n\nWhat each step changes, MPJPE in mm; in brackets where the seeds' ranges overlap:\n\n"
         f"{_markdown(['step', 'from GT 2D', 'from pictures'], rows_of)}\n\n{shown} {_rates_chosen(study, folder)} Not "

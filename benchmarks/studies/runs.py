@@ -29,7 +29,7 @@ def read_run(name: str, folder: Path = RUNS) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS) -> list[Path]:
+def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS, sampler_steps: int | None = None) -> list[Path]:
     """Evaluates the model of a training run, finished or not, and keeps the result with the run's steps.
 
     Args:
@@ -37,6 +37,7 @@ def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS) -> list[
         name: of the files.
         motion: whose "test" takes are evaluated.
         folder: where the files go.
+        sampler_steps: of the evaluation, instead of those that the run was given.
     Raises: ValueError where there is neither model nor checkpoint.
     """
     found = [run / MODEL] if (run / MODEL).exists() else sorted((run / CHECKPOINTS).glob(f"stage*-*/{MODEL}"))
@@ -44,6 +45,9 @@ def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS) -> list[
         needed = "`keep` needs a run with a model or a checkpoint"
         raise ValueError(three_beats(needed, str(run), "`unihpe train --out` names it."))
     model, config = load_model(found[-1])
+    if sampler_steps is not None:
+        config = config.override(**{"sampler.steps": sampler_steps})
+        model.sampler = config.sampler
     records = [json.loads(line) for line in (run / LOG).read_text().splitlines()]
     steps = [record for record in records if record["event"] == "step"]
     if found[-1].parent != run:
