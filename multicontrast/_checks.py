@@ -290,7 +290,7 @@ def check_bools(operation: str, name: str, value: object, remedy: str) -> None:
 def check_same_device(operation: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     """Raise ``ValueError`` unless all tensors live on one device."""
     devices = [tensor.device for tensor in tensors]
-    if any(device != devices[0] for device in devices):
+    if len(set(devices)) > 1:
         came = ", ".join(f"`{name}` on {device}" for name, device in zip(names, devices))
         raise ValueError(
             three_beats(f"`{operation}` needs all tensors on one device", came, "Move them with `.to(device)` first.")
@@ -341,8 +341,8 @@ def check_generator(operation: str, generator: object) -> None:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Disables autocast, which meta tensors do not have."""
-    if not torch.amp.is_autocast_available(device.type):
+    """Disables autocast where it is enabled; meta tensors have none."""
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -101,11 +101,12 @@ class CosineSimilarity:
             grads = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
         return value.detach(), list(grads)
 
-    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
+    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace | None) -> tuple[Tensor, Pullback]:
         """The value, and a function from a weight for each tuple to weight x derivative by each cosine.
 
-        The cosines may broadcast to the shape of the tuples and are only read. Results live in the workspace until its
-        next use, and may share memory. The value may be overwritten before the function is called, which is once.
+        The cosines may broadcast to the shape of the tuples and are only read. Results live in the workspace, if there
+        is one, until its next use, and may share memory. The value may be overwritten before the function is called,
+        which is once.
         """
         value, grads = self.with_gradient(torch.broadcast_tensors(*cosines))
         return value, lambda weights: [grad * weights for grad in grads]
@@ -130,12 +131,15 @@ class Eigenvalue(CosineSimilarity):
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return gram_eigmax_with_gradient(cosines)  # the excess over 1: small cosines keep their digits
 
-    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
+    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace | None) -> tuple[Tensor, Pullback]:
         if len(cosines) != 3:
             return super().with_pullback(cosines, workspace)
         a, b, c = cosines
         shape = a.shape if a.shape == b.shape == c.shape else torch.broadcast_shapes(a.shape, b.shape, c.shape)
-        return eigmax_with_pullback((a, b, c), workspace.take("eigenvalue", (SCRATCH_ROWS, *shape), a))
+        scratch = (SCRATCH_ROWS, *shape)
+        return eigmax_with_pullback(
+            (a, b, c), a.new_empty(scratch) if workspace is None else workspace.take("eigenvalue", scratch, a)
+        )
 
     @torch.no_grad()
     def without_gradient(self, cosines: Sequence[Tensor]) -> Tensor:
@@ -157,7 +161,7 @@ class SingularValue(CosineSimilarity):
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return self._root(*gram_eigmax_with_gradient(cosines))
 
-    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
+    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace | None) -> tuple[Tensor, Pullback]:
         excess, pullback = _EIGENVALUE.with_pullback(cosines, workspace)
         value = excess.add_(1).sqrt_()
         half = 0.5 / value
@@ -189,7 +193,7 @@ class MeanCosine(CosineSimilarity):
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
         return self(cosines), [torch.full_like(cosine, 1 / len(cosines)) for cosine in cosines]
 
-    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, Pullback]:
+    def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace | None) -> tuple[Tensor, Pullback]:
         count = len(cosines)
         return self(cosines), lambda weights: [weights / count] * count
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +17,8 @@ from multicontrast.losses import cpu, reference, streamed
 from multicontrast.losses import options as option_classes
 from multicontrast.losses.candidates import SCHEMES, Pair
 from multicontrast.losses.options import check_embeddings, check_options, check_per_sample, check_tau, with_options
-from multicontrast.losses.plan import TRIPLET, Plan, check_count_of_modalities, make_plan
-from multicontrast.losses.softmax import Masks
+from multicontrast.losses.plan import TRIPLET, Plan, make_plan
+from multicontrast.losses.softmax import UNMASKED, Masks
 from multicontrast.losses.triton import fused_operator, kernels
 
 if TYPE_CHECKING:
@@ -197,11 +198,14 @@ def _loss(
     """Check, let the ranks agree, plan, compute."""
     given = dict(given)
     impl = given.pop("impl", None)  # of the tests: an implementation by name
-    with Handshake(operation, given.get("gather", False)) as handshake:
+    gather = given.get("gather", False)
+    handshake = None if gather is False else Handshake(operation, gather)
+    if handshake is not None and handshake.alone:
+        handshake = None
+    with handshake or contextlib.nullcontext():
         options = check_options(operation, kind, given)
         pairs = options.get("pairs", pairs)
-        check_count_of_modalities(operation, len(embeddings))
-        check_embeddings(operation, names, embeddings, may_be_empty=not handshake.alone)
+        check_embeddings(operation, names, embeddings, may_be_empty=handshake is not None)
         _check_capture(operation, embeddings[0].device, tau, handshake)
         dtype = compute_dtype(*embeddings)
         by_name = isinstance(tau, Mapping) and "alpha" in options
@@ -212,38 +216,40 @@ def _loss(
             tau = check_tau(operation, tau, dtype)
         check_per_sample(operation, embeddings, options)
         _check_ring(operation, options)
-        ranks = _agree(handshake, embeddings, tau, options)
-        batch = _gather(ranks, embeddings, tau, options)
-        if ranks is not None and isinstance(options.get("negatives"), Tensor):
-            handshake.reopen()  # one rank's index may be wrong
-        like = batch.embeddings[0]
+        batch = _Batch(embeddings, tau, _masks(options), options.get("generator"))
+        if handshake is not None:
+            batch = _gather(handshake, batch, options)
+        like, ranks = batch.embeddings[0], batch.ranks
         # A number is written on the device that uses it: copied there, the host would wait.
         if not isinstance(batch.tau, Tensor):
             batch.tau = torch.full((), batch.tau, dtype=dtype, device=like.device)
         taus = dict(zip(keys, batch.tau.unbind())) if by_name else batch.tau
         outlines = batch.embeddings
-        if batch.ring and ranks is not None:
-            outlines = [x.new_empty(1, 1).expand(ranks.total, x.shape[1]) for x in batch.embeddings]
+        if ranks is not None and batch.ring:
+            outlines = [x.new_empty(1, 1).expand(ranks.total, x.shape[1]) for x in outlines]
+            options["tiled"] = _tiled_ring(options)
         plan = make_plan(
             operation,
             outlines,
             taus,
-            options if not batch.ring else options | {"tiled": _tiled_ring(options)},
+            options,
             batch.masks,
             pairs=pairs,
             has_tuples=has_tuples,
             anchors=None if ranks is None else (ranks.start, ranks.stop),
             generator=batch.generator,
         )
-        handshake.close()
+        if handshake is not None:
+            handshake.close()
     if plan.diagnostics is not None:
         plan.diagnostics.pairs, plan.diagnostics.tuples = {}, None
     with without_autocast(like.device):
-        xs = batch.embeddings
         if ranks is None:
-            return run(operation, plan, xs, impl)
-        ring = batch.ring
-        loss = streamed.ring_loss(plan, [x.to(dtype) for x in xs], ranks) if ring else run(operation, plan, xs, impl)
+            return run(operation, plan, batch.embeddings, dtype, impl)
+        if batch.ring:
+            loss = streamed.ring_loss(plan, [x.to(dtype) for x in batch.embeddings], ranks)
+        else:
+            loss = run(operation, plan, batch.embeddings, dtype, impl)
         if plan.reduction != "none":
             loss = loss * ranks.size
         return ranks.join(loss, *batch.embeddings, *([tau] if isinstance(tau, Tensor) else []))
@@ -268,12 +274,13 @@ IMPLEMENTATIONS = (
 """The first that applies computes a plan. All give the reference's numbers, to rounding."""
 
 
-def run(operation: str, plan: Plan, embeddings: Sequence[Tensor], impl: str | None = None) -> Tensor:
-    """The plan's loss by the first implementation that applies, or by the one that is named."""
+def run(
+    operation: str, plan: Plan, embeddings: Sequence[Tensor], dtype: torch.dtype, impl: str | None = None
+) -> Tensor:
+    """The plan's loss in ``dtype`` by the first implementation that applies, or by the one that is named."""
     if impl is not None:
         check_choice(operation, "impl", impl, [found.name for found in IMPLEMENTATIONS])
-    dtype = compute_dtype(*embeddings)
-    wide = [x.to(dtype) for x in embeddings]
+    wide = [x if x.dtype == dtype else x.to(dtype) for x in embeddings]
     for found in IMPLEMENTATIONS:
         xs = embeddings if found.takes_half else wide
         if impl in (None, found.name) and found.applies(plan, xs):
@@ -305,11 +312,11 @@ def _taus_by_name(
     return wanted, torch.stack(stacked)
 
 
-def _check_capture(operation: str, device: torch.device, tau: Any, handshake: Handshake) -> None:
+def _check_capture(operation: str, device: torch.device, tau: Any, handshake: Handshake | None) -> None:
     """Raise in a CUDA graph's capture for what is read on the host, once and for all."""
-    if not is_captured(device):
+    if device.type == "cpu" or not is_captured(device):
         return
-    if not handshake.alone:
+    if handshake is not None:
         handshake.leave()  # where nothing can be told
         remedy = "Gather with `torch.distributed.nn.functional.all_gather` before, or leave the loss out of the graph."
         raise RuntimeError(three_beats(f"`{operation}` needs the other ranks' answers to gather", "a capture", remedy))
@@ -340,32 +347,36 @@ def _tiled_ring(options: Mapping[str, Any]) -> bool | None:
 class _Batch:
     """What a plan runs on."""
 
-    embeddings: list[Tensor]  # (B, D): the rows of all ranks; in a ring those of this one
-    tau: float | Tensor
+    embeddings: Sequence[Tensor]  # (B, D): the rows of all ranks; in a ring those of this one
+    tau: Any  # a number or a tensor
     masks: Masks  # of the samples of all ranks
     generator: torch.Generator | None  # in one state on all ranks
-    ring: bool
+    ranks: Ranks | None = None
+    ring: bool = False
 
 
 def _masks(options: Mapping[str, Any]) -> Masks:
     extra = options["extra_negatives"]
     if extra is not None:
         extra = None if all(x is None or x.shape[-2] == 0 for x in extra) else tuple(extra)
-    present, ids, weight = options["present"], options["ids"], options["weight"]
-    return Masks(present, ids, weight, options["label_smoothing"], options["hardness"], extra)
+    of_samples = options["present"], options["ids"], options["weight"], extra
+    smoothing, hardness = options["label_smoothing"], options["hardness"]
+    if smoothing == hardness == 0 and all(x is None for x in of_samples):
+        return UNMASKED
+    return Masks(*of_samples[:3], smoothing, hardness, extra)
 
 
-def _agree(handshake: Handshake, embeddings: Sequence[Tensor], tau: Any, options: Mapping[str, Any]) -> Ranks | None:
+def _agree(handshake: Handshake, embeddings: Sequence[Tensor], tau: Any, options: Mapping[str, Any]) -> Ranks:
     """The other ranks, once they have agreed on all that must be alike."""
-    if handshake.alone:
-        return None
     own = ("generator", "gather", "diagnostics")
     alike = {name: _fingerprint(value) for name, value in options.items() if name not in own}
     alike["generator"] = options.get("generator") is None
     alike["diagnostics"] = options["diagnostics"] is None
     alike["temperature"] = "a tensor" if isinstance(tau, Tensor) else float(tau)
     tau_tensor = tau if isinstance(tau, Tensor) else None
-    return handshake.exchange(embeddings, tau_tensor, alike, options.get("generator"), _draws(options))
+    ranks = handshake.exchange(embeddings, tau_tensor, alike, options.get("generator"), _draws(options))
+    assert ranks is not None
+    return ranks
 
 
 def _draws(options: Mapping[str, Any]) -> bool:
@@ -384,22 +395,22 @@ def _fingerprint(option: object) -> object:
     return getattr(option, "__qualname__", type(option).__qualname__)
 
 
-def _gather(ranks: Ranks | None, embeddings: Sequence[Tensor], tau: Any, options: Mapping[str, Any]) -> _Batch:
-    """The rows of all ranks. What belongs to a sample comes without a gradient; further negatives stay where they are,
-    candidates of the rank's own anchors. Options that look at logits need all rows, and hand the ring back."""
-    masks, generator = _masks(options), options.get("generator")
-    ring = options["ring"] and masks.only_weigh and options["diagnostics"] is None
-    if ranks is None:
-        return _Batch(list(embeddings), tau, masks, generator, False)
-    ring = ring and ranks.total > 1
+def _gather(handshake: Handshake, own: _Batch, options: Mapping[str, Any]) -> _Batch:
+    """The rows of all ranks, once they have agreed. What belongs to a sample comes without a gradient; further
+    negatives stay where they are, candidates of the rank's own anchors. Options that look at logits need all rows, and
+    leave the ring."""
+    embeddings, tau, masks, generator = own.embeddings, own.tau, own.masks, own.generator
+    ranks = _agree(handshake, embeddings, tau, options)
+    ring = options["ring"] and masks.only_weigh and options["diagnostics"] is None and ranks.total > 1
     if _draws(options) and generator is None:
         generator = torch.Generator().manual_seed(ranks.seed)
-    gathered = list(embeddings)
     if not ring:
-        tau_tensor, gathered = ranks.gather(*embeddings, tau=tau if isinstance(tau, Tensor) else None)
+        tau_tensor, embeddings = ranks.gather(*embeddings, tau=tau if isinstance(tau, Tensor) else None)
         tau = tau if tau_tensor is None else tau_tensor
     values = (masks.present, masks.ids, masks.weight)
     found = iter(ranks.gather_values(*(value for value in values if value is not None)))
     present, ids, weight = (None if value is None else next(found) for value in values)
     masks = dataclasses.replace(masks, present=present, ids=ids, weight=weight)
-    return _Batch(gathered, tau, masks, generator, ring)
+    if isinstance(options.get("negatives"), Tensor):
+        handshake.reopen()  # one rank's index may be wrong
+    return _Batch(embeddings, tau, masks, generator, ranks, ring)

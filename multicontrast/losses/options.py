@@ -38,6 +38,7 @@ from multicontrast._checks import (
     values_are_free,
 )
 from multicontrast.distributed import Gather
+from multicontrast.losses.candidates import MAX_MODALITIES
 from multicontrast.losses.diagnostics import Diagnostics
 from multicontrast.similarity import Similarity
 
@@ -407,10 +408,13 @@ def check_options(operation: str, kind: type, given: Mapping[str, Any]) -> dict[
 def check_embeddings(
     operation: str, names: Sequence[str], embeddings: Sequence[Tensor], *, may_be_empty: bool = False
 ) -> None:
-    """Raise unless the embeddings are ``(B, D)`` floating tensors of one shape on one device, with B, D >= 1.
+    """Raise unless 2 to 8 embeddings are ``(B, D)`` floating tensors of one shape on one device, with B, D >= 1.
 
     One rank of several may be empty.
     """
+    if not 2 <= len(embeddings) <= MAX_MODALITIES:
+        needed = f"`{operation}` needs 2 to {MAX_MODALITIES} modalities"
+        raise ValueError(three_beats(needed, str(len(embeddings)), "Pass a tensor for each."))
     for name, x in zip(names, embeddings):
         check_floating(operation, name, x)
         if x.ndim != 2:
@@ -485,7 +489,8 @@ def check_per_sample(operation: str, embeddings: Sequence[Tensor], options: Mapp
     """Raise unless ``present``, ``ids``, ``weight`` and ``extra_negatives`` fit the embeddings."""
     size, dim = embeddings[0].shape
     device = embeddings[0].device
-    present, ids, weight, extra = (options[name] for name in ("present", "ids", "weight", "extra_negatives"))
+    present, ids = options["present"], options["ids"]
+    weight, extra = options["weight"], options["extra_negatives"]
     if present is not None:
         remedy = "Row i says which modalities sample i has, as `torch.isfinite(x).all(1)` might."
         check_bools(operation, "present", present, remedy)

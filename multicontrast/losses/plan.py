@@ -14,7 +14,6 @@ from torch import Tensor
 
 from multicontrast._checks import check_choice, describe, three_beats, values_are_free
 from multicontrast.losses.candidates import (
-    MAX_MODALITIES,
     SCHEMES,
     All,
     Candidates,
@@ -93,10 +92,12 @@ class Plan:
     pairs: list[Term] = field(init=False)  # the terms of two modalities
     tuples: Term | None = field(init=False)  # the tuple term, if there is one; it comes first
     taus: list[Tensor] = field(init=False)  # the temperatures, each once
+    is_whole: bool = field(init=False)  # whether every sample of the batch is an anchor
     blocks: list[Pair] = field(init=False)  # whose cosines the terms read, the smaller modality first
 
     def __post_init__(self) -> None:
-        """What follows from the terms."""
+        """What follows from the others."""
+        self.is_whole = self.start == 0 and self.stop == self.size
         first = self.terms[0] if self.terms else None
         self.tuples = None if first is None or first.is_pair else first
         self.pairs = list(self.terms if self.tuples is None else self.terms[1:])
@@ -105,11 +106,6 @@ class Plan:
             self.blocks = sorted({(min(term.modalities), max(term.modalities)) for term in self.pairs})
         else:
             self.blocks = pairs_of(len(self.tuples.modalities))
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every sample of the batch is an anchor."""
-        return self.start == 0 and self.stop == self.size
 
     def with_taus(self, taus: Sequence[Tensor]) -> Plan:
         """The same with other tensors in place of :attr:`taus`."""
@@ -170,7 +166,8 @@ def make_plan(
         False,
         options["diagnostics"],
     )
-    return dataclasses.replace(plan, tiled=not _holds_blocks(operation, plan, like[0], options["tiled"]))
+    plan.tiled = not _holds_blocks(operation, plan, like[0], options["tiled"])
+    return plan
 
 
 _COSINE = MeanCosine()
@@ -258,10 +255,3 @@ def check_all(operation: str, num_modalities: int, similarity: object, num_negat
         needed = f"`{operation}` has negatives='all' for up to three modalities, for any number with the mean cosine"
         remedy = "Use similarity='mean_cosine', or a sampled scheme."
         raise ValueError(three_beats(needed, f"{num_modalities} modalities", remedy))
-
-
-def check_count_of_modalities(operation: str, count: int) -> None:
-    """Raise unless there are 2 to 8 modalities."""
-    if not 2 <= count <= MAX_MODALITIES:
-        needed = f"`{operation}` needs 2 to {MAX_MODALITIES} modalities"
-        raise ValueError(three_beats(needed, str(count), "Pass a tensor for each."))

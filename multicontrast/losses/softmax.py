@@ -14,7 +14,7 @@ be taken in parts, which merge.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Masks:
     """The options that act on logits and averages, for the samples of the whole batch; further negatives for the
     anchors alone. :mod:`multicontrast.losses.options` says what they mean."""
@@ -34,15 +34,13 @@ class Masks:
     hardness: float = 0.0
     extra: tuple[Tensor | None, ...] | None = None
 
-    @property
-    def only_weigh(self) -> bool:
-        """Whether the loss of each anchor is what it is without any option."""
-        return self.shape_nothing and self.label_smoothing == 0
+    shape_nothing: bool = field(init=False)  # whether the loss of each anchor is as without them, but for smoothing
+    only_weigh: bool = field(init=False)  # whether it is as without any of them
 
-    @property
-    def shape_nothing(self) -> bool:
-        """The same but for label smoothing."""
-        return self.present is None and self.ids is None and self.extra is None and self.hardness == 0
+    def __post_init__(self) -> None:
+        """What follows from the others."""
+        self.shape_nothing = self.present is None and self.ids is None and self.extra is None and self.hardness == 0
+        self.only_weigh = self.shape_nothing and self.label_smoothing == 0
 
     def fill_absent(self, x: Tensor, modality: int, value: float) -> Tensor:
         """The rows with ``value`` for those that are absent, so that neither their content nor a gradient matters."""
@@ -52,6 +50,9 @@ class Masks:
         """``(B,)``: the samples that have two of the modalities; None if all do."""
         # Not by an index, which would be copied from the host.
         return None if self.present is None else torch.stack([self.present[:, m] for m in modalities]).sum(0) >= 2
+
+
+UNMASKED = Masks()
 
 
 class Sums(NamedTuple):

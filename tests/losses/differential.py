@@ -45,6 +45,7 @@ if len(NAMES) > 1:  # sizes at which implementations divide their work, as small
         "streamed.TILE": 2,
         "cpu.BLOCK_CELLS": 7,
         "cpu._CHUNK": 8,
+        "cpu.TOGETHER": 0,
     }
 
 

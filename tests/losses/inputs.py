@@ -91,4 +91,4 @@ def trimodal_of_range(
         "test", xs, tau, settled, masks or Masks(), pairs=settled["pairs"], has_tuples=True, anchors=anchors,
         generator=generator,
     )  # fmt: skip
-    return run("test", plan, xs)
+    return run("test", plan, xs, xs[0].dtype)

@@ -7,7 +7,8 @@ import torch
 from torch.autograd import forward_ad
 
 import multicontrast as mc
-from tests.losses.inputs import SCHEMES, SIMILARITIES, embeddings
+from multicontrast.losses import cpu
+from tests.losses.inputs import SCHEMES, SIMILARITIES, assert_same, embeddings
 
 
 def index(size: int, count: int = 3) -> torch.Tensor:
@@ -31,6 +32,26 @@ def test_pairwise_second_derivatives():
     inputs = [*embeddings(2, 4, dim=3), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)]
     assert torch.autograd.gradcheck(mc.pairwise_infonce, inputs)
     assert torch.autograd.gradgradcheck(mc.pairwise_infonce, inputs)
+
+
+@pytest.mark.parametrize("similarity", ["eigenvalue", "volume"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_gradient_by_a_temperature_whose_logits_to_the_base_two_are_the_similarities(similarity, normalize):
+    """Nothing scales them then, and they are still read after the powers are taken."""
+    inputs = [torch.nn.functional.normalize(x.detach(), dim=1) for x in embeddings(3, 5)]
+    tau = torch.tensor(math.log2(math.e), dtype=torch.float64, requires_grad=True)
+    options = {"similarity": similarity, "negatives": "tied", "normalize": normalize}
+    got, expected = (mc.triplet_infonce(*inputs, tau, **options, impl=impl) for impl in ("cpu", "reference"))
+    torch.testing.assert_close(torch.autograd.grad(got, tau), torch.autograd.grad(expected, tau))
+
+
+def test_few_samples_with_many_negatives(monkeypatch):
+    """All pairs in one pass, the tuples in several: their cosines are read to the end."""
+    monkeypatch.setattr(cpu, "BLOCK_CELLS", 7)
+    inputs = [*embeddings(3, 5), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)]
+    tuples = index(5)
+    losses = [mc.trimodal_infonce(*inputs, negatives=tuples, impl=impl) for impl in ("cpu", "reference")]
+    assert_same(*losses, inputs)
 
 
 def test_the_gradient_may_be_taken_twice_from_one_graph():
