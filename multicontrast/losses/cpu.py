@@ -395,14 +395,14 @@ class PairSoftmax:
         self._weights: Tensor | None = None
         if self.narrow:
             self.replaced = restore is not None
-            self._sum_powers()
+            self._sum()
             lowest, highest = (bound.item() for bound in self.sums.aminmax())
             self.narrow = lowest > low and highest < min(high, quotient * lowest)  # False for NaN
             if not self.narrow and restore is not None:
                 self.replaced = False
                 restore()
         if not self.narrow:
-            self._log_sum_exponentials()
+            self._sum()
 
     def total(self) -> Tensor:
         """``share`` times the sum of the losses of all anchors."""
@@ -458,30 +458,21 @@ class PairSoftmax:
             self._buffer = torch.empty_like(_rows(self.gram, 0, rows))
         return _rows(self._buffer, 0, rows)
 
-    def _sum_powers(self) -> None:
+    def _sum(self) -> None:
+        """The sums of powers, or the logs of sums of exponentials, and beside them the positives' own."""
+        total, add = (torch.sum, torch.add) if self.narrow else (torch.logsumexp, torch.logaddexp)
         size = self.gram.shape[1]
         for start, stop in row_blocks(size, size):
             block = _rows(self.gram, start, stop)
-            powers = self._powers(block, block if self.replaced else self._scratch(stop - start))
+            out = block if self.replaced else self._scratch(stop - start)
+            values = self._powers(block, out) if self.narrow else torch.mul(block, self.factor / LOG2_E, out=out)
             if self.rows:
-                torch.sum(powers, 2, out=_rows(self.row_sum, start, stop))
+                total(values, 2, out=_rows(self.row_sum, start, stop))
             if self.columns and start == 0:
-                torch.sum(powers, 1, out=self.column_sum)
+                total(values, 1, out=self.column_sum)
             elif self.columns:
-                self.column_sum += powers.sum(1)
-            _rows(self.positives, start, stop).copy_(powers.diagonal(start, 1, 2))
-
-    def _log_sum_exponentials(self) -> None:
-        """The same in logarithms: the sums then hold the log of the sums of exp(logit)."""
-        size = self.gram.shape[1]
-        for start, stop in row_blocks(size, size):
-            logits = torch.mul(_rows(self.gram, start, stop), self.factor / LOG2_E, out=self._scratch(stop - start))
-            if self.rows:
-                torch.logsumexp(logits, 2, out=_rows(self.row_sum, start, stop))
-            if self.columns:
-                sums = torch.logsumexp(logits, 1)
-                self.column_sum.copy_(sums if start == 0 else torch.logaddexp(self.column_sum, sums))
-            _rows(self.positives, start, stop).copy_(logits.diagonal(start, 1, 2))
+                add(self.column_sum, total(values, 1), out=self.column_sum)
+            _rows(self.positives, start, stop).copy_(values.diagonal(start, 1, 2))
 
 
 def _rows(x: Tensor, start: int, stop: int) -> Tensor:

@@ -116,21 +116,23 @@ class PairwiseInfoNCE(_Loss):
         __call__ = forward
 
 
-@with_documented_options
-class MultimodalInfoNCE(_Loss):
-    """:func:`multicontrast.multimodal_infonce` with a temperature of its own, or a shared one.
-
-    Args:
-        temperature: as for :class:`multicontrast.PairwiseInfoNCE`.
-        {options}
-    """
-
+class _TupleLoss(_Loss):
     _kind = option_classes.StoredSymmetricTupleOptions
     temperature: Temperature
 
     @with_options(option_classes.StoredSymmetricTupleOptions)
     def __init__(self, temperature: float | Temperature = 0.07, **options: Unpack[StoredSymmetricTupleOptions]) -> None:
         super().__init__(temperature, options)
+
+
+@with_documented_options
+class MultimodalInfoNCE(_TupleLoss):
+    """:func:`multicontrast.multimodal_infonce` with a temperature of its own, or a shared one.
+
+    Args:
+        temperature: as for :class:`multicontrast.PairwiseInfoNCE`.
+        {options}
+    """
 
     @with_options(option_classes.TupleBatchOptions)
     def forward(self, embeddings: Sequence[Tensor], **options: Unpack[TupleBatchOptions]) -> Tensor:
@@ -147,20 +149,13 @@ class MultimodalInfoNCE(_Loss):
 
 
 @with_documented_options
-class TripletInfoNCE(_Loss):
+class TripletInfoNCE(_TupleLoss):
     """:func:`multicontrast.triplet_infonce` with a temperature of its own, or a shared one.
 
     Args:
         temperature: as for :class:`multicontrast.PairwiseInfoNCE`.
         {options}
     """
-
-    _kind = option_classes.StoredSymmetricTupleOptions
-    temperature: Temperature
-
-    @with_options(option_classes.StoredSymmetricTupleOptions)
-    def __init__(self, temperature: float | Temperature = 0.07, **options: Unpack[StoredSymmetricTupleOptions]) -> None:
-        super().__init__(temperature, options)
 
     @with_options(option_classes.TupleBatchOptions)
     def forward(self, x_img: Tensor, x_2d: Tensor, x_3d: Tensor, **options: Unpack[TupleBatchOptions]) -> Tensor:

@@ -148,8 +148,8 @@ class StoredOptions(TypedDict, total=False):
         bool,
         Option(
             False,
-            "with ``gather``, never hold the logits of all candidates. The rows of pairs and of tied tuples "
-            "are sent from rank to rank, those of other schemes are gathered. First derivatives only.",
+            "with ``gather``, never hold the logits of all candidates. The rows of pairs and of tied tuples are sent "
+            "from rank to rank, those of other schemes are gathered. First derivatives only.",
             check_flag,
         ),
     ]
@@ -178,9 +178,9 @@ class BatchOptions(TypedDict, total=False):
         Tensor | None,
         Option(
             None,
-            "bool ``(B, N)``: which samples have which modality. A tuple is compared by its members that are "
-            "there, and "
-            "needs two of them; samples with fewer are as if they were not in the batch, whatever their rows hold.",
+            "bool ``(B, N)``: which samples have which modality. A tuple is compared by its members that are there, "
+            "and needs two of them; samples with fewer are as if they were not in the batch, whatever their rows "
+            "hold.",
         ),
     ]
     ids: Annotated[
@@ -197,10 +197,9 @@ class BatchOptions(TypedDict, total=False):
         Sequence[Tensor | None] | None,
         Option(
             None,
-            "for each modality a tensor or None: further samples, ``(E, D)`` for all anchors or ``(B, E, D)`` "
-            "for each its "
-            "own. Each is a negative, as the tuple of the anchor's first embedding and the sample's others; in a pair "
-            "it is a candidate for the anchors of the other modality.",
+            "for each modality a tensor or None: further samples, ``(E, D)`` for all anchors or ``(B, E, D)`` for "
+            "each its own. Each is a negative, as the tuple of the anchor's first embedding and the sample's others; "
+            "in a pair it is a candidate for the anchors of the other modality.",
         ),
     ]
     diagnostics: Annotated[
@@ -228,9 +227,8 @@ class StoredTupleOptions(StoredOptions, total=False):
         SimilarityName | Similarity,
         Option(
             "eigenvalue",
-            '``"eigenvalue"``, ``"singular_value"``, ``"mean_cosine"``, ``"volume"``, ``"area"``, '
-            '``"multilinear"``, or a callable '
-            "on the list of cosines; see :mod:`multicontrast.similarity`.",
+            '``"eigenvalue"``, ``"singular_value"``, ``"mean_cosine"``, ``"volume"``, ``"area"``, ``"multilinear"``, '
+            "or a callable on the list of cosines; see :mod:`multicontrast.similarity`.",
         ),
     ]
     negatives: Annotated[
@@ -238,10 +236,9 @@ class StoredTupleOptions(StoredOptions, total=False):
         Option(
             "cyclic",
             '``"cyclic"`` (random shifts), ``"permutation"`` (UniHPE, Algorithm 1), ``"shared"``, ``"tied"`` (as '
-            'GRAM), ``"all"`` '
-            "(exact: up to three modalities, any number for the mean cosine), or an index ``(B, 1 + K, N)`` of row "
-            "numbers whose column 0 is the positive, as :func:`multicontrast.sample_tuples` draws; see "
-            ":mod:`multicontrast.losses.candidates`.",
+            'GRAM), ``"all"`` (exact: up to three modalities, any number for the mean cosine), or an index ``(B, 1 + '
+            "K, N)`` of row numbers whose column 0 is the positive, as :func:`multicontrast.sample_tuples` draws; "
+            "see :mod:`multicontrast.losses.candidates`.",
         ),
     ]
     num_negatives: Annotated[
@@ -251,9 +248,8 @@ class StoredTupleOptions(StoredOptions, total=False):
         Literal[0, "any"],
         Option(
             0,
-            'with ``negatives="all"``, 0 for the tuples that hold the first embedding of the anchor, ``"any"`` '
-            "for those "
-            "that hold any of its embeddings.",
+            'with ``negatives="all"``, 0 for the tuples that hold the first embedding of the anchor, ``"any"`` for '
+            "those that hold any of its embeddings.",
             _anchor,
         ),
     ]
@@ -272,8 +268,8 @@ class _SymmetricTuples(TypedDict, total=False):
         bool,
         Option(
             False,
-            '``True``, for ``negatives="tied"`` alone, is the mean of both directions: ``(i; j, ..., j)`` and '
-            "``(j; i, ..., i)``.",
+            '``True``, for ``negatives="tied"`` alone, is the mean of both directions: ``(i; j, ..., j)`` and ``(j; '
+            "i, ..., i)``.",
             check_flag,
         ),
     ]
