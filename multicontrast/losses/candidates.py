@@ -22,6 +22,7 @@ A scheme of your own is a subclass of :class:`Sampled` with ``draw`` and ``membe
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -179,6 +180,10 @@ class Candidates:
         first entry the positive; None where each anchor has its own."""
         return None
 
+    def with_positive(self) -> Candidates | None:
+        """The candidates with the positive before them, where that costs nothing; None elsewhere."""
+        return None
+
     def own(self, start: int, stop: int) -> Tensor:
         """The anchors' row numbers ``(R, 1)``."""
         return torch.arange(start, stop, device=self.device)[:, None]
@@ -262,7 +267,10 @@ class Cyclic(Sampled):
         return Cyclic(self.size, self.shifts, reverse=True)
 
     def listed(self) -> tuple[str, Tensor] | None:
-        return None if self.reverse else ("shifts", torch.nn.functional.pad(self.shifts, (1, 0)).mT)
+        return None if self.reverse else ("shifts", self.with_positive().shifts.mT)
+
+    def with_positive(self) -> Cyclic:
+        return Cyclic(self.size, torch.nn.functional.pad(self.shifts, (1, 0)), self.reverse)
 
     def members(self, start: int, stop: int) -> list[Tensor]:
         own = self.own(start, stop)
@@ -626,7 +634,7 @@ class Given(Sampled):
 
     def __init__(self, size: int, index: Tensor, first: int) -> None:
         super().__init__(size, index.shape[2], index.device)
-        self._first = first
+        self._first, self._begin = first, 1
         index = index.long()
         if values_are_free(index):  # looked at already: no stray, and perhaps modality 0 is the anchors' own
             if index.is_neg() or index._is_zerotensor():  # torch indexes with what lies in memory, if anything does
@@ -641,19 +649,24 @@ class Given(Sampled):
 
     @property
     def width(self) -> int:
-        return self._index.shape[1] - 1
+        return self._index.shape[1] - self._begin
 
     def members(self, start: int, stop: int) -> list[Tensor]:
-        return list(self._index[start - self._first : stop - self._first, 1:].unbind(-1))
+        return list(self._index[start - self._first : stop - self._first, self._begin :].unbind(-1))
 
     def positive(self, start: int, stop: int) -> list[Tensor]:
         return list(self._index[start - self._first : stop - self._first, 0].unbind(-1))
 
     def strays(self, start: int, stop: int) -> Tensor | None:
-        return None if self._strays is None else self._strays[start - self._first : stop - self._first, 1:]
+        return None if self._strays is None else self._strays[start - self._first : stop - self._first, self._begin :]
 
     def stray_positives(self, start: int, stop: int) -> Tensor | None:
         return None if self._strays is None else self._strays[start - self._first : stop - self._first, 0]
+
+    def with_positive(self) -> Given:
+        found = copy.copy(self)
+        found._begin = 0
+        return found
 
 
 def check_index(
