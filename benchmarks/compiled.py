@@ -369,7 +369,7 @@ def _three_digits(value: float) -> float:
 
 
 def read(path: Path = ROWS) -> list[Row]:
-    """The rows of the latest run on file."""
+    """The latest row of each kernel, type and target."""
     numbers = {"registers": int, "spilled": int, "shared": int, "shared_limit": int, "warps": int}
     optional = {"instructions", "estimate_us"}
     return [
@@ -379,7 +379,7 @@ def read(path: Path = ROWS) -> list[Row]:
                 for name, text in record.items()
             }
         )
-        for record in records.latest(path)
+        for record in {(one["kernel"], one["dtype"], one["target"]): one for one in records.every(path)}.values()
     ]
 
 
@@ -532,7 +532,7 @@ def page(rows: Sequence[Row]) -> str:
             line += [count, f"{row.estimate_us:.3g}", row.bound]
         lines.append(line)
     return PAGE_TEXT.format(
-        triton=rows[0].triton, date=rows[0].date[:10], limits=limits, resources=resources,
+        triton=rows[0].triton, date=max(row.date for row in rows)[:10], limits=limits, resources=resources,
         gram3_memory=f"{1e12 * 16 / CARDS['A100'].bandwidth:.1f}",
         versions=versions_table(read_checks()), estimates=markdown(header, lines, text_columns=3),
     ).rstrip("\n") + "\n"  # fmt: skip
@@ -541,7 +541,7 @@ def page(rows: Sequence[Row]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Compile, count, file, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", default="", help="kernels whose name holds this; nothing is written")
+    parser.add_argument("--only", default="", help="kernels whose name holds this; filed with --record alone")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--check", nargs="+", metavar="TARGET", help="compile every case for these, with any Triton")
@@ -559,7 +559,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.page or cli.place(PAGE, options.record),
     )
     rows = measure(options.only, lambda text: print(text, file=sys.stderr))
-    if options.only:
+    if options.only and not options.record:
         for row in rows:
             print(row)
         return 0

@@ -23,13 +23,17 @@ from torch import Tensor
 
 from multicontrast.linalg.rotation import batch_last_rotation
 from multicontrast.metrics._inputs import (
+    PER_JOINT,
     JointErrors,
+    Poses,
     Root,
+    average_joints,
     check_options,
     list_joints,
     power_of_two,
     read_poses,
     reduce_items,
+    reduce_values,
     relative_weights,
 )
 
@@ -88,25 +92,29 @@ def pa_mpjpe(
     """
     options = {"scale": scale, "allow_reflection": allow_reflection}
     check_options("pa_mpjpe", root=root, reduction=reduction, **options)
-    return reduce_items(*aligned_distances("pa_mpjpe", pred, target, mask, root, **options), reduction)
+    poses = _read("pa_mpjpe", pred, target, mask, root)
+    if reduction is PER_JOINT:
+        return reduce_items(*_joint_errors(poses, scale, allow_reflection), reduction)
+    means = [average_joints(_distances(*some, scale, allow_reflection).mT, some[2]) for some in _split(*poses)]
+    counted = None if poses.weight is None else (poses.weight != 0).any(-1)
+    return reduce_values(torch.cat(means).reshape(target.shape[:-2]), counted, reduction)
 
 
-def aligned_distances(
-    operation: str,
-    pred: Tensor,
-    target: Tensor,
-    mask: Tensor | None,
-    root: Root,
-    *,
-    scale: bool = True,
-    allow_reflection: bool = False,
-) -> JointErrors:
+def aligned_distances(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, root: Root) -> JointErrors:
     """The distance of every joint after alignment, ``(..., J)``."""
-    pred, target, weight = read_poses(operation, pred, target, mask, blank=False)
+    return _joint_errors(_read(operation, pred, target, mask, root), scale=True, allow_reflection=False)
+
+
+def _read(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, root: Root) -> Poses:
+    poses = read_poses(operation, pred, target, mask, blank=False)
     if root is not None:  # checked and no more: the alignment undoes any translation
         list_joints(operation, "root", root, target.shape[-2])
-    errors = torch.cat([_distances(*some, scale, allow_reflection) for some in _split(pred, target, weight)], -1)
-    return JointErrors(errors.mT.reshape(target.shape[:-1]), weight)
+    return poses
+
+
+def _joint_errors(poses: Poses, scale: bool, allow_reflection: bool) -> JointErrors:
+    errors = torch.cat([_distances(*some, scale, allow_reflection) for some in _split(*poses)], -1)
+    return JointErrors(errors.mT.reshape(poses.target.shape[:-1]), poses.weight)
 
 
 def _distances(pred: Tensor, target: Tensor, weight: Tensor | None, scale: bool, allow_reflection: bool) -> Tensor:
