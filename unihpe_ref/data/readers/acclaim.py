@@ -19,7 +19,7 @@ from multicontrast._checks import three_beats
 
 from ..motion import Motion
 from ..skeleton import SKELETON
-from .common import Array, listed
+from .common import Array, listed, required
 from .takes import Take, read_takes, rotation_about, subject_of_name, to_z_up
 
 NAME = "amc"
@@ -67,9 +67,7 @@ def find(path: Path) -> list[Path]:
 
 def read(path: Path) -> Motion:
     """All takes; each needs its subject's skeleton (``01_02.amc``: ``01.asf``) or the only one beside it."""
-    files = find(path)
-    if not files:
-        raise FileNotFoundError(three_beats(f"`read_data` needs AMC files at {path}", "none", "Check the path."))
+    files = required(find(path), path, "AMC files")
     skeletons: dict[Path, Skeleton] = {}
 
     def read_one(file: Path) -> Take:

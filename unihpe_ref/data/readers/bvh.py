@@ -24,7 +24,7 @@ from multicontrast._checks import check_choice, three_beats
 
 from ..motion import Motion
 from ..skeleton import SKELETON
-from .common import Array, listed
+from .common import Array, listed, required
 from .takes import Take, read_takes, rotation_about, subject_of_name, to_z_up
 
 NAME = "bvh"
@@ -73,9 +73,7 @@ def find(path: Path) -> list[Path]:
 
 def read(path: Path, joints: Mapping[str, str] | None = None) -> Motion:
     """All takes at or below ``path``; ``joints`` as :func:`read_bvh`."""
-    files = find(path)
-    if not files:
-        raise FileNotFoundError(three_beats(f"`read_data` needs BVH files at {path}", "none", "Check the path."))
+    files = required(find(path), path, "BVH files")
     return read_takes(files, lambda file: read_bvh(file, joints), subject_of_name)
 
 

@@ -19,7 +19,7 @@ from multicontrast._checks import three_beats
 
 from ..joint_order import decided_order, named_joints
 from ..recording import Recording, RecordingBuilder, boxes_of
-from .common import Array, listed
+from .common import Array, listed, required
 
 NAME = "coco"
 TITLE = "a folder of pictures with a COCO keypoint JSON"
@@ -34,11 +34,7 @@ def find(path: Path) -> list[Path]:
 
 def read(path: Path) -> Recording:
     """Every person with at least one labelled joint."""
-    files = find(path)
-    if not files:
-        raise FileNotFoundError(
-            three_beats(f"`read_data` needs a JSON of COCO keypoints at {path}", "none", "Check the path.")
-        )
+    files = required(find(path), path, "a JSON of COCO keypoints")
     root = path if path.is_dir() else path.parent
     builder = RecordingBuilder(NAME, root)
     for file in files:

@@ -178,6 +178,13 @@ def picture_size(picture: Path | bytes) -> tuple[int, int] | None:
         return None
 
 
+def required(files: list[Path], path: Path, needed: str) -> list[Path]:
+    """The files that a reader found at ``path``; raises where there are none."""
+    if files:
+        return files
+    raise FileNotFoundError(three_beats(f"`read_data` needs {needed} at {path}", "none", "Check the path."))
+
+
 def existing(folder: Path, *candidates: str) -> Path | None:
     """The first of some paths below a folder that exists."""
     return next((folder / name for name in candidates if (folder / name).exists()), None)

@@ -32,6 +32,7 @@ from .common import (
     h36m_cameras,
     h36m_picture,
     picture_size,
+    required,
 )
 from .mpi_inf_3dhp import TRAIN_SEQUENCES
 
@@ -58,11 +59,7 @@ def find(path: Path) -> list[Path]:
 
 def read(path: Path) -> Recording:
     """All samples of the files at ``path``."""
-    files = find(path)
-    if not files:
-        raise FileNotFoundError(
-            three_beats(f"`read_data` needs npz files with `imgname` at {path}", "none", "Check the path.")
-        )
+    files = required(find(path), path, "npz files with `imgname`")
     folder = _pictures_of(files[0])
     builder = RecordingBuilder(NAME, folder)
     held: set[str] = set()

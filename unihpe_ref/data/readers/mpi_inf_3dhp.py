@@ -20,7 +20,7 @@ from ..layouts import LAYOUTS
 from ..recording import Recording, RecordingBuilder
 from ..safe_hdf5 import read_hdf5
 from ..safe_mat import read_cells
-from .common import MILLIMETRE, Array, Intrinsics, fitted_intrinsics
+from .common import MILLIMETRE, Array, Intrinsics, fitted_intrinsics, required
 
 NAME = "mpi_inf_3dhp"
 TITLE = "MPI-INF-3DHP"
@@ -55,11 +55,7 @@ def find(path: Path) -> list[Path]:
 
 def read(path: Path) -> Recording:
     """The eight videos of every training sequence, and the valid frames of every test sequence."""
-    files = find(path)
-    if not files:
-        raise FileNotFoundError(
-            three_beats(f"`read_data` needs {_TRAIN} or {_TEST} below {path}", "none", "Check the path.")
-        )
+    files = required(find(path), path, f"{_TRAIN} or {_TEST}")
     builder = RecordingBuilder(NAME, path if path.is_dir() else path.parent)
     for file in files:
         builder.sources.append(file)

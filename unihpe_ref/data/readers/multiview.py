@@ -15,6 +15,7 @@ from multicontrast._checks import three_beats
 
 from ..recording import Recording, RecordingBuilder
 from ..safe_pickle import read_npz
+from .common import required
 
 NAME = "multiview_crops"
 TITLE = "crops of calibrated views (annot.npz)"
@@ -30,9 +31,7 @@ def find(path: Path) -> list[Path]:
 
 def read(path: Path) -> Recording:
     """The samples marked ``ok``; all of them without marks."""
-    files = find(path)
-    if not files:
-        raise FileNotFoundError(three_beats(f"`read_data` needs annot.npz at {path}", "none", "Check the path."))
+    files = required(find(path), path, "annot.npz")
     file = files[0]
     held = read_npz(file)
     missing = [key for key in _KEYS if key not in held]

@@ -24,7 +24,7 @@ from ..camera import project
 from ..layouts import LAYOUTS
 from ..recording import SPLITS, Recording, RecordingBuilder
 from ..safe_pickle import load_pickle
-from .common import Array, picture_size
+from .common import Array, picture_size, required
 from .smpl import BodyModels
 
 NAME = "3dpw"
@@ -47,11 +47,7 @@ def find(path: Path) -> list[Path]:
 
 def read(path: Path) -> Recording:
     """Every person of every sequence, in the frames whose camera is known."""
-    files = find(path)
-    if not files:
-        raise FileNotFoundError(
-            three_beats(f"`read_data` needs 3DPW's sequenceFiles at {path}", "none", "Check the path.")
-        )
+    files = required(find(path), path, "3DPW's sequenceFiles")
     folder = files[0].resolve().parents[2] if files[0].parent.parent.name == "sequenceFiles" else files[0].parent
     models = BodyModels.near(folder)
     builder = RecordingBuilder(NAME, folder)

@@ -19,7 +19,7 @@ from ..camera import project
 from ..layouts import LAYOUTS
 from ..recording import Recording, RecordingBuilder
 from ..safe_pickle import read_npz
-from .common import H36M_CAMERAS, H36M_FPS, H36M_TEST, Array, Intrinsics, h36m_action, h36m_cameras, listed
+from .common import H36M_CAMERAS, H36M_FPS, H36M_TEST, Array, Intrinsics, h36m_action, h36m_cameras, listed, required
 
 NAME = "videopose3d"
 TITLE = "Human3.6M, VideoPose3D's npz files"
@@ -38,11 +38,7 @@ def find(path: Path) -> list[Path]:
 def read(path: Path) -> Recording:
     """Every frame in every view. Annotated joints are those of the ``gt`` file, or else the 3D joints through the
     cameras; detected joints are CPN's, or else those of a Mask R-CNN, where their file is there."""
-    files = find(path)
-    if not files:
-        raise FileNotFoundError(
-            three_beats(f"`read_data` needs VideoPose3D's {_POSES} at {path}", "none", "Check the path.")
-        )
+    files = required(find(path), path, f"VideoPose3D's {_POSES}")
     file = files[0]
     folder = file.parent
     found = h36m_cameras(folder)
