@@ -56,7 +56,7 @@ def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> N
         if error.errno is None:
             raise
         needed, came = f"writing `{path}` needs room and permission", error.strerror or str(error)
-        remedy = "Make room there, or choose another place; what was written before is as it was."
+        remedy = "Free some space there, or choose another folder; what was written before is unchanged."
         raise type(error)(three_beats(needed, came, remedy)) from error
     flush_names(path.parent)
 

@@ -205,7 +205,7 @@ class Recording:
             return (path or Path()).read_bytes()
         except OSError as error:
             came = error.strerror or str(error)
-            remedy = "Put it there, or do without pictures."
+            remedy = "Put it there, or read the data without pictures."
             raise type(error)(three_beats(f"the recording needs the picture {path}", came, remedy)) from None
 
 

@@ -68,7 +68,7 @@ def sample(
     check_generator("sample", generator)
     device = check_device("sample", device)
     check_dtype("sample", dtype)
-    remedy = "Twenty to fifty give good poses; the paper takes 1000."
+    remedy = "Pass 20 to 50 for good poses; the paper takes 1000."
     steps = check_count("sample", "steps", steps, 1, 10**6, remedy=remedy)
     size = check_size("sample", "shape", shape, 0, 2**31 - 1, remedy="Pass `(rows, coordinates)`.")
     needed = "`sample` needs an `estimate_noise(x_t, t)`"

@@ -92,9 +92,9 @@ class ScoreNetwork(nn.Module):
         width = check_count("ScoreNetwork", "width", width, 1, 2**16)
         time_width = check_count("ScoreNetwork", "time_width", time_width, 1, 2**16)
         blocks = check_count("ScoreNetwork", "blocks", blocks, 0, 1000)
-        remedy = "0.25 is GFPose's."
+        remedy = "Pass a probability, such as GFPose's 0.25."
         dropout = check_number("ScoreNetwork", "dropout", dropout, least=0, below=1, remedy=remedy)
-        remedy = "The error of the best single answer, over the deviation of the data; 1 is always safe."
+        remedy = "Pass the error of the best single answer over the deviation of the data; 1 is always safe."
         self.spread = check_number("ScoreNetwork", "spread", spread, above=0, below=1e3, remedy=remedy)
         sde = SubVP() if sde is None else sde
         check_sde("ScoreNetwork", sde)

@@ -51,7 +51,7 @@ class BodyModels:
             return None
         if not (place / _REGRESSOR).is_file():
             needed = f"`read_data` needs {_REGRESSOR} in {place}"
-            raise FileNotFoundError(three_beats(needed, "none", "Add it, or remove the folder to do without SMPL."))
+            raise FileNotFoundError(three_beats(needed, "none", "Add it, or remove the folder to read without SMPL."))
         return BodyModels(place, np.load(place / _REGRESSOR, allow_pickle=False).astype(float))
 
     def joints(self, held: dict[str, Any], person: int, rows: Array, file: Path) -> Array:
