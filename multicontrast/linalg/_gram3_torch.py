@@ -66,6 +66,19 @@ def _scaled(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     return a * power, b * power, c * power, power, inverse, largest * 0
 
 
+def to_one_scale(*blocks: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Blocks of cosines times one power of two, for formulas that do not scale each triplet, and its inverse.
+
+    Cosines that are smaller than the largest by more than 2^30 (float64: 2^200) become 0; rounding of the products
+    that they come from is larger.
+    """
+    finite = [torch.where(block.isfinite(), block.detach().abs(), 0).amax() for block in blocks]
+    power, inverse = power_of_two(torch.stack(finite).amax())
+    least = 2.0**-30 if blocks[0].dtype == torch.float32 else 2.0**-200
+    scaled = [block * power for block in blocks]
+    return [torch.where(block.abs() < least, 0, block) for block in scaled], inverse
+
+
 def _root(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(gamma, e, gamma^2 k)`` of scaled cosines, with ``x = gamma + 2 e``; ``e = gamma h / 2`` saves operations.
 
@@ -96,8 +109,13 @@ def _root(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def eigmax_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """``lambda_max - 1``: accurate *relative to itself*, however small the cosines (1.1 eps observed)."""
     a, b, c, _, inverse, poison = _scaled(a, b, c)
+    return eigmax_excess_at_one_scale(a, b, c) * inverse + poison
+
+
+def eigmax_excess_at_one_scale(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The same of cosines that :func:`to_one_scale` made."""
     gamma, e, _ = _root(a, b, c)
-    return (gamma + 2 * e) * inverse + poison
+    return gamma + 2 * e
 
 
 def eigmax_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -107,9 +125,14 @@ def eigmax_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tenso
     least norm, at zero it is zero. NaN or infinity in any cosine makes all four NaN.
     """
     a, b, c, _, inverse, poison = _scaled(a, b, c)
+    x, ga, gb, gc = eigmax_with_gradient_at_one_scale(a, b, c)
+    return x * inverse + poison, ga + poison, gb + poison, gc + poison
+
+
+def eigmax_with_gradient_at_one_scale(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same of cosines that :func:`to_one_scale` made."""
     gamma, e, k = _root(a, b, c)
-    x = (gamma + 2 * e) * inverse + poison
-    return x, *_gradient(a, b, c, gamma, e, _denominator(gamma, e, k), poison)
+    return gamma + 2 * e, *_gradient(a, b, c, gamma, e, _denominator(gamma, e, k))
 
 
 def _denominator(gamma: Tensor, e: Tensor, k: Tensor) -> Tensor:
@@ -118,23 +141,18 @@ def _denominator(gamma: Tensor, e: Tensor, k: Tensor) -> Tensor:
 
 
 def _gradient(
-    a: Tensor, b: Tensor, c: Tensor, gamma: Tensor, e: Tensor, denominator: Tensor, poison: Tensor
+    a: Tensor, b: Tensor, c: Tensor, gamma: Tensor, e: Tensor, denominator: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     # 2 (a gamma + bc) = (a + b)(gamma + c) + (a - b)(gamma - c): near a double root each product has a small factor
     # that is an exact difference, where a gamma + bc would cancel. The rest of x follows: x = gamma + 2 e.
-    plus, minus = (a + b) * (gamma + c), (a - b) * (gamma - c)
-    over_a = plus + minus + 4 * a * e
-    over_b = plus - minus + 4 * b * e
-    over_c = (a + c) * (gamma + b) - (a - c) * (gamma - b) + 4 * c * e
-    # Where all magnitudes are equal and abc < 0, the projector on the double eigenvalue's plane, halved, has thirds.
+    # Where all magnitudes are equal and abc < 0 all of this is 0: there the projector on the double eigenvalue's plane,
+    # halved, has thirds with the cosines' signs.
     multiple = denominator == 0
-    share = 1 / torch.where(multiple, 1, denominator)
-    third = torch.full_like(denominator, 1 / 3)
-    ga, gb, gc = (
-        torch.where(multiple, third * cosine.sign(), over * share) + poison
-        for cosine, over in ((a, over_a), (b, over_b), (c, over_c))
-    )
-    return ga, gb, gc
+    rest = torch.where(multiple, 1, 4 * e)
+    share = 1 / torch.where(multiple, 3 * gamma, denominator).clamp_min(torch.finfo(gamma.dtype).smallest_normal)
+    plus, minus = (a + b) * (gamma + c), (a - b) * (gamma - c)
+    over_c = (a + c) * (gamma + b) - (a - c) * (gamma - b) + c * rest
+    return (plus + minus + a * rest) * share, (plus - minus + b * rest) * share, over_c * share
 
 
 def eigmax_hessian_product(
@@ -151,7 +169,7 @@ def eigmax_hessian_product(
     denominator = _denominator(gamma, e, k)
     multiple = denominator == 0
     safe = torch.where(multiple, 1, denominator)
-    ga, gb, gc = _gradient(a, b, c, gamma, e, denominator, poison)
+    ga, gb, gc = _gradient(a, b, c, gamma, e, denominator)
     rest = 4 * e * (gamma + e)  # x^2 - gamma^2
     p1, p2, p3 = (((gamma - z) * (gamma + z) + rest) / safe for z in (c, b, a))  # the projector's diagonal
     pa, pb, pc = ga / 2, gb / 2, gc / 2  # and the rest of it

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import multicontrast as mc
@@ -109,7 +111,7 @@ class Whole(nn.Module):
         return LOSSES[self.name](x, y, z, self.temperature())
 
 
-@pytest.mark.parametrize("name", ["trimodal", "an index"])
+@pytest.mark.parametrize("name", ["trimodal", "an index", "all"])
 def test_one_graph_forward_and_backward(name):
     torch._dynamo.reset()
     module = Whole(name)
@@ -119,6 +121,55 @@ def test_one_graph_forward_and_backward(name):
     expected, wanted = loss_and_gradients(module, values)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(grads, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 1.0, 2.0**20])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_compiler_sees_the_formulas_of_all_triplets(scale, reduction):
+    """No operator hides them from fusion, one graph serves every size of the batch, and the gradient is that of
+    float64, ties and zeros included."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def compiler(graph: Any, example_inputs: Any) -> Any:
+        operators = (node for node in graph.graph.nodes if "multicontrast" in str(node.target))
+        graphs.append([node.args[0].meta["val"].dim() for node in operators])
+        return make_boxed_func(graph.forward)
+
+    def loss(x: Tensor, y: Tensor, z: Tensor, tau: Tensor) -> Tensor:
+        options = {"normalize": False, "reduction": reduction}
+        losses = mc.triplet_infonce(x, y, z, tau * scale**2, negatives="all", **options)
+        return (losses * torch.arange(1, 1 + losses.numel())).sum()
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
+    for size in (9, 7):
+        *xs, tau = inputs(torch.float32)
+        with torch.no_grad():
+            for x in xs:
+                x[3], x[4] = 0, 0
+            for m, x in enumerate(xs):  # all products -1: the largest eigenvalue is double
+                x[4, m], x[4, (m + 1) % 3] = 1, -1
+        values = [*((x.detach()[:size] * scale).requires_grad_() for x in xs), tau]
+        result, grads = loss_and_gradients(compiled, values)
+        expected, wanted = loss_and_gradients(loss, [x.detach().double().requires_grad_() for x in values])
+        torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=0)
+        for grad, other in zip(grads, wanted):
+            torch.testing.assert_close(grad.double(), other, rtol=0, atol=2e-5 * float(other.abs().max()))
+    assert len(graphs) == 2
+    assert {dim for graph in graphs for dim in graph} <= {1}  # the positives alone
+
+
+def test_all_triplets_are_differentiable_twice_in_a_captured_graph():
+    torch._dynamo.reset()
+    values = inputs(torch.float64)
+    compiled = torch.compile(LOSSES["all"], fullgraph=True, backend="eager")
+
+    def curvature(loss: Any) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(loss(*values), values, create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in first), values)
+
+    torch.testing.assert_close(curvature(compiled), curvature(LOSSES["all"]))
 
 
 def test_one_graph_for_every_size_of_the_batch():

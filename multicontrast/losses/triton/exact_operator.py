@@ -1,7 +1,8 @@
 """Eq. (3) over all triplets of an anchor as an operator: ``multicontrast::exact_logsumexp`` and its backward.
 
 Plain PyTorch on a CPU and for float64, an anchor at a time; Triton on a GPU or wherever
-``MULTICONTRAST_BACKEND=triton`` asks for it. Memory is O(B^2) in both. Differentiable twice: the second derivative is
+``MULTICONTRAST_BACKEND=triton`` asks for it. Memory is O(B^2) in both. A compiler for a CPU sees the formulas of all
+anchors instead and fuses them; it holds 3 B^3 numbers, the derivatives. Differentiable twice: the second derivative is
 that of the plain form, which then holds all B^3 cells.
 """
 
@@ -9,12 +10,19 @@ that of the plain form, which then holds all B^3 cells.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from multicontrast._backend import run_kernel, use_triton
+from multicontrast.linalg._gram3_torch import (
+    eigmax_excess_at_one_scale,
+    eigmax_with_gradient_at_one_scale,
+    to_one_scale,
+)
 from multicontrast.linalg.gram3 import evaluate_excess, evaluate_with_gradient, gram3_excess
 from multicontrast.losses.triton.second_derivative import second_derivative
 
@@ -53,6 +61,14 @@ def _one_by_one(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, T
         lse[i] = torch.logsumexp(z, 0)
         mean[i] = torch.exp(z - lse[i]) @ x
     return lse, mean
+
+
+def _at_once(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    scaled, inverse = _to_one_scale(a, b, c)
+    x = eigmax_excess_at_one_scale(*_all_triplets(*scaled))
+    z = x * (inverse / torch.where(tau > 0, tau, torch.nan))
+    lse = torch.logsumexp(z.flatten(1), 1)
+    return lse, (torch.exp(z - lse[:, None, None]) * x).sum((1, 2)) * inverse  # which the gradient does without
 
 
 @exact_logsumexp.register_fake
@@ -96,6 +112,17 @@ def _backward_one_by_one(
     return da, db, dc, -(grad * mean).sum() / tau.square()
 
 
+def _backward_at_once(
+    a: Tensor, b: Tensor, c: Tensor, tau: Tensor, lse: Tensor, mean: Tensor, grad: Tensor
+) -> Gradients:
+    scaled, inverse = _to_one_scale(a, b, c)
+    x, *gradient = eigmax_with_gradient_at_one_scale(*_all_triplets(*scaled))
+    weight = torch.exp(x * (inverse / tau) - lse[:, None, None]) * (grad / tau)[:, None, None]
+    da, db, dc = (_in_memory(weight * slope).sum(axis) for slope, axis in zip(gradient, (2, 1, 0)))
+    # x is the sum of cosine times derivative (Euler), which spares the mean.
+    return da, db, dc, -((a * da).sum() + (b * db).sum() + (c * dc).sum()) / tau
+
+
 @exact_logsumexp_backward.register_fake
 def _backward_fake(a: Tensor, b: Tensor, c: Tensor, tau: Tensor, lse: Tensor, mean: Tensor, grad: Tensor) -> Gradients:
     return a.new_empty(a.shape), b.new_empty(b.shape), c.new_empty(c.shape), tau.new_empty(())
@@ -130,9 +157,37 @@ def _differentiate_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | Non
 
 
 def _plain(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> Tensor:
-    cosines = torch.broadcast_tensors(a[:, :, None], b[:, None, :], c[None])
-    return torch.logsumexp((gram3_excess(*cosines) / tau).flatten(1), 1)
+    return torch.logsumexp((gram3_excess(*_all_triplets(a, b, c)) / tau).flatten(1), 1)
 
 
+def _all_triplets(a: Tensor, b: Tensor, c: Tensor) -> list[Tensor]:
+    """Their cosines, ``(B0, B1, B2)``."""
+    return torch.broadcast_tensors(a[:, :, None], b[:, None, :], c[None])
+
+
+def _to_one_scale(*blocks: Tensor) -> tuple[list[Tensor], Tensor]:
+    scaled, inverse = to_one_scale(*blocks)
+    return [_in_memory(block) for block in scaled], inverse
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """``x``, which a compiler then computes once and not in each loop that reads it."""
+    return x.as_strided(x.shape, x.stride())
+
+
+def _show_to_compilers(operator: Any, formulas: Callable[..., Any]) -> None:
+    """Let a compiler for a CPU, once it has the derivatives, see the formulas in place of the operator."""
+
+    def decompose(mode: Any, op: Any, types: Any, inputs: Any, keywords: Any) -> Any:
+        if mode.export or inputs[0].device.type != "cpu" or use_triton(inputs[0]):
+            return mode.__torch_dispatch__(op, types, inputs, keywords)
+        with mode:
+            return formulas(*inputs)
+
+    operator.register_torch_dispatch(FunctionalTensorMode, decompose)
+
+
+_show_to_compilers(exact_logsumexp, _at_once)
+_show_to_compilers(exact_logsumexp_backward, _backward_at_once)
 exact_logsumexp.register_autograd(_differentiate, setup_context=_save)
 exact_logsumexp_backward.register_autograd(_differentiate_backward, setup_context=_save_backward)

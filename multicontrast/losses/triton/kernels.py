@@ -35,11 +35,15 @@ from multicontrast.similarity import Eigenvalue
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
-    """Where Triton is in charge, nothing but weights masks, and one of the terms has a kernel."""
+    """Where Triton is in charge, nothing but weights masks, and one of the terms has a kernel; all triplets also where
+    a CPU's compiler is."""
     tuples = plan.tuples
     if plan.tiled:
         return bool(plan.pairs) and all(fused_operator.applies(part, embeddings) for part in _pairs_by_tau(plan))
-    if not use_triton(embeddings[0]) or not plan.masks.only_weigh or plan.diagnostics is not None:
+    by_kernels = use_triton(embeddings[0])
+    # A compiler for a CPU fuses the formulas of all triplets, which it sees in place of the operator.
+    fuses = torch.compiler.is_compiling() and embeddings[0].device.type == "cpu"
+    if not (by_kernels or fuses) or not plan.masks.only_weigh or plan.diagnostics is not None:
         return False
     # A batch of one has the gradient 0 exactly, which only subtraction of equals gives.
     if plan.size == 1 or is_transformed(*embeddings, *plan.taus):
@@ -47,7 +51,11 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
     if tuples is None or len(embeddings) != 3 or type(tuples.similarity) is not Eigenvalue or tuples.symmetric:
         return False
     parts = tuples.directions[0]
-    return len(parts) == 1 and (not parts[0].are_all or compute_dtype(*embeddings) == torch.float32)
+    if len(parts) != 1:
+        return False
+    if not by_kernels:
+        return parts[0].are_all
+    return not parts[0].are_all or compute_dtype(*embeddings) == torch.float32
 
 
 def _pairs_by_tau(plan: Plan) -> list[Plan]:
