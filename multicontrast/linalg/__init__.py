@@ -1,4 +1,4 @@
-"""Small symmetric eigenproblems, batched, differentiable, and accurate where eigenvalues meet."""
+"""Small symmetric eigenproblems, batched, differentiable, and accurate at equal eigenvalues."""
 
 from multicontrast.linalg.gram3 import gram3_eigmax, gram3_eigvals
 from multicontrast.linalg.symmetric import eigmax

@@ -24,7 +24,7 @@ def is_differentiated(*tensors: Tensor) -> bool:
 
 
 def is_eager_cpu(tensor: Tensor) -> bool:
-    """Whether values may be looked at and buffers reused: a plain tensor on a CPU that nobody is tracing."""
+    """Whether values may be read and buffers reused: a plain tensor on a CPU, outside a compiler."""
     return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 

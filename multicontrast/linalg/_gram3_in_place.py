@@ -1,9 +1,8 @@
 r"""The h-cubic in place, for the losses and for large batches on a CPU, where passes over a block are the cost.
 
 It computes the equations of :mod:`multicontrast.linalg._gram3_torch` in some fifty-five passes, without a mask or an
-allocation; the losses' bars and the factor of 50 over LAPACK need it: out of place value and gradient take 1.9 times as
-long for 10,000 triples of float32 and 2.6 times for 100,000. The gradient alone differs, and saves passes: it
-comes from the eigenvector, by two quotients,
+allocation. Out of place, value and gradient take 1.9 times as long for 10,000 triples of float32 and 2.6 times for
+100,000. The gradient alone differs, and saves passes: it comes from the eigenvector, by two quotients,
 
 .. math:: \sigma = \frac{u_2 + u_3}{u_1} = \frac{a + b}{x - c},
           \qquad \tau = \frac{u_2 - u_3}{u_1} = \frac{a - b}{x + c},

@@ -48,7 +48,7 @@ def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _power_of_two_by_table(largest: Tensor) -> tuple[Tensor, Tensor]:
-    """The same bits where a tensor cannot be looked at as integers: `vmap` has no rule for that in every PyTorch."""
+    """The same bits without a view as integers, for which `vmap` lacks a rule in some versions of PyTorch."""
     bias = 127 if largest.dtype == torch.float32 else 1023
     steps = range(2 * (bias + 1) // 4)
     powers = largest.new_tensor([2.0 ** (bias - 1 - 4 * k) for k in steps])

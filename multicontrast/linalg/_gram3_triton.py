@@ -88,7 +88,7 @@ def _root(a, b, c):
     power, inverse = power_of_two(gamma)
     gamma, m = gamma * power, middle * power  # an infinite gamma leaves NaN in its differences below
     s = _flip(least * power, odd)
-    # 2^-100 keeps both radicands positive and vanishes beside anything else.
+    # 2^-100 keeps both radicands positive and is lost in rounding beside any other value.
     k = (gamma - m) * (gamma + m) + ((gamma - s) * (gamma + s) + 7.888609052210118e-31)
     t = m + s
     g = gamma * (t * t)

@@ -6,9 +6,9 @@ sweeps is a constant of N and of the type. The matrix (its lower triangle) and t
 entry a variable of its own. Triton has no arrays in registers, and tuples that grow only since 3.4, so the kernel of
 each N is written by :func:`_source`.
 
-The order is a tournament's: neighbours ``(0, 1), (2, 3), ...`` meet, then all but one move a seat on, and after N - 1
-rounds (N for odd N, where one rests) everybody has met everybody. So the code is one round, in a loop. Sweeps and
-errors: ``docs/math/symmetric-eigenproblems.md``.
+The order is that of a round-robin: a round rotates the pairs of rows ``(0, 1), (2, 3), ...``, then all rows but one
+move one place on, and after N - 1 rounds (N for odd N, where one row has no partner) every pair has been rotated once.
+So the code is one round, in a loop. Sweeps and errors: ``docs/math/symmetric-eigenproblems.md``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TUNING = Tuning(
 
 @triton.jit
 def _angle(app, aqq, apq):
-    """``(t, cos, sin)`` of the rotation that makes ``apq`` zero; none where it is zero, or vanishes beside the rest."""
+    """``(t, cos, sin)`` of the rotation that makes ``apq`` zero; none if it is zero or negligible beside them."""
     gap = aqq - app
     twice = 2 * apq
     divisor = tl.abs(gap) + tl.sqrt(gap * gap + twice * twice)
@@ -91,9 +91,9 @@ def _source(n: int, columns: int) -> Iterator[str]:
             yield f"        turned = cos * {left} - sin * {right}"
             yield f"        {right} = sin * {left} + cos * {right}"
             yield f"        {left} = turned"
-    seats = _seats(n)
-    sources = [f"a{max(seats[i], seats[j])}{min(seats[i], seats[j])}" for i in range(n) for j in range(i + 1)]
-    sources += [f"v{seats[i]}{k}" for i in range(n) for k in range(columns)]
+    places = _places(n)
+    sources = [f"a{max(places[i], places[j])}{min(places[i], places[j])}" for i in range(n) for j in range(i + 1)]
+    sources += [f"v{places[i]}{k}" for i in range(n) for k in range(columns)]
     yield from (f"        n{source} = {source}" for source in sources)
     yield from (f"        {name} = n{source}" for name, source in zip((*triangle, *vectors), sources))
     # Each rotation adds rounding to the lengths; their squares are 1 + e, and 1 - e / 2 mends that.
@@ -123,23 +123,23 @@ def _kernel(n: int, columns: int) -> Any:
 
 
 def rounds(n: int, dtype: torch.dtype) -> int:
-    """How many rounds of the tournament are played: N - 1 a sweep, N for odd N."""
+    """The number of rounds: N - 1 a sweep, N for odd N."""
     return _SWEEPS[dtype][n] * (n - 1 + n % 2)
 
 
 @functools.cache
-def _seats(n: int) -> tuple[int, ...]:
-    """Where the player of each seat comes from: all but the first of an even number move one seat on."""
-    players = n + n % 2  # with an odd number, a dummy in the first seat makes its neighbour rest
-    source = [0] * players
-    for seat in range(1, players):
-        if seat % 2:
-            source[seat] = players - 2 if seat == players - 1 else seat + 2
+def _places(n: int) -> tuple[int, ...]:
+    """From which place the row of each place comes: all but the first of an even number move one place on."""
+    rows = n + n % 2  # with an odd number, a dummy in the first place leaves its neighbour without a partner
+    source = [0] * rows
+    for place in range(1, rows):
+        if place % 2:
+            source[place] = rows - 2 if place == rows - 1 else place + 2
         else:
-            source[seat] = 1 if seat == 2 else seat - 2
-    if players == 2:
+            source[place] = 1 if place == 2 else place - 2
+    if rows == 2:
         source = [0, 1]
-    return tuple(seat - n % 2 for seat in source[n % 2 :])
+    return tuple(place - n % 2 for place in source[n % 2 :])
 
 
 def jacobi(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ class Operation:
         return self._operator(*inputs) if torch.compiler.is_compiling() else self._function.apply(*inputs)
 
     def value(self, *inputs: Any) -> Tensor:
-        """The first result, differentiable; where nobody differentiates, computed alone."""
+        """The first result, differentiable; computed alone if no derivative is needed."""
         if is_differentiated(*_tensors(inputs)):
             return _first(self(*inputs))
         if torch.compiler.is_compiling():
@@ -170,7 +170,7 @@ def _function(operation: Operation) -> type[torch.autograd.Function]:
 
 def _function_alone(operation: Operation) -> type[torch.autograd.Function]:
     class FunctionAlone(torch.autograd.Function):
-        """The value where nobody differentiates; a function only so that ``vmap`` can see through it."""
+        """The value without derivatives; a function only so that it has a rule for ``vmap``."""
 
         @staticmethod
         def forward(*inputs: Any) -> Any:
@@ -182,7 +182,7 @@ def _function_alone(operation: Operation) -> type[torch.autograd.Function]:
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-            # `value` asks again, below this transform, whether somebody differentiates.
+            # Below this transform a derivative may be needed: `value` checks again.
             return _mapped(operation, operation.value, info, in_dims, inputs)
 
     return FunctionAlone

@@ -219,7 +219,7 @@ def _symmetric3_kernel(
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = i < count
-    # The upper triangle is not used, so the compiler leaves out its loads, as it does vectors that nobody stores.
+    # The upper triangle is not used, so the compiler leaves out its loads, as it does vectors that are not stored.
     a00, _a01, _a02, a10, a11, _a12, a20, a21, a22 = load3(matrix_ptr + i * stride, row_stride, column_stride, inside)
     l0, l1, l2, v00, v01, v02, v10, v11, v12, v20, v21, v22 = eigenpairs_of(a00, a11, a22, a10, a20, a21)
     values_ptr += 3 * i

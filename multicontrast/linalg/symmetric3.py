@@ -95,7 +95,7 @@ class _Eigenpairs(Operation):
     def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         (values, vectors), (d_values, d_vectors) = residuals, cotangents
         if d_values is not None and d_vectors is None and not torch.is_grad_enabled():
-            return (_symmetric3_torch.weighted_projectors(vectors, d_values),)  # nobody will differentiate it
+            return (_symmetric3_torch.weighted_projectors(vectors, d_values),)  # no second derivative is needed
         middle = torch.zeros_like(vectors) if d_values is None else torch.diag_embed(d_values)
         if d_vectors is not None:
             middle = middle + _inverse_gaps(values) * product(vectors.mT, d_vectors)

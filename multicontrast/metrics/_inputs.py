@@ -41,7 +41,7 @@ class JointErrors(NamedTuple):
 
 
 class Poses(NamedTuple):
-    """Checked input, of one shape and type. Hidden joints are 0 in both poses, whatever they held."""
+    """Checked input, of one shape and type. Hidden joints are 0 in both poses."""
 
     pred: Tensor  # (..., J, D)
     target: Tensor  # (..., J, D)
@@ -155,7 +155,7 @@ def read_mask(operation: str, mask: Tensor, shape: Sequence[int], like: Tensor, 
     """The mask as weights of that shape.
 
     Bools and COCO's visibility flags (integers 0, 1, 2; above 0 is visible) give 0 and 1. Any other integer, a negative
-    weight and, where ``flags`` are to be expected, a weight above 1 raise, or are NaN where a look costs.
+    weight and, where ``flags`` are to be expected, a weight above 1 raise, or are NaN where values are not checked.
     """
     check_weights(operation, "mask", mask, "Pass bools (True where the joint is visible) or non-negative weights.")
     check_same_device(operation, ("target", "mask"), (like, mask))
@@ -213,7 +213,7 @@ def read_lengths(operation: str, name: str, value: object, items: Sequence[int],
 
 
 def check_values(operation: str, name: str, tensor: Tensor, wrong: Tensor, needed: str, remedy: str) -> None:
-    """Raises where any of ``wrong`` holds, if a look is free: on the CPU, in eager mode, not under a transform."""
+    """Raises if any of ``wrong`` is True. On a GPU, in a graph and under a transform values are not checked."""
     if values_are_free(tensor) and values_are_free(wrong) and bool(wrong.any()):
         bad = tensor[wrong].flatten()[0].item()
         raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold {needed}", f"{bad:g}", remedy))

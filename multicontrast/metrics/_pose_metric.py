@@ -1,4 +1,4 @@
-"""The base of the accumulating pose metrics: what is counted, by group and by joint, and what comes out.
+"""The base of the accumulating pose metrics: what is counted, by group and by joint, and the results.
 
 A metric is described by its function. What is kept does not grow with the data: float64 sums per group and joint. With
 sample ids a row of them per sample is kept instead, so that no sample counts twice.
@@ -69,7 +69,7 @@ class Summary(NamedTuple):
     items: dict[str, int]  # how many items count in each group
     hidden: int  # items left out: no joint was visible
     invalid: int  # items that are NaN, and make the means NaN
-    tally: Tally  # what all this comes from
+    tally: Tally  # the sums behind it
 
 
 class PoseMetric(Accumulator):
@@ -113,7 +113,7 @@ class PoseMetric(Accumulator):
             pooled: whether the mean is over visible joints, rather than over items.
             unit: how a report prints the value: ``"length"``, ``"share"``, in [0, 1], or ``"number"``.
             thresholds_are_lengths: for the warning about units.
-            whole_pose: whether there is nothing to say of single joints.
+            whole_pose: whether single joints have no value of their own.
             item_axes: axes of one item: joints and coordinates, and time for motion.
             higher_is_better: by default all but lengths are.
         """

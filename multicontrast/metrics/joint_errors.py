@@ -133,9 +133,9 @@ def mpjve(
 ) -> Tensor:
     """Mean per-joint velocity error: MPJPE of the differences between successive frames.
 
-    Time is axis -3, whatever comes before it: differences never cross clips. (VideoPose3D differences axis 0, which
-    is time only for a single clip; flattened clips are differenced across their seam.) Per frame, as the field reports
-    it, unless ``fps`` is given.
+    Time is axis -3; the axes before it are clips, and differences never cross clips. (VideoPose3D differences axis 0,
+    which is time only for a single clip; flattened clips are differenced across their seam.) Per frame, as the field
+    reports it, unless ``fps`` is given.
 
     Args:
         pred, target: ``(..., T, J, 3)`` or ``(..., T, J, 2)`` with ``T >= 2``.

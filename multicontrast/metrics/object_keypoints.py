@@ -94,7 +94,7 @@ def _similarity(
 def _read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, target: Tensor) -> Tensor:
     joints = target.shape[-2]
     remedy = "Pass one deviation per joint; the default is for COCO's 17."
-    if isinstance(sigmas, Tensor) and not values_are_free(sigmas):  # on a GPU, where a look costs, and in a graph
+    if isinstance(sigmas, Tensor) and not values_are_free(sigmas):  # on a GPU and in a graph
         check_floating(operation, "sigmas", sigmas)
         check_same_device(operation, ("target", "sigmas"), (target, sigmas))
         values = torch.where(sigmas > 0, sigmas, torch.nan).to(target.dtype)

@@ -27,9 +27,9 @@ def retrieval_ranks(
     """The rank of each query's match in the gallery by cosine: 1 is first.
 
     Equal similarities are counted *against* the query by default. A model that maps everything to one point then ranks
-    every match last; with ties broken by position it would look perfect. Equal is what rounding cannot tell apart:
-    similarities within ``sqrt(D)`` eps of the product of lengths, since a matrix product does not give one pair of rows
-    the same bits at every place of its result.
+    every match last; with ties broken by position it would look perfect. Similarities are equal within ``sqrt(D)`` eps
+    of the product of lengths, since a matrix product does not give one pair of rows the same bits at every place of its
+    result.
 
     Args:
         query: ``(Q, D)``.

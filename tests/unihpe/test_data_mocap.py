@@ -124,7 +124,7 @@ def test_a_damaged_entry_is_refused(path):
     middle = entry.header_offset + entry.compress_size // 2
     raw[middle : middle + 64] = bytes(64)
     path.write_bytes(bytes(raw))
-    with pytest.raises(ValueError, match="something else or a truncated copy"):
+    with pytest.raises(ValueError, match="another file or a damaged one"):
         read_mocap(path)
 
 

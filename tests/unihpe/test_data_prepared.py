@@ -150,8 +150,8 @@ def test_other_options_do_not_reuse_pieces(tmp_path):
         (lambda f: (f / "arrays/box.npy").unlink(), r"arrays/box\.npy, missing"),
         (lambda f: (f / "arrays/box.npy").write_bytes(b"short"), r"arrays/box\.npy, of 5 bytes instead"),
         (lambda f: (f / "arrays/box.npy").write_bytes(bytes((f / "arrays/box.npy").stat().st_size)), "have changed"),
-        (lambda f: (f / MANIFEST).write_text("{"), "something else"),
-        (lambda f: (f / MANIFEST).write_text("[]"), "something else"),
+        (lambda f: (f / MANIFEST).write_text("{"), "another file or a damaged one"),
+        (lambda f: (f / MANIFEST).write_text("[]"), "another file or a damaged one"),
         (lambda f: (f / MANIFEST).write_text('{"format": "unihpe_data/9"}'), "format 'unihpe_data/9'"),
         (lambda f: _rename(f, "../../etc/passwd"), "a piece called"),
         (lambda f: _rename(f, "/etc/passwd"), "a piece called"),
@@ -175,7 +175,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
     formats.write_coco(tmp_path / "coco", pictures=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(FileExistsError, match=r"something else\. Choose another name"):
+    with pytest.raises(FileExistsError, match=r"one with other files\. Choose another name"):
         prepare(tmp_path / "coco", tmp_path / "mine")
     prepare(tmp_path / "coco", tmp_path / "out")
     with pytest.raises(FileExistsError, match="finished data"):

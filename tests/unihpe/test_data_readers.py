@@ -330,9 +330,9 @@ def test_a_folder_of_takes_is_one_motion(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("rfemur ", "rfemr ", "something else"),
-        (":bonedata", ":bonedta", "something else"),
-        ("length 0.45", "length zero", "something else"),
+        ("rfemur ", "rfemr ", "another file or a damaged one"),
+        (":bonedata", ":bonedta", "another file or a damaged one"),
+        ("length 0.45", "length zero", "another file or a damaged one"),
     ],
 )
 def test_a_damaged_skeleton_is_refused(tmp_path, old, new, words):

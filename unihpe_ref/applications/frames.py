@@ -58,7 +58,7 @@ def read_video(path: Path) -> Iterator[Frame]:
     except (av.error.FFmpegError, ValueError) as error:
         needed = f"`read_video` needs a video that can be read at {path}"
         remedy = "Copy it again, or convert it to MP4."
-        raise ValueError(three_beats(needed, f"something else ({error})", remedy)) from None
+        raise ValueError(three_beats(needed, f"another file or a damaged one ({error})", remedy)) from None
     if number < 0:
         needed = f"`read_video` needs frames in {path}"
         raise ValueError(three_beats(needed, "none", "Copy it again."))

@@ -209,7 +209,7 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         needed = f"`read_keypoints` needs JSON in {path}"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Write it again.")) from None
+        raise ValueError(three_beats(needed, f"another file or a damaged one ({error})", "Write it again.")) from None
 
 
 def _people_of(content: Any, path: Path) -> Iterator[_Person]:

@@ -124,7 +124,7 @@ def read_poses(path: Path) -> tuple[list[str], Tensor, Tensor] | None:
             joints, root = (torch.tensor([pose[name] for pose in content["poses"]]) for name in ("joints_3d", "root"))
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         needed = f"`{path}` needs to be a whole file"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Write it again.")) from None
+        raise ValueError(three_beats(needed, f"another file or a damaged one ({error})", "Write it again.")) from None
     fits = joints.shape == (len(names), SKELETON.num_joints, 3) and root.shape == (len(names), 3)
     if not fits or not bool(joints.isfinite().all()):
         needed = f"`{path}` needs finite joints of shape (N, 17, 3)"

@@ -65,7 +65,7 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> None:
     try:
         opened: _Archive = _Zip(archive) if zipfile.is_zipfile(archive) else _Tar(archive)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise _refused(archive, f"something else ({error})", "Download it again.") from None
+        raise _refused(archive, f"another file or a damaged one ({error})", "Download it again.") from None
     with opened:
         try:
             _check(archive, list(itertools.islice(opened.members(), limits.members + 1)), limits, folder.parent)

@@ -31,7 +31,7 @@ def read_mocap(path: str | os.PathLike[str]) -> Motion:
         path: an npz file with the entries named at the top of this file. Pickled objects are refused.
     Returns: a :class:`Motion` with the splits as stored, by whole sequence.
     Raises: OSError where the file cannot be opened; ValueError where it is damaged, truncated, lacks an entry or
-        holds something else than promised.
+        holds what it should not.
     """
     path = Path(path)
     arrays = _load(path)
@@ -91,7 +91,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         needed = f"`read_mocap` needs a file it can open at {path}"
         raise type(error)(three_beats(needed, str(error), "Check the path and the permissions.")) from error
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        came = f"something else or a truncated copy ({error})"
+        came = f"another file or a damaged one ({error})"
         raise _unfit(path, "an npz archive of plain arrays", came, "Copy the file again.") from error
     return arrays
 

@@ -73,11 +73,11 @@ def prepare(
             they are.
         joints: of BVH, as :func:`~unihpe_ref.data.read_data`.
         say: called with progress messages.
-    Raises: FileExistsError where the folder holds something else; OSError and ValueError as the readers.
+    Raises: FileExistsError where the folder holds other files; OSError and ValueError as the readers.
     """
     needed = f"`prepare` needs a folder that is empty or unfinished at {folder}"
     if folder.exists() and (not folder.is_dir() or _holds_something_else(folder)):
-        raise FileExistsError(three_beats(needed, "something else", "Choose another name."))
+        raise FileExistsError(three_beats(needed, "one with other files", "Choose another name."))
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if is_prepared(folder):
@@ -169,7 +169,7 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
         opened = _open_recording if manifest["kind"] == "recording" else _open_motion
         return opened(folder, manifest, arrays)
     except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _unfit(folder, f"something else ({error!r})") from None
+        raise _unfit(folder, f"another file or a damaged one ({error!r})") from None
     except ValueError as error:
         if isinstance(error, _Unfit):
             raise

@@ -108,7 +108,7 @@ def read_npz(path: str | os.PathLike[str], names: tuple[str, ...] | None = None)
         NotImplementedError,
     ) as error:
         needed = f"`read_npz` needs a whole npz archive at {path}"
-        came = f"something else ({' '.join(str(error).split())[:200]})"
+        came = f"another file or a damaged one ({' '.join(str(error).split())[:200]})"
         raise ValueError(three_beats(needed, came, "Copy or download it again.")) from None
 
 

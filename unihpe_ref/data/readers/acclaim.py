@@ -123,7 +123,9 @@ def read_asf(path: Path) -> Skeleton:
         )
     except (KeyError, ValueError, IndexError) as error:
         needed = f"{path} needs units, root, bonedata and hierarchy of an ASF file"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None
+        raise ValueError(
+            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
+        ) from None
 
 
 def _bones(lines: list[list[str]], degrees: bool) -> dict[str, _Bone]:
@@ -183,7 +185,9 @@ def read_amc(path: Path, skeleton: Skeleton) -> dict[str, Array]:
         return motion
     except (KeyError, ValueError, IndexError) as error:
         needed = f"{path} needs to be an AMC file of its skeleton"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None
+        raise ValueError(
+            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
+        ) from None
 
 
 def joints_of(skeleton: Skeleton, motion: dict[str, Array]) -> Array:

@@ -100,7 +100,9 @@ def read_bvh(path: Path, joints: Mapping[str, str] | None = None) -> Take:
             raise ValueError(f"{values.size} numbers for {frames} frames of {width}")
     except (ValueError, IndexError, KeyError) as error:
         needed = f"{path} needs to be a whole BVH file"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Copy or export it again.")) from None
+        raise ValueError(
+            three_beats(needed, f"another file or a damaged one ({error})", "Copy or export it again.")
+        ) from None
     body = _Body(path, tree, *_places(tree, values.reshape(frames, width)))
     points = _upright(_metres(body.to_17(dict(joints or {})), path), path)
     if _begins_elsewhere(points):

@@ -63,7 +63,9 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
         listed_people = [person for person in held["annotations"] if "keypoints" in person]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         needed = f"{file} needs to be COCO's JSON, with `images` and `annotations`"
-        raise ValueError(three_beats(needed, f"something else ({error!r})", "Export it again.")) from None
+        raise ValueError(
+            three_beats(needed, f"another file or a damaged one ({error!r})", "Export it again.")
+        ) from None
     people = []
     for person in listed_people:
         keypoints = np.asarray(person["keypoints"], float).ravel()

@@ -82,7 +82,7 @@ def _cameras_of_pickle(path: Path) -> dict[tuple[str, str], Intrinsics]:
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         needed = f"{path} needs {{(subject, camera): {{R, T, c, f, k, p, w, h}}}}"
         raise ValueError(
-            three_beats(needed, f"something else ({error!r})", "Write it with mmpose's converter.")
+            three_beats(needed, f"another file or a damaged one ({error!r})", "Write it with mmpose's converter.")
         ) from None
 
 
@@ -131,7 +131,7 @@ def _cameras_of_source(path: Path) -> dict[tuple[str, str], Intrinsics]:
     except (KeyError, ValueError, SyntaxError, TypeError, UnicodeDecodeError) as error:
         needed = f"{path} needs VideoPose3D's tables of intrinsic and extrinsic parameters"
         raise ValueError(
-            three_beats(needed, f"something else ({error!r})", "Take the file of the repository.")
+            three_beats(needed, f"another file or a damaged one ({error!r})", "Take the file of the repository.")
         ) from None
 
 

@@ -68,7 +68,9 @@ def _read_train(file: Path, builder: RecordingBuilder) -> None:
         held = read_cells(file, ("annot2", "annot3"))
     except (OSError, ValueError) as error:
         needed = f"{file} needs to be a MATLAB file of version 5 or 7"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None
+        raise ValueError(
+            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
+        ) from None
     subject, sequence = _place(file)
     frames, fps = TRAIN_SEQUENCES.get((subject, sequence), (None, 25.0))
     cameras = _calibration(file.parent / "camera.calibration")
@@ -113,7 +115,9 @@ def _read_test(file: Path, builder: RecordingBuilder) -> None:
         activity = held["activity_annotation"].ravel() if "activity_annotation" in held else None
     except (OSError, KeyError, ValueError, TypeError) as error:
         needed = f"{file} needs to be an HDF5 file with annot2, annot3, univ_annot3 and valid_frame"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None
+        raise ValueError(
+            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
+        ) from None
     if not len(pixels) == len(metric) == len(universal) == len(valid):
         needed = f"{file} needs one valid_frame, annot2 and annot3 a frame"
         raise ValueError(three_beats(needed, f"{len(valid)}, {len(pixels)}, {len(metric)}", "Download it again."))
@@ -189,5 +193,7 @@ def _calibration(path: Path) -> dict[int, Intrinsics]:
                 )
     except (ValueError, IndexError) as error:
         needed = f"{path} needs name, size, intrinsic (16) and extrinsic (16) of each camera"
-        raise ValueError(three_beats(needed, f"something else ({error})", "Copy or download it again.")) from None
+        raise ValueError(
+            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
+        ) from None
     return cameras

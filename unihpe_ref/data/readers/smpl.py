@@ -97,7 +97,9 @@ def read_model(path: Path) -> dict[str, Array]:
                 raise ValueError(f"{name} of shape {model[name].shape}")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         needed = f"{path} needs v_template, shapedirs, posedirs, J_regressor, weights and kintree_table of SMPL"
-        raise ValueError(three_beats(needed, f"something else ({error!r})", "Get it from the SMPL site.")) from None
+        raise ValueError(
+            three_beats(needed, f"another file or a damaged one ({error!r})", "Get it from the SMPL site.")
+        ) from None
     return model | {"parents": parents}
 
 
