@@ -6,8 +6,8 @@ shared memory, pipelines of asynchronous copies, matrix fragments, masks, atomic
     launch(compiled, grid, *arguments)
 
 - Every thread of up to ``batch`` blocks is one lane of numpy arrays; values that a warp shares keep length 1.
-- Each lane has its own program counter, and the lowest runs first. ``bar.sync`` parks lanes until their block has
-  arrived; a deadlock raises.
+- Each lane has its own program counter, and the lowest runs first. ``bar.sync`` parks lanes until all others
+  have arrived or left.
 - Every tensor has an address window of 1 TiB of its own: an access outside its storage, or misaligned, raises
   ``PTXFault`` with the instruction, the thread and the offset.
 - ``cp.async`` lands at the ``wait_group`` that waits for it. Shared memory starts as NaN, so a missing wait shows.
@@ -161,14 +161,8 @@ class Batch(State):
                 if cur >= END:
                     if not waiting.any():
                         return
-                    # barrier release, block by block: every non-exited lane of the block must wait
-                    w = waiting.reshape(-1, self.nt)
-                    ex = (pc == END).reshape(-1, self.nt)
-                    ok = (w | ex).all(1)
-                    if not ok.any():
-                        raise PTXFault("deadlock at bar.sync")
-                    waiting = (w & ~ok[:, None]).reshape(-1)
-                    if sched is None and not waiting.any() and (pc == pc[0]).all():
+                    waiting[:] = False  # every lane waits or has left, so each block's barrier is complete
+                    if sched is None and (pc == pc[0]).all():
                         cur = int(pc[0])
                         pc = None
                     continue
