@@ -221,5 +221,9 @@ def test_a_longer_run_is_kept_as_far_as_it_came(tmp_path):
         [stage, str(step), f"{6 * step}", "0.333333"] for stage, step in stages[:3]
     ]
     assert read_run("other", folder) is None
+    assert "noise_loss" not in found
+    save_model(UniHPE(config.model, config.sampler), config, checkpoint / "last.safetensors")
     keep_run(run, "quick", motion, folder, sampler_steps=1)
+    # an untrained network states about nothing: half of 51 coordinates
+    assert read_run("quick", folder)["noise_loss"]["mean"] == pytest.approx(51 / 2, rel=0.2)
     assert read_run("quick", folder)["deviations"]["sampler.steps"] == [1, 1000]

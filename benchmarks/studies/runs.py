@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from benchmarks.environment import ROOT
 from multicontrast._checks import three_beats
 from unihpe_ref.applications.run import CHECKPOINTS, ENVIRONMENT, LOG, MODEL
@@ -14,11 +17,12 @@ from unihpe_ref.checkpoint import load_model
 from unihpe_ref.data import Motion
 from unihpe_ref.files import write_whole
 from unihpe_ref.presets import deviations
-from unihpe_ref.runs import evaluate_model
+from unihpe_ref.runs import evaluate_model, open_source
 
 RUNS = ROOT / "benchmarks" / "results" / "training"
 FULL_SIZE = "transformer-diffusion"
 """The paper's pair in the paper's size."""
+LAST = "last.safetensors"  # of a checkpoint: the weights in training
 _COLUMNS = ("stage", "step", "seconds", "loss", "decoding_3d", "learning_rate")
 _KEPT = ("date", "python", "processor", "cores", "threads", "device")
 
@@ -64,6 +68,8 @@ def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS, sampler_
         "environment": {key: environment[key] for key in _KEPT} | {"torch": environment["packages"]["torch"]},
         "evaluation": evaluate_model(model, config, motion).to_dict(),
     }
+    if (found[-1].parent / LAST).exists() and config.model.decoder == "diffusion":
+        content["noise_loss"] = _noise_loss(found[-1].parent, motion)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.json", folder / f"{name}.csv"]
     write_whole(paths[0], (json.dumps(content, indent=1, default=str) + "\n").encode())
@@ -73,6 +79,29 @@ def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS, sampler_
         csv.writer(file, lineterminator="\n").writerows(lines)
     temporary.replace(paths[1])
     return paths
+
+
+@torch.no_grad()
+def _noise_loss(checkpoint: Path, motion: Motion, batches: int = 6) -> dict[str, float]:
+    """Half the squared error of the noise, summed over coordinates, of the weights in training: mean, standard error.
+
+    A run with GFPose's parameterisation logs it as ``decoding_3d``; here it is measured for any.
+    """
+    model, config = load_model(checkpoint / MODEL)
+    model.load_state_dict(load_file(checkpoint / LAST))
+    model.train()
+    source = open_source(motion, config, images=False).split("train")
+    generator = torch.Generator().manual_seed(config.seed)
+    model.decoder_3d.network.loss_weight = torch.ones_like  # as GFPose weighs
+    losses = []
+    for _ in range(batches):
+        rows = torch.randint(len(source), (config.stage3.batch_size,), generator=generator)
+        batch = source.batch(rows, generator)
+        embeddings = {"2d": model.encode(**batch.inputs_2d()), "3d": model.encode(kp3d=batch.joints_3d)}
+        args = (batch.joints_2d_normalised(), batch.joints_3d, batch.box_info())
+        losses.append(model.decoding_losses(embeddings, *args, generator=generator)[1])
+    found = torch.stack(losses)
+    return {"mean": round(float(found.mean()), 3), "standard error": round(float(found.std() / batches**0.5), 3)}
 
 
 def _short(value: Any) -> Any:

@@ -145,12 +145,12 @@ def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, 
             value = f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}"
             log = "`unihpe_ref/assets/lifter.json`"
             found.append((f"shipped lifter, {words}", "", value, "CMU, exact 2D", "`lifter`", log))
-    if number == "4" and (run := read_run(FULL_SIZE)) is not None:
-        mean = run["evaluation"]["paths"]["2D to 3D"]["frame_mean"]
-        steps = f"{run['steps']['taken']:,} steps"
-        found.append((f"transformer, diffusion, in the paper's size ({steps})", "",
-                      f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}", "CMU, exact 2D", f"`{run['preset']}`",
-                      f"`benchmarks/results/training/{FULL_SIZE}.csv`"))  # fmt: skip
+    for name in (FULL_SIZE, f"{FULL_SIZE}-preconditioned") if number == "4" else ():
+        if (run := read_run(name)) is not None:
+            mean = run["evaluation"]["paths"]["2D to 3D"]["frame_mean"]
+            what = f"{name.replace('-', ', ')}, in the paper's size ({run['steps']['taken']:,} steps)"
+            found.append((what, "", f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}", "CMU, exact 2D",
+                          f"`{run['preset']}`", f"`benchmarks/results/training/{name}.csv`"))  # fmt: skip
     for study in (f"table{number}", f"table{number}-fair"):
         for row in rows(study) if study in STUDIES and study not in RATES else TUNED_ROWS.get(study, ()):
             made = f"{row}-{chosen_rate(study, row, folder)}" if study in RATES else row
