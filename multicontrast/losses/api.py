@@ -1,4 +1,4 @@
-"""The four losses: what each means, and the one way that leads from their arguments to a plan."""
+"""The four losses, and how their arguments become a plan."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def multimodal_infonce(embeddings: Sequence[Tensor], tau: float | Tensor, **opti
 def triplet_infonce(
     x_img: Tensor, x_2d: Tensor, x_3d: Tensor, tau: float | Tensor, **options: Unpack[TupleOptions]
 ) -> Tensor:
-    r"""InfoNCE over triplets, one sample in three modalities: image, 2D pose and 3D pose, or any other three.
+    r"""InfoNCE over triplets: one sample in any three modalities, such as image, audio and text.
 
     .. math:: \mathcal{L}_i = -\log \frac{\exp(\lambda_i^+ / \tau)}
                                          {\exp(\lambda_i^+ / \tau) + \sum_k \exp(\lambda_{ik}^- / \tau)}
@@ -116,7 +116,8 @@ def triplet_infonce(
     loss without the positive among the negatives; ``negatives="all"`` is its exact form.
 
     Args:
-        x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``.
+        x_img, x_2d, x_3d: ``(B, D)`` embeddings, normalised here; row ``i`` of each is sample ``i``. The names are the
+            paper's (image, 2D pose, 3D pose); any three modalities do, such as image, audio and text.
         tau: temperature, a positive number or 0-dim tensor; it divides.
         {options}
 
@@ -195,9 +196,9 @@ def _loss(
     pairs: Sequence[Pair] = (),
     has_tuples: bool = False,
 ) -> Tensor:
-    """Check, let the ranks agree, plan, compute."""
+    """Check the arguments, exchange options with the other ranks, make the plan and compute it."""
     given = dict(given)
-    impl = given.pop("impl", None)  # of the tests: an implementation by name
+    impl = given.pop("impl", None)  # for the tests: the name of an implementation
     gather = given.get("gather", False)
     handshake = None if gather is False else Handshake(operation, gather)
     if handshake is not None and handshake.alone:
@@ -220,7 +221,7 @@ def _loss(
         if handshake is not None:
             batch = _gather(handshake, batch, options)
         like, ranks = batch.embeddings[0], batch.ranks
-        # A number is written on the device that uses it: copied there, the host would wait.
+        # The number is created on its device: a copy would make the host wait.
         if not isinstance(batch.tau, Tensor):
             batch.tau = torch.full((), batch.tau, dtype=dtype, device=like.device)
         taus = dict(zip(keys, batch.tau.unbind())) if by_name else batch.tau
@@ -256,7 +257,7 @@ def _loss(
 
 
 class Implementation(NamedTuple):
-    """Which plans it computes, and how. Without ``takes_half`` embeddings are float32 at least."""
+    """Which plans it computes, and how. Without ``takes_half`` embeddings are at least float32."""
 
     name: str
     applies: Callable[[Plan, Sequence[Tensor]], bool]
@@ -271,13 +272,13 @@ IMPLEMENTATIONS = (
     Implementation("streamed", streamed.applies, streamed.loss),
     Implementation("reference", reference.applies, reference.loss),
 )
-"""The first that applies computes a plan. All give the reference's numbers, to rounding."""
+"""The first that applies computes a plan. All equal the reference up to rounding."""
 
 
 def run(
     operation: str, plan: Plan, embeddings: Sequence[Tensor], dtype: torch.dtype, impl: str | None = None
 ) -> Tensor:
-    """The plan's loss in ``dtype`` by the first implementation that applies, or by the one that is named."""
+    """The plan's loss in ``dtype``, by the named implementation or the first that applies."""
     if impl is not None:
         check_choice(operation, "impl", impl, [found.name for found in IMPLEMENTATIONS])
     wide = [x if x.dtype == dtype else x.to(dtype) for x in embeddings]
@@ -295,7 +296,7 @@ def run(
 def _taus_by_name(
     operation: str, taus: Mapping[Any, Any], terms: Sequence[Pair | str], dtype: torch.dtype, like: Tensor
 ) -> tuple[list[Pair | str], Tensor]:
-    """The names of the terms, pairs sorted, and their temperatures as one tensor: so they pass the gathering as one."""
+    """The names of the terms, pairs sorted, and their temperatures stacked in one tensor, which is gathered at once."""
     found = {tuple(sorted(key)) if isinstance(key, tuple) else key: tau for key, tau in taus.items()}
     wanted: list[Any] = [tuple(sorted(term)) if isinstance(term, tuple) else term for term in terms]
     if len(found) < len(taus) or set(found) != set(wanted):
@@ -313,11 +314,11 @@ def _taus_by_name(
 
 
 def _check_capture(operation: str, device: torch.device, tau: Any, handshake: Handshake | None) -> None:
-    """Raise in a CUDA graph's capture for what is read on the host, once and for all."""
+    """Raise in a CUDA graph's capture for arguments that are read on the host, so once for all replays."""
     if device.type == "cpu" or not is_captured(device):
         return
     if handshake is not None:
-        handshake.leave()  # where nothing can be told
+        handshake.leave()  # a capture cannot send an error to the other ranks
         remedy = "Gather with `torch.distributed.nn.functional.all_gather` before, or leave the loss out of the graph."
         raise RuntimeError(three_beats(f"`{operation}` needs the other ranks' answers to gather", "a capture", remedy))
     taus = tau.values() if isinstance(tau, Mapping) else (tau,)
@@ -338,7 +339,7 @@ def _check_ring(operation: str, options: Mapping[str, Any]) -> None:
 
 
 def _tiled_ring(options: Mapping[str, Any]) -> bool | None:
-    """A ring never holds all logits, but for all tuples, which read whole blocks."""
+    """A ring never holds all logits, except with ``negatives="all"``, which reads whole blocks."""
     negatives = options.get("negatives")
     return None if isinstance(negatives, str) and negatives == "all" else True
 
@@ -347,10 +348,10 @@ def _tiled_ring(options: Mapping[str, Any]) -> bool | None:
 class _Batch:
     """What a plan runs on."""
 
-    embeddings: Sequence[Tensor]  # (B, D): the rows of all ranks; in a ring those of this one
+    embeddings: Sequence[Tensor]  # (B, D): the rows of all ranks; in a ring those of this rank
     tau: Any  # a number or a tensor
-    masks: Masks  # of the samples of all ranks
-    generator: torch.Generator | None  # in one state on all ranks
+    masks: Masks  # for the samples of all ranks
+    generator: torch.Generator | None  # in the same state on all ranks
     ranks: Ranks | None = None
     ring: bool = False
 
@@ -367,7 +368,7 @@ def _masks(options: Mapping[str, Any]) -> Masks:
 
 
 def _agree(handshake: Handshake, embeddings: Sequence[Tensor], tau: Any, options: Mapping[str, Any]) -> Ranks:
-    """The other ranks, once they have agreed on all that must be alike."""
+    """The other ranks, after checking that their options are equal."""
     own = ("generator", "gather", "diagnostics")
     alike = {name: _fingerprint(value) for name, value in options.items() if name not in own}
     alike["generator"] = options.get("generator") is None
@@ -396,9 +397,9 @@ def _fingerprint(option: object) -> object:
 
 
 def _gather(handshake: Handshake, own: _Batch, options: Mapping[str, Any]) -> _Batch:
-    """The rows of all ranks, once they have agreed. What belongs to a sample comes without a gradient; further
-    negatives stay where they are, candidates of the rank's own anchors. Options that look at logits need all rows, and
-    leave the ring."""
+    """The rows of all ranks, after checking that their options are equal. Masks, ids and weights are gathered without a
+    gradient. Extra negatives stay on their rank, as candidates of its own anchors. Options that act on logits need all
+    rows, so they replace the ring by a gather."""
     embeddings, tau, masks, generator = own.embeddings, own.tau, own.masks, own.generator
     ranks = _agree(handshake, embeddings, tau, options)
     ring = options["ring"] and masks.only_weigh and options["diagnostics"] is None and ranks.total > 1

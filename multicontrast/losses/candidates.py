@@ -1,4 +1,4 @@
-r"""Which tuples are compared: the schemes of negatives. A scheme knows no similarity.
+r"""The schemes of negatives: which tuples are compared. They do not depend on the similarity.
 
 Every scheme compares anchor ``i`` (its embedding in modality 0) with its positive tuple ``(i, i, ..., i)`` and with K
 negatives. For three modalities negative ``k`` is
@@ -6,18 +6,18 @@ negatives. For three modalities negative ``k`` is
 ===============  ================================================================================  ===================
 scheme           negative ``k`` of anchor ``i``                                                    cost
 ===============  ================================================================================  ===================
-``cyclic``       ``(i, i + s_k, i + t_k)`` modulo B: random shifts. Within B - 1 negatives an      2 B draws, no index
-                 anchor meets no sample of a modality twice
+``cyclic``       ``(i, i + s_k, i + t_k)`` modulo B: random shifts. The first B - 1 negatives of   2 B draws, no index
+                 an anchor hold each sample of a modality at most once
 ``permutation``  ``(i, p_k(i), q_k(i))``: a fresh permutation for each column and modality         2 B K draws
                  (UniHPE, Algorithm 1)
 ``shared``       ``(i, p(k), q(k))``: one permutation for each modality, the same for all anchors  2 B draws
                  (as Symile's ``n``); its gradient is several times as noisy
 ``tied``         ``(i, j, j)`` for the other samples ``j`` (as GRAM and TRIANGLE)                  none
-``all``          every tuple of the batch (``anchor=0``: that holds the anchor's first embedding;  B^2 or 3 B^2 - 3 B
-                 ``anchor="any"``: that holds any embedding of the anchor's sample)                + 1 terms an anchor
+``all``          every tuple of the batch (``anchor=0``: with the anchor's first embedding;        B^2 or 3 B^2 - 3 B
+                 ``anchor="any"``: with any embedding of the anchor's sample)                      + 1 terms an anchor
 ===============  ================================================================================  ===================
 
-A scheme of your own is a subclass of :class:`Sampled` with ``draw`` and ``members``, and an entry in ``SCHEMES``.
+A custom scheme is a subclass of :class:`Sampled` with ``draw`` and ``members``, and an entry in ``SCHEMES``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from multicontrast._checks import (
 __all__ = ["sample_tuples"]
 
 MAX_MODALITIES = 8
-FEW = 16  # candidates are few if a batch has this many times as many samples, of which a matmul would waste the rest
+FEW = 16  # with fewer than size / FEW candidates, dot products replace a matmul with the whole batch
 
 Pair = tuple[int, int]
 Gradients = Mapping[Pair, Tensor]
@@ -60,13 +60,13 @@ def pairs_of(num_modalities: int) -> list[Pair]:
 
 
 class Blocks:
-    """The cosines between unit rows ``(B, D)`` of N modalities, as the anchors ``start..stop`` need them.
+    """The cosines between unit rows ``(B, D)`` of N modalities that the anchors ``start..stop`` need.
 
     Args:
         units: the rows of the whole batch.
         held: whether products are computed once and kept. Otherwise they are computed where they are read: rows as
             strips of a product, single entries as dot products; nothing of size ``(B, B)`` is kept.
-        whole: products that exist already.
+        whole: products that are already computed.
     """
 
     def __init__(
@@ -120,15 +120,15 @@ class Candidates:
     """The tuples that each of B anchors is compared with."""
 
     holds_positive = False
-    """Whether the positive is one of the candidates; otherwise it comes beside them."""
+    """Whether the positive is one of the candidates; otherwise it is computed separately."""
     anchored = True
     """Whether modality 0 of every candidate of an anchor is the anchor's own row."""
     are_tied = False
     """Whether the candidates are the other samples, each with all its members: a matmul reads them."""
     are_all = False
-    """Whether the candidates are every tuple with the anchor, which reads whole Gram blocks."""
+    """Whether the candidates are all tuples with the anchor, which need whole Gram blocks."""
     earlier: tuple[int, ...] = ()
-    """Modalities in which a candidate must not hold the anchor's sample, because another part has those tuples."""
+    """Modalities in which a candidate must not hold the anchor's sample: those tuples are in another part."""
 
     def __init__(self, size: int, num_modalities: int, device: torch.device) -> None:
         self.size, self.num_modalities, self.device = size, num_modalities, device
@@ -139,7 +139,7 @@ class Candidates:
         raise NotImplementedError
 
     def members(self, start: int, stop: int) -> list[Tensor]:
-        """For anchors ``start..stop`` the row number of each candidate in each modality, broadcastable to
+        """For each modality the row numbers of the candidates of anchors ``start..stop``, broadcastable to
         ``(R, width)``, or for all tuples to ``(R, B, ...)``."""
         raise NotImplementedError
 
@@ -148,26 +148,26 @@ class Candidates:
         return None
 
     def strays(self, start: int, stop: int) -> Tensor | None:
-        """Where a row number is none of the batch, which must show as NaN; None if nowhere."""
+        """The candidates with a row number out of range, whose similarity is NaN; None if there are none."""
         return None
 
     def stray_positives(self, start: int, stop: int) -> Tensor | None:
-        """``(R,)``: the anchors whose positive has a row number out of range; None if nobody's."""
+        """``(R,)``: the anchors whose positive has a row number out of range; None if there are none."""
         return None
 
     def target(self, start: int, stop: int) -> Tensor:
-        """``(R,)``: the column of the positive among the flattened candidates that hold it."""
+        """``(R,)``: the column of the positive among the flattened candidates, if they include it."""
         raise NotImplementedError
 
     def reversed(self) -> Candidates:
-        """The reverse direction, where modality 0 changes and the others stay; of tied tuples alone."""
+        """The reverse direction, where modality 0 changes and the others stay; for tied tuples only."""
         raise NotImplementedError
 
     def read(self, blocks: Blocks, start: int, stop: int) -> tuple[list[Tensor], Scatter]:
-        """The cosines of the candidates of anchors ``start..stop``, and the way back.
+        """The cosines of the candidates of anchors ``start..stop``, and their gradient function.
 
-        Returns: for each pair of modalities the cosines, broadcastable to the shape of the candidates, differentiable;
-        and a function that adds gradients by them, of the whole shape, to the gradients of the blocks.
+        Returns: for each pair of modalities the differentiable cosines, broadcastable to the shape of the candidates;
+        and a function that adds the gradients by them, in that whole shape, to the gradients of the blocks.
         """
         raise NotImplementedError
 
@@ -176,12 +176,12 @@ class Candidates:
         raise NotImplementedError
 
     def listed(self) -> tuple[str, Tensor] | None:
-        """``("shifts" or "list", (1 + K, N - 1))`` where one list of shifts or of row numbers serves every anchor, its
-        first entry the positive; None where each anchor has its own."""
+        """``("shifts" or "list", (1 + K, N - 1))`` if all anchors share one list of shifts or row numbers, whose first
+        entry is the positive; None if each anchor has its own."""
         return None
 
     def with_positive(self) -> Candidates | None:
-        """The candidates with the positive before them, where that costs nothing; None elsewhere."""
+        """The candidates with the positive in front, if that costs nothing; otherwise None."""
         return None
 
     def own(self, start: int, stop: int) -> Tensor:
@@ -190,17 +190,17 @@ class Candidates:
 
 
 class Sampled(Candidates):
-    """K candidates of each anchor, named by their row numbers; the positive comes beside them."""
+    """K candidates of each anchor, given by their row numbers, without the positive."""
 
     @classmethod
     def draw(cls, draw: Draw) -> Candidates:
-        """Candidates at random."""
+        """Draw random candidates."""
         raise NotImplementedError
 
     def read(self, blocks: Blocks, start: int, stop: int) -> tuple[list[Tensor], Scatter]:
         members, strays, rows = self.members(start, stop), self.strays(start, stop), stop - start
         pairs = pairs_of(self.num_modalities)
-        # Rows of a block that is not held are a matmul, of which few candidates read little.
+        # Rows of a block that is not held need a matmul, which is wasted on few candidates.
         in_rows = self.anchored and (blocks.held or FEW * self.width > self.size)
         cosines, places = [], []
         for m, n in pairs:
@@ -234,7 +234,7 @@ class Sampled(Candidates):
 
 class Cyclic(Sampled):
     """``(i, i + s_k, i + t_k, ...)`` modulo B, from the ``(N - 1, K)`` shifts; with ``reverse``, for tied tuples,
-    ``(i - s_k, i, ..., i)``, of which anchor ``i`` is a candidate."""
+    ``(i - s_k, i, ..., i)``, the tuples that have ``i`` as their candidate."""
 
     def __init__(self, size: int, shifts: Tensor, reverse: bool = False) -> None:
         super().__init__(size, shifts.shape[0] + 1, shifts.device)
@@ -328,25 +328,25 @@ class Permutation(Index):
 
 
 class Shared(Index):
-    """``(i, p(k), q(k), ...)``: every anchor meets the same list of candidates."""
+    """``(i, p(k), q(k), ...)``: all anchors share one list of candidates."""
 
     @classmethod
     def draw(cls, draw: Draw) -> Shared:
         lists = draw.permutations(draw.num_modalities - 1)
         if not draw.exclude:
             pass
-        elif draw.num_modalities == 2:  # each anchor leaves out its own match
+        elif draw.num_modalities == 2:  # leave out each anchor's positive
             place = torch.empty_like(lists[0]).scatter_(0, lists[0], torch.arange(draw.size, device=lists.device))
             column = torch.arange(draw.size - 1, device=lists.device)
             planes = lists[0][column + (column >= place[:, None])]
             return cls(draw.size, [draw.cut(planes).to(draw.device)])
-        else:  # the members of a candidate never all come from one sample
+        else:  # no candidate has all its members from one sample
             lists[-1] = _exchange(lists[-1:], (lists == lists[0]).all(0)[None])[0]
         return cls(draw.size, list(draw.cut(lists).to(draw.device)[:, None]))
 
 
 class Tied(Candidates):
-    """``(i, j, ..., j)`` for every sample ``j``, or with ``reverse`` ``(j, i, ..., i)``; the positive is among them."""
+    """``(i, j, ..., j)`` for every sample ``j``, or with ``reverse`` ``(j, i, ..., i)``; the positive is included."""
 
     holds_positive = True
     are_tied = True
@@ -357,7 +357,7 @@ class Tied(Candidates):
 
     @classmethod
     def draw(cls, draw: Draw) -> Tied | Cyclic:
-        """All of them, or K others at random, the same shifts for all anchors."""
+        """All other samples, or K random shifts, the same for all anchors."""
         if draw.exclude and draw.count == draw.size - 1:
             return cls(draw.size, draw.num_modalities, draw.device)
         first = int(draw.exclude)
@@ -479,13 +479,13 @@ SCHEMES: dict[str, type[Sampled] | type[Tied]] = {
     "shared": Shared,
     "tied": Tied,
 }
-"""The schemes that are drawn, by name."""
+"""The drawn schemes by name."""
 
 
 class Draw:
-    """What a scheme is asked for, and the source of randomness.
+    """The sizes of a draw and its source of randomness.
 
-    ``count`` is K, by default as many as there are other samples; ``exclude`` keeps the positive out.
+    ``count`` is K, by default B - 1; ``exclude`` keeps the positive out.
     """
 
     def __init__(
@@ -514,7 +514,7 @@ class Draw:
         source: dict[str, Any] = {} if self.generator is None else {"generator": self.generator}
         if 0 < number <= MAX_MODALITIES or (device.type == "cpu" and number and not torch.compiler.is_compiling()):
             return torch.stack([torch.randperm(length, device=device, **source) for _ in range(number)])
-        # One sort of random keys: a launch for all of them, where a CPU takes four times as long as one by one.
+        # One sort of random keys is one launch; a CPU takes four times as long for it as for one `randperm` each.
         return torch.rand(number, length, dtype=torch.float64, device=device, **source).argsort(-1)
 
     def cut(self, drawn: Tensor) -> Tensor:
@@ -523,9 +523,9 @@ class Draw:
 
 
 def _exchange(permutations: Tensor, offending: Tensor) -> Tensor:
-    """Permutations ``(K, B)`` whose offending entries have changed places: among themselves, a single one with another.
+    """Permutations ``(K, B)`` with their offending entries rotated among themselves, a single one swapped with another.
 
-    An offending entry is the positive. Its new place belongs to another sample, so no new offence can come of it.
+    An offending entry makes its candidate the positive. It moves to another sample's place, where it is a negative.
     """
     size = permutations.shape[1]
     order = offending.int().argsort(dim=1, descending=True, stable=True)  # offending entries first
@@ -537,7 +537,7 @@ def _exchange(permutations: Tensor, offending: Tensor) -> Tensor:
 
 
 def draw(operation: str, scheme: str, asked: Draw) -> Candidates:
-    """The candidates of a scheme; says what ``torch.func.vmap`` has to be told."""
+    """The candidates of a scheme; raises with a remedy if ``torch.func.vmap`` forbids randomness."""
     try:
         return SCHEMES[scheme].draw(asked)
     except RuntimeError as error:
@@ -636,8 +636,8 @@ class Given(Sampled):
         super().__init__(size, index.shape[2], index.device)
         self._first, self._begin = first, 1
         index = index.long()
-        if values_are_free(index):  # looked at already: no stray, and perhaps modality 0 is the anchors' own
-            if index.is_neg() or index._is_zerotensor():  # torch indexes with what lies in memory, if anything does
+        if values_are_free(index):  # `check_index` found no stray; modality 0 may be the anchors' own rows
+            if index.is_neg() or index._is_zerotensor():  # torch would index with the stored memory
                 index = torch.empty(index.shape, dtype=torch.int64).copy_(index)
             self._index, self._strays = index, None
             rows = torch.arange(first, first + index.shape[0], device=index.device)[:, None]
@@ -672,8 +672,8 @@ class Given(Sampled):
 def check_index(
     operation: str, index: Tensor, anchors: int, num_modalities: int, device: torch.device, size: int
 ) -> None:
-    """Raise unless ``index`` is integer ``(anchors, 1 + K, N)`` on ``device``, of rows of the batch (if looking is
-    free)."""
+    """Raise unless ``index`` is integer ``(anchors, 1 + K, N)`` on ``device``, with row numbers of the batch
+    (checked only where reading the values is free)."""
     check_whole(operation, "negatives", index)
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(
@@ -697,7 +697,7 @@ def check_index(
 
 
 def index_of(candidates: Candidates, start: int, stop: int) -> Tensor:
-    """``(R, 1 + K, N)``: the positive and the candidates of each anchor; -1 for what is no row of the batch."""
+    """``(R, 1 + K, N)``: the positive and the candidates of each anchor; -1 for row numbers out of range."""
     members = candidates.members(start, stop)
     chosen = candidates.positive(start, stop) or [candidates.own(start, stop)[:, 0]] * len(members)
     columns = [

@@ -2,11 +2,10 @@ r"""Means and sums on a CPU with closed-form gradients: each Gram block is overw
 
 One matmul for each pair of modalities, then blocks of rows that stay in cache: read the candidates' cosines, similarity
 and derivative, softmax, write the weighted derivative back; then two matmuls for each block in the backward pass.
-Beside the Gram blocks it needs one more for each pair of modalities that does not hold the anchor. Of few samples one
-operation computes all modalities, and all pairs: the default trimodal step at B = 2, D = 64 takes 1.8 times three CLIP
-steps, and took 2.8 times them modality by modality. Of many samples it takes 0.6 of the reference's time at B = 512 and
-1,024, D = 1,024 (78 against 127, 264 against 446 ms in one run), which the bars need. The second derivative is the
-reference's.
+It also needs one more Gram block for each pair of modalities without the anchor's. For few samples one operation
+computes all modalities and all pairs: the default trimodal step at B = 2, D = 64 takes 1.8 times three CLIP steps, and
+took 2.8 times them modality by modality. For many samples it takes 0.6 of the reference's time at B = 512 and 1,024,
+D = 1,024 (78 against 127, 264 against 446 ms in one run). The second derivative is the reference's.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BLOCK_CELLS = 1 << 17  # entries worked on at a time: enough to hide the cost of
 _CHUNK = 1 << 17  # the same for rows of embeddings
 TOGETHER = 1 << 15  # entries of rows or blocks of all modalities up to which one operation computes all of them
 LOG2_E = math.log2(math.e)
-LARGEST_SCALE = 2.0**12  # of cosines that are logits already: their fourth powers stay well inside float32
+LARGEST_SCALE = 2.0**12  # of cosines scaled to logits: their fourth powers stay within float32
 
 # The largest logit to the base 2 that needs no shift, the range in which sums and positives must lie, and the largest
 # quotient of two of them.
@@ -44,7 +43,8 @@ _LIMITS = {
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
-    """Means and sums over the whole batch without masks but weights, of similarities with a closed-form derivative."""
+    """Means and sums over the whole batch, without masks other than weights, of similarities with a closed-form
+    derivative."""
     term, weight = plan.tuples, plan.masks.weight
     return (
         not use_triton(embeddings[0])
@@ -80,7 +80,7 @@ def row_blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
 
 
 class _Fused(torch.autograd.Function):
-    """Forward leaves the gradients of the Gram blocks; backward multiplies them out."""
+    """Forward saves the gradients by the Gram blocks; backward multiplies them with the rows."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, count: int, *inputs: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class _Fused(torch.autograd.Function):
         scaled = False
         if plan.normalize:
             groups, inverses, scaled = lengths_to_undo(groups, may_scale=not together)
-        # The sum of gradient x cosine, which is what one tau needs, comes with the radial part of the rows' gradients.
+        # The gradient of a single tau needs the sum of gradient x cosine, which the rows' radial gradients also give.
         direct = needs_tau and not (count == 1 and plan.normalize and all(needs_rows))
         rows = groups[0].unbind() if together else groups
         work = _Work(plan, rows, inverses if scaled else None, direct, needs_tau or any(needs_rows), together)
@@ -114,7 +114,7 @@ class _Fused(torch.autograd.Function):
         groups, inverses = _cut(saved, 1 if ctx.together else modalities)
         rows = groups[0].unbind() if ctx.together else groups
         blocks = dict(zip(plan.blocks, gram.unbind()))
-        # A gradient that must not be looked at, as under `is_grads_batched`, multiplies at the end.
+        # A gradient that cannot be read, as under `is_grads_batched`, multiplies at the end.
         plain = values_are_free(grad_loss)
         scale = grad_loss.item() if plain else 1.0
         radial, sum_radial = 0.0, not ctx.direct and any(ctx.needs_input_grad[2 : 2 + count])
@@ -135,7 +135,7 @@ class _Fused(torch.autograd.Function):
             results += parts
         slopes = list(ctx.slopes)
         if not ctx.direct:
-            slopes[0] += radial / 2  # each block is met from both sides
+            slopes[0] += radial / 2  # both sides of each block contribute
         by_tau = [
             (-slope / tau * (scale if plain else 1)).to(tau.dtype) if wanted else None
             for slope, tau, wanted in zip(slopes, taus, ctx.needs_input_grad[2:])
@@ -171,10 +171,10 @@ class _Work:
     """The Gram blocks of one call, from cosines to gradients.
 
     Args:
-        rows: what is multiplied.
-        inverses: their inverse lengths, by which the products are still to be scaled; None if they are unit rows.
+        rows: the factors of the Gram blocks.
+        inverses: their inverse lengths, which the products are scaled by; None if they are unit rows.
         direct: whether to sum gradient x cosine of each temperature, in :attr:`slopes`.
-        together: whether pair terms that are alike are computed in one pass.
+        together: whether equal pair terms are computed in one pass.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class _Work:
         self.slopes = [0.0] * len(taus)
         self.place = {id(tau): k for k, tau in enumerate(taus)}
         term = plan.tuples
-        # Logits to the base 2, as the softmax wants them, cost nothing in the product; a similarity must not mind.
+        # The product can give logits to the base 2 at no cost; the similarity has to be homogeneous for that.
         scalable = len(taus) == 1 and not direct and (term is None or term.similarity.homogeneous)
         scale = LOG2_E / self.tau[id(taus[0])]
         self.scale = scale if scalable and scale < LARGEST_SCALE else 1.0
@@ -211,7 +211,7 @@ class _Work:
         self.share = 1.0 / total if plan.reduction == "mean" else 1.0
 
     def write(self, *pairs: Pair) -> None:
-        """Multiply blocks out, again if they were overwritten."""
+        """Compute blocks, again if they were overwritten."""
         for m, n in pairs:
             self.blocks[m, n].addmm_(self.rows[m], self.rows[n].mT, beta=0, alpha=self.scale)
             self.undo_lengths((m, n))
@@ -274,13 +274,13 @@ class _Work:
             self.blocks[pair][start:stop].zero_()
 
     def _tuples(self, term: Term) -> tuple[Tensor, dict[Pair, Tensor], set[Pair]]:
-        """The tuple term: its value, where the gradient of each block gathers, and the blocks that hold the gradients
-        of their pair terms already, because nobody reads their cosines any more."""
+        """The tuple term: its value, the buffers of the blocks' gradients, and the blocks that already hold those of
+        their pair terms, because their cosines are not read again."""
         similarity, candidates = term.similarity, term.directions[0][0]
         assert isinstance(similarity, CosineSimilarity)
         size, tau, kind = self.plan.size, self.tau[id(term.tau)], self.rows[0]
         blocks, pairs = Blocks(self.rows, 0, size, whole=self.blocks), list(self.blocks)
-        # The positive is column 0 where the candidates do not hold it, read with them or put beside them.
+        # The positive is column 0 if the candidates do not include it: read with them or concatenated.
         merged = candidates.with_positive()
         beside = merged is None and not candidates.holds_positive
         candidates = candidates if merged is None else merged
@@ -319,7 +319,7 @@ class _Work:
             own, peak = powers.gather(1, target), powers.amax(1, keepdim=True)
             powers.sub_(peak).exp2_().scatter_(1, target, 0)
             negatives, positive = powers.sum(1, keepdim=True), (own - peak).exp2_()
-            # Where the positive is the largest, loss and gradient keep their digits however small they are.
+            # Where the positive is the largest, loss and gradient keep their relative accuracy however small they are.
             losses = torch.log1p(negatives + (positive - 1)).add_(peak - own, alpha=1 / LOG2_E)
             shares = scale / negatives.add(positive)
             if self.weight is not None:
@@ -350,18 +350,17 @@ class PairSoftmax:
 
     One power of two for each logit serves the softmax of its row and that of its column: cosines are at most 1, so that
     :math:`2^{z}, z = \cos \cdot \log_2 e / \tau`, stays within the range of float32 down to ``tau`` of about 0.01
-    without looking for the largest. The sums are checked afterwards. Where one is out of range (rows that were not of
-    length one, a smaller ``tau``, NaN) each row and each column takes a shift of its own, and one exponential for each
-    direction.
+    without subtracting the largest. The sums are checked afterwards. If one is out of range (rows not of length 1, a
+    smaller ``tau``, NaN), each row and each column gets its own shift, which takes one exponential for each direction.
 
     Args:
         gram: ``(P, B, B)`` cosines times ``scale``, which :meth:`gradient_rows_` overwrites with the gradient by the
             cosines.
-        share: of one anchor's loss in the result.
-        rows, columns: which of them are anchors.
+        share: the factor of one anchor's loss in the result.
+        rows, columns: whether each are anchors.
         weight: factors ``(B,)`` of the samples' losses; None for 1.
-        restore: writes the blocks again. Given where nobody else reads them: the powers may then replace the cosines
-            at once.
+        restore: computes the blocks again. Given if nothing else reads them, so that the powers may replace the
+            cosines at once.
     """
 
     def __init__(
@@ -379,7 +378,7 @@ class PairSoftmax:
         self.gram, self.weight, self.rows, self.columns = gram, weight, rows, columns
         self.factor = LOG2_E / (tau * scale)
         self.share, self.scale = share, share / tau
-        # Of the rows, of the columns, where they are anchors; and the positives'.
+        # Sums of the rows and of the columns, if they are anchors; and the positives.
         self.sums = gram.new_empty(int(rows) + int(columns) + 1, *gram.shape[:2])
         *of_anchors, self.positives = self.sums.unbind()
         self.of_anchors, self.row_sum, self.column_sum = self.sums[:-1], of_anchors[0], of_anchors[-1]
@@ -403,7 +402,7 @@ class PairSoftmax:
     def total(self) -> Tensor:
         """``share`` times the sum of the losses of all anchors."""
         if self.narrow:
-            losses = self.of_anchors.div(self.positives).log_()  # the quotient of likes: a small loss keeps its digits
+            losses = self.of_anchors.div(self.positives).log_()  # a quotient keeps a small loss accurate
         else:
             losses = self.of_anchors - self.positives
         return (losses if self.weight is None else losses * self.weight).sum() * self.share
@@ -441,7 +440,7 @@ class PairSoftmax:
         return 0.0 if cosines is None else row_products(block.flatten(0, 1), cosines.flatten(0, 1))
 
     def _powers(self, block: Tensor, out: Tensor) -> Tensor:
-        """Two to the power of the logits, into ``out``, which may be the block."""
+        """``2 ** logits``, in ``out``, which may be the block."""
         if self.factor != 1:
             block = torch.mul(block, self.factor, out=out)
         if self.shift:
@@ -449,13 +448,13 @@ class PairSoftmax:
         return torch.exp2(block, out=out)
 
     def _scratch(self, rows: int) -> Tensor:
-        """A buffer for some rows, used again and again."""
+        """A reused buffer for some rows."""
         if self._buffer is None or self._buffer.shape[1] < rows:
             self._buffer = torch.empty_like(_rows(self.gram, 0, rows))
         return _rows(self._buffer, 0, rows)
 
     def _sum(self) -> None:
-        """The sums of powers, or the logs of sums of exponentials, and beside them the positives' own."""
+        """The sums of powers, or the logs of sums of exponentials, and the positives."""
         total, add = (torch.sum, torch.add) if self.narrow else (torch.logsumexp, torch.logaddexp)
         size = self.gram.shape[1]
         for start, stop in row_blocks(size, size):
@@ -480,11 +479,11 @@ def _rows(x: Tensor, start: int, stop: int) -> Tensor:
 
 
 def lengths_to_undo(xs: Sequence[Tensor], may_scale: bool) -> tuple[list[Tensor], list[Tensor], bool]:
-    """Rows to multiply in place of unit rows, the inverse of their lengths ``(..., B, 1)``, and whether the products
-    are still to be scaled by both inverses. No graph.
+    """Rows to multiply in place of unit rows, their inverse lengths ``(..., B, 1)``, and whether the products must be
+    scaled by both inverses. Not differentiable.
 
-    Products of the embeddings themselves, scaled, need no copy of them and fewer passes while there are no more rows
-    than columns. Otherwise, and for lengths whose squares leave the comfortable range, the rows are unit rows.
+    Scaling the products of the embeddings needs no copy of them, and fewer passes if there are no more rows than
+    columns. Otherwise, and for lengths near the limits of the type, the rows are unit rows.
     """
     size, dim = xs[0].shape[-2:]
     finfo = torch.finfo(xs[0].dtype)
@@ -500,7 +499,7 @@ def lengths_to_undo(xs: Sequence[Tensor], may_scale: bool) -> tuple[list[Tensor]
 
 
 def _inverse_length(x: Tensor, unit: Tensor) -> Tensor:
-    """Inverse lengths ``(..., B, 1)`` at any finite scale; 0 for zero rows, whose gradient is 0."""
+    """Inverse lengths ``(..., B, 1)`` of rows of any finite scale; 0 for zero rows, whose gradient is 0."""
     scale = x.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(scale == 0, 1, scale)
     inverse = (1 / torch.linalg.vector_norm(x / scale, dim=-1, keepdim=True)) / scale
@@ -516,7 +515,7 @@ def scale_products_(products: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _chunks(step: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Rows of each tensor, ``step`` at a time; splitting costs more than all the rest of a small batch."""
+    """Rows of each tensor, ``step`` at a time; splitting a small batch costs more than its arithmetic."""
     return [tensors] if tensors[0].shape[0] <= step else zip(*(x.split(step) for x in tensors))
 
 

@@ -1,4 +1,4 @@
-"""Statistics of a loss: detached figures of each term, from the logits that it computes anyway."""
+"""Statistics of a loss: detached figures of each term, from its own logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multicontrast._checks import check_flag
 
 @dataclass(frozen=True)
 class TermDiagnostics:
-    """One term of a loss on one batch: detached 0-dim tensors, over the anchors that take part in the term.
+    """One term of a loss on one batch: detached 0-dim tensors, over the anchors of the term.
 
     ``accuracy`` and ``effective_negatives`` have an entry for each direction: ``(2,)`` for a symmetric pair, ``(1,)``
     otherwise.
@@ -20,38 +20,38 @@ class TermDiagnostics:
     loss: Tensor
     """Mean loss of the term, without ``alpha``."""
     floor: Tensor
-    """What is reached at this batch size and temperature, the loss if every positive matched exactly and all other
-    samples were at right angles. Below it negatives point away from each other."""
+    """The loss at this batch size and temperature if every positive matched exactly and all other samples were
+    orthogonal. A loss below it means that negatives have negative similarity."""
     accuracy: Tensor
-    """Share of anchors whose positive is more alike than each of its negatives."""
+    """Share of anchors whose positive is more similar than each of their negatives."""
     positive_similarity: Tensor
     """Mean similarity of the positives."""
     negative_similarity: Tensor
     """Mean similarity of the negatives."""
     effective_negatives: Tensor
-    r"""Over how many negatives an anchor's gradient spreads, :math:`(\sum_k p_k)^2 / \sum_k p_k^2` with p their
-    probabilities: from 1, one of them, to all of them."""
+    r"""The number of negatives that carry an anchor's gradient, :math:`(\sum_k p_k)^2 / \sum_k p_k^2` with p their
+    probabilities: from 1 to all of them."""
     anchors: Tensor
-    """Number of anchors that take part."""
+    """Number of anchors of the term."""
     sign_flipped: Tensor | None = None
-    """Of tuples the share of positives some of whose members point against the others along the leading eigenvector, to
-    which the eigenvalue and the volume are blind."""
+    """For tuples, the share of positives with members of both signs along the leading eigenvector. The eigenvalue and
+    the volume do not depend on these signs."""
     sampling_gap: Tensor | None = None
-    """Of tuples, if asked for, the mean of the loss with every tuple of the batch (``anchor=0``) minus that of the
-    sampled ones."""
+    """For tuples, with ``Diagnostics(sampling_gap=True)``, the mean loss over every tuple of the batch (``anchor=0``)
+    minus that over the sampled ones."""
 
 
 @dataclass
 class Diagnostics:
-    """Statistics of a loss on its last batch. Pass one as ``diagnostics=``, and the call fills it.
+    """Statistics of a loss on its last batch: pass one as ``diagnostics=``, and the call fills it.
 
-    The figures come from the logits that the reference implementation computes anyway, without a further matmul; they
-    are detached, and stay on the device. They disable the fused implementations: ask for them every hundred steps or
-    so. Under ``gather`` they are of this rank's anchors.
+    The reference implementation computes the figures from its logits, without another matmul; they are detached and
+    stay on the device. A call with diagnostics does not use the fused implementations, so pass one only every hundred
+    steps or so. Under ``gather`` the figures are those of this rank's anchors.
 
     Args:
-        sampling_gap: whether to compute what sampling leaves out of the denominators, which takes the loss over all
-            tuples once more (up to three modalities, any number for the mean cosine).
+        sampling_gap: whether to compute how much the loss would grow over all tuples, which takes that loss as well
+            (up to three modalities, any number for the mean cosine).
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class Diagnostics:
         self.sampling_gap = check_flag("Diagnostics", "sampling_gap", self.sampling_gap)
 
     def as_dict(self) -> dict[str, Tensor]:
-        """All figures by names such as ``pair_0_1/accuracy_0`` and ``tuples/loss``, 0-dim each, for a logger."""
+        """All figures, 0-dim, by names such as ``pair_0_1/accuracy_0`` and ``tuples/loss``, for a logger."""
         terms = {f"pair_{m}_{n}": term for (m, n), term in self.pairs.items()}
         if self.tuples is not None:
             terms["tuples"] = self.tuples

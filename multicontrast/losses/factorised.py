@@ -20,15 +20,14 @@ from multicontrast.losses.softmax import finite_logsumexp
 def mean_cosine_denominators(blocks: Blocks, tau: Tensor, anchor: int | str, start: int, stop: int) -> Tensor:
     """The log of the sum of exp(mean cosine / tau) over the tuples of each of the anchors ``start..stop``.
 
-    The exponentials are taken in float64, relative to the largest entry of each row or block. Of unit rows in three
-    modalities they serve down to a ``tau`` of 1e-3; where all of them vanish the result is NaN.
+    The exponentials are taken in float64, relative to the largest entry of each row or block. For unit rows in three
+    modalities this works down to a ``tau`` of 1e-3; if all of them vanish the result is NaN.
     """
     count = len(blocks.units)
     scale = count * (count - 1) / 2 * tau
     if anchor == 0:
         return _holding(blocks, scale, 0, start, stop).to(tau.dtype)
-    # Tuples that hold sample i anywhere, by inclusion and exclusion over the first place where it stands: the tuples
-    # with i at place m and at none before it.
+    # Tuples with sample i anywhere, split by its first place: those with i at place m and at none before.
     parts = [_holding(blocks, scale, m, start, stop, without=range(m)) for m in range(count)]
     return torch.logsumexp(torch.stack(parts), 0).to(tau.dtype)
 
@@ -57,7 +56,7 @@ def _log_sum(rows: Mapping[int, Tensor], inner: Mapping[tuple[int, int], Tensor]
         empty = (a == -torch.inf).all(1) | (b == -torch.inf).all(1)
         log_total = torch.where(empty, -torch.inf, log_total)
         return log_total + peak_a.squeeze(1) + peak_b.squeeze(1) + peak_c
-    # Fix the member j of the first modality; the others then have its couplings as further row terms.
+    # Fix the member j of the first modality; its couplings are then row terms of the others.
     parts = []
     remaining = {pair: gram for pair, gram in inner.items() if first not in pair}
     for j in range(inner[first, rest[0]].shape[0]):

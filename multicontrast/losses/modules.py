@@ -42,7 +42,7 @@ class _Loss(nn.Module):
         self.temperature = as_temperature(name, temperature)
 
     def _with_stored(self, options: Mapping[str, Any]) -> Any:
-        """The options of one call: those given over those stored. An index brings its own number of negatives."""
+        """The options of one call, which override the stored ones. An index sets the number of negatives."""
         stored = {name: getattr(self, name) for name in self._options}
         given = {name: value for name, value in options.items() if name != "negatives" or value is not None}
         if "negatives" in given:
@@ -61,7 +61,7 @@ class _Loss(nn.Module):
 
 
 def as_temperature(operation: str, temperature: Any) -> Temperature:
-    """A module's temperature: the one that was passed, to be shared, or a new learnable one."""
+    """A module's temperature: the given one, to share it, or a new learnable one."""
     if isinstance(temperature, Temperature):
         return temperature
     if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
@@ -80,7 +80,7 @@ def _shown(temperature: Temperature | nn.ModuleDict) -> str:
 
 @with_documented_options
 class PairwiseInfoNCE(_Loss):
-    """:func:`multicontrast.pairwise_infonce` with a temperature of its own, or a shared one.
+    """:func:`multicontrast.pairwise_infonce` with its own or a shared temperature.
 
     Args:
         temperature: an initial value, for a learnable :class:`multicontrast.Temperature` without bounds, or a
@@ -127,7 +127,7 @@ class _TupleLoss(_Loss):
 
 @with_documented_options
 class MultimodalInfoNCE(_TupleLoss):
-    """:func:`multicontrast.multimodal_infonce` with a temperature of its own, or a shared one.
+    """:func:`multicontrast.multimodal_infonce` with its own or a shared temperature.
 
     Args:
         temperature: as for :class:`multicontrast.PairwiseInfoNCE`.
@@ -150,7 +150,7 @@ class MultimodalInfoNCE(_TupleLoss):
 
 @with_documented_options
 class TripletInfoNCE(_TupleLoss):
-    """:func:`multicontrast.triplet_infonce` with a temperature of its own, or a shared one.
+    """:func:`multicontrast.triplet_infonce` with its own or a shared temperature.
 
     Args:
         temperature: as for :class:`multicontrast.PairwiseInfoNCE`.
@@ -173,7 +173,7 @@ class TripletInfoNCE(_TupleLoss):
 
 @with_documented_options
 class TrimodalInfoNCE(_Loss):
-    """:func:`multicontrast.trimodal_infonce` with a temperature of its own, or a shared one.
+    """:func:`multicontrast.trimodal_infonce` with its own or a shared temperature.
 
     Args:
         temperature: as for :class:`multicontrast.PairwiseInfoNCE`; or one of these for each term, by its name as for

@@ -57,11 +57,11 @@ Check: TypeAlias = Callable[[str, str, Any], Any]  # of (operation, name, value)
 
 @dataclass(frozen=True)
 class Option:
-    """What one option means, beside its type."""
+    """The default, the documentation and the check of one option."""
 
     default: Any
     doc: str
-    check: Check | None = None  # None: looked at together with the tensors
+    check: Check | None = None  # None: checked together with the tensors
 
 
 def _flag_or_none(operation: str, name: str, value: Any) -> bool | None:
@@ -117,7 +117,7 @@ def _pairs(operation: str, _: str, value: Any) -> tuple[tuple[int, int], ...]:
 
 
 class StoredOptions(TypedDict, total=False):
-    """What every loss takes, and its module stores."""
+    """The options of every loss that its module stores."""
 
     reduction: Annotated[
         Reduction,
@@ -127,7 +127,7 @@ class StoredOptions(TypedDict, total=False):
             _one_of("mean", "sum", "none"),
         ),
     ]
-    normalize: Annotated[bool, Option(True, "``False`` promises rows of length one.", check_flag)]
+    normalize: Annotated[bool, Option(True, "pass ``False`` only if every row has length 1.", check_flag)]
     tiled: Annotated[
         bool | None,
         Option(
@@ -165,41 +165,38 @@ class StoredOptions(TypedDict, total=False):
         float,
         Option(
             0.0,
-            "exponent by which near negatives count more; see :doc:`/losses/masks-and-weights`.",
+            "exponent that raises the weight of near negatives; see :doc:`/losses/masks-and-weights`.",
             _number(math.inf, "0 weighs all negatives alike; 0.5 to 2 are usual values."),
         ),
     ]
 
 
 class BatchOptions(TypedDict, total=False):
-    """What belongs to one batch, and a module takes at each call."""
+    """The options of one batch, which a module takes at each call."""
 
     present: Annotated[
         Tensor | None,
         Option(
             None,
-            "bool ``(B, N)``: which samples have which modality. A tuple is compared by its members that are there, "
-            "and needs two of them; samples with fewer are as if they were not in the batch, whatever their rows "
-            "hold.",
+            "bool ``(B, N)``: which samples have which modality. A tuple is compared by its present members and needs "
+            "two of them; samples with fewer are ignored, even if their rows hold NaN.",
         ),
     ]
     ids: Annotated[
         Tensor | None,
-        Option(None, "integers ``(B,)``: a tuple all of whose members have the anchor's number is no negative."),
+        Option(None, "integers ``(B,)``: a candidate is not a negative if all its members have the anchor's id."),
     ]
     weight: Annotated[
         Tensor | None,
-        Option(
-            None, "``(B,)``, not negative: factors of the anchors' losses; the mean divides by their sum, at any scale."
-        ),
+        Option(None, "``(B,)``, not negative: factors of the anchors' losses; the mean divides by their sum."),
     ]
     extra_negatives: Annotated[
         Sequence[Tensor | None] | None,
         Option(
             None,
-            "for each modality a tensor or None: further samples, ``(E, D)`` for all anchors or ``(B, E, D)`` for "
-            "each its own. Each is a negative, as the tuple of the anchor's first embedding and the sample's others; "
-            "in a pair it is a candidate for the anchors of the other modality.",
+            "for each modality a tensor or None: extra samples, ``(E, D)`` shared by all anchors or ``(B, E, D)`` with "
+            "E for each anchor. Each gives one negative, the tuple of the anchor's first embedding and the sample's "
+            "others; in a pair it is a candidate for the anchors of the other modality.",
         ),
     ]
     diagnostics: Annotated[
@@ -208,7 +205,7 @@ class BatchOptions(TypedDict, total=False):
 
 
 class StoredPairOptions(StoredOptions, total=False):
-    """What a loss with pairs stores beside."""
+    """The options that a loss with pairs stores in addition."""
 
     symmetric: Annotated[
         bool,
@@ -221,7 +218,7 @@ class StoredPairOptions(StoredOptions, total=False):
 
 
 class StoredTupleOptions(StoredOptions, total=False):
-    """What a loss with tuples stores beside."""
+    """The options that a loss with tuples stores in addition."""
 
     similarity: Annotated[
         SimilarityName | Similarity,
@@ -291,33 +288,33 @@ class _Trimodal(TypedDict, total=False):
 
 
 class PairOptions(StoredPairOptions, BatchOptions, total=False):
-    """Of :func:`multicontrast.pairwise_infonce`."""
+    """The options of :func:`multicontrast.pairwise_infonce`."""
 
 
 class StoredSymmetricTupleOptions(StoredTupleOptions, _SymmetricTuples, total=False):
-    """Of :class:`multicontrast.MultimodalInfoNCE` and :class:`multicontrast.TripletInfoNCE`."""
+    """The options of :class:`multicontrast.MultimodalInfoNCE` and :class:`multicontrast.TripletInfoNCE`."""
 
 
 class TupleOptions(StoredSymmetricTupleOptions, BatchOptions, total=False):
-    """Of :func:`multicontrast.multimodal_infonce` and :func:`multicontrast.triplet_infonce`."""
+    """The options of :func:`multicontrast.multimodal_infonce` and :func:`multicontrast.triplet_infonce`."""
 
 
 class StoredTrimodalOptions(_Trimodal, StoredPairOptions, StoredTupleOptions, total=False):
-    """Of :class:`multicontrast.TrimodalInfoNCE`."""
+    """The options of :class:`multicontrast.TrimodalInfoNCE`."""
 
 
 class TrimodalOptions(StoredTrimodalOptions, BatchOptions, total=False):
-    """Of :func:`multicontrast.trimodal_infonce`."""
+    """The options of :func:`multicontrast.trimodal_infonce`."""
 
 
 class TupleBatchOptions(BatchOptions, total=False):
-    """What the modules with tuples take at each call."""
+    """The options that modules with tuples take at each call."""
 
-    negatives: Annotated[Tensor, Option(None, "an index that takes the place of the drawn negatives, for this call.")]
+    negatives: Annotated[Tensor, Option(None, "an index that replaces the drawn negatives in this call.")]
 
 
 def options_of(kind: type) -> dict[str, tuple[Any, Option]]:
-    """The options of one of the classes above by name, each with its type and what else there is to say of it."""
+    """The options of one of the classes above by name, each with its type and its :class:`Option`."""
     found = {}
     for name, hint in typing.get_type_hints(kind, localns={"dist": torch.distributed}, include_extras=True).items():
         annotation, option = typing.get_args(hint)
@@ -325,7 +322,7 @@ def options_of(kind: type) -> dict[str, tuple[Any, Option]]:
     return found
 
 
-# Read once, at import: compilers do not trace annotations.
+# Read once, at import: torch.compile does not trace annotations.
 _TABLES: dict[type, dict[str, Option]] = {
     kind: {name: option for name, (_, option) in options_of(kind).items()}
     for kind in (
@@ -385,7 +382,7 @@ def _with_lines(doc: str | None, kind: type) -> str | None:
 
 
 def check_options(operation: str, kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a kind, those given over the defaults. Raises for unknown names and values that do not fit."""
+    """All options of a kind, the given ones or their defaults. Raises for unknown names and invalid values."""
     table = _TABLES[kind]
     settled = {name: option.default for name, option in table.items()}
     for name, value in given.items():
@@ -398,7 +395,7 @@ def check_options(operation: str, kind: type, given: Mapping[str, Any]) -> dict[
     return settled
 
 
-# --- Arguments that are looked at together -----------------------------------------------------------------------
+# --- Arguments that are checked together -------------------------------------------------------------------------
 
 
 def check_embeddings(
@@ -406,7 +403,7 @@ def check_embeddings(
 ) -> None:
     """Raise unless 2 to 8 embeddings are ``(B, D)`` floating tensors of one shape on one device, with B, D >= 1.
 
-    One rank of several may be empty.
+    A rank's batch may be empty if there are several ranks.
     """
     if not 2 <= len(embeddings) <= MAX_MODALITIES:
         needed = f"`{operation}` needs 2 to {MAX_MODALITIES} modalities"
@@ -440,13 +437,13 @@ def check_embeddings(
     check_same_device(operation, names, embeddings)
 
 
-_LARGE = 10.0  # here a tenth separates the best logit from the worst, and nothing is learned
+_LARGE = 10.0  # logits then differ by at most 0.2, and nothing is learned
 _warned_of_scale: set[str] = set()
 
 
 def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> Any:
     """``tau``, a tensor or a float; raises unless it is a number or a 0-dim floating tensor, positive and finite in
-    ``dtype`` (if looking is free). Warns once of a logit scale in its place."""
+    ``dtype`` (checked only where reading the value is free). Warns once if it looks like a logit scale."""
     remedy = "Temperatures divide the similarities: 0.07 is a usual value, `Temperature` learns one."
     if isinstance(tau, Tensor):
         if not tau.dtype.is_floating_point:

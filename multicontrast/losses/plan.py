@@ -1,5 +1,5 @@
-"""What one call computes: terms over the Gram blocks of a batch, each a similarity times a set of candidates, and what
-the options of a loss say about them."""
+"""The plan of a call: terms over the Gram blocks of a batch, each with a similarity and candidates, made from a loss's
+options."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from multicontrast.losses.diagnostics import Diagnostics
 
 TRIPLET = "triplet"
-_ALWAYS_HELD = 1 << 28  # bytes of Gram blocks and their gradients that nobody asks the free memory about
-_SMALLEST_TAU = 1e-3  # exp(-2 / (3 tau)), the smallest that the largest term can be, is a number in float64
+_ALWAYS_HELD = 1 << 28  # bytes of Gram blocks and gradients that are held whatever the free memory
+_SMALLEST_TAU = 1e-3  # exp(-2 / (3 tau)), a lower bound of the largest term, does not vanish in float64
 
 
 @dataclass(frozen=True)
 class Term:
     """InfoNCE over tuples of some modalities: eq. (3), and with two modalities and the cosine eq. (1).
 
-    A direction is what the anchors are compared with, in one part or several that share no candidate. A term with two
-    directions is their mean.
+    A direction is a set of candidates, in one part or several disjoint ones. The loss of a term with two directions is
+    their mean.
     """
 
     modalities: tuple[int, ...]
@@ -64,8 +64,8 @@ class Term:
 
     @property
     def factorises(self) -> bool:
-        """Whether the sum over all tuples is a product of matmuls. Three modalities under a smaller temperature are
-        summed one by one, where it can be looked at."""
+        """Whether the sum over all tuples is a product of matmuls. Three modalities with a temperature below
+        ``_SMALLEST_TAU``, where its value can be read, are summed one by one."""
         if not (self.directions[0][0].are_all and isinstance(self.similarity, MeanCosine)):
             return False
         return len(self.modalities) > 3 or not values_are_free(self.tau) or self.tau.item() >= _SMALLEST_TAU
@@ -75,7 +75,7 @@ class Term:
 class Plan:
     """The sum of some terms, for the anchors ``start..stop`` of a batch of ``size`` samples.
 
-    Embeddings are those of the whole batch, which are the candidates. With ``reduction="none"`` the result is the
+    The embeddings of the whole batch are the candidates. With ``reduction="none"`` the result is the
     losses of the anchors, with ``"sum"`` their sum, and with ``"mean"`` their share of the batch's mean, so that the
     results of ranges that partition the batch concatenate or add up.
     """
@@ -91,12 +91,12 @@ class Plan:
     diagnostics: Diagnostics | None = None
     pairs: list[Term] = field(init=False)  # the terms of two modalities
     tuples: Term | None = field(init=False)  # the tuple term, if there is one; it comes first
-    taus: list[Tensor] = field(init=False)  # the temperatures, each once
+    taus: list[Tensor] = field(init=False)  # the distinct temperatures
     is_whole: bool = field(init=False)  # whether every sample of the batch is an anchor
-    blocks: list[Pair] = field(init=False)  # whose cosines the terms read, the smaller modality first
+    blocks: list[Pair] = field(init=False)  # the pairs whose cosines the terms read, the smaller modality first
 
     def __post_init__(self) -> None:
-        """What follows from the others."""
+        """Compute the derived fields."""
         self.is_whole = self.start == 0 and self.stop == self.size
         first = self.terms[0] if self.terms else None
         self.tuples = None if first is None or first.is_pair else first
@@ -108,7 +108,7 @@ class Plan:
             self.blocks = pairs_of(len(self.tuples.modalities))
 
     def with_taus(self, taus: Sequence[Tensor]) -> Plan:
-        """The same with other tensors in place of :attr:`taus`."""
+        """The same plan with other tensors for :attr:`taus`."""
         of = {id(old): new for old, new in zip(self.taus, taus)}
         terms = tuple(dataclasses.replace(term, tau=of[id(term.tau)]) for term in self.terms)
         return dataclasses.replace(self, terms=terms)
@@ -126,12 +126,12 @@ def make_plan(
     anchors: tuple[int, int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Plan:
-    """What the options of a loss mean; raises for those that do not go together.
+    """The plan of a loss's options; raises for options that exclude each other.
 
     Args:
         like: tensors of the shape, type and device of the whole batch.
-        taus: the temperature, or one for each term by its name.
-        anchors: the rows that this process answers for; None for all.
+        taus: the temperature, or one for each term by name.
+        anchors: the rows that are this process's anchors; None for all.
     """
     size = like[0].shape[0]
     start, stop = (0, size) if anchors is None else anchors
@@ -174,7 +174,7 @@ _COSINE = MeanCosine()
 
 
 def _holds_blocks(operation: str, plan: Plan, like: Tensor, tiled: bool | None) -> bool:
-    """Whether the Gram blocks are held whole: as asked for, or if they and their gradients take at most half of the
+    """Whether the Gram blocks are held whole: as ``tiled`` says, or if they and their gradients take at most half the
     free memory."""
     every = any(part.are_all for term in plan.terms for parts in term.directions for part in parts)
     if every and tiled:
@@ -189,11 +189,11 @@ def _holds_blocks(operation: str, plan: Plan, like: Tensor, tiled: bool | None) 
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, as far as asking is cheap; 8 GiB where nobody says."""
+    """Free bytes on a device, where that is cheap to find out; 8 GiB elsewhere."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "cpu" and os.path.exists("/proc/meminfo"):
-        with open("/proc/meminfo") as lines:  # what could be had, caches of files included
+        with open("/proc/meminfo") as lines:  # with the memory of file caches
             available = next((line for line in lines if line.startswith("MemAvailable:")), "")
         if available:
             return 1024 * int(available.split()[1])
@@ -210,7 +210,7 @@ def _directions(
     generator: torch.Generator | None,
     draws: bool,
 ) -> tuple[tuple[Candidates, ...], ...]:
-    """Which tuples the anchors are compared with."""
+    """The candidates of the anchors, one tuple of parts for each direction."""
     negatives, anchor, num_negatives = options["negatives"], options["anchor"], options["num_negatives"]
     size, count, device = like[0].shape[0], len(like), like[0].device
     is_index = isinstance(negatives, Tensor)
@@ -243,7 +243,7 @@ def _directions(
 
 
 def check_all(operation: str, num_modalities: int, similarity: object, num_negatives: object) -> None:
-    """Raise unless every tuple of the batch may be compared."""
+    """Raise unless ``negatives="all"`` fits the other options."""
     if num_negatives is not None:
         needed, came = (
             f"`{operation}` compares with every tuple under negatives='all'",

@@ -1,4 +1,4 @@
-"""A memory queue: the last embeddings, as further negatives."""
+"""A memory queue of the last embeddings, for extra negatives."""
 
 # mypy: disable-error-code="no-untyped-call"
 
@@ -17,20 +17,20 @@ __all__ = ["MemoryQueue"]
 
 
 class MemoryQueue(nn.Module):
-    """The embeddings of the last samples, to be passed as ``extra_negatives=``: more negatives than the batch has.
+    """The embeddings of the last samples, to pass as ``extra_negatives=``: more negatives than the batch has.
 
-    They are kept without a gradient and are as old as the queue is long, so the encoders that fill it should change
-    slowly (MoCo fills it from a moving average of the encoder; XBM waits until training has calmed down). The rows are
-    buffers, which move, are saved and are loaded with the module. Each process has a queue of its own: keep it out of
+    The embeddings have no gradient, and a longer queue holds older ones, so the encoders that fill it should change
+    slowly (MoCo fills it from a moving average of the encoder; XBM starts once the embeddings change slowly). The rows
+    are buffers: they are moved, saved and loaded with the module. Each process has its own queue: keep it out of
     ``DistributedDataParallel``, which would overwrite it with rank 0's.
 
     Args:
         size: number of samples to remember.
         dim: dimension of the embeddings.
-        num_modalities: how many there are, N.
+        num_modalities: number of modalities, N.
 
     Raises:
-        TypeError, ValueError: for sizes that are not positive whole numbers, or embeddings that do not fit.
+        TypeError, ValueError: for sizes that are not positive whole numbers, or embeddings of the wrong shape or type.
 
     References:
         He et al., Momentum Contrast, CVPR 2020; Wang et al., Cross-Batch Memory, CVPR 2020.
@@ -61,7 +61,7 @@ class MemoryQueue(nn.Module):
             raise ValueError(three_beats(needed, came, "Remember fewer samples."))
         self.register_buffer("rows", torch.zeros(num_modalities, size, dim))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
-        self._pushed = 0  # the same number where reading it waits for no device
+        self._pushed = 0  # a copy on the host: reading it does not wait for a device
         self.register_load_state_dict_post_hook(_read_number)
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class MemoryQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, embeddings: Sequence[Tensor]) -> None:
-        """Put the samples of a batch, ``(B, D)`` for each modality, in the place of the oldest."""
+        """Replace the oldest samples by those of a batch, ``(B, D)`` for each modality."""
         needed = "`MemoryQueue.push` needs to run in Python, which counts the samples"
         refuse_capture(self.rows.device, needed, "a CUDA graph's capture", "Push after each replay, outside the graph.")
         count, size, dim = self.rows.shape
@@ -109,7 +109,7 @@ class MemoryQueue(nn.Module):
         self.pushed.fill_(self._pushed)
 
     def clear(self) -> None:
-        """Forget all samples."""
+        """Remove all samples."""
         self._pushed = 0
         self.pushed.zero_()
 

@@ -1,8 +1,7 @@
-"""The reference: every option of every term on any device, as often differentiable as its similarity.
+"""The reference: every option of every term on any device, differentiable as often as its similarity.
 
-All other implementations are compared with it. It takes the anchors in slabs, and computes a slab again in the
-backward pass where there are several, so that memory is bounded by the Gram blocks, or by the batch where those are
-not held either.
+All other implementations are compared with it. It takes the anchors in slabs; if there are several, the backward pass
+computes each slab again. Memory is bounded by the Gram blocks, or by the batch if the blocks are not held.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ from multicontrast.similarity import Multilinear
 
 ByAnchor = Callable[["Evaluation"], "Tensor | None"]
 
-_CANDIDATES = 1 << 20  # compared tuples at a time
-_GATHERED = 1 << 23  # entries of gathered rows at a time, where blocks are not held
-_SLABS = 8  # at most, where blocks are held: each adds a gradient of a whole block
+_CANDIDATES = 1 << 20  # tuples in a slab
+_GATHERED = 1 << 23  # entries of gathered rows in a slab, if blocks are not held
+_SLABS = 8  # at most, if blocks are held: each adds a gradient of a whole block
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
@@ -51,8 +50,7 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
 def loss(plan: Plan, embeddings: Sequence[Tensor], special: ByAnchor | None = None) -> Tensor:
     """The plan's loss: 0-dim, or one value for each anchor for ``reduction="none"``. Fills its diagnostics.
 
-    ``special`` computes the losses ``(R,)`` of a term's anchors in its own way, or returns None for terms that it
-    leaves to the reference.
+    ``special`` computes the losses ``(R,)`` of a term's anchors, or returns None to leave the term to the reference.
     """
     masks = plan.masks
     rows = [masks.fill_absent(x, m, 0) for m, x in enumerate(embeddings)]
@@ -74,7 +72,7 @@ def loss(plan: Plan, embeddings: Sequence[Tensor], special: ByAnchor | None = No
         if plan.diagnostics is not None:
             evaluation.describe(plan.diagnostics, directions)
     if masks.present is not None and plan.terms:
-        _warn_if_nobody_is_left([masks.taking_part(term.modalities) for term in plan.terms])
+        _warn_if_no_anchor_is_left([masks.taking_part(term.modalities) for term in plan.terms])
     return total
 
 
@@ -124,14 +122,14 @@ class Evaluation:
         if step >= stop - start:
             return self._slab(start, stop)
         if self.blocks.held:
-            self._slab(start, start)  # computes the blocks, which no slab may compute again
+            self._slab(start, start)  # computes the blocks once for all slabs
         bounds = [(i, min(i + step, stop)) for i in range(start, stop, step)]
         parts = [checkpoint(self._slab, i, j, use_reentrant=False) for i, j in bounds]
         joined: list[Direction] = concatenate(parts)
         return joined
 
     def _step(self) -> int:
-        """How many anchors at a time."""
+        """The number of anchors in a slab."""
         candidates = [part for direction in self.term.directions for part in direction]
         if self._factorises():
             return max(1, _CANDIDATES // self.plan.size ** (len(self.extra) - 2))
@@ -182,11 +180,11 @@ class Evaluation:
         return Direction(cross_entropy(positive, negatives, masks), positive, negatives.number, negatives.stats)
 
     def _factorises(self) -> bool:
-        """Whether the sum over all tuples is a product of matmuls, which masks and statistics look into."""
+        """Whether the sum over all tuples is a product of matmuls, which masks and statistics exclude."""
         return self.masks.only_weigh and not self.stats and self.plan.size > 1 and self.term.factorises
 
     def _look_up(self, part: Candidates, start: int, stop: int) -> tuple[list[Tensor] | None, Tensor | None]:
-        """For each modality whether the candidates' members are there, None if all are; and which candidates are
+        """For each modality which members of the candidates are present, None if all are; and which candidates are
         negatives, None if all are."""
         masks, modalities = self.masks, self.term.modalities
         members, own = part.members(start, stop), part.own(start, stop)
@@ -208,16 +206,16 @@ class Evaluation:
                 valid = valid & self.taking_part[member]
             valid = valid & at_least_two(present)
         strays = part.strays(start, stop)
-        if strays is not None:  # their similarity is NaN, which must show
+        if strays is not None:  # keep their NaN
             valid = valid | strays
         return present, valid
 
     def _values(self, part: Candidates, start: int, stop: int, present: list[Tensor] | None) -> Tensor:
-        """The similarity of the candidates, or of those of their members that are present."""
+        """The similarity of the candidates, over their present members."""
         if isinstance(self.similarity, Multilinear):
             return part.multilinear(self.blocks.units, start, stop)
         cosines = torch.broadcast_tensors(*part.read(self.blocks, start, stop)[0])
-        if self.term.is_pair:  # which needs both members, so its cosine is all there is to it
+        if self.term.is_pair:  # it needs both members, so its cosine is enough
             present = None
         return self.similarity(cosines) if present is None else self.similarity.of_present(cosines, present)
 
@@ -237,14 +235,14 @@ class Evaluation:
         else:
             cosines = [torch.linalg.vecdot(rows[m], rows[n]) for m, n in pairs_of(len(rows))]
             values = self.similarity(cosines) if present is None else self.similarity.of_present(cosines, present)
-        if present is not None and chosen is not None and self.taking_part is not None:  # of an index of the user's own
+        if present is not None and chosen is not None and self.taking_part is not None:  # an index of the user's
             values = torch.where(at_least_two(present) | ~self.taking_part[start:stop], values, torch.nan)
         strays = candidates.stray_positives(start, stop)
         return values if strays is None else torch.where(strays, torch.nan, values)
 
     def _extra(self, start: int, stop: int, reverse: bool) -> tuple[Tensor, Tensor] | None:
-        """The similarity ``(R, E)`` of the tuples of the anchors' own rows and the further samples, and which of these
-        tuples have two members. The anchors bring their first embedding, in reverse all but the first."""
+        """The similarity ``(R, E)`` of the tuples of the anchors' own rows and the extra samples, and which of these
+        tuples have two present members. The anchor's part is its first embedding, in reverse all but the first."""
         count = len(self.extra)
         is_own = [(m == 0) != reverse for m in range(count)]
         given = [x for m, x in enumerate(self.extra) if x is not None and not is_own[m]]
@@ -286,7 +284,7 @@ class Evaluation:
 
     @torch.no_grad()
     def describe(self, diagnostics: Diagnostics, directions: list[Direction]) -> None:
-        """Note the statistics of the term."""
+        """Store the statistics of the term."""
         plan, term, masks = self.plan, self.term, self.masks
         start, stop = plan.start, plan.stop
         here = None if self.taking_part is None else self.taking_part[start:stop]
@@ -307,7 +305,7 @@ class Evaluation:
         diagnostics.tuples = TermDiagnostics(**figures)
 
     def _extremes(self) -> tuple[Tensor, Tensor]:
-        """The similarity of each anchor's tuple if all its members were equal, and of a whole tuple of strangers."""
+        """The similarity of each anchor's tuple if all its members were equal, and of orthogonal members."""
         one = self.blocks.units[0].new_ones(())
         similarity, plan = self.similarity, self.plan
         if isinstance(similarity, Multilinear):
@@ -320,14 +318,14 @@ class Evaluation:
         return similarity.of_present(pairs, present), similarity(strangers)
 
 
-def _warn_if_nobody_is_left(taking_part: Sequence[Tensor | None]) -> None:
+def _warn_if_no_anchor_is_left(taking_part: Sequence[Tensor | None]) -> None:
     if all(who is not None and values_are_free(who) and not bool(who.any()) for who in taking_part):
-        _say_that_nobody_is_left()
+        _warn_once_of_no_anchor()
 
 
 @functools.cache
-def _say_that_nobody_is_left() -> None:
-    """Once in a process."""
+def _warn_once_of_no_anchor() -> None:
+    """Warn once in a process."""
     warnings.warn(
         "No sample of this batch has the two modalities that a term of the loss needs: loss and gradient are 0. "
         "Further such batches pass in silence.",
@@ -336,10 +334,10 @@ def _say_that_nobody_is_left() -> None:
 
 
 def second_order(plan: Plan, embeddings: Sequence[Tensor], grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-    """The gradients by the plan's temperatures and the embeddings with a graph of their own, for the backward passes of
-    implementations whose own gradient has none."""
+    """The differentiable gradients by the plan's temperatures and the embeddings, for the backward passes of
+    implementations whose own gradients are not differentiable."""
     count = len(plan.taus)
-    inputs = [x.view_as(x) for x in (*plan.taus, *embeddings)]  # one tensor may have been passed twice
+    inputs = [x.view_as(x) for x in (*plan.taus, *embeddings)]  # one tensor may be passed twice
     chosen = [x for x, want in zip(inputs, wanted) if want]
     value = loss(plan.with_taus(inputs[:count]), inputs[count:])
     found = iter(torch.autograd.grad(value, chosen, grad, create_graph=True, materialize_grads=True))
@@ -347,7 +345,7 @@ def second_order(plan: Plan, embeddings: Sequence[Tensor], grad: Tensor, wanted:
 
 
 def at_least_two(present: Sequence[Tensor]) -> Tensor:
-    """Whether two of the members are there."""
+    """Whether at least two members are present."""
     one = two = torch.zeros((), dtype=torch.bool, device=present[0].device)
     for member in present:
         two = two | (one & member)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Masks:
-    """The options that act on logits and averages, for the samples of the whole batch; further negatives for the
-    anchors alone. :mod:`multicontrast.losses.options` says what they mean."""
+    """The options that act on logits and averages, for the samples of the whole batch, and extra negatives for the
+    anchors. :mod:`multicontrast.losses.options` documents them."""
 
     present: Tensor | None = None
     ids: Tensor | None = None
@@ -34,21 +34,21 @@ class Masks:
     hardness: float = 0.0
     extra: tuple[Tensor | None, ...] | None = None
 
-    shape_nothing: bool = field(init=False)  # whether the loss of each anchor is as without them, but for smoothing
-    only_weigh: bool = field(init=False)  # whether it is as without any of them
+    shape_nothing: bool = field(init=False)  # whether they leave each anchor's loss unchanged, except for smoothing
+    only_weigh: bool = field(init=False)  # whether they leave it unchanged
 
     def __post_init__(self) -> None:
-        """What follows from the others."""
+        """Compute the derived fields."""
         self.shape_nothing = self.present is None and self.ids is None and self.extra is None and self.hardness == 0
         self.only_weigh = self.shape_nothing and self.label_smoothing == 0
 
     def fill_absent(self, x: Tensor, modality: int, value: float) -> Tensor:
-        """The rows with ``value`` for those that are absent, so that neither their content nor a gradient matters."""
+        """The rows, with ``value`` in place of absent ones, which then have no gradient."""
         return x if self.present is None else torch.where(self.present[:, modality, None], x, value)
 
     def taking_part(self, modalities: Sequence[int]) -> Tensor | None:
         """``(B,)``: the samples that have two of the modalities; None if all do."""
-        # Not by an index, which would be copied from the host.
+        # Stacked, because an index would be copied from the host.
         return None if self.present is None else torch.stack([self.present[:, m] for m in modalities]).sum(0) >= 2
 
 
@@ -56,7 +56,7 @@ UNMASKED = Masks()
 
 
 class Sums(NamedTuple):
-    """What a loss needs to know of some negatives, ``(R,)`` each."""
+    """Sums over some negatives, ``(R,)`` each."""
 
     number: Tensor
     log: Tensor  # log sum exp(z); -inf where there is none
@@ -68,13 +68,13 @@ class Sums(NamedTuple):
 class Hard(NamedTuple):
     """Sums that weigh near negatives more, ``(R,)`` each. With the peak, no hardness overflows."""
 
-    peak: Tensor  # the largest logit, without a graph: nothing depends on it
+    peak: Tensor  # the largest logit, detached: the loss does not depend on it
     tilted: Tensor  # log sum exp(z + hardness (z - peak))
     tilt: Tensor  # log sum exp(hardness (z - peak))
 
 
 class Stats(NamedTuple):
-    """What diagnostics need of the logits of negatives, ``(R,)`` each, without a graph."""
+    """Figures of the negatives' logits for diagnostics, ``(R,)`` each, detached."""
 
     peak: Tensor  # the largest
     total: Tensor  # the sum
@@ -83,7 +83,7 @@ class Stats(NamedTuple):
 
 
 def sum_negatives(logits: Tensor, valid: Tensor | None, masks: Masks, stats: bool) -> Sums:
-    """The sums over the last axis of ``logits`` ``(R, C)`` where ``valid``; the others are not looked at."""
+    """The sums over the last axis of ``logits`` ``(R, C)`` where ``valid``."""
     if valid is None:
         valid = torch.ones((), dtype=torch.bool, device=logits.device)
     valid = valid.expand(logits.shape)
@@ -93,7 +93,7 @@ def sum_negatives(logits: Tensor, valid: Tensor | None, masks: Masks, stats: boo
         total = torch.where(valid, logits, 0).sum(-1)
     if stats:
         detached_total = torch.where(valid, logits.detach(), 0).sum(-1)
-    # Where nothing is valid all would be -inf, of which the gradient of logsumexp is NaN: 0 for them.
+    # 0 for rows without a valid entry: the gradient of a logsumexp of -inf alone is NaN.
     fill = torch.where(number > 0, -torch.inf, 0.0).to(logits.dtype)[..., None]
     logits = torch.where(valid, logits, fill)
 
@@ -113,7 +113,7 @@ def sum_negatives(logits: Tensor, valid: Tensor | None, masks: Masks, stats: boo
 
 
 def _tilt(masks: Masks, logits: Tensor, peak: Tensor) -> Tensor:
-    """``hardness (z - peak)`` over the last axis, never positive; also for a hardness that the type does not have."""
+    """``hardness (z - peak)`` over the last axis, never positive; the hardness is clamped to the type's range."""
     finfo = torch.finfo(logits.dtype)
     return min(max(masks.hardness, finfo.tiny), finfo.max) * (logits - peak[..., None])
 
@@ -174,7 +174,7 @@ def plain_cross_entropy(positive: Tensor, logits: Tensor, masks: Masks) -> Tenso
 
 
 def finite_logsumexp(x: Tensor) -> Tensor:
-    """logsumexp over the last axis; where nothing is finite -inf, with the gradient 0 (torch's own is NaN there)."""
+    """logsumexp over the last axis; of -inf alone it is -inf with the gradient 0, where torch's gradient is NaN."""
     if x.shape[-1] == 0:
         return x.sum(-1) - torch.inf
     empty = (x == -torch.inf).all(-1)
@@ -184,8 +184,8 @@ def finite_logsumexp(x: Tensor) -> Tensor:
 def weigh(
     losses: Tensor, masks: Masks, taking_part: Tensor | None, reduction: str, start: int, stop: int, size: int
 ) -> Tensor:
-    """One number of the losses of anchors ``start..stop``, or all of them: what does not take part is 0, and a mean is
-    over the weight of the whole batch. A batch in which nobody takes part has the loss 0.
+    """The reduced losses of anchors ``start..stop``. Anchors that do not take part have the loss 0, and a mean divides
+    by the weight of the whole batch; it is 0 if no anchor takes part.
 
     So the results of ranges of anchors that partition the batch concatenate, or add up, to that of the whole.
     """
@@ -213,7 +213,7 @@ def weigh(
 
 
 def scale_free(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights over the largest of them, so that no scale overflows or vanishes: a mean does not see it."""
+    """Weights divided by the largest, so that none overflows or vanishes; a mean does not change."""
     weight = weight.to(torch.promote_types(weight.dtype, dtype))
     largest = weight.detach().amax()
     return weight / torch.where(largest > 0, largest, 1)
@@ -239,7 +239,7 @@ class Direction(NamedTuple):
     loss: Tensor
     positive: Tensor  # logit
     number: Tensor  # of negatives
-    stats: Stats | None  # what else diagnostics need, if somebody asked
+    stats: Stats | None  # only for diagnostics
 
 
 @torch.no_grad()
@@ -249,7 +249,7 @@ def describe_term(
     """The figures of a term from its softmaxes.
 
     Args:
-        taking_part: ``(R,)``, the anchors that do; None if all.
+        taking_part: ``(R,)``, the anchors of the term; None if all.
         matched, apart: the similarity of a perfect match, ``(R,)`` or 0-dim, and of unrelated samples.
     """
     size = len(directions[0].loss)
@@ -277,7 +277,7 @@ def describe_term(
 
 
 def _floor(number: Tensor, positive: Tensor, negative: Tensor, masks: Masks) -> Tensor:
-    """The loss of anchors whose logits are these, for all negatives alike."""
+    """The loss of anchors with these logits, the same for all negatives."""
     log = number.clamp_min(1).to(positive.dtype).log()
     log_sum = torch.where(number > 0, log + negative, -torch.inf)
     hard = Hard(negative, log_sum, log) if masks.hardness > 0 else None

@@ -1,10 +1,10 @@
-r"""Losses that never hold the logits: one log-sum over chunks of candidates, on one process or around a ring of ranks.
+r"""Losses that never hold the logits: one log-sum over chunks of candidates, in one process or around a ring of ranks.
 
-Where every anchor meets the same candidates (pairs, and tied tuples), a tile of logits at a time adds to the log-sums
-of its rows and, for the reverse direction, of its columns; the backward pass computes each tile again. In a ring each
-rank keeps its anchors and passes the embeddings of its candidates on, with the log-sums of the columns and later the
-gradients on board, until every anchor has met every candidate. Memory is that of a rank's own rows, of one rank's
-travelling ones, and of a tile. Other schemes take the reference's slabs of anchors; in a ring their rows are gathered.
+If all anchors share the same candidates (pairs and tied tuples), each tile of logits is added to the log-sums of its
+rows and, for the reverse direction, of its columns; the backward pass computes each tile again. In a ring each rank
+keeps its anchors and sends the embeddings of its candidates to the next, together with the log-sums of their columns
+and, in the backward pass, their gradients, until every anchor was compared with every candidate. Memory holds a rank's
+own rows, those of one other rank, and a tile. Other schemes use the reference's slabs; a ring gathers their rows.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -34,14 +34,14 @@ TILE = 1024  # rows and columns of logits at a time
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
-    """In tiles, if asked for or if the Gram blocks do not fit, and nothing but weights masks."""
+    """Tiled plans, without masks other than weights."""
     unmasked = plan.masks.only_weigh and plan.diagnostics is None and plan.size > 1
     return plan.tiled and unmasked and any(_is_streamed(term) for term in plan.terms)
 
 
 def _is_streamed(term: Term) -> bool:
-    """Whether all anchors of a term meet the same candidates, which are the batch itself, and all there is to
-    differentiate are embeddings and temperature."""
+    """Whether all anchors of a term have the whole batch as candidates, and only the embeddings and the temperature are
+    differentiated."""
     return term.directions[0][0].are_tied and not is_learnable(term.similarity, len(term.modalities))
 
 
@@ -118,8 +118,8 @@ def _logits(
 
 
 class _LogSum(torch.autograd.Function):
-    """The log-sum of every anchor over the candidates, of all ranks if there are several; with ``columns`` that of
-    every candidate of this process over the anchors, too (empty if not asked for)."""
+    """The log-sum of every anchor over the candidates of all ranks; with ``columns`` also that of every candidate of
+    this process over the anchors (otherwise empty)."""
 
     @staticmethod
     def forward(
@@ -163,7 +163,7 @@ class _LogSum(torch.autograd.Function):
         grad_tau, grad_anchors = torch.zeros_like(tau), torch.zeros_like(anchors)
         rows, by_rows = rows[:, None], by_rows[:, None]
         block = torch.cat(lists, dim=1)
-        # What the candidates carry: their gradient so far, and as anchors of the reverse direction their log-sum.
+        # Sent with the candidates: their gradient so far, and as anchors of the reverse direction their log-sum.
         carried = torch.cat(
             [torch.zeros_like(block), *([sums[:, None], by_columns[:, None]] if ctx.columns else [])], 1
         )
@@ -220,7 +220,7 @@ def _bounds(size: int) -> list[tuple[int, int]]:
 
 
 def _visits(ranks: Ranks | None) -> Iterator[tuple[int, Any]]:
-    """For each stop of the candidates on their way: the rank whose rows lie here, and what sends them on."""
+    """For each step of the ring: the rank whose rows are here, and a function that sends them on."""
     if ranks is None:
         yield 0, lambda _: None
         return
@@ -231,9 +231,9 @@ def _visits(ranks: Ranks | None) -> Iterator[tuple[int, Any]]:
 
 
 class _Pass:
-    """One step around the ring: what lies here goes to the next rank, and what the rank before has comes.
+    """One step of the ring: sends rows to the next rank and receives those of the rank before.
 
-    ``home`` is the rank whose rows lie here, which says how many come.
+    ``home`` is the rank whose rows are here; it determines the number of rows received.
     """
 
     def __init__(self, ranks: Ranks, rows: Tensor, home: int) -> None:
@@ -249,7 +249,7 @@ class _Pass:
         self._work = self._with_all(dist.batch_isend_irecv, operations) if operations else []
 
     def wait(self) -> Tensor:
-        """The rows that came."""
+        """The received rows."""
         for work in self._work:
             self._with_all(work.wait)
         return self._received

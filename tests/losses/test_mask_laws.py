@@ -339,7 +339,7 @@ def test_a_batch_without_samples_is_0_and_warns_once(negatives, similarity):
     present = torch.eye(3, dtype=torch.bool)[[0, 1, 2, 0]]
     given = poisoned([x[:4].detach() for x in embeddings(3, SIZE)], present, torch.inf)
     tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    reference._say_that_nobody_is_left.cache_clear()
+    reference._warn_once_of_no_anchor.cache_clear()
     for number, reduction in enumerate(("mean", "sum", "none")):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
