@@ -42,8 +42,7 @@ The missing runs are made, one after another, by
 $ python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_multiview
 ```
 
-which passes over those that are there and can be stopped at any time. `python -m benchmarks.studies list` says which
-are missing.
+which skips finished runs and can be stopped at any time. `python -m benchmarks.studies list` says which are missing.
 """
 
 
@@ -65,8 +64,9 @@ def page(folder: Path = RESULTS) -> str:
     planned = planned_cells(folder)
     done = [result for cell in planned if (result := read_result(cell, folder)) is not None]
     seconds = sum(result["cpu_seconds"]["all"] for result in done)
-    state = f"Of {len(planned)} runs {len(done)} have been made, in {seconds / 3600:.1f} hours of one CPU thread."
     missing = Counter(cell.study for cell in planned if read_result(cell, folder) is None)
+    made = f"{len(done)} of the {len(planned)} runs" if missing else f"All {len(planned)} runs"
+    state = f"{made} have been made, in {seconds / 3600:.1f} hours of one CPU thread."
     if done and missing:
         state += f" Missing: {', '.join(f'{count} of `{study}`' for study, count in missing.items())}."
     sections = (_table4, _fair, _drawn, _table6, _fair6, _figures, _exact, _photos)
@@ -182,7 +182,7 @@ def _fair(folder: Path) -> str:
     head = ["2D encoder, 3D decoder", *(f"at {rate}" for rate in sorted(RATES[study])), "chosen", "MPJPE (mm)"]
     head += ["PA-MPJPE", "CPU s"]
     text = (
-        "## Table 4 with equal losses, parts and care\n\nThe same question with every decoding loss a mean square that "
+        "## Table 4 with equal loss scales, equal parts and tuned learning rates\n\nThe same question with every decoding loss a mean square that "
         "begins at about 1 and L_cl at the weight of 0.04; encoders of 0.085 million parameters, decoders of 0.41 "
         "(MLP) and 0.45 (diffusion); the diffusion decoder [preconditioned](model.md), in two rows told that poses "
         "spread by 0.2 about their embedding, and with GFPose's parameterisation in the last; and the best of "
@@ -323,7 +323,7 @@ def _table6(folder: Path) -> str:
     return (
         "## Table 6: what alignment changes\n\nAll three modalities; pictures of 64 x 64. The row without contrast "
         "trains stage 3 for as many steps as the others take with pictures in all. The paper finds that pairs alone "
-        "help images and harm lifting, that the triplet term mends lifting, and that the token helps both.\n\n"
+        "help images and harm lifting, that the triplet term restores lifting, and that the token helps both.\n\n"
         f"{_markdown(head, lines)}\n\nThese rows do not say what alignment is worth: their decoders are GFPose's, "
         "which does not see errors at high noise, and one learning rate, which nobody tuned, serves all rows. The next "
         "table takes these out."
