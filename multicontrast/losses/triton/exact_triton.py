@@ -5,9 +5,9 @@ With :math:`x_{ijk} = \lambda_{max} - 1` for the cosines :math:`a_{ij}, b_{ik}, 
 .. math:: \ell_i = \log \sum_{jk} e^{x_{ijk} / \tau}, \qquad w_{ijk} = e^{x_{ijk} / \tau - \ell_i}, \qquad
           \mu_i = \sum_{jk} w_{ijk} x_{ijk}, \qquad \partial \ell_i / \partial \tau = -\mu_i / \tau^2.
 
-The gradient by :math:`a_{ij}` is a sum over k, that by :math:`b_{ik}` over j, that by :math:`c_{jk}` over i: one
-kernel, launched three times, whose lanes each own one entry and stream the third index. Eigenvalues are computed three
-times for it, and in exchange there is no atomic, no reduction between lanes, and the same result in every run.
+The gradient by :math:`a_{ij}` is a sum over k, that by :math:`b_{ik}` over j, that by :math:`c_{jk}` over i. One
+kernel, launched three times, computes them: each lane owns one entry and loops over the third index. This computes each
+eigenvalue three times, but needs no atomics and no reduction between lanes, and every run gives the same bits.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
 from multicontrast.linalg._gram3_triton import eigmax_excess_of, eigmax_with_derivative_of
+from multicontrast.losses.triton.rows_triton import inverse_of
 
-_PROGRAMS = 512  # enough for any device; with fewer anchors than that, each is split
+_PROGRAMS = 512  # fills any device; with fewer anchors, each is split over several programs
 
 _FORWARD = Tuning(
     default=config(num_warps=4, BLOCK=256),
@@ -74,7 +75,7 @@ def _exact_forward_kernel(
             w2, w3 = tl.exp2(x2 * scale - higher), tl.exp2(x3 * scale - higher)
             rescale = tl.exp2(highest - higher)
             total = total * rescale + ((w0 + w1) + (w2 + w3))
-            # 0 * -inf beyond the end would be NaN; -1 is the least an excess can be, and NaN stays.
+            # 0 * -inf beyond the end would be NaN; an excess is at least -1. NaN stays.
             moment = moment * rescale + (
                 (w0 * tl.where(x0 < -1, 0, x0) + w1 * tl.where(x1 < -1, 0, x1))
                 + (w2 * tl.where(x2 < -1, 0, x2) + w3 * tl.where(x3 < -1, 0, x3))
@@ -98,8 +99,7 @@ def _exact_gradient_kernel(
     inside = entry < rows * columns
     row = entry // columns
     column = entry % columns
-    tau = tl.load(tau_ptr)
-    inverse_tau = tl.where(tau > 0, 1 / tau, float("nan"))
+    inverse_tau = inverse_of(tau_ptr)
     scale = 1.4426950408889634 * inverse_tau
     own = tl.load(own_ptr + row * own_row_stride + column * own_stride, mask=inside, other=0.0)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -120,9 +120,9 @@ def _exact_gradient_kernel(
 
 
 def exact_forward(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """``(lse, mean)``, ``(B0,)`` both: logsumexp of ``x / tau`` over all pairs (j, k), and the mean of ``x`` under it.
+    """``(lse, mean)``, ``(B0,)`` both: logsumexp of ``x / tau`` over all (j, k), and the mean of ``x`` under it.
 
-    The loss of an anchor is this logsumexp less its positive's ``x / tau``; the 1 of ``lambda = 1 + x`` would cancel.
+    An anchor's loss is this logsumexp minus its positive's ``x / tau``; the 1 of ``lambda = 1 + x`` cancels.
 
     Args:
         a, b, c: float32 Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)`` of the anchor's modality with the other
@@ -152,14 +152,14 @@ def exact_backward(
     """Gradients of ``(grad * lse).sum()``: ``(da, db, dc, dtau)``.
 
     Args:
-        a, b, c, tau: as :func:`exact_forward` took them.
-        lse, mean: what it returned.
+        a, b, c, tau: the arguments of :func:`exact_forward`.
+        lse, mean: its results.
         grad: ``(B0,)``.
     """
     lse = lse * 1.4426950408889634  # in units of ln 2
     grad = grad.contiguous()
-    transposed = c.mT.contiguous()  # so that neighbouring lanes read neighbours
-    # Who owns an entry, what it meets along the third index, and whether the anchor is its row or the third index.
+    transposed = c.mT.contiguous()  # so that neighbouring lanes read neighbouring entries
+    # The block of the entries, the two other blocks, and whether the anchor is an entry's row or the third index.
     da = _gradient(a, b, transposed, tau, lse, grad, anchor_is_row=True)
     db = _gradient(b, a, c, tau, lse, grad, anchor_is_row=True)
     dc = _gradient(c, a.mT, b, tau, lse, grad, anchor_is_row=False)

@@ -1,7 +1,7 @@
-"""Eq. (4) over Gram blocks that are held, or pairs in tiles, as an operator: ``multicontrast::fused_loss``.
+"""Eq. (4) over Gram blocks in memory, or pairs in tiles, as an operator: ``multicontrast::fused_loss``.
 
-The whole loss is one node for autograd, ``torch.compile`` and ``torch.export``: what the host does for a step is two
-calls. Differentiable twice: the second derivative is that of the differentiable implementation.
+The whole loss is one node for autograd, ``torch.compile`` and ``torch.export``, so a step takes two calls on the host.
+Differentiable twice: the second derivative is that of the reference.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -40,12 +40,12 @@ def fused_loss(
     left: Sequence[int], right: Sequence[int], rows: Sequence[float], columns: Sequence[float], alpha: float,
     scheme: str, reduction: str, normalize: bool, tiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """``(loss, rows, scale, power, grams, sums)``; what comes after the loss is for the backward pass.
+    """``(loss, rows, scale, power, grams, sums)``; all but the loss is for the backward pass.
 
     Args:
         embeddings: two or three ``(B, D)`` of one floating type up to 32 bits.
-        tau: 0-dim float32; one that is not positive gives NaN.
-        index: of the triplets, as ``scheme`` says (`sampled_triton.SCHEMES`).
+        tau: 0-dim float32; a temperature that is not positive gives NaN.
+        index: the triplets, in the layout of ``scheme`` (`sampled_triton.SCHEMES`).
         present, ids, weight: ``(B, N)`` bool, ``(B,)`` integers, ``(B,)``.
         left, right, rows, columns, alpha, tiled: see :class:`~multicontrast.losses.triton.rows_triton.Terms`.
 
@@ -99,8 +99,8 @@ def fused_loss_backward(
     scheme: str, reduction: str, normalize: bool, tiled: bool,
     scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor, tf32: bool,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Gradients by the embeddings and by tau. ``scaled`` to ``sums`` are what :func:`fused_loss` returned, ``tf32``
-    what it allowed its products in tiles."""
+    """Gradients by the embeddings and by tau. ``scaled`` to ``sums`` are results of :func:`fused_loss`; ``tf32`` says
+    whether its products in tiles were rounded to TF32."""
 
     def by_kernels() -> tuple[list[Tensor], Tensor]:
         from multicontrast.losses.triton import fused_triton as fused
@@ -134,8 +134,8 @@ def _backward_fake(
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
-    """Where Triton is in charge: a whole batch with one temperature, pairs, and if blocks are held sampled triplets by
-    the largest eigenvalue, under masks that say who is whose negative."""
+    """With Triton as back end: a whole batch with one temperature, pairs, and if the blocks fit in memory sampled
+    triplets with the largest eigenvalue; without extra negatives, label smoothing or hardness."""
     first, masks, tuples = embeddings[0], plan.masks, plan.tuples
     if not use_triton(first) or not plan.is_whole or plan.size == 1 or plan.diagnostics is not None:
         return False
@@ -158,8 +158,8 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
 
 
 def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
-    """The plan's loss: 0-dim, or one value for each anchor for ``reduction="none"``. Half precision enters the products
-    as it is."""
+    """The plan's loss: 0-dim, or one value for each anchor for ``reduction="none"``. Products take half precision
+    without conversion."""
     first, tuples, masks = embeddings[0], plan.tuples, plan.masks
     dtype = first.dtype if all(x.dtype == first.dtype for x in embeddings) else torch.float32
     if dtype == torch.bfloat16 and not has_bfloat16(first.device):
@@ -227,7 +227,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _unpack(ctx: Any) -> tuple[list[Tensor], Tensor, list[Tensor | None], list[Tensor]]:
-    """``(embeddings, tau, masks, the rest)``."""
+    """``(embeddings, tau, masks, other tensors)``."""
     saved = list(ctx.saved_tensors)
     embeddings, tau, rest = saved[: ctx.count], saved[ctx.count], saved[ctx.count + 1 :]
     masks = [rest.pop(0) if given else None for given in ctx.given]

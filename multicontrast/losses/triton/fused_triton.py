@@ -1,14 +1,14 @@
-r"""Eq. (4), pairs and sampled triplets, forward and backward: each Gram block that is held is read once for each pass.
+r"""Eq. (4), pairs and sampled triplets, forward and backward: each pass reads each Gram block in memory once.
 
-Rows :math:`x_i` of modality m enter the products as they are, times an exact power of two, and their lengths come in
-as scales :math:`s = 1 / |x|` of rows and columns. With :math:`g_{ij} = x_i \cdot y_j` and the logits
+Rows :math:`x_i` of modality m enter the products times an exact power of two; scales :math:`s = 1 / |x|` of rows and
+columns then normalise the products. With :math:`g_{ij} = x_i \cdot y_j` and the logits
 :math:`z_{ij} = g_{ij} s_i t_j / \tau`, a pair's losses and its gradient by the products are
 
 .. math:: \ell_i = \log \sum_j e^{z_{ij}} - z_{ii}, \qquad
           \frac{\partial L}{\partial g_{ij}} = \frac{s_i t_j}{\tau} W_{ij}
 
 with the weights of ``pairs_triton.py``. Triplets are as in ``sampled_triton.py``, with the eigenvalue of
-``docs/math/h-cubic.md``. Who is absent, who has whose id and how much an anchor weighs is looked up in the kernels.
+``docs/math/h-cubic.md``. The kernels read the masks, ids and weights of the samples.
 Order of the launches:
 
 ==================  ================================================================================================
@@ -20,8 +20,6 @@ Order of the launches:
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -35,16 +33,21 @@ from multicontrast.losses.triton.rows_triton import (
     Samples,
     Sums,
     Terms,
+    add_exponential,
     cotangent,
     embedding_gradient,
+    grad_stride_of,
+    has_both,
     inverse_of,
     is_present,
+    log_sum,
     multiply,
     prepare,
     products,
     takes_part,
+    two_bits,
 )
-from multicontrast.losses.triton.sampled_triton import _members
+from multicontrast.losses.triton.sampled_triton import _members, extent
 
 __all__ = [
     "Samples",
@@ -72,7 +75,7 @@ def _triplets(
     own, size, columns, inside,
     HAS_PRESENT: tl.constexpr, HAS_IDS: tl.constexpr, SCHEME: tl.constexpr,
 ):  # fmt: skip
-    """``(a, b, c, offsets and scales of each, valid)``: cosines are NaN where a member does not exist."""
+    """``(a, b, c, offsets and scales of each, valid, read)``; a cosine is NaN where a member is out of range."""
     i, j, k = _members(index_ptr, index_stride, index_last_stride, own, size, columns, inside, SCHEME)
     exists = (i >= 0) & (i < size) & (j >= 0) & (j < size) & (k >= 0) & (k < size)
     read = inside & exists
@@ -87,8 +90,8 @@ def _triplets(
     c = tl.load(gram_ptr + ct, mask=read, other=0.0) * sc
     valid, whole = inside, exists
     if HAS_PRESENT or HAS_IDS:
-        # A candidate is a negative if a member that is there is a stranger, each member is a sample that takes part,
-        # and two members are there. A member that does not exist must be seen, as NaN.
+        # A candidate is a negative if a present member is of another sample or id, all its members' samples take part,
+        # and two members are present. A member out of range must show as NaN.
         hi, hj, hk = read, read, read
         if HAS_PRESENT:
             hi = is_present(present_ptr, i, 0, read, 3)
@@ -97,7 +100,7 @@ def _triplets(
             valid &= takes_part(present_ptr, i, read, 3) & takes_part(present_ptr, j, read, 3)
             valid &= takes_part(present_ptr, k, read, 3)
             two = (hi & hj) | (hi & hk) | (hj & hk)
-            whole &= two | (columns > 0)  # a positive of the caller's index that is not there would be no positive
+            whole &= two | (columns > 0)  # a caller's positive without two present members is an error, so NaN
             valid &= two
         if HAS_IDS:
             me = tl.load(ids_ptr + own)
@@ -116,7 +119,7 @@ def _positive(
     gram_ptr, scale_ptr, present_ptr, ids_ptr, index_ptr, index_stride, index_last_stride, own, size,
     HAS_PRESENT: tl.constexpr, HAS_IDS: tl.constexpr, SCHEME: tl.constexpr,
 ):  # fmt: skip
-    """``x`` of the anchor's first triplet."""
+    """``x`` of the anchor's positive."""
     first = tl.zeros((1,), tl.int64)
     a, b, c, _at, _bt, _ct, _sa, _sb, _sc, _valid, _read = _triplets(
         gram_ptr, scale_ptr, present_ptr, ids_ptr, index_ptr, index_stride, index_last_stride,
@@ -138,7 +141,7 @@ def _triplet_losses_kernel(
         gram_ptr, scale_ptr, present_ptr, ids_ptr, index_ptr, index_stride, index_last_stride,
         own, size, HAS_PRESENT, HAS_IDS, SCHEME,
     )  # fmt: skip
-    highest = tl.zeros((BLOCK,), tl.float32)  # the positive's own
+    highest = tl.zeros((BLOCK,), tl.float32)  # the positive's z
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, count, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)
@@ -147,11 +150,8 @@ def _triplet_losses_kernel(
             own, size, columns, columns < count, HAS_PRESENT, HAS_IDS, SCHEME,
         )  # fmt: skip
         z = tl.where(valid, (eigmax_excess_of(a, b, c) - positive) * inverse_tau, -float("inf"))
-        higher = tl.maximum(highest, z)
-        total = total * tl.exp(highest - higher) + tl.exp(z - higher)
-        highest = higher
-    maximum = tl.max(highest, 0)
-    loss = maximum + tl.log(tl.sum(total * tl.exp(highest - maximum), 0))
+        highest, total = add_exponential(z, highest, total)
+    loss = log_sum(highest, total)
     if HAS_PRESENT:
         loss = tl.where(takes_part(present_ptr, own, own >= 0, 3), loss, 0.0)
     tl.store(loss_ptr + own, loss)
@@ -206,7 +206,7 @@ def _reduce_kernel(
     HAS_TRIPLETS: tl.constexpr, HAS_PRESENT: tl.constexpr, HAS_WEIGHT: tl.constexpr, MEAN: tl.constexpr,
     EACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The loss of all anchors, or that of each, and what the mean of each term divides by."""
+    """The loss of all anchors or of each, and the divisor of each term's mean."""
     result = 0.0
     for term in tl.static_range(BLOCKS + HAS_TRIPLETS):
         summed = tl.zeros((BLOCK,), tl.float32)
@@ -224,9 +224,8 @@ def _reduce_kernel(
             summed += loss * weight
             if HAS_PRESENT:
                 if term < BLOCKS:
-                    m, n = (LEFT >> (2 * term)) & 3, (RIGHT >> (2 * term)) & 3
-                    here = is_present(present_ptr, i, m, inside, MODALITIES)
-                    here &= is_present(present_ptr, i, n, inside, MODALITIES)
+                    m, n = two_bits(LEFT, term), two_bits(RIGHT, term)
+                    here = has_both(present_ptr, i, m, n, inside, MODALITIES)
                 else:
                     here = takes_part(present_ptr, i, inside, MODALITIES)
                 weight = tl.where(here, weight, 0.0)
@@ -265,12 +264,13 @@ def forward(
     """``(loss, sums)``: 0-dim, or ``(B,)`` for ``reduction="none"``, and a buffer of :class:`Sums`, in float32.
 
     Args:
-        source: ``(P, B, B)`` in float32, contiguous: products of rows, in the order of ``terms.pairs``; or if blocks
-            are tiled the rows ``(N, B, D)`` themselves.
+        source: ``(P, B, B)`` in float32, contiguous: products of rows, in the order of ``terms.pairs``; or for
+            tiled blocks the rows ``(N, B, D)``.
         scale: ``(N, B)`` in float32: a cosine is a product times the scales of its rows.
-        tau: 0-dim; one that is not positive gives NaN.
-        samples: ``present`` and ``ids`` say who is a candidate of whom, as in `losses/masks-and-weights`; contiguous.
-        index: of the triplets, as ``terms.scheme`` says.
+        tau: 0-dim float32; a temperature that is not positive gives NaN.
+        samples: masks, contiguous; ``present`` and ``ids`` decide which candidates an anchor has, as in
+            `losses/masks-and-weights`.
+        index: the triplets, in the layout of ``terms.scheme``.
     """
     blocks, size = len(terms.pairs), scale.shape[1]
     given, masks = samples.arguments(scale), samples.masks()
@@ -283,10 +283,11 @@ def forward(
     else:
         losses = scale.new_zeros(blocks, size)
     if index is not None:
+        _, count, strides = extent(size, index, terms.scheme)
         launch(
             _triplet_losses_kernel, lambda _: (size,), _TRIPLETS,
-            source, scale, tau, *given[:2], index, sums.triplet, size, *_index_strides(index, terms.scheme),
-            _count(index, terms.scheme), SCHEME=terms.scheme, **masks, key=("count",),
+            source, scale, tau, *given[:2], index, sums.triplet, size, *strides, count,
+            SCHEME=terms.scheme, **masks, key=("count",),
         )  # fmt: skip
     loss = scale.new_empty((size,) if reduction == "none" else ())
     launch(
@@ -311,14 +312,15 @@ def backward(
     grad: Tensor,
     normalize: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """``(gradients of the embeddings, in their type; that of tau, float32)``.
+    """``(gradients by the embeddings, in their type; gradient by tau, float32)``.
 
     Args:
-        grams, rows, scale, power, tau, terms, samples, index: as before; no ``grams`` if blocks are tiled.
-        sums: what :func:`forward` left.
-        grad: of its result; 0-dim or ``(B,)``.
+        grams, rows, scale, power, tau, terms, samples, index: those of the forward pass; ``grams`` is not read if
+            blocks are tiled.
+        sums: the buffer that :func:`forward` returned.
+        grad: the cotangent of its loss, 0-dim or ``(B,)``.
     """
-    is_short = rows.dtype == torch.float16  # in range: the largest weight comes to about 2^8
+    is_short = rows.dtype == torch.float16  # scaled into its range: the largest weight becomes about 2^8
     if terms.tiled:
         unit = _unit(_largest_weight(tau, terms, samples, sums, grad, rows.shape[1])) if is_short else None
         kept = Sums.of(sums, len(terms.pairs), rows.shape[1])
@@ -335,12 +337,12 @@ def backward(
 
 
 def _unit(largest: Tensor) -> Tensor:
-    """The power of two that brings a number to about 2^8."""
+    """The power of two that scales a number to about 2^8."""
     return torch.exp2(8 - torch.frexp(largest).exponent.clamp(-100, 100).float())
 
 
 def _largest_weight(tau: Tensor, terms: Terms, samples: Samples, sums: Tensor, grad: Tensor, size: int) -> Tensor:
-    """What no gradient by a product exceeds: each of two softmaxes and the positive count 1 at most."""
+    """A bound of every gradient by a product: two softmaxes and the positive are each at most 1."""
     each = grad.abs() if samples.weight is None else (grad * samples.weight).abs()
     return 2 * each.amax() / Sums.of(sums, len(terms.pairs), size).totals[:-1].amin() / tau
 
@@ -355,8 +357,8 @@ def gram_gradient(
     sums: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """``(gradient by the products (P, B, B), parts of the gradient by tau)``, float32. Triplets add theirs by atomics:
-    the order of additions is not fixed."""
+    """``(gradient by the products (P, B, B), parts of the gradient by tau)``, float32. Triplets add theirs by atomics,
+    whose order is not fixed."""
     blocks, size, _ = grams.shape
     kept = Sums.of(sums, blocks, size)
     dgrams = torch.empty_like(grams) if terms.has_pairs else torch.zeros_like(grams)
@@ -365,21 +367,11 @@ def gram_gradient(
     if terms.has_pairs:
         pairs_triton.pair_gradient(grams, scale, tau, terms, samples, kept, grad, dgrams, slopes)
     if index is not None:
+        _, count, strides = extent(size, index, terms.scheme)
         launch(
             _triplet_gradient_kernel, lambda _: (size,), _TRIPLETS_BACKWARD,
             grams, scale, tau, *samples.arguments(scale), index, grad, kept.totals, kept.triplet, dgrams,
-            slopes[parts:], terms.alpha, size, blocks, grad.stride(0) if grad.dim() else 0,
-            *_index_strides(index, terms.scheme), _count(index, terms.scheme),
+            slopes[parts:], terms.alpha, size, blocks, grad_stride_of(grad), *strides, count,
             SCHEME=terms.scheme, **samples.masks(), key=("count",), zeroed=("dgram_ptr",),
         )  # fmt: skip
     return dgrams, slopes
-
-
-def _index_strides(index: Tensor, scheme: str) -> tuple[int, ...]:
-    """By anchor, by candidate, by member."""
-    strides: Any = index.stride() if scheme == "index" else (0, *index.stride())
-    return strides
-
-
-def _count(index: Tensor, scheme: str) -> int:
-    return index.shape[1] if scheme == "index" else index.shape[0]

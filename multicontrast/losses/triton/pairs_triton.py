@@ -1,21 +1,21 @@
-r"""Eq. (1), pairwise InfoNCE, as Triton kernels: over Gram blocks that are held, and in tiles that never are.
+r"""Eq. (1), pairwise InfoNCE, as Triton kernels: over Gram blocks in memory, or over tiles that are never stored.
 
-With the logits :math:`z_{ij} = g_{ij} s_i t_j / \tau`, the largest and the sum of a row and of a column are made in one
-pass over the products :math:`g`, and both gradients in another, which computes the weights
+With the logits :math:`z_{ij} = g_{ij} s_i t_j / \tau`, one pass over the products :math:`g` computes the largest logit
+and the softmax's sum of each row and column. Another computes both gradients from the weights
 
 .. math:: W_{ij} = \bar r_i e^{z_{ij} - \log R_i} + \bar c_j e^{z_{ij} - \log C_j} - [i = j] (\bar r_i + \bar c_i).
 
-Held blocks are read in strips of rows. Tiles are products of rows on the spot, and their gradients
-:math:`W y` and :math:`W^\top x` are added to those of the rows. In tiles
+Held blocks are read in strips of rows. The tiled kernels compute the products of a tile where they need them, and add
+its gradients :math:`W y` and :math:`W^\top x` to those of the rows. In tiles
 
-* programs are numbered so that those which run together share rows and columns in the cache;
-* a tile away from the diagonal whose softmaxes are all at most :math:`2^{-24} / B` has its products left out. Together
-  a row's left-out weights are at most :math:`2^{-24}` of its softmax and as much of its columns', which is how a weight
-  of 1 is rounded in float32. For B = 65,536 those are tiles with cosines :math:`27.8 \tau` below the largest of their
-  rows and columns: 0.28 at tau = 0.01, never at tau = 0.07. What they add to the gradient of tau is kept;
-* under ``torch.use_deterministic_algorithms(True)`` nothing is left out and each gradient has a pass of its own, in
-  which one program adds up a row's: always in the same order. What is added lies in memory (a block of gradients does
-  not fit registers), and is added by atomics, whose order is fixed for one thread; so no barrier is needed.
+* programs are numbered so that those that run at the same time share rows and columns in the cache;
+* the gradient skips tiles away from the diagonal whose softmaxes are all at most :math:`2^{-24} / B`. The skipped
+  weights of a row sum to at most :math:`2^{-24}` of its softmax and as much of its columns', the rounding error of a
+  weight of 1 in float32. For B = 65,536 these tiles have cosines :math:`27.8 \tau` below the largest of their rows and
+  columns: 0.28 at tau = 0.01, never at tau = 0.07. Their part of the gradient of tau is kept;
+* under ``torch.use_deterministic_algorithms(True)`` no tile is skipped, and each gradient has its own pass, in which
+  one program sums each row in a fixed order. It adds to memory (a block of gradients does not fit registers) by
+  atomics, whose order is fixed for one thread, so no barrier is needed.
 """
 
 from __future__ import annotations
@@ -34,23 +34,25 @@ from multicontrast.losses.triton.rows_triton import (
     Sums,
     Terms,
     cotangent,
+    grad_stride_of,
+    has_both,
     inverse_of,
-    is_present,
     share,
+    two_bits,
 )
 
-# Strips of rows: each makes sums of its part of the columns, which are added up in a fixed order.
+# Rows of a strip. Each strip stores its sums of columns, which are then added in a fixed order.
 _STRIP = 16
 _PAIRS = Tuning(
     default=config(num_warps=8, BLOCK_COLUMNS=256),
-    by_architecture={"hip:gfx1100": config(num_warps=8, BLOCK_COLUMNS=128)},  # a larger one ends the compiler of 3.9
+    by_architecture={"hip:gfx1100": config(num_warps=8, BLOCK_COLUMNS=128)},  # Triton 3.9 fails to compile a larger one
     candidates=[config(num_warps=w, BLOCK_COLUMNS=c) for w, c in ((4, 128), (4, 256), (8, 256), (8, 512))],
 )
 _SUMS = Tuning(default=config(num_warps=4, BLOCK_STRIPS=16, BLOCK=64))
 
 
-# The largest tiles that spill no register; their rows are `_tile_rows`. Splitting a float32 into three bfloat16 costs
-# as much as their products do, and every row and column that shares a tile shares it.
+# The largest tiles that spill no register; `_tile_rows` gives their rows. Splitting a float32 into three bfloat16 costs
+# as much as the products, and a larger tile splits each row and column less often.
 def _tile(columns: int, depth: int = 16, num_warps: int = 8, num_stages: int = 2) -> triton.Config:
     return config(num_warps=num_warps, num_stages=num_stages, BLOCK_COLUMNS=columns, BLOCK_DEPTH=depth)
 
@@ -64,18 +66,18 @@ _TILE_SUMS = Tuning(
 _TILE_GRADIENT = Tuning(_tile(64), {"cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
 _MASKED_GRADIENT = Tuning(_tile(32), {"cuda:90": _tile(64), "cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
 if VERSION < (3, 6):
-    # TF32 multiplied thrice takes more registers. A larger tile for sm_90, and a pipeline on AMD, end 3.2's compiler.
+    # Three TF32 products take more registers. Triton 3.2 fails on a larger tile for sm_90 and on a pipeline on AMD.
     _AMD = {"hip": _tile(32, num_warps=4, num_stages=1), "hip:gfx1100": _tile(16, num_stages=1)}
     _TILE_GRADIENT = _MASKED_GRADIENT = Tuning(_tile(32, num_warps=4), {**_SCALAR, **_AMD})
-if VERSION == (3, 3):  # which spills with four warps
+if VERSION == (3, 3):  # it spills with four warps
     _TILE_GRADIENT = Tuning(_tile(32), {**_SCALAR, **_AMD})
     _MASKED_GRADIENT = Tuning(_tile(32), {"cuda:80": _tile(16), **_SCALAR, **_AMD})
-if VERSION == (3, 6):  # which spills with a larger tile for sm_90
+if VERSION == (3, 6):  # it spills with a larger tile for sm_90
     _MASKED_GRADIENT = Tuning(_tile(32), {"cuda:100": _tile(64, 32), **_SCALAR, **_AMD}, _TILES)
 
 _PROGRAMS = 264  # two for each multiprocessor of a large device
-_GROUP = 16  # strips that go through the columns together, in as many parts: 16 x 16 run at a time
-_PARTIAL = 1 << 24  # entries of the sums of columns that wait to be added up
+_GROUP = 16  # strips of a group, over at least as many parts of the columns: 16 x 16 programs run at a time
+_PARTIAL = 1 << 24  # entries of partial sums of columns
 _NEGLIGIBLE = 2.0**-24
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -85,9 +87,9 @@ def _logits(
     gram, scale_ptr, present_ptr, ids_ptr, inverse_tau, m, n, i, j, size,
     MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr, HAS_IDS: tl.constexpr,
 ):  # fmt: skip
-    """``(z, s_i, t_j, i = j)`` of a tile: minus infinity where j is no candidate of i, and beyond the end.
+    """``(z, s_i, t_j, i = j)`` of a tile; z is minus infinity where j is not a candidate of i, and beyond the end.
 
-    A sample without both modalities is no candidate of anyone, nor is an anchor without them asked.
+    A sample without both modalities is neither an anchor nor a candidate.
     """
     valid = (i[:, None] < size) & (j[None, :] < size)
     left = tl.load(scale_ptr + m * size + i, mask=i < size, other=0.0)[:, None]
@@ -95,16 +97,52 @@ def _logits(
     z = (gram * (left * right)) * inverse_tau
     match = i[:, None] == j[None, :]
     if HAS_PRESENT:
-        anchor = is_present(present_ptr, i, m, i < size, MODALITIES)
-        anchor &= is_present(present_ptr, i, n, i < size, MODALITIES)
-        candidate = is_present(present_ptr, j, m, j < size, MODALITIES)
-        candidate &= is_present(present_ptr, j, n, j < size, MODALITIES)
+        anchor = has_both(present_ptr, i, m, n, i < size, MODALITIES)
+        candidate = has_both(present_ptr, j, m, n, j < size, MODALITIES)
         valid &= anchor[:, None] & candidate[None, :]
     if HAS_IDS:
         own = tl.load(ids_ptr + i, mask=i < size, other=0)
         other = tl.load(ids_ptr + j, mask=j < size, other=0)
         valid &= (own[:, None] != other[None, :]) | match
     return tl.where(valid, z, -float("inf")), left, right, match
+
+
+@triton.jit
+def _add_rows(z, match, peak, total, positive):
+    """The largest logit of each row, the sum of ``exp(z - largest)`` and the positive's logit, with one more tile."""
+    higher = tl.maximum(peak, tl.max(z, 1))
+    total = total * tl.exp(peak - higher) + tl.sum(tl.exp(z - higher[:, None]), 1)
+    return higher, total, positive + tl.sum(tl.where(match, z, 0.0), 1)
+
+
+@triton.jit
+def _store_column_sums(z, peak_ptr, sum_ptr, out, inside):
+    """The largest logit and the sum of each column of one tile."""
+    peak = tl.maximum(tl.max(z, 0), _LOWEST)
+    tl.store(peak_ptr + out, peak, mask=inside)
+    tl.store(sum_ptr + out, tl.sum(tl.exp(z - peak[None, :]), 0), mask=inside)
+
+
+@triton.jit
+def _side(
+    grad_ptr, grad_stride, weight_ptr, totals_ptr, peak_ptr, sum_ptr, place, i, size, HAS_WEIGHT: tl.constexpr
+):  # fmt: skip
+    """``(cotangent, largest logit, softmax's sum)`` of some rows or columns."""
+    inside = i < size
+    by = cotangent(grad_ptr, grad_stride, weight_ptr, totals_ptr, place, i, inside, HAS_WEIGHT)
+    peak = tl.load(peak_ptr + place * size + i, mask=inside, other=0.0)
+    return by, peak, tl.load(sum_ptr + place * size + i, mask=inside, other=1.0)
+
+
+@triton.jit
+def _less_positive(weight, positive, z, match):
+    """The weights less the positive's, and for each row the sum of weight times logit."""
+    weight -= tl.where(match, positive[:, None], 0.0)
+    weight = tl.where(z == -float("inf"), 0.0, weight)  # minus infinity less a largest of minus infinity is NaN
+    return weight, tl.sum(tl.where(weight == 0, 0.0, weight * z), 1)
+
+
+# Held blocks ----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -115,32 +153,12 @@ def _held(gram_ptr, place, i, j, size):
 
 
 @triton.jit
-def _row_sums(z, peak, total):
-    """The largest logit of each row and the sum of all relative to it, with those of one more tile."""
-    higher = tl.maximum(peak, tl.max(z, 1))
-    return higher, total * tl.exp(peak - higher) + tl.sum(tl.exp(z - higher[:, None]), 1)
-
-
-@triton.jit
-def _store_column_sums(z, peak_ptr, sum_ptr, out, inside):
-    """The same of the columns of one tile."""
-    peak = tl.maximum(tl.max(z, 0), _LOWEST)
-    tl.store(peak_ptr + out, peak, mask=inside)
-    tl.store(sum_ptr + out, tl.sum(tl.exp(z - peak[None, :]), 0), mask=inside)
-
-
-@triton.jit
-def _side(
-    grad_ptr, grad_stride, weight_ptr, totals_ptr, peak_ptr, sum_ptr, place, i, size, HAS_WEIGHT: tl.constexpr
-):  # fmt: skip
-    """``(cotangent, largest logit, sum)`` of some rows or columns."""
-    inside = i < size
-    by = cotangent(grad_ptr, grad_stride, weight_ptr, totals_ptr, place, i, inside, HAS_WEIGHT)
-    peak = tl.load(peak_ptr + place * size + i, mask=inside, other=0.0)
-    return by, peak, tl.load(sum_ptr + place * size + i, mask=inside, other=1.0)
-
-
-# Held blocks ----------------------------------------------------------------------------------------------------------
+def _strip_of_block(strips, LEFT: tl.constexpr, RIGHT: tl.constexpr, STRIP: tl.constexpr):
+    """``(program, block, its left and right modality, rows)``: each program takes one strip of rows of one block."""
+    program = tl.program_id(0).to(tl.int64)
+    place = program // strips
+    rows = program % strips * STRIP + tl.arange(0, STRIP)
+    return program, place, two_bits(LEFT, place), two_bits(RIGHT, place), rows
 
 
 @triton.jit
@@ -150,11 +168,8 @@ def _pair_sums_kernel(
     LEFT: tl.constexpr, RIGHT: tl.constexpr, MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr,
     HAS_IDS: tl.constexpr, STRIP: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    place, strip = program // strips, program % strips
-    m, n = (LEFT >> (2 * place)) & 3, (RIGHT >> (2 * place)) & 3
+    program, place, m, n, i = _strip_of_block(strips, LEFT, RIGHT, STRIP)
     inverse_tau = inverse_of(tau_ptr)
-    i = strip * STRIP + tl.arange(0, STRIP)
     peak = tl.full((STRIP,), _LOWEST, tl.float32)
     total = tl.zeros((STRIP,), tl.float32)
     positive = tl.zeros((STRIP,), tl.float32)
@@ -164,8 +179,7 @@ def _pair_sums_kernel(
             _held(gram_ptr, place, i, j, size), scale_ptr, present_ptr, ids_ptr, inverse_tau, m, n, i, j, size,
             MODALITIES, HAS_PRESENT, HAS_IDS,
         )  # fmt: skip
-        peak, total = _row_sums(z, peak, total)
-        positive += tl.sum(tl.where(match, z, 0.0), 1)
+        peak, total, positive = _add_rows(z, match, peak, total, positive)
         _store_column_sums(z, part_peak_ptr, part_sum_ptr, program * size + j, j < size)
     out = place * size + i
     tl.store(row_peak_ptr + out, peak, mask=i < size)
@@ -182,12 +196,9 @@ def _pair_gradient_kernel(
     MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr,
     HAS_IDS: tl.constexpr, HAS_WEIGHT: tl.constexpr, STRIP: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    place, strip = program // strips, program % strips
-    m, n = (LEFT >> (2 * place)) & 3, (RIGHT >> (2 * place)) & 3
+    program, place, m, n, i = _strip_of_block(strips, LEFT, RIGHT, STRIP)
     row_share, column_share = share(ROW_SHARES, place), share(COLUMN_SHARES, place)
     inverse_tau = inverse_of(tau_ptr)
-    i = strip * STRIP + tl.arange(0, STRIP)
     by_row, row_peak, row_sum = _side(
         grad_ptr, grad_stride, weight_ptr, totals_ptr, row_peak_ptr, row_sum_ptr, place, i, size, HAS_WEIGHT
     )
@@ -203,10 +214,8 @@ def _pair_gradient_kernel(
         )
         weight = (row_share * by_row / row_sum)[:, None] * tl.exp(z - row_peak[:, None])
         weight += (column_share * by_column / column_sum)[None, :] * tl.exp(z - column_peak[None, :])
-        weight -= tl.where(match, ((row_share + column_share) * by_row)[:, None], 0.0)
-        # 0 where there is no logit, whose difference from a column's largest may be no number.
-        weight = tl.where(z == -float("inf"), 0.0, weight)
-        slope += tl.sum(tl.where(weight == 0, 0.0, weight * z), 1)
+        weight, slopes = _less_positive(weight, (row_share + column_share) * by_row, z, match)
+        slope += slopes
         place_of = dgram_ptr + (place * size + i[:, None]) * size + j[None, :]
         tl.store(place_of, weight * (left * right) * inverse_tau, mask=(i[:, None] < size) & (j[None, :] < size))
     tl.store(slope_ptr + program, -tl.sum(slope, 0) * inverse_tau)
@@ -220,10 +229,10 @@ def _pair_losses_kernel(
     MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr,
     BLOCK_STRIPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Columns of all strips together, and each anchor's loss of a pair."""
+    """Combines the strips' sums of columns, and computes each anchor's loss of a pair."""
     program = tl.program_id(0).to(tl.int64)
     place = program // programs
-    m, n = (LEFT >> (2 * place)) & 3, (RIGHT >> (2 * place)) & 3
+    m, n = two_bits(LEFT, place), two_bits(RIGHT, place)
     j = program % programs * BLOCK + tl.arange(0, BLOCK)
     inside = j < size
     peak = tl.full((BLOCK,), _LOWEST, tl.float32)
@@ -247,8 +256,7 @@ def _pair_losses_kernel(
     by_column = (peak - positive) + tl.log(total)
     loss = share(ROW_SHARES, place) * by_row + share(COLUMN_SHARES, place) * by_column
     if HAS_PRESENT:
-        both = is_present(present_ptr, j, m, inside, MODALITIES) & is_present(present_ptr, j, n, inside, MODALITIES)
-        loss = tl.where(both, loss, 0.0)
+        loss = tl.where(has_both(present_ptr, j, m, n, inside, MODALITIES), loss, 0.0)
     tl.store(loss_ptr + out, loss, mask=inside)
 
 
@@ -257,8 +265,8 @@ def _pair_losses_kernel(
 
 @triton.jit
 def _strip_and_part(strips, parts, GROUP: tl.constexpr):
-    """Which a program has, of some strips of rows and parts of the columns: a group of strips goes through all parts
-    before the next, side by side."""
+    """The strip of rows and the part of the columns of a program. All parts of a group of strips come before the next
+    group, and neighbouring programs have neighbouring strips."""
     program = tl.program_id(0).to(tl.int64)
     group = program // (GROUP * parts)
     height = tl.minimum(strips - group * GROUP, GROUP)
@@ -269,7 +277,7 @@ def _strip_and_part(strips, parts, GROUP: tl.constexpr):
 @triton.jit
 def _load_rows(x_ptr, i, k, size, depth, PRECISION: tl.constexpr):
     x = tl.load(x_ptr + i * depth + k, mask=(i < size) & (k < depth), other=0.0)
-    if PRECISION == "ieee":  # on scalar units, and in the interpreter
+    if PRECISION == "ieee":  # for scalar units and the interpreter
         x = x.to(tl.float32)
     return x
 
@@ -279,7 +287,7 @@ def _products(
     x_ptr, y_ptr, i, j, size, depth,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``x_i . y_j``: ``(BLOCK_ROWS, BLOCK_COLUMNS)`` in float32; rows beyond the end count as zero."""
+    """``x_i . y_j``: ``(BLOCK_ROWS, BLOCK_COLUMNS)`` in float32; rows beyond the end are zero."""
     products = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for start in range(0, depth, BLOCK_DEPTH):
         k = start + tl.arange(0, BLOCK_DEPTH).to(tl.int64)
@@ -291,7 +299,7 @@ def _products(
 
 @triton.jit
 def _softmax(z, peak):
-    """``exp(z - peak)``, at most 1: the backward pass may round a product otherwise, which at a tiny tau is much."""
+    """``exp(z - peak)``, at most 1: the backward pass may round a product differently, magnified by a tiny tau."""
     return tl.exp(tl.minimum(z - peak, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
@@ -303,7 +311,7 @@ def _tile_sums_kernel(
     MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr, HAS_IDS: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The strips from row ``first`` on; sums of rows for each part, of columns for each strip."""
+    """Sums of rows for each part and of columns for each strip, for the strips from row ``first`` on."""
     strip, part = _strip_and_part(strips, parts, GROUP)
     inverse_tau = inverse_of(tau_ptr)
     i = first + strip * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -317,8 +325,7 @@ def _tile_sums_kernel(
         z, _left, _right, match = _logits(
             products, scale_ptr, present_ptr, ids_ptr, inverse_tau, m, n, i, j, size, MODALITIES, HAS_PRESENT, HAS_IDS
         )
-        peak, total = _row_sums(z, peak, total)
-        positive += tl.sum(tl.where(match, z, 0.0), 1)
+        peak, total, positive = _add_rows(z, match, peak, total, positive)
         _store_column_sums(z, column_peak_ptr, column_sum_ptr, strip * size + j, j < size)
     out = part * size + i
     tl.store(row_peak_ptr + out, peak, mask=i < size)
@@ -348,7 +355,7 @@ def _tile_gradient_kernel(
     HAS_UNIT: tl.constexpr, BOTH: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds to the gradient of ``x``, and with ``BOTH`` to that of ``y``, but for tiles that are negligible."""
+    """Adds to the gradient of ``x``, and with ``BOTH`` to that of ``y``; skips negligible tiles."""
     strip, part = _strip_and_part(strips, parts, GROUP)
     inverse_tau = inverse_of(tau_ptr)
     unit = inverse_tau
@@ -373,18 +380,17 @@ def _tile_gradient_kernel(
         of_row = _softmax(z, row_peak[:, None]) / row_sum[:, None]
         of_column = _softmax(z, column_peak[None, :]) / column_sum[None, :]
         weight = (row_share * by_row)[:, None] * of_row + (column_share * by_column)[None, :] * of_column
-        weight -= tl.where(match, ((row_share + column_share) * by_row)[:, None], 0.0)
-        weight = tl.where(z == -float("inf"), 0.0, weight)  # whose difference from a largest may be no number
-        slope += tl.sum(tl.where(weight == 0, 0.0, weight * z), 1)
-        counts = tl.where((of_row <= negligible) & (of_column <= negligible), 0, 1)  # and NaN does
+        weight, slopes = _less_positive(weight, (row_share + column_share) * by_row, z, match)
+        slope += slopes
+        counts = tl.where((of_row <= negligible) & (of_column <= negligible), 0, 1)  # NaN counts
         on_diagonal = (start < first + BLOCK_ROWS) & (start + BLOCK_COLUMNS > first)
-        # Flat: two reductions in a row end Triton 3.6's passes for sm_100.
+        # Flattened: Triton 3.6 fails on two reductions in a row for sm_100.
         if on_diagonal | (tl.max(tl.reshape(counts, (BLOCK_ROWS * BLOCK_COLUMNS,)), 0) > 0):
             factor = (weight * (left * unit) * right).to(x_ptr.dtype.element_ty)
             if PRECISION == "ieee":
                 factor = factor.to(tl.float32)
             _add_products(dx_ptr, factor, y_ptr, i, j, size, depth, BLOCK_DEPTH, PRECISION)
-            if BOTH:  # in a loop of its own: one shape of the factor at a time fits registers
+            if BOTH:  # in its own loop: registers hold one shape of the factor at a time
                 _add_products(dy_ptr, tl.trans(factor), x_ptr, j, i, size, depth, BLOCK_DEPTH, PRECISION)
     tl.store(slope_ptr + tl.program_id(0), -tl.sum(slope, 0) * inverse_tau)
 
@@ -393,11 +399,11 @@ def _tile_gradient_kernel(
 
 
 def pair_losses(source: Tensor, scale: Tensor, tau: Tensor, terms: Terms, samples: Samples, sums: Sums) -> Tensor:
-    """The loss of each pair and anchor ``(P, B)``, float32. Fills the largest logits and sums of rows and columns.
+    """The loss of each pair and anchor ``(P, B)``, float32. Fills the sums of rows and columns in ``sums``.
 
     Args:
-        source: the products ``(P, B, B)`` in float32, contiguous; or if blocks are tiled the rows ``(N, B, D)`` that
-            :func:`~multicontrast.losses.triton.rows_triton.prepare` made.
+        source: the products ``(P, B, B)`` in float32, contiguous; or for tiled blocks the rows ``(N, B, D)`` from
+            :func:`~multicontrast.losses.triton.rows_triton.prepare`.
         scale: ``(N, B)`` in float32: a cosine is a product times the scales of its rows.
     """
     blocks, size = len(terms.pairs), source.shape[1]
@@ -429,11 +435,11 @@ def pair_gradient(
     source: Tensor, scale: Tensor, tau: Tensor, terms: Terms, samples: Samples, sums: Sums, grad: Tensor,
     dgrams: Tensor, slopes: Tensor,
 ) -> None:  # fmt: skip
-    """Fills ``dgrams`` ``(P, B, B)``, the gradient by the products of held blocks, and ``slopes``, parts of the
-    gradient by tau: :func:`slopes_of_held` of them.
+    """Fills ``dgrams`` ``(P, B, B)``, the gradient by the products of held blocks, and ``slopes``, the
+    :func:`slopes_of_held` parts of the gradient by tau.
 
     Args:
-        grad: of the loss, 0-dim or ``(B,)``.
+        grad: the cotangent of the loss, 0-dim or ``(B,)``.
     """
     blocks, size, _ = source.shape
     strips = triton.cdiv(size, _STRIP)
@@ -441,18 +447,14 @@ def pair_gradient(
         _pair_gradient_kernel, lambda _: (blocks * strips,), _PAIRS,
         source, scale, tau, *samples.arguments(scale), grad, sums.totals,
         sums.row_peak, sums.row_sum, sums.column_peak, sums.column_sum, dgrams, slopes,
-        size, strips, _stride(grad), **terms.shares(), LEFT=terms.left, RIGHT=terms.right, MODALITIES=len(scale),
+        size, strips, grad_stride_of(grad), **terms.shares(), LEFT=terms.left, RIGHT=terms.right, MODALITIES=len(scale),
         STRIP=_STRIP, **samples.masks(), **ROUNDED, key=("size",),
     )  # fmt: skip
 
 
 def slopes_of_held(blocks: int, size: int) -> int:
-    """The number of parts in which :func:`pair_gradient` leaves the gradient by tau."""
+    """The number of parts of the gradient by tau that :func:`pair_gradient` stores."""
     return blocks * triton.cdiv(size, _STRIP)
-
-
-def _stride(grad: Tensor) -> int:
-    return grad.stride(0) if grad.dim() else 0
 
 
 def _tile_rows(gradient: bool) -> int:
@@ -468,7 +470,7 @@ def _grid(programs: int) -> Any:
 
 
 def _parts(strips: int, size: int, least: int = _GROUP) -> tuple[int, int]:
-    """Into how many parts the columns are divided, and the columns of each: whole tiles."""
+    """``(number of parts, columns of each)``; each part is a number of whole tiles."""
     unit = max(constants.kwargs["BLOCK_COLUMNS"] for constants in _TILES)
     tiles = triton.cdiv(size, unit)
     part = triton.cdiv(tiles, min(tiles, max(least, triton.cdiv(_PROGRAMS, strips))))
@@ -476,7 +478,7 @@ def _parts(strips: int, size: int, least: int = _GROUP) -> tuple[int, int]:
 
 
 def _merge(peaks: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest and the sum relative to it of all parts, along the first dimension."""
+    """The largest logit and the softmax's sum over all parts, along the first dimension."""
     peak = peaks.amax(0)
     return peak, (sums * torch.exp(peaks - peak)).sum(0)
 
@@ -485,8 +487,8 @@ def _sums_in_tiles(
     rows: Tensor, scale: Tensor, tau: Tensor, terms: Terms, given: tuple[Tensor, ...], masks: dict[str, Any],
     sums: Sums, match: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Fills what belongs to rows; ``(peaks, sums)`` of columns, ``(P, 1, B)``. Rows are taken in slabs, so that sums of
-    columns that wait to be added up take bounded memory."""
+    """Fills the sums of rows; returns ``(peaks, sums)`` of columns, ``(P, 1, B)``. Slabs of rows bound the memory of
+    partial sums of columns."""
     _, size, depth = rows.shape
     height, precision = _tile_rows(gradient=False), dot_precision(terms.tf32)
     parts, part_columns = _parts(triton.cdiv(size, height), size)
@@ -517,10 +519,10 @@ def gradient_in_tiles(
     rows: Tensor, scale: Tensor, tau: Tensor, terms: Terms, samples: Samples, sums: Sums, grad: Tensor,
     unit: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``(gradient by the rows (N, B, D), times the unit; parts of that by tau)``, float32.
+    """``(gradient by the rows (N, B, D), times the unit; parts of the gradient by tau)``, float32.
 
     Args:
-        unit: a power of two by which the weights fit the rows' type; None for 1.
+        unit: a power of two that brings the weights into the range of the rows' type; None for 1.
     """
     _, size, depth = rows.shape
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -542,7 +544,7 @@ def gradient_in_tiles(
                 rows[left], rows[right], scale, tau, *samples.arguments(scale), grad, sums.totals,
                 tau if unit is None else unit, *found, by[left], by[right], slopes[place, way],
                 left, right, place, left_share, right_share, -1.0 if deterministic else _NEGLIGIBLE / size,
-                size, depth, strips, parts, part_columns, _stride(grad), MODALITIES=len(scale),
+                size, depth, strips, parts, part_columns, grad_stride_of(grad), MODALITIES=len(scale),
                 HAS_UNIT=unit is not None, BOTH=not deterministic, GROUP=_GROUP, BLOCK_ROWS=height,
                 PRECISION=precision, **samples.masks(), **ROUNDED, key=("size", "depth"), zeroed=("dx_ptr", "dy_ptr"),
             )  # fmt: skip

@@ -1,8 +1,8 @@
 """Eq. (3) over sampled triplets as an operator: ``multicontrast::sampled_loss`` and its backward.
 
-Plain PyTorch on a CPU, Triton on a GPU or wherever ``MULTICONTRAST_BACKEND=triton`` asks for it; the same numbers, and
-one node for ``torch.compile`` and ``torch.export``. Differentiable twice: the second derivative is that of the plain
-form, which stores what the kernels do not.
+Plain PyTorch on a CPU, Triton on a GPU or under ``MULTICONTRAST_BACKEND=triton``: the same numbers, and one node for
+``torch.compile`` and ``torch.export``. Differentiable twice: the second derivative is that of the plain form, which
+stores every triplet's cosines.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -29,14 +29,14 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 def sampled_loss(
     a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str = "index", first: int = 0
 ) -> Tensor:
-    """The loss ``(R,)`` of each row, whose triplets the index says; the first is the positive.
+    """The loss ``(R,)`` of each row of triplets in the index; the first triplet is the positive.
 
     Args:
         a, b, c: Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)``, float32 or float64.
-        index: ``(R, 1 + K, 3)``, or what ``scheme`` asks for in its place: ``(1 + K, 2)``.
+        index: ``(R, 1 + K, 3)``, or ``(1 + K, 2)`` for the other schemes.
         tau: 0-dim tensor of their type; a temperature that is not positive gives NaN.
         scheme: ``"index"``, ``"list"`` or ``"shifts"``: see `sampled_triton.SCHEMES`.
-        first: the number of the first row of ``a`` and ``b``, which may hold those of some anchors alone.
+        first: the number of the first row of ``a`` and ``b``, if they hold only the rows of some anchors.
     """
     arguments = (a, b, c, index, tau, scheme, first)
     return run_kernel(_by_kernels, _plain, *arguments) if use_triton(a) else _plain(*arguments)

@@ -1,4 +1,4 @@
-"""Second derivatives of operators whose first is a kernel: by ordinary autograd through a plain form."""
+"""Second derivatives of operators whose first derivative is a kernel, by autograd through a plain form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def second_derivative(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The derivative of ``(cotangents * (J' grads)).sum()``, with ``J`` the Jacobian of ``function``.
 
-    Returns: by ``inputs`` and by ``grads``. ``function`` maps the inputs to one tensor, or to as many as ``grads``.
+    Returns the derivatives by ``inputs`` and by ``grads``. ``function`` maps the inputs to one tensor, or to as many as
+    ``grads`` has.
     """
     with torch.enable_grad():
         inputs = tuple(x.detach().requires_grad_() for x in inputs)
