@@ -182,7 +182,8 @@ def _fair(folder: Path) -> str:
     head = ["2D encoder, 3D decoder", *(f"at {rate}" for rate in sorted(RATES[study])), "chosen", "MPJPE (mm)"]
     head += ["PA-MPJPE", "CPU s"]
     text = (
-        "## Table 4 with equal loss scales, equal parts and tuned learning rates\n\nThe same question with every decoding loss a mean square that "
+        "## Table 4 with equal loss scales, equal parts and tuned learning rates\n\n"
+        "The same question with every decoding loss a mean square that "
         "begins at about 1 and L_cl at the weight of 0.04; encoders of 0.085 million parameters, decoders of 0.41 "
         "(MLP) and 0.45 (diffusion); the diffusion decoder [preconditioned](model.md), in two rows told that poses "
         "spread by 0.2 about their embedding, and with GFPose's parameterisation in the last; and the best of "
