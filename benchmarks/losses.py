@@ -34,6 +34,7 @@ TRIMODAL, NORMALISING = "trimodal", "trimodal, normalising"
 TRIPLET, ALGORITHM2, LAPACK = "triplet", "Algorithm 2, eigvalsh", "gathered cosines, LAPACK"
 EXACT, DRAW = "triplet, exact", "draw the tuples"
 TILED = "pairwise, in tiles"
+REFERENCE, EXACT_MEAN = "trimodal, by the reference", "triplet, exact, mean cosine"
 TRIMODAL_COMPILED, EXACT_COMPILED = "trimodal, compiled", "triplet, exact, compiled"
 CHEAP_SCHEMES = ("shared", "cyclic")
 _LAPACK_UP_TO = 1024  # samples
@@ -102,9 +103,11 @@ def contenders(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[
         PAIRWISE: lambda: mc.pairwise_infonce(x, y, tau, normalize=False),
         TRIMODAL: trimodal,
         NORMALISING: lambda: trimodal(normalize=True),
+        REFERENCE: lambda: trimodal(impl="reference"),
         **{with_scheme(TRIMODAL, scheme): scheme_of(scheme) for scheme in CHEAP_SCHEMES},
         TRIPLET: lambda: mc.triplet_infonce(x, y, z, tau, negatives=index, normalize=False),
         EXACT: exact,
+        EXACT_MEAN: lambda: exact(similarity="mean_cosine"),
         ALGORITHM2: lambda: cases.definitions.algorithm2_triplet(x, y, z, index, tau),
         LAPACK: lambda: cases.lapack_on_gathered_cosines(xs, index, tau),
     }
@@ -160,12 +163,13 @@ def check(
         (lambda: definitions.three_pairs(xs, tau), (THREE_PAIRS, THREE_CLIP)),
         (lambda: definitions.pair_infonce(xs[0], xs[1], tau), (PAIRWISE,)),
         (triplet(inputs.index), (TRIPLET, *((ALGORITHM2, LAPACK) if batch <= _LAPACK_UP_TO else ()))),
-        (four_terms(inputs.index), (TRIMODAL, NORMALISING, *((TRIMODAL_COMPILED,) if compiled else ()))),
+        (four_terms(inputs.index), (TRIMODAL, NORMALISING, REFERENCE, *((TRIMODAL_COMPILED,) if compiled else ()))),
         *((four_terms(drawn(scheme).to(tau.device)), (with_scheme(TRIMODAL, scheme),)) for scheme in CHEAP_SCHEMES),
     ]
     if small:
         exact = (EXACT, EXACT_COMPILED) if compiled else (EXACT,)
         groups.append((lambda: definitions.exact_infonce(xs, tau).mean(), exact))
+        groups.append((lambda: definitions.exact_infonce(xs, tau, "mean_cosine").mean(), (EXACT_MEAN,)))
     worst = 0.0
     for reference, names in groups:
         losses = {"definition": reference, **{name: ours[name] for name in names if small or name != ALGORITHM2}}
