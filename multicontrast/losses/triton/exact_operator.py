@@ -2,8 +2,9 @@
 
 Plain PyTorch on a CPU and for float64, an anchor at a time; Triton on a GPU or wherever
 ``MULTICONTRAST_BACKEND=triton`` asks for it. Memory is O(B^2) in both. A compiler for a CPU sees the formulas of all
-anchors instead and fuses them; it holds 3 B^3 numbers, the derivatives. Differentiable twice: the second derivative is
-that of the plain form, which then holds all B^3 cells.
+anchors instead and fuses them; it holds 3 B^3 numbers, the derivatives. At B = 180 a step takes 36 ms where the
+allocator keeps their memory from step to step, and 56 to 61 where it gets it from the system page by page (eager: 52 to
+69). Differentiable twice: the second derivative is that of the plain form, which then holds all B^3 cells.
 """
 
 # mypy: disable-error-code="no-untyped-call"
