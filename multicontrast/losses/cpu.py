@@ -2,10 +2,10 @@ r"""Means and sums on a CPU with closed-form gradients: each Gram block is overw
 
 One matmul for each pair of modalities, then blocks of rows that stay in cache: read the candidates' cosines, similarity
 and derivative, softmax, write the weighted derivative back; then two matmuls for each block in the backward pass.
-It also needs one more Gram block for each pair of modalities without the anchor's. For few samples one operation
-computes all modalities and all pairs: the default trimodal step at B = 2, D = 64 takes 1.8 times three CLIP steps, and
-took 2.8 times them modality by modality. For many samples it takes 0.5 to 0.8 of the reference's time (B = 180 to
-2,048, D = 1,024). The second derivative is the reference's.
+It also needs one more Gram block for each pair of modalities without the anchor's. For few samples, where the cost is
+that of the calls, one operation computes all modalities and all pairs. For many samples it takes 0.5 to 0.8 of the
+reference's time (B = 180 to 2,048, D = 1,024; rows in ``benchmarks/results/losses.csv``). The second derivative is the
+reference's.
 """
 
 from __future__ import annotations
