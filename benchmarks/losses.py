@@ -4,6 +4,7 @@
     python -m benchmarks.losses --batch 180 --compiled     # also under torch.compile, for some minutes
     python -m benchmarks.losses --batch 180 --dim 64 256 1024 --plot scaling.png
     python -m benchmarks.losses --large                    # pairs of 65,536 samples in tiles, once; three minutes
+    python -m benchmarks.losses --few                      # two samples, what a call costs by itself; ten seconds
     python -m benchmarks.losses --compare benchmarks/results/losses.csv --fail-above 1.15
 
 Forward and backward, float32, unit rows with ``normalize=False``, the tuples given on both sides, the temperature
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import multicontrast as mc
@@ -38,7 +40,10 @@ REFERENCE, EXACT_MEAN = "trimodal, by the reference", "triplet, exact, mean cosi
 TRIMODAL_COMPILED, EXACT_COMPILED = "trimodal, compiled", "triplet, exact, compiled"
 CHEAP_SCHEMES = ("shared", "cyclic")
 _LAPACK_UP_TO = 1024  # samples
-LARGE = (65536, 256)
+CALL_PAIR, CALL_TRIMODAL = "pairwise, as called", "trimodal, as called"
+CALL_CLIP, CALL_THREE_CLIP = "CLIP loss of raw rows", "three CLIP losses of raw rows"
+LARGE, FEW = (65536, 256), (2, 64)
+GIVEN, CALLED = "unit rows, tuples given", "raw rows, tuples drawn"
 
 
 def with_scheme(name: str, scheme: str) -> str:
@@ -70,6 +75,8 @@ BARS = (
     Bar(EXACT, ALGORITHM2, 1 / 20, (180,)),
     Bar(EXACT_COMPILED, ALGORITHM2, 1 / 30, (180,)),
     Bar(TRIPLET, LAPACK, 1.0),
+    Bar(CALL_PAIR, CALL_CLIP, 1.30),
+    Bar(CALL_TRIMODAL, CALL_THREE_CLIP, 2.00),
 )
 
 
@@ -236,6 +243,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--exact-up-to", type=int, default=256, metavar="B", help="largest batch for all triplets")
     parser.add_argument("--compiled", action="store_true", help="also under torch.compile: needs a C++ compiler")
     parser.add_argument("--large", action="store_true", help="only pairs of 65,536 samples in tiles, one step")
+    parser.add_argument("--few", action="store_true", help="only two samples, as users call the losses")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these contenders, for a quick look")
     parser.add_argument("--strict", action="store_true", help="fail when a bar is missed")
     return parser.parse_args(arguments)
@@ -290,6 +298,28 @@ def run_large(options: argparse.Namespace, device: torch.device, batch: int, dim
     return {TILED: samples}
 
 
+def run_few(options: argparse.Namespace, device: torch.device, batch: int, dim: int) -> dict[str, driver.Samples]:
+    """The losses with their defaults, beside CLIP losses that divide rows by their lengths."""
+    inputs = cases.make_inputs(batch, dim, torch.float32, device, options.seed)
+    (x, y, z), tau = inputs.xs, inputs.tau
+
+    def clip(*xs: Tensor) -> Tensor:
+        return cases.definitions.clip_two_matmul(*(F.normalize(x, dim=1) for x in xs), tau)
+
+    losses: dict[str, cases.Loss] = {
+        CALL_CLIP: lambda: clip(x, y),
+        CALL_PAIR: lambda: mc.pairwise_infonce(x, y, tau),
+        CALL_THREE_CLIP: lambda: clip(x, y) + clip(x, z) + clip(y, z),
+        CALL_TRIMODAL: lambda: mc.trimodal_infonce(x, y, z, tau),
+    }
+    pair = {name: losses[name] for name in (CALL_CLIP, CALL_PAIR)}
+    cases.check_agreement(pair, (x, y, tau), value_tolerance=1e-5, gradient_tolerance=1e-3)
+    steps = {name: cases.step_of(loss, inputs.leaves) for name, loss in losses.items()}
+    return driver.measure(
+        steps, device, rounds=options.rounds or 101, seed=options.seed, min_seconds=0.01, report=cli.progress
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Check, time, print, file, for each size."""
     options = parse(arguments)
@@ -298,14 +328,16 @@ def main(arguments: list[str] | None = None) -> int:
     print(environment.header())
     rows: list[driver.Row] = []
     found: list[dict[str, object]] = []
-    measure = run_large if options.large else run
-    sizes = [LARGE] if options.large else list(itertools.product(options.batch, options.dim))
+    measure = run_large if options.large else run_few if options.few else run
+    sizes = list(itertools.product(options.batch, options.dim))
+    if options.large or options.few:
+        sizes = [LARGE if options.large else FEW]
     try:
         for dim in dict.fromkeys(dim for _, dim in sizes):
             for batch in dict.fromkeys(batch for batch, _ in sizes):
                 print(f"\nB={batch} D={dim}, forward + backward, float32")
                 samples = measure(options, device, batch, dim)
-                where = {"benchmark": "losses", "case": "unit rows, tuples given", "dtype": "float32"}
+                where = {"benchmark": "losses", "case": CALLED if options.few else GIVEN, "dtype": "float32"}
                 shape = f"B={batch} D={dim}"
                 new = [
                     driver.make_row(sample, environment, implementation=name, shape=shape, **where)

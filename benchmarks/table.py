@@ -110,6 +110,7 @@ BESIDE = {
 
 def beside_table(rows: Sequence[Row]) -> str:
     """The choices of a user, from the newest run: ours, CLIP-style pairs, the paper's algorithm."""
+    rows = [row for row in rows if row.case == losses.GIVEN]
     if not rows:
         return "No rows yet.\n"
     newest = max(rows, key=lambda row: row.date)

@@ -303,12 +303,11 @@ def values_are_free(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu":
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.is_cpu:
             return False
-        # `is_grads_batched` makes the first.
-        if torch._C._functorch.is_legacy_batchedtensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None:
+        if torch._C._functorch.is_legacy_batchedtensor(tensor):  # as `is_grads_batched` makes
             return False
-    return True
+    return forward_ad._current_level < 0 or all(forward_ad.unpack_dual(x).tangent is None for x in tensors)
 
 
 def check_device(operation: str, device: object) -> torch.device:

@@ -99,7 +99,7 @@ class _Fused(torch.autograd.Function):
         value = work.run()
         if work.needs_gradient:
             ctx.plan, ctx.count, ctx.together, ctx.scaled, ctx.direct = plan, count, together, scaled, direct
-            ctx.slopes = work.slopes
+            ctx.slopes, ctx.values = work.slopes, [work.tau[id(tau)] for tau in plan.taus]
             ctx.save_for_backward(*inputs, work.gram, *groups, *inverses)
         return value
 
@@ -137,8 +137,8 @@ class _Fused(torch.autograd.Function):
         if not ctx.direct:
             slopes[0] += radial / 2  # both sides of each block contribute
         by_tau = [
-            (-slope / tau * (scale if plain else 1)).to(tau.dtype) if wanted else None
-            for slope, tau, wanted in zip(slopes, taus, ctx.needs_input_grad[2:])
+            torch.full_like(tau, -slope * scale / value) if wanted else None
+            for slope, tau, value, wanted in zip(slopes, taus, ctx.values, ctx.needs_input_grad[2:])
         ]
         found = [*by_tau, *(grad if want else None for grad, want in zip(results, wanted))]
         if not plain:
@@ -259,6 +259,7 @@ class _Work:
                 rows=term.symmetric or term.pair == pairs[0],
                 columns=term.symmetric or term.pair != pairs[0],
                 weight=self.weight,
+                is_unit=self.plan.normalize,
                 restore=partial(self.write, *pairs) if may_overwrite else None,
             )
             found.append((pairs, term.tau, softmax))
@@ -373,38 +374,38 @@ class PairSoftmax:
         rows: bool,
         columns: bool,
         weight: Tensor | None,
+        is_unit: bool,
         restore: Callable[[], None] | None = None,
     ) -> None:
         self.gram, self.weight, self.rows, self.columns = gram, weight, rows, columns
         self.factor = LOG2_E / (tau * scale)
         self.share, self.scale = share, share / tau
-        # Sums of the rows and of the columns, if they are anchors; and the positives.
+        # Sums of the rows and of the columns, if they are anchors; and the positives, whose own loss is 0.
         self.sums = gram.new_empty(int(rows) + int(columns) + 1, *gram.shape[:2])
         *of_anchors, self.positives = self.sums.unbind()
-        self.of_anchors, self.row_sum, self.column_sum = self.sums[:-1], of_anchors[0], of_anchors[-1]
+        self.row_sum, self.column_sum = of_anchors[0], of_anchors[-1]
         largest, low, high, quotient = _LIMITS[gram.dtype]
         self.shift = max(0.0, LOG2_E / tau - largest)
-        self.replaced = False
         self.narrow = self.shift < largest
+        self.replaced = self.narrow and restore is not None
         self._buffer: Tensor | None = None
         self._weights: Tensor | None = None
-        if self.narrow:
-            self.replaced = restore is not None
-            self._sum()
+        self._sum()
+        if self.narrow and not (is_unit and 2 * LOG2_E / tau + math.log2(gram.shape[1]) < math.log2(quotient)):
             lowest, highest = (bound.item() for bound in self.sums.aminmax())
             self.narrow = lowest > low and highest < min(high, quotient * lowest)  # False for NaN
-            if not self.narrow and restore is not None:
-                self.replaced = False
-                restore()
-        if not self.narrow:
-            self._sum()
+            if not self.narrow:
+                if restore is not None:
+                    self.replaced = False
+                    restore()
+                self._sum()
 
     def total(self) -> Tensor:
         """``share`` times the sum of the losses of all anchors."""
         if self.narrow:
-            losses = self.of_anchors.div(self.positives).log_()  # a quotient keeps a small loss accurate
+            losses = self.sums.div(self.positives).log_()  # a quotient keeps a small loss accurate
         else:
-            losses = self.of_anchors - self.positives
+            losses = self.sums - self.positives
         return (losses if self.weight is None else losses * self.weight).sum() * self.share
 
     def gradient_rows_(self, start: int, stop: int, direct: bool) -> float:
@@ -413,12 +414,12 @@ class PairSoftmax:
         block = _rows(self.gram, start, stop)
         cosines = block.clone() if direct else None
         if self._weights is None:
-            sums = self.of_anchors
-            self._weights = self.scale / sums if self.narrow else torch.full_like(sums, self.scale)
+            sums = self.sums
+            self._weights = sums.reciprocal().mul_(self.scale) if self.narrow else torch.full_like(sums, self.scale)
             if self.weight is not None:
                 self._weights *= self.weight
-        of_rows = _rows(self._weights[0], start, stop)[:, :, None] if self.rows else None
-        of_columns = self._weights[-1][:, None] if self.columns else None
+        of_rows = self._weights[0, :, start:stop, None] if self.rows else None
+        of_columns = self._weights[-2, :, None] if self.columns else None
         if self.narrow:
             if not self.replaced:
                 self._powers(block, block)
@@ -439,16 +440,18 @@ class PairSoftmax:
         block.diagonal(start, 1, 2).sub_(own if self.weight is None else own * self.weight[start:stop])
         return 0.0 if cosines is None else row_products(block.flatten(0, 1), cosines.flatten(0, 1))
 
-    def _powers(self, block: Tensor, out: Tensor) -> Tensor:
-        """``2 ** logits``, in ``out``, which may be the block."""
+    def _powers(self, block: Tensor, out: Tensor | None) -> Tensor:
+        """``2 ** logits``, in ``out``, which may be the block, or in a new tensor."""
         if self.factor != 1:
             block = torch.mul(block, self.factor, out=out)
         if self.shift:
             block = torch.sub(block, self.shift, out=out)
         return torch.exp2(block, out=out)
 
-    def _scratch(self, rows: int) -> Tensor:
-        """A reused buffer for some rows."""
+    def _scratch(self, rows: int) -> Tensor | None:
+        """A reused buffer for some rows; none for all of them."""
+        if rows == self.gram.shape[1]:
+            return None
         if self._buffer is None or self._buffer.shape[1] < rows:
             self._buffer = torch.empty_like(_rows(self.gram, 0, rows))
         return _rows(self._buffer, 0, rows)
@@ -540,7 +543,7 @@ def undo_lengths_backward_(
     """
     step, radial = max(1, _CHUNK // grad.shape[-1]), 0.0
     for by_row, row, inverse_length in _chunks(step, grad, rows, inverse):
-        part = torch.linalg.vecdot(by_row, row)[..., None]
+        part = (by_row * row).sum(-1, keepdim=True)
         if sum_radial:
             radial += float(part.sum(dtype=torch.float64))
         if scaled:  # of a row x of length l the unit row is x / l, and the products are scaled by 1 / l already

@@ -45,6 +45,25 @@ def test_the_gradient_by_a_temperature_whose_logits_to_the_base_two_are_the_simi
     torch.testing.assert_close(torch.autograd.grad(got, tau), torch.autograd.grad(expected, tau))
 
 
+@pytest.mark.parametrize("length", [1e-3, 30, 1e4])
+@pytest.mark.parametrize("tau", [0.01, 0.02, 0.025, 0.5])
+def test_powers_of_any_size(length, tau):
+    """Sums of powers are checked unless the rows have length 1 and the temperature keeps them within float32."""
+    x, y = embeddings(2, 7)
+    taus = [torch.tensor(tau, dtype=dtype, requires_grad=True) for dtype in (torch.float64, torch.float32)]
+    for other in (y, (-x).detach().requires_grad_()):  # the second has the smallest powers there are
+        got = mc.pairwise_infonce(x.float(), other.float(), tau, impl="cpu")
+        expected = mc.pairwise_infonce(x, other, tau, impl="reference")
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-6)
+    rows = [(length * torch.nn.functional.normalize(x.detach(), dim=1)).requires_grad_() for x in (x, y)]
+    wide, inputs = [*rows, taus[0]], [*(x.detach().float().requires_grad_() for x in rows), taus[1]]
+    got = mc.pairwise_infonce(*inputs, normalize=False, impl="cpu")
+    expected = mc.pairwise_infonce(*wide, normalize=False, impl="reference")
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-6)
+    for grad, wanted in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(expected, wide)):
+        assert (grad - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6
+
+
 def test_few_samples_with_many_negatives(monkeypatch):
     """All pairs in one pass, the tuples in several: their cosines are read to the end."""
     monkeypatch.setattr(cpu, "BLOCK_CELLS", 7)
