@@ -160,6 +160,20 @@ def test_a_compiler_sees_the_formulas_of_all_triplets(scale, reduction):
     assert {dim for graph in graphs for dim in graph} <= {1}  # the positives alone
 
 
+def test_what_was_compiled_for_another_version_is_not_taken_from_the_disk():
+    """PyTorch looks it up by the captured graph, which does not hold the formulas of the operators."""
+    torch._dynamo.reset()
+    arguments = []
+
+    def compiler(graph: Any, example_inputs: Any) -> Any:
+        shown = [node for node in graph.graph.nodes if "exact_logsumexp" in str(node.target)]
+        arguments.extend(argument for node in shown for argument in node.args)
+        return graph.forward
+
+    torch.compile(LOSSES["all"], fullgraph=True, backend=compiler)(*inputs(torch.float32))
+    assert mc.__version__ in arguments
+
+
 def test_all_triplets_are_differentiable_twice_in_a_captured_graph():
     torch._dynamo.reset()
     values = inputs(torch.float64)

@@ -32,9 +32,9 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 @torch.library.custom_op(
     "multicontrast::exact_logsumexp",
     mutates_args=(),
-    schema="(Tensor a, Tensor b, Tensor c, Tensor tau) -> (Tensor, Tensor)",
+    schema='(Tensor a, Tensor b, Tensor c, Tensor tau, str version="") -> (Tensor, Tensor)',
 )
-def exact_logsumexp(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+def exact_logsumexp(a: Tensor, b: Tensor, c: Tensor, tau: Tensor, version: str = "") -> tuple[Tensor, Tensor]:
     """``(lse, mean)``, ``(B0,)`` both, with ``x = lambda_max - 1`` of the triplets ``(i, j, k)``: the logsumexp of
     ``x / tau`` over all j and k, and the mean of ``x`` under that softmax, which has no derivative.
 
@@ -42,6 +42,8 @@ def exact_logsumexp(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tenso
         a, b, c: Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)`` of the anchor's modality with the other two, and
             of those two; float32 or float64.
         tau: 0-dim tensor of their type; a temperature that is not positive gives NaN.
+        version: of the package. PyTorch keeps what it compiled on disk, under the operator's name and arguments and not
+            under the formulas that a compiler saw in its place.
     """
     return run_kernel(_by_kernels, _one_by_one, a, b, c, tau) if _streamed(a) else _one_by_one(a, b, c, tau)
 
@@ -63,7 +65,7 @@ def _one_by_one(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, T
     return lse, mean
 
 
-def _at_once(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+def _at_once(a: Tensor, b: Tensor, c: Tensor, tau: Tensor, version: str = "") -> tuple[Tensor, Tensor]:
     scaled, inverse = _to_one_scale(a, b, c)
     x = eigmax_excess_at_one_scale(*_all_triplets(*scaled))
     z = x * (inverse / torch.where(tau > 0, tau, torch.nan))
@@ -72,7 +74,7 @@ def _at_once(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tens
 
 
 @exact_logsumexp.register_fake
-def _fake(a: Tensor, b: Tensor, c: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(a: Tensor, b: Tensor, c: Tensor, tau: Tensor, version: str = "") -> tuple[Tensor, Tensor]:
     return a.new_empty(a.shape[0]), a.new_empty(a.shape[0])
 
 
@@ -145,12 +147,12 @@ def _all_of(row: Tensor, column: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Ten
     return row[:, None].expand(c.shape), column[None, :].expand(c.shape), c
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> Gradients:
-    return exact_logsumexp_backward(*ctx.saved_tensors, grad)
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *exact_logsumexp_backward(*ctx.saved_tensors, grad), None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Gradients) -> None:

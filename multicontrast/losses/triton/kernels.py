@@ -23,6 +23,7 @@ from torch import Tensor
 
 from multicontrast._backend import is_transformed, use_triton
 from multicontrast._checks import compute_dtype
+from multicontrast._version import __version__
 from multicontrast.linalg.gram3 import gram3_excess
 from multicontrast.losses import reference, streamed
 from multicontrast.losses.candidates import index_of
@@ -91,7 +92,7 @@ def _by_anchor(evaluation: Evaluation) -> Tensor | None:
         return whole
     a, b = (blocks.rows(0, n, start, stop) for n in (1, 2))
     if candidates.are_all:
-        lse, _ = exact_logsumexp(a, b, c, tau)
+        lse, _ = exact_logsumexp(a, b, c, tau, __version__)
         return lse - gram3_excess(a.diagonal(start), b.diagonal(start), c.diagonal()[start:stop]) / tau
     scheme, index = candidates.listed() or ("index", index_of(candidates, start, stop))
     anchored: Tensor = sampled_loss(a, b, c, index, tau, scheme, start)
