@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("timm", reason="the lifter is a UniHPE model; install the extra `unihpe`")
 
-from benchmarks import lifters
+from benchmarks import doubts, lifters
 from benchmarks.judged import on_motion
 from multicontrast.metrics import pa_mpjpe
 from unihpe_ref.checkpoint import load_model, save_model
@@ -24,6 +24,15 @@ def test_tables_of_the_pages_are_those_of_the_rows(page):
     text = page.read_text()
     assert "<!-- table: lifters -->" in text
     assert lifters.render(text) == text, "run `python -m benchmarks.lifters page`"
+
+
+def test_the_table_of_cameras_is_that_of_the_shipped_lifter():
+    text = doubts.PAGE.read_text()
+    assert "<!-- table: steep -->" in text
+    assert doubts.render(text) == text, "run `python -m benchmarks.doubts page`"
+    digits = hashlib.sha256(lifter_path().read_bytes()).hexdigest()[:12]
+    measured = {line["weights"] for line in doubts.records.latest(doubts.RESULTS)}
+    assert measured == {digits}, "run `python -m benchmarks.doubts measure`"
 
 
 def test_the_card_describes_the_file_beside_it():

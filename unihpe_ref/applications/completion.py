@@ -43,9 +43,8 @@ _ASSET = "poses2d.npz"
 def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
     """Fills joints that are missing.
 
-    On held-out takes, measured from the thorax after lifting, a portrait (head, shoulders and arms alone) gives its
-    joints with an error of 44 mm where the whole body gives 33, a picture without legs the others with 32 instead of
-    28. Estimated joints are inaccurate: knees and ankles are then 154 mm off in 3D, instead of 42.
+    The joints that are seen are lifted a little less accurately than those of a whole body; those that are estimated
+    are guesses (``docs/unihpe/lift.md`` has figures, of ``python -m benchmarks.doubts``).
 
     Args:
         joints_px: ``(N, 17, 2)`` pixels, NaN where missing.
@@ -64,9 +63,8 @@ def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
 def turned_by(joints_px: Tensor) -> Tensor:
     """The degrees by which each pose looks turned clockwise: 0, 90, 180 or 270.
 
-    This is the turn under which the 2D pose is most likely, if it is far more likely than unturned. With 1.5 % of noise
-    in the joints it finds all of 403 held-out poses at each turn and calls none of those upright turned; of 139
-    photographs it finds 83 to 94 % at each turn, and calls none turned that is upright.
+    This is the turn under which the 2D pose is most likely, if it is far more likely than unturned. It calls no upright
+    pose turned that we have, and misses some turned ones (``docs/unihpe/lift.md``).
 
     Args:
         joints_px: ``(N, 17, 2)`` pixels, y down.
@@ -84,8 +82,7 @@ def turned_by(joints_px: Tensor) -> Tensor:
 def steeply_seen(joints_px: Tensor) -> Tensor:
     """The side from which each pose looks seen: -1 from below, 1 from above, 0 from a level camera.
 
-    Of 417 held-out poses with 1.5 % of noise it finds 50, 75 and 88 % from 22, 30 and 45 degrees below, and 22, 81 and
-    94 % from 30, 45 and 60 above. It is wrong about 2 % of those in level views, and about none of 139 photographs.
+    It finds most poses from 30 degrees below and 45 above (``docs/unihpe/lift.md``).
 
     Args:
         joints_px: ``(N, 17, 2)`` pixels, y down.
@@ -157,13 +154,14 @@ def fit(recording: Path) -> dict[str, Array]:
     views = {"level": source.batch(rows, generator).joints_2d}
     world = source.motion.joints[torch.randint(len(source.motion.joints), (_POSES // 2,), generator=generator)]
     for view, elevations in _STEEP.items():
-        views[view] = seen_from(world, elevations, generator)
+        views[view], _ = seen_from(world, elevations, generator)
     return {f"{view}_{name}": values for view, seen in views.items() for name, values in _fitted(seen).items()}
 
 
-def seen_from(world: Tensor, elevations: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """2D joints ``(N, 17, 2)`` of ``world`` ``(N, 17, 3)`` from cameras that face the pelvis, 2.5 to 7 m away, at
-    ``elevations`` between two angles in degrees."""
+def seen_from(world: Tensor, elevations: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``world`` ``(N, 17, 3)`` from cameras that face the pelvis, 2.5 to 7 m away, at ``elevations`` between two angles
+    in degrees: 2D joints ``(N, 17, 2)`` for a focal length of 1,000 and the principal point 0, and joints ``(N, 17,
+    3)`` in camera axes."""
     low, span = elevations[0], elevations[1] - elevations[0]
     azimuth, elevation, distance = torch.rand(3, len(world), 1, generator=generator)
     azimuth, elevation = 2 * math.pi * azimuth, torch.deg2rad(low + span * elevation)
@@ -171,7 +169,7 @@ def seen_from(world: Tensor, elevations: tuple[float, float], generator: torch.G
     pelvis = world[:, 0]
     rotation, translation = look_at(pelvis + (2.5 + 4.5 * distance) * away, pelvis)
     seen = world @ rotation.mT + translation[:, None]
-    return 1000 * seen[..., :2] / seen[..., 2:]
+    return 1000 * seen[..., :2] / seen[..., 2:], seen
 
 
 def _fitted(joints: Tensor) -> dict[str, Array]:
