@@ -101,7 +101,10 @@ class Plan:
         first = self.terms[0] if self.terms else None
         self.tuples = None if first is None or first.is_pair else first
         self.pairs = list(self.terms if self.tuples is None else self.terms[1:])
-        self.taus = list({id(term.tau): term.tau for term in self.terms}.values())
+        self.taus = []
+        for term in self.terms:  # told apart by `is`: a compiler would recompile for a tensor of another `id`
+            if not any(term.tau is tau for tau in self.taus):
+                self.taus.append(term.tau)
         if self.tuples is None:
             self.blocks = sorted({(min(term.modalities), max(term.modalities)) for term in self.pairs})
         else:
@@ -109,8 +112,8 @@ class Plan:
 
     def with_taus(self, taus: Sequence[Tensor]) -> Plan:
         """The same plan with other tensors for :attr:`taus`."""
-        of = {id(old): new for old, new in zip(self.taus, taus)}
-        terms = tuple(dataclasses.replace(term, tau=of[id(term.tau)]) for term in self.terms)
+        places = [next(k for k, tau in enumerate(self.taus) if tau is term.tau) for term in self.terms]
+        terms = tuple(dataclasses.replace(term, tau=taus[place]) for term, place in zip(self.terms, places))
         return dataclasses.replace(self, terms=terms)
 
 

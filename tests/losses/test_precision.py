@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import pytest
@@ -123,11 +124,11 @@ def test_one_graph_forward_and_backward(name):
     torch.testing.assert_close(grads, wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [2.0**-20, 1.0, 2.0**20])
+@pytest.mark.filterwarnings("ignore:.*divides by `tau`")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_compiler_sees_the_formulas_of_all_triplets(scale, reduction):
-    """No operator hides them from fusion, one graph serves every size of the batch, and the gradient is that of
-    float64, ties and zeros included."""
+def test_a_compiler_sees_the_formulas_of_all_triplets(reduction):
+    """No operator hides them from fusion, one graph serves every size of the batch and scale of the rows, and the
+    gradient is that of float64, ties and zeros included."""
     torch._dynamo.reset()
     graphs = []
 
@@ -137,20 +138,20 @@ def test_a_compiler_sees_the_formulas_of_all_triplets(scale, reduction):
         return make_boxed_func(graph.forward)
 
     def loss(x: Tensor, y: Tensor, z: Tensor, tau: Tensor) -> Tensor:
-        options = {"normalize": False, "reduction": reduction}
-        losses = mc.triplet_infonce(x, y, z, tau * scale**2, negatives="all", **options)
+        losses = mc.triplet_infonce(x, y, z, tau, negatives="all", normalize=False, reduction=reduction)
         return (losses * torch.arange(1, 1 + losses.numel())).sum()
 
     backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
-    for size in (9, 7):
+    for size, scale in itertools.product((9, 7), (1.0, 2.0**-20, 2.0**20)):
         *xs, tau = inputs(torch.float32)
         with torch.no_grad():
             for x in xs:
                 x[3], x[4] = 0, 0
             for m, x in enumerate(xs):  # all products -1: the largest eigenvalue is double
                 x[4, m], x[4, (m + 1) % 3] = 1, -1
-        values = [*((x.detach()[:size] * scale).requires_grad_() for x in xs), tau]
+        scaled = *(x[:size] * scale for x in xs), tau * scale**2
+        values = [x.detach().requires_grad_() for x in scaled]
         result, grads = loss_and_gradients(compiled, values)
         expected, wanted = loss_and_gradients(loss, [x.detach().double().requires_grad_() for x in values])
         torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=0)
@@ -186,7 +187,8 @@ def test_all_triplets_are_differentiable_twice_in_a_captured_graph():
     torch.testing.assert_close(curvature(compiled), curvature(LOSSES["all"]))
 
 
-def test_one_graph_for_every_size_of_the_batch():
+@pytest.mark.parametrize("owned", [False, True])
+def test_one_graph_for_every_size_of_the_batch_and_temperature(owned):
     torch._dynamo.reset()
     graphs = []
 
@@ -194,11 +196,12 @@ def test_one_graph_for_every_size_of_the_batch():
         graphs.append(graph)
         return graph.forward
 
-    loss = mc.TrimodalInfoNCE(0.2, negatives="tied")
+    module = mc.TrimodalInfoNCE(0.2, negatives="tied")
+    loss = (lambda x, y, z, _: module(x, y, z)) if owned else LOSSES["trimodal"]
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
     for size in (5, 8, 13):
-        xs = [x.detach().float() for x in embeddings(3, size)]
-        torch.testing.assert_close(compiled(*xs), loss(*xs))
+        values = *(x.detach().float() for x in embeddings(3, size)), torch.tensor(1 / size)
+        torch.testing.assert_close(compiled(*values), loss(*values))
     assert len(graphs) == 1
 
 
