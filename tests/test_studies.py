@@ -227,3 +227,9 @@ def test_a_longer_run_is_kept_as_far_as_it_came(tmp_path):
     # an untrained network states about nothing: half of 51 coordinates
     assert read_run("quick", folder)["noise_loss"]["mean"] == pytest.approx(51 / 2, rel=0.2)
     assert read_run("quick", folder)["deviations"]["sampler.steps"] == [1, 1000]
+
+
+@pytest.mark.parametrize("study", RATES)
+def test_learning_rates_are_ordered_as_numbers(study):
+    """The page names rows that chose the first or the last."""
+    assert list(RATES[study]) == sorted(RATES[study], key=float)

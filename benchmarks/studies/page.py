@@ -153,14 +153,14 @@ def _tuned(study: str, row: str, folder: Path) -> list[dict[str, Any]]:
 
 def _first_errors(study: str, row: str, paths: Sequence[str], folder: Path) -> list[str]:
     """What the first seed chose from: the MPJPE at each rate, of each path."""
-    found = (read_result(Cell(study, f"{row}-{rate}", SEEDS[0]), folder) for rate in sorted(RATES[study]))
+    found = (read_result(Cell(study, f"{row}-{rate}", SEEDS[0]), folder) for rate in RATES[study])
     return ["" if r is None else " + ".join(f"{_pose(path, 'MPJPE')(r):.1f}" for path in paths) for r in found]
 
 
 def _rates_chosen(study: str, folder: Path) -> str:
     """Whether the list of rates was long enough, as a sentence."""
     chosen = [chosen_rate(study, row, folder) for row in TUNED_ROWS[study]]
-    edges = {word: chosen.count(end(RATES[study])) for word, end in (("largest", max), ("smallest", min))}
+    edges = {word: chosen.count(RATES[study][end]) for word, end in (("largest", -1), ("smallest", 0))}
     at_edge = [f"the {word} rate by {count} of {len(chosen)} rows" for word, count in edges.items() if count]
     if not at_edge:
         return "No row chose a rate at an end of the list."
@@ -179,7 +179,7 @@ def _fair(folder: Path) -> str:
         first = _first_errors(study, pair, ("2D to 3D",), folder)
         title = _FAIR_TITLES.get(pair, pair.replace("-", ", "))
         lines.append([title, *first, chosen_rate(study, pair, folder) or "", *repeated, _spread(cells, _cost, 0)])
-    head = ["2D encoder, 3D decoder", *(f"at {rate}" for rate in sorted(RATES[study])), "chosen", "MPJPE (mm)"]
+    head = ["2D encoder, 3D decoder", *(f"at {rate}" for rate in RATES[study]), "chosen", "MPJPE (mm)"]
     head += ["PA-MPJPE", "CPU s"]
     text = (
         "## Table 4 with equal loss scales, equal parts and tuned learning rates\n\n"
@@ -347,7 +347,7 @@ def _fair6(folder: Path) -> str:
         numbers += ["" if not cells else f"{cells[0]['parameters'] / 1e6:.3f}", _spread(cells, _cost, 0)]
         first = _first_errors(study, row, paths, folder)
         lines.append([_TABLE6[row][0], *first, chosen_rate(study, row, folder) or "", *numbers])
-    head = ["aligned by", *(f"at {rate}" for rate in sorted(RATES[study])), "chosen", "GT 2D: MPJPE", "PA"]
+    head = ["aligned by", *(f"at {rate}" for rate in RATES[study]), "chosen", "GT 2D: MPJPE", "PA"]
     head += ["image: MPJPE", "PA", "cosine img-3D", "M parameters", "CPU s"]
     text = (
         "## Table 6 with equal losses and care\n\nThe same steps of the same batches, with decoders that are "
