@@ -461,7 +461,7 @@ def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> Any:
             raise TypeError(three_beats(f"`{operation}` needs `tau` to be a number or a tensor", describe(tau), remedy))
         value = as_float(tau)
     finfo = torch.finfo(dtype)
-    if math.isnan(value):
+    if value != value:  # NaN, in a form that a compiler can trace
         remedy = "Look at what it is made from: a step with NaN gradients makes a learned temperature NaN."
         raise ValueError(three_beats(f"`{operation}` needs `tau` to be positive and finite", "NaN", remedy))
     if not 0 < value < math.inf:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -203,6 +204,20 @@ def test_one_graph_for_every_size_of_the_batch_and_temperature(owned):
         values = *(x.detach().float() for x in embeddings(3, size)), torch.tensor(1 / size)
         torch.testing.assert_close(compiled(*values), loss(*values))
     assert len(graphs) == 1
+
+
+def test_numbers_that_follow_a_schedule_do_not_make_a_graph_at_every_step():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def loss(tau: float, alpha: float) -> Tensor:
+        return mc.trimodal_infonce(*xs, tau, negatives="tied", alpha=alpha, hardness=alpha)
+
+    xs = [x.detach() for x in inputs(torch.float32)[:3]]
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for step in range(1, 5):
+        torch.testing.assert_close(compiled(0.1 * step, 1 / step), loss(0.1 * step, 1 / step))
+    assert counter.frame_count <= 2  # the first takes the numbers for constants
 
 
 @pytest.mark.skipif(

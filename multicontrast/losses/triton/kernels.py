@@ -61,10 +61,8 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
 
 def _pairs_by_tau(plan: Plan) -> list[Plan]:
     """The pairs, those with one temperature together."""
-    return [
-        dataclasses.replace(plan, terms=tuple(term for term in plan.pairs if term.tau is tau))
-        for tau in {id(term.tau): term.tau for term in plan.pairs}.values()
-    ]
+    found = (tuple(term for term in plan.pairs if term.tau is tau) for tau in plan.taus)
+    return [dataclasses.replace(plan, terms=terms) for terms in found if terms]
 
 
 def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
