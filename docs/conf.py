@@ -67,7 +67,7 @@ napoleon_use_param = False  # else `a, b: what they are` says it once for each
 napoleon_custom_sections = ["Reference", "Accuracy"]
 
 _ONE_LINE_SECTION = re.compile(
-    r"^(Returns|Yields|Raises|Accuracy|Reference|Warning|Convention|Memory|Cost|Source): +(?=\S)"
+    r"^((?:\w+, )*(?:Returns|Yields|Raises|Accuracy|Reference|Warning|Convention|Memory|Cost|Source)): +(?=\S)"
 )
 
 # A broken reference is an error. PyTorch's own names have no target here, because no inventory is fetched.

@@ -11,19 +11,20 @@ from multicontrast.metrics.embeddings import (
     cosine_alignment,
     cosine_matrix,
     effective_rank,
+    mean_reciprocal_rank,
+    median_rank,
     modality_gap,
+    retrieval_ranks,
+    retrieval_recall,
     sign_flipped_share,
     uniformity,
 )
-from multicontrast.metrics.hypotheses import min_mpjpe
-from multicontrast.metrics.joint_errors import accel_error, epe, mpjpe, mpjve, n_mpjpe
+from multicontrast.metrics.joint_errors import accel_error, epe, min_mpjpe, mpjpe, mpjve, n_mpjpe
 from multicontrast.metrics.keypoints import auc3d, bbox_norm, cps, head_norm, pck, pck3d, pckh, torso_norm
 from multicontrast.metrics.object_keypoints import COCO_SIGMAS, keypoint_ap, oks
 from multicontrast.metrics.procrustes import Alignment, pa_mpjpe, procrustes_align
-from multicontrast.metrics.retrieval import mean_reciprocal_rank, median_rank, retrieval_ranks, retrieval_recall
 
 if TYPE_CHECKING:
-    from multicontrast.metrics._pose_metric import PoseMetric, Summary
     from multicontrast.metrics.embedding_classes import ModalityAlignment, RetrievalRecall
     from multicontrast.metrics.pose_classes import (
         AUC3D,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
         AccelError,
         MinMPJPE,
         PCKh,
+        PoseMetric,
+        Summary,
     )  # fmt: skip
 
 __all__ = [
@@ -50,7 +53,7 @@ __all__ = [
     "retrieval_ranks", "retrieval_recall", "sign_flipped_share", "torso_norm", "uniformity",
 ]  # fmt: skip
 
-_CLASSES = ("pose_classes", "embedding_classes", "_pose_metric")
+_CLASSES = ("pose_classes", "embedding_classes")
 
 
 def __getattr__(name: str) -> Any:

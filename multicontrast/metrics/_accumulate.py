@@ -8,22 +8,20 @@ along their first axis. Both merge exactly, whatever the sizes of the batches an
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Self
 
 from multicontrast._checks import check_count, check_flag, check_list, check_whole, describe, three_beats
-from multicontrast.metrics._inputs import state_device
+from multicontrast.metrics._inputs import check_names, state_device
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from multicontrast.metrics._standalone import Metric
 else:
     try:
@@ -35,6 +33,9 @@ Ids = Sequence[int | str] | Tensor
 _OPTIONS_OF_TORCHMETRICS = (
     "compute_on_cpu", "compute_with_cache", "dist_sync_fn", "dist_sync_on_step", "distributed_available_fn",
 )  # fmt: skip
+
+
+_LISTS = ("rows", "row_groups", "ids")
 
 
 class Accumulator(Metric):
@@ -53,7 +54,8 @@ class Accumulator(Metric):
     is_differentiable = False
     full_state_update = False
     _one_shape = "Keep one number of joints"  # what to do about states of different shapes
-    _one_batch = False  # whether `compute` is asked for a batch of `forward`, rather than for everything
+    _one_batch = False  # whether this holds one batch of `forward`, rather than everything
+    _options: dict[str, Any]  # in plain Python
     sums: Tensor  # (groups, ...) float64, once their shape is known
     rows: list[Tensor]  # (samples, ...)
     row_groups: list[Tensor]  # (samples,) int64
@@ -62,15 +64,24 @@ class Accumulator(Metric):
     def __init__(self, *, sync_on_compute: bool = True, process_group: Any = None, **torchmetrics_options: Any) -> None:
         name = type(self).__name__
         check_flag(name, "sync_on_compute", sync_on_compute)
-        _check_names(name, type(self), torchmetrics_options)
+        parameters = inspect.signature(type(self)).parameters.values()
+        own = dict.fromkeys(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+        own |= dict.fromkeys(("sync_on_compute", "process_group"))
+        check_names(name, own, [one for one in torchmetrics_options if one not in _OPTIONS_OF_TORCHMETRICS])
         torchmetrics_options.setdefault("dist_sync_fn", self._gather)
         super().__init__(sync_on_compute=bool(sync_on_compute), process_group=process_group, **torchmetrics_options)
         # MetricCollection lets metrics whose states are equal after one batch share them: two thresholds that agree on
         # it are not one metric, and this state tells them apart.
         self.add_state("fingerprint", torch.tensor(_digest(self._signature())), "max", True)
         self.add_state("sums", torch.zeros((), dtype=torch.float64), "sum", True)
-        for state in ("rows", "row_groups", "ids"):
+        for state in _LISTS:
             self.add_state(state, [], "cat", True)
+
+    def extra_repr(self) -> str:
+        """The options that are not the default."""
+        defaults = inspect.signature(type(self)).parameters
+        chosen = {name: value for name, value in self._options.items() if value != defaults[name].default}
+        return ", ".join(f"{name}={value!r}" for name, value in chosen.items())
 
     def _signature(self) -> str:
         """What must be equal for two states to merge."""
@@ -86,10 +97,10 @@ class Accumulator(Metric):
     def _take_in(self, measured: Tensor, keys: Tensor | None, labels: Tensor, groups: int = 1) -> None:
         """Adds the measurements ``(rows, ...)`` to the sums of their groups, or keeps them by their keys."""
         if keys is None:
-            self._add("sums", measured.new_zeros(groups, *measured.shape[1:]).index_add_(0, labels, measured))
+            self._join("sums", measured.new_zeros(groups, *measured.shape[1:]).index_add_(0, labels, measured))
         else:
             for name, rows in (("rows", measured), ("row_groups", labels), ("ids", keys)):
-                self._append(name, rows)
+                self._join(name, rows)
 
     def _totals(self, groups: int = 1) -> Tensor | None:
         """``(groups, ...)``: what was added, or the sum of the rows whose ids differ; None where nothing came."""
@@ -113,37 +124,34 @@ class Accumulator(Metric):
         held = torch.cat(held) if isinstance(held, list) and held else held
         return held if len(held) else None
 
-    def _add(self, name: str, value: Tensor) -> None:
+    def _join(self, name: str, value: Tensor) -> None:
+        """Adds to the sums, or to the rows that are kept, on the device of what is there."""
         held, value = getattr(self, name), value.detach()
-        self._check_shapes(held, value)
-        home = held.device if held.dim() else state_device(value.device)
-        setattr(self, name, held.to(home) + value.to(home))
-
-    def _check_shapes(self, held: Tensor, value: Tensor) -> None:
-        if held.dim() and value.dim() and held.shape != value.shape:
-            came = f"{tuple(value.shape)} after {tuple(held.shape)}"
+        listed = isinstance(held, list)
+        first = next(iter(held), None) if listed else held if held.dim() else None
+        value = value.to(state_device(value.device) if first is None else first.device)
+        if first is not None and first.shape[listed:] != value.shape[listed:]:
+            came = f"{tuple(value.shape)} after {tuple(first.shape)}"
             remedy = f"{self._one_shape} in one metric, or call `reset()` in between."
             raise ValueError(three_beats(f"`{type(self).__name__}` needs states of one shape", came, remedy))
+        setattr(self, name, [*held, value] if listed else held.to(value.device) + value)
 
-    def _append(self, name: str, rows: Tensor) -> None:
-        held = getattr(self, name)
-        held.append(rows.detach().to(held[0].device if held else state_device(rows.device)))
+    def reset(self) -> None:
+        """Forgets everything taken in."""
+        for name in _LISTS:  # torchmetrics empties the list itself, which a wrapper or a copy may still hold
+            setattr(self, name, [])
+        super().reset()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Takes in one batch, and returns the result for that batch alone. A batch that raises changes nothing."""
-        before = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        self._one_batch = True
-        try:
-            return super().forward(*args, **kwargs)
-        except BaseException:
-            after = self.metric_state
-            vars(self).update(before)
-            for name, value in after.items():  # the sums of the batch did not add to those before
-                if isinstance(value, Tensor):
-                    self._check_shapes(cast(Tensor, before[name]), value)
-            raise
-        finally:
-            self._one_batch = False
+        batch = copy.copy(self)
+        batch.reset()
+        batch._one_batch, batch._to_sync, batch.process_group = True, self.dist_sync_on_step, self.process_group
+        batch.update(*args, **kwargs)
+        value = batch.compute()
+        self.merge(batch)
+        self._forward_cache = value
+        return value
 
     def merge(self, other: Self) -> None:
         """Takes in everything that ``other``, a metric of the same class and options, has taken in."""
@@ -151,12 +159,11 @@ class Accumulator(Metric):
             came = other._signature() if isinstance(other, Accumulator) else f"a {type(other).__name__}"
             remedy = "Merge metrics of one class that were made with the same options."
             raise ValueError(three_beats(f"`merge` needs another {self._signature()}", came, remedy))
-        for name, value in other.metric_state.items():
-            if isinstance(value, list):
-                for part in list(value):
-                    self._append(name, part)
-            elif name != "fingerprint":
-                self._add(name, value)
+        if other.sums.dim():
+            self._join("sums", other.sums)
+        for name in _LISTS:
+            for part in getattr(other, name):
+                self._join(name, part)
         self._update_count += other._update_count
         self._computed = None
 
@@ -237,17 +244,6 @@ class Accumulator(Metric):
         return [
             part.to(local.device)[: shape[0]] if shape else part.to(local.device) for part, shape in zip(parts, shapes)
         ]
-
-
-def _check_names(name: str, kind: type, given: dict[str, Any]) -> None:
-    """Raises for options that neither the class nor torchmetrics has."""
-    own = [one.name for one in inspect.signature(kind).parameters.values() if one.kind is one.KEYWORD_ONLY]
-    own = list(dict.fromkeys((*own, "sync_on_compute", "process_group")))
-    for one in given:
-        if one not in _OPTIONS_OF_TORCHMETRICS:
-            near = difflib.get_close_matches(one, [*own, *_OPTIONS_OF_TORCHMETRICS], 1)
-            remedy = f"Did you mean `{near[0]}`?" if near else "Leave it out."
-            raise TypeError(three_beats(f"`{name}` takes the options {', '.join(own)}", f"`{one}`", remedy))
 
 
 def first_of_each(ids: Tensor) -> Tensor:

@@ -1,14 +1,19 @@
-"""What the metrics share: checks, the origin, distances that cannot overflow, and averages over visible joints."""
+"""What the metrics share: their options, the checks of their input, lengths that cannot overflow, and averages."""
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+import typing
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from multicontrast._checks import (
     check_choice,
@@ -29,8 +34,8 @@ from multicontrast._checks import (
 )
 
 Root = int | Sequence[int] | None
-PER_JOINT = "per joint"
-"""In place of a ``reduction``, for the accumulating classes and for other metrics: the errors before any average."""
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result", covariant=True)
 
 
 class JointErrors(NamedTuple):
@@ -50,6 +55,105 @@ class Poses(NamedTuple):
 
 # --- options --------------------------------------------------------------------------------------------------
 
+
+class ItemOptions(TypedDict, total=False):
+    """The options of every metric of poses."""
+
+    mask: Tensor | None
+    reduction: str
+
+
+class PoseOptions(ItemOptions, total=False):
+    """And of those that move the root to the origin; `mpjpe` says what they mean."""
+
+    root: Root
+
+
+class ShareOptions(PoseOptions, total=False):
+    """And of shares of joints; `pck` says what they mean."""
+
+    strict: bool
+    average: str
+
+
+class RankOptions(TypedDict, total=False):
+    """The options of every metric of retrieval; `retrieval_ranks` says what they mean."""
+
+    match: Tensor | None
+    ties: str
+    normalize: bool
+
+
+_DEFAULTS = {
+    "strict": True, "average": "micro", "match": None, "ties": "pessimistic", "normalize": True,
+    "mask": None, "root": None, "reduction": "mean", "group": None, "ids": None,
+}  # fmt: skip
+
+
+def with_options(kind: type, **changed: Any) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Gives a function with ``**options: Unpack[kind]`` the signature that they spell out, and checks what is passed.
+
+    ``changed`` are the defaults that are not those of `_DEFAULTS`.
+    """
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        for hints in [typing.get_type_hints(kind)]
+        for name, default in (_DEFAULTS | changed).items()
+        if name in hints
+    ]
+
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        written = inspect.signature(function)
+        named = [one for one in written.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        signature = written.replace(parameters=[*named, *keywords])
+        known = tuple(signature.parameters)
+
+        @functools.wraps(function)
+        def checked(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+            check_names(function.__name__, known, options)
+            check_options(function.__name__, **options)
+            return function(*args, **(changed | options))
+
+        checked.__signature__ = signature  # type: ignore[attr-defined]
+        return checked
+
+    return decorate
+
+
+class PoseFunction(Protocol[Arguments]):
+    """A metric of poses: called it gives averages; ``measure`` gives what they are made of."""
+
+    __name__: str
+    measure: Callable[..., JointErrors]
+
+    def __call__(self, *args: Arguments.args, **options: Arguments.kwargs) -> Tensor: ...
+
+
+def pose_metric(
+    kind: type = PoseOptions, *, pooled: bool = False, **changed: Any
+) -> Callable[[Callable[Arguments, JointErrors]], PoseFunction[Arguments]]:
+    """Makes a metric of a function that measures joints: checks its options, and averages over items.
+
+    Args:
+        kind, changed: as for `with_options`.
+        pooled: the average is over the visible joints of all items.
+    """
+
+    def decorate(measure: Callable[Arguments, JointErrors]) -> PoseFunction[Arguments]:
+        @with_options(kind, **changed)
+        @functools.wraps(measure)
+        def metric(*poses: Any, reduction: str = "mean", **options: Any) -> Tensor:
+            errors, weight = measure(*poses, **options)
+            if pooled:
+                return reduce_joints(errors, weight, reduction, options.get("average", "micro"))
+            return reduce_items(errors, weight, reduction)
+
+        metric.measure = measure  # type: ignore[attr-defined]
+        return metric  # type: ignore[return-value]
+
+    return decorate
+
+
 _UNIT = "Pass a share of the norm, or a length in the unit of the poses"
 _PAPER = {"above": 0, "remedy": "The paper's is 2."}
 _FPS = {"above": 0, "below": 1e9, "remedy": "Pass frames per second, or None for differences per frame."}
@@ -58,16 +162,36 @@ _OPTIONAL = ("root", "joints", "fps", "dim")
 
 
 def check_options(operation: str, **options: object) -> None:
-    """Raises unless every option is of its kind; what is not in the table is an option of a user's own function."""
+    """Raises unless every option is of its kind; what is not in the table is data, or of a user's own function."""
     for name, value in options.items():
-        if name in _OPTIONS and value is not PER_JOINT and not (value is None and name in _OPTIONAL):
-            check, settings = _OPTIONS[name]
+        if name in _CHECKS and not (value is None and name in _OPTIONAL):
+            check, settings = _CHECKS[name]
             check(operation, name, value, **settings)
+    if options.get("average") == "macro" and options.get("reduction") == "sum":
+        remedy = 'Take average="micro" for the number of correct joints, or "none" for that of each joint.'
+        raise ValueError(three_beats(f"`{operation}` can average joints only in a mean", 'reduction="sum"', remedy))
+
+
+def check_names(operation: str, known: Collection[str], given: Collection[str]) -> None:
+    """Raises for options that a function or a class does not have, and suggests the nearest."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean `{near[0]}`?" if near else "Leave it out."
+            raise TypeError(three_beats(f"`{operation}` takes the options {', '.join(known)}", f"`{name}`", remedy))
 
 
 def _check_joints(operation: str, name: str, value: object) -> None:
     check_list(operation, name, value, remedy="List the joints that are checked, or pass None for all.")
     list_joints(operation, name, value)
+
+
+def read_sigmas(operation: str, name: str, value: Any) -> Tensor | list[float]:
+    """One deviation per joint. On a GPU and in a graph, where the values of a tensor are not read, as they come."""
+    if isinstance(value, Tensor) and not values_are_free(value):
+        check_floating(operation, name, value)
+        return value
+    return check_numbers(operation, name, value, above=0, remedy="Pass one deviation per joint.")
 
 
 def list_joints(operation: str, name: str, value: object, joints: int | None = None) -> list[int]:
@@ -85,7 +209,7 @@ def list_joints(operation: str, name: str, value: object, joints: int | None = N
     return [joint % joints for joint in listed]
 
 
-_OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
+_CHECKS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "reduction": (check_choice, {"choices": ("none", "mean", "sum")}),
     "average": (check_choice, {"choices": ("micro", "macro", "none")}),
     "ties": (check_choice, {"choices": ("pessimistic", "optimistic", "mean")}),
@@ -97,7 +221,7 @@ _OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "thresholds": (check_numbers, {"least": 0, "remedy": f"{_UNIT}, several of them."}),
     "alpha": (check_number, _PAPER),
     "t": (check_number, _PAPER),
-    "sigmas": (check_numbers, {"above": 0, "remedy": "Pass one deviation per joint."}),
+    "sigmas": (read_sigmas, {}),
     "root": (list_joints, {}),
     "joints": (_check_joints, {}),
     "k": (check_counts, _RANKS),
@@ -112,13 +236,13 @@ def read_poses(
     operation: str,
     pred: Tensor,
     target: Tensor,
-    mask: Tensor | None = None,
-    root: Root = None,
     *,
     flags: bool = False,
     blank: bool = True,
+    **options: Unpack[PoseOptions],
 ) -> Poses:
     """Checks, promotes, moves the root to the origin, and blanks the hidden joints, or leaves that to the caller."""
+    root, mask = options.get("root"), options.get("mask")
     check_poses(operation, pred, target)
     dtype = compute_dtype(pred, target)
     pred, target = pred.to(dtype), target.to(dtype)
@@ -259,8 +383,6 @@ def weighted(errors: Tensor, weight: Tensor) -> Tensor:
 
 def reduce_items(errors: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """Averages joints, then items. Items without a visible joint are left out of the sum and of the mean."""
-    if reduction is PER_JOINT:
-        return cast(Tensor, JointErrors(errors, weight))
     return reduce_values(average_joints(errors, weight), None if weight is None else (weight != 0).any(-1), reduction)
 
 
@@ -274,18 +396,19 @@ def reduce_values(values: Tensor, counted: Tensor | None, reduction: str) -> Ten
     return total / counted.sum() if reduction == "mean" else total
 
 
-def reduce_joints(errors: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    """Pools the visible joints of all items: sum of weighted errors, over the sum of weights for the mean."""
-    if reduction is PER_JOINT:
-        return cast(Tensor, JointErrors(errors, weight))
+def reduce_joints(errors: Tensor, weight: Tensor | None, reduction: str, average: str) -> Tensor:
+    """Pools the visible joints of all items, for ``average`` other than ``"micro"`` each joint apart."""
     if reduction == "none":
         return average_joints(errors, weight)
-    if weight is None:
-        return errors.mean() if reduction == "mean" else errors.sum()
-    if reduction == "mean":
-        weight = relative_weights(weight, tuple(range(weight.dim())))
-        return weighted(errors, weight).sum() / weight.sum()
-    return weighted(errors, weight).sum()
+    if average == "micro":
+        errors, weight = errors.flatten(), None if weight is None else weight.flatten()
+    else:
+        errors, weight = errors.flatten(0, -2).mT, None if weight is None else weight.flatten(0, -2).mT  # (J, items)
+    if reduction == "sum":
+        return (errors if weight is None else weighted(errors, weight)).sum(-1)
+    if average == "macro":
+        return reduce_items(errors, weight, reduction)
+    return average_joints(errors, weight)
 
 
 def state_device(device: torch.device) -> torch.device:

@@ -1,6 +1,6 @@
 """What the accumulating metrics need of ``torchmetrics.Metric``, for where that is not installed.
 
-The same names with the same meaning, and nothing more: states that are declared once, reset, added over ranks, moved
+The same names with the same meaning, and nothing more: states that are declared once, reset, joined over ranks, moved
 and saved. Where torchmetrics is installed this file is not imported.
 """
 
@@ -10,14 +10,12 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing_extensions import Self
 
 State = Tensor | list[Tensor]
 _REDUCTIONS: dict[str, Callable[[list[Tensor]], Tensor]] = {
@@ -28,7 +26,7 @@ _REDUCTIONS: dict[str, Callable[[list[Tensor]], Tensor]] = {
 
 
 class Metric(nn.Module):
-    """States with a default and a way to add them; ``update`` adds a batch, ``compute`` gives the result."""
+    """States with a default and a way to join them; ``update`` adds a batch, ``compute`` gives the result."""
 
     higher_is_better: ClassVar[bool | None] = None
     is_differentiable: ClassVar[bool | None] = None
@@ -37,10 +35,12 @@ class Metric(nn.Module):
     _update_count = 0
     _computed: Any = None
     _forward_cache: Any = None
+    dist_sync_on_step = False
 
     def __init__(self, *, sync_on_compute: bool, process_group: Any, dist_sync_fn: Callable[..., list[Tensor]]) -> None:
         super().__init__()
         self.sync_on_compute, self.process_group, self.dist_sync_fn = sync_on_compute, process_group, dist_sync_fn
+        self._to_sync = sync_on_compute
         self._defaults: dict[str, State] = {}
         self._reductions: dict[str, str] = {}
 
@@ -62,24 +62,7 @@ class Metric(nn.Module):
         """The result over everything taken in, on all ranks."""
         raise NotImplementedError
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes in one batch, and returns the result for that batch alone."""
-        before, count, sync = self.metric_state, self._update_count, self.sync_on_compute
-        self.reset()
-        self.sync_on_compute = False
-        try:
-            self.update(*args, **kwargs)
-            self._forward_cache = self.compute()
-        finally:
-            self.sync_on_compute = sync
-        for name, state in before.items():
-            mine = getattr(self, name)
-            setattr(self, name, state + mine if self._reductions[name] != "max" else state)
-        self._update_count += count
-        return self._forward_cache
-
     def reset(self) -> None:
-        """Forgets everything taken in."""
         for name, default in self._defaults.items():
             setattr(self, name, copy.copy(default))
         self._update_count, self._forward_cache = 0, None
@@ -120,8 +103,7 @@ class Metric(nn.Module):
                     setattr(self, name, _REDUCTIONS[self._reductions[name]](parts))
             yield
         finally:
-            for name, state in mine.items():
-                setattr(self, name, state)
+            vars(self).update(mine)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -132,7 +114,7 @@ class Metric(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, state in self.metric_state.items():
-            destination[f"{prefix}{name}"] = list(state) if isinstance(state, list) else state
+            destination[f"{prefix}{name}"] = copy.copy(state)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
@@ -160,7 +142,7 @@ def _counted(update: Callable[..., None]) -> Callable[..., None]:
 def _over_ranks(compute: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(compute)
     def over_ranks(self: Metric) -> Any:
-        with self.sync_context(self.dist_sync_fn, self.sync_on_compute):
+        with self.sync_context(self.dist_sync_fn, self._to_sync):
             return compute(self)
 
     return over_ranks

@@ -11,37 +11,33 @@ from torch import Tensor
 from multicontrast._checks import check_counts, check_flag, check_floating, check_list
 from multicontrast.metrics._accumulate import Accumulator, Ids, first_of_each
 from multicontrast.metrics._inputs import check_options, length, state_device
-from multicontrast.metrics.embeddings import pairwise, read_embeddings
-from multicontrast.metrics.retrieval import median_of_ranks, recall_of_ranks, retrieval_ranks
+from multicontrast.metrics.embeddings import (
+    median_of_ranks,
+    pairwise,
+    read_embeddings,
+    recall_of_ranks,
+    retrieval_ranks,
+)
 
 
 class ModalityAlignment(Accumulator):
     """How well modalities agree over many batches: cosines, alignment and gap of every pair, from sums alone.
 
     ``compute`` gives a dict of ``(N, N)`` float64 tensors: ``"cosine"`` (`cosine_matrix`), ``"alignment"`` (`alignment`
-    with ``alpha=2``) and ``"gap"`` (`modality_gap`).
+    with ``alpha=2``) and ``"gap"`` (`modality_gap`). The other options are those of every accumulating metric.
 
-    Args:
-        normalize: False promises rows of length one.
-        sync_on_compute, process_group: as for every accumulating metric.
-
-    Example:
-        >>> metric = ModalityAlignment()
-        >>> metric.update([torch.eye(2), -torch.eye(2)])
-        >>> metric.compute()["cosine"]
-        tensor([[ 1., -1.],
-                [-1.,  1.]], dtype=torch.float64)
+    >>> metric = ModalityAlignment()
+    >>> metric.update([torch.eye(2), -torch.eye(2)])
+    >>> metric.compute()["cosine"]
+    tensor([[ 1., -1.],
+            [-1.,  1.]], dtype=torch.float64)
     """
 
     _one_shape = "Keep as many modalities, of one width,"
 
     def __init__(self, *, normalize: bool = True, **accumulation: Any) -> None:
-        self._normalize = check_flag("ModalityAlignment", "normalize", normalize)
+        self._options = {"normalize": check_flag("ModalityAlignment", "normalize", normalize)}
         super().__init__(**accumulation)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"normalize={self._normalize}"
 
     def update(self, embeddings: Sequence[Tensor], *, ids: Ids | None = None) -> None:
         """Takes in one batch: N >= 2 tensors ``(B, D)``, row ``i`` of each from sample ``i``. An empty one is fine.
@@ -55,7 +51,7 @@ class ModalityAlignment(Accumulator):
             check_floating(name, f"embeddings[{index}]", part)
         if listed and all(part.dim() == 2 and len(part) == 0 for part in embeddings):
             return
-        rows = read_embeddings(name, embeddings, self._normalize, least=2)
+        rows = read_embeddings(name, embeddings, **self._options, least=2)
         rows = [part.detach().to(state_device(part.device)).double() for part in rows]
         keys = self._read_ids(ids, len(rows[0]), rows[0].device)
         cosine = pairwise(rows, lambda x, y: (x * y).sum(-1))
@@ -81,18 +77,13 @@ class RetrievalRecall(Accumulator):
 
     Embeddings are kept (float32 unless they are float64), and the search is blocked, so memory grows with the samples
     and not with their square. ``compute`` gives a dict: ``"recall@k"`` for each ``k``, ``"median_rank"`` and
-    ``"mean_reciprocal_rank"``.
+    ``"mean_reciprocal_rank"``. The other options are those of every accumulating metric.
 
-    Args:
-        k, ties, normalize: as for `retrieval_recall`.
-        sync_on_compute, process_group: as for every accumulating metric.
-
-    Example:
-        >>> metric = RetrievalRecall(k=(1, 2))
-        >>> metric.update(torch.eye(4)[:2], torch.eye(4)[:2])
-        >>> metric.update(torch.eye(4)[2:], torch.eye(4)[2:].flip(0))
-        >>> metric.compute()["recall@1"]
-        tensor(0.5000)
+    >>> metric = RetrievalRecall(k=(1, 2))
+    >>> metric.update(torch.eye(4)[:2], torch.eye(4)[:2])
+    >>> metric.update(torch.eye(4)[2:], torch.eye(4)[2:].flip(0))
+    >>> metric.compute()["recall@1"]
+    tensor(0.5000)
     """
 
     higher_is_better = True
@@ -106,13 +97,9 @@ class RetrievalRecall(Accumulator):
         **accumulation: Any,
     ) -> None:
         check_options("RetrievalRecall", k=k, ties=ties, normalize=normalize)
-        self._k = tuple(check_counts("RetrievalRecall", "k", k, 1))
-        self._ties, self._normalize = ties, bool(normalize)
+        k = tuple(check_counts("RetrievalRecall", "k", k, 1))
+        self._options = {"k": k, "ties": ties, "normalize": bool(normalize)}
         super().__init__(**accumulation)
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"k={self._k}, ties={self._ties!r}, normalize={self._normalize}"
 
     def update(self, query: Tensor, gallery: Tensor, *, ids: Ids | None = None) -> None:
         """Takes in one batch: row ``i`` of ``query`` should find row ``i`` of ``gallery``. An empty one is fine.
@@ -125,15 +112,17 @@ class RetrievalRecall(Accumulator):
         check_floating(name, "gallery", gallery)
         if query.dim() == gallery.dim() == 2 and len(query) == 0 and len(gallery) == 0:
             return
-        rows = read_embeddings(name, (query, gallery), self._normalize, names=("query", "gallery"))
+        rows = read_embeddings(name, (query, gallery), self._options["normalize"], names=("query", "gallery"))
         keys = self._read_ids(ids, len(query), query.device)
-        self._append("rows", torch.stack(rows, 1))
+        self._join("rows", torch.stack(rows, 1))
         if keys is not None:
-            self._append("ids", keys)
+            self._join("ids", keys)
 
     def compute(self) -> dict[str, Tensor]:
         """Recalls and ranks over everything taken in, on all ranks; NaN where that is nothing."""
-        names = [f"recall@{limit}" for limit in self._k]
+        options = dict(self._options)
+        limits = options.pop("k")
+        names = [f"recall@{limit}" for limit in limits]
         rows, ids = self._joined("rows"), self._joined("ids")
         if rows is None:
             return {name: torch.tensor(torch.nan) for name in (*names, "median_rank", "mean_reciprocal_rank")}
@@ -142,9 +131,9 @@ class RetrievalRecall(Accumulator):
                 self._refuse_mixture()
             rows = rows[first_of_each(ids)]
         query, gallery = rows.unbind(1)
-        ranks = retrieval_ranks(query, gallery, ties=self._ties, normalize=self._normalize)
+        ranks = retrieval_ranks(query, gallery, **options)
         return {
-            **dict(zip(names, recall_of_ranks(ranks, self._k).unbind())),
+            **dict(zip(names, recall_of_ranks(ranks, limits).unbind())),
             "median_rank": median_of_ranks(ranks),
             "mean_reciprocal_rank": (1 / ranks).mean(),
         }

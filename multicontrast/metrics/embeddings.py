@@ -1,42 +1,50 @@
-"""How well the embeddings of several modalities agree, and how evenly they fill the sphere."""
+"""How well the embeddings of several modalities agree, find one another, and fill the sphere."""
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from multicontrast._checks import (
     check_floating,
     check_list,
     check_same_device,
+    check_whole,
     compute_dtype,
     describe,
     three_beats,
     without_autocast,
 )
 from multicontrast.linalg.symmetric import symmetric_eigmax
-from multicontrast.metrics._inputs import check_options, length, reduce_values, state_device
+from multicontrast.metrics._inputs import (
+    RankOptions,
+    check_options,
+    check_values,
+    length,
+    reduce_values,
+    state_device,
+    with_options,
+)
 
-_HELD_AT_ONCE = 1 << 22  # similarities held at a time, where all pairs are needed
+_HELD_AT_ONCE = 1 << 22  # similarities held at a time: 16 MiB in float32, whatever the number of rows
 
 
 def cosine_alignment(x: Tensor, y: Tensor, *, normalize: bool = True, reduction: str = "mean") -> Tensor:
-    """Mean cosine of matching embeddings: row ``i`` of ``x`` with row ``i`` of ``y``.
+    """Mean cosine of matching embeddings, in [-1, 1]: row ``i`` of ``x`` with row ``i`` of ``y``.
 
     Args:
-        x, y: ``(B, D)`` embeddings. Half precision is computed in float32.
-        normalize: False promises rows of length one.
+        x, y: ``(B, D)`` embeddings. Half precision is computed in float32. A zero row has cosine 0.
+        normalize: False promises rows of length one. This, and the errors, are alike for all metrics of embeddings.
         reduction: ``"none"`` for ``(B,)``, ``"mean"`` or ``"sum"``.
-
-    Returns: a scalar in [-1, 1], or ``(B,)``. A zero row has cosine 0.
-
     Raises: ValueError, TypeError for shapes, types or devices that do not fit, and for an empty batch.
 
-    Example:
-        >>> cosine_alignment(torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), reduction="none")
-        tensor([ 1., -1.])
+    >>> cosine_alignment(torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), reduction="none")
+    tensor([ 1., -1.])
     """
     check_options("cosine_alignment", reduction=reduction)
     x, y = read_embeddings("cosine_alignment", (x, y), normalize, names=("x", "y"))
@@ -44,21 +52,14 @@ def cosine_alignment(x: Tensor, y: Tensor, *, normalize: bool = True, reduction:
 
 
 def cosine_matrix(embeddings: Sequence[Tensor], *, normalize: bool = True) -> Tensor:
-    """Mean cosine between every two modalities over matching rows: the curves of UniHPE's Fig. 5, as one matrix.
+    """Mean cosine between every two of N modalities over matching rows: the curves of UniHPE's Fig. 5, as one matrix.
 
-    Args:
-        embeddings: N tensors ``(B, D)``, row ``i`` of each from sample ``i``.
-        normalize: False promises rows of length one.
+    From N tensors ``(B, D)``: ``(N, N)``, symmetric, with a diagonal of 1, or the share of rows that are not zero.
 
-    Returns: ``(N, N)``, symmetric. The diagonal is 1, or the share of rows that are not zero.
-
-    Raises: as for `cosine_alignment`.
-
-    Example:
-        >>> cosine_matrix([torch.eye(2), torch.eye(2), -torch.eye(2)])
-        tensor([[ 1.,  1., -1.],
-                [ 1.,  1., -1.],
-                [-1., -1.,  1.]])
+    >>> cosine_matrix([torch.eye(2), torch.eye(2), -torch.eye(2)])
+    tensor([[ 1.,  1., -1.],
+            [ 1.,  1., -1.],
+            [-1., -1.,  1.]])
     """
     return pairwise(read_embeddings("cosine_matrix", embeddings, normalize), lambda x, y: (x * y).sum(-1).mean())
 
@@ -66,18 +67,11 @@ def cosine_matrix(embeddings: Sequence[Tensor], *, normalize: bool = True) -> Te
 def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = True, reduction: str = "mean") -> Tensor:
     r"""Alignment of matching embeddings, :math:`\operatorname{E} \lVert x_i - y_i \rVert^\alpha`: 0 is perfect.
 
-    Args:
-        alpha: the exponent; the paper's 2 gives ``2 - 2 cosine``.
+    Of ``x`` and ``y``, ``(B, D)``, a scalar, or ``(B,)`` for ``reduction="none"``. The paper's ``alpha=2`` gives
+    ``2 - 2 cosine`` (Wang and Isola, Alignment and Uniformity on the Hypersphere, ICML 2020).
 
-    Other Args, Returns, Raises: as for `cosine_alignment`.
-
-    Reference:
-        Wang and Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-        Hypersphere, ICML 2020.
-
-    Example:
-        >>> alignment(torch.eye(2), -torch.eye(2))
-        tensor(4.)
+    >>> alignment(torch.eye(2), -torch.eye(2))
+    tensor(4.)
     """
     check_options("alignment", alpha=alpha, reduction=reduction)
     x, y = read_embeddings("alignment", (x, y), normalize, names=("x", "y"))
@@ -90,22 +84,12 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
 def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
     r"""Uniformity, :math:`\log \operatorname{E}_{i<j} \exp(-t \lVert x_i - x_j \rVert^2)`: lower is more even.
 
-    0 means that all rows coincide. Over all pairs of two different rows, in blocks of bounded memory.
+    Of ``x``, ``(B, D)`` with two rows or more: a scalar between ``-4 t`` and 0, which means that all rows coincide.
+    Over all pairs of two different rows, in blocks of bounded memory. The paper's ``t`` is 2 (Wang and Isola, ICML
+    2020).
 
-    Args:
-        x: ``(B, D)`` with at least two rows.
-        t: the paper's 2.
-        normalize: False promises rows of length one.
-
-    Returns: a scalar between ``-4 t`` and 0.
-
-    Raises: as for `cosine_alignment`; ValueError for fewer than two rows.
-
-    Reference: Wang and Isola, ICML 2020.
-
-    Example:
-        >>> uniformity(torch.eye(2))  # one pair, at squared distance 2
-        tensor(-4.)
+    >>> uniformity(torch.eye(2))  # one pair, at squared distance 2
+    tensor(-4.)
     """
     check_options("uniformity", t=t)
     (x,) = read_embeddings("uniformity", (x,), normalize, names=("x",))
@@ -125,23 +109,12 @@ def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
 
 
 def modality_gap(x: Tensor, y: Tensor, *, normalize: bool = True) -> Tensor:
-    """Distance between the centroids of two modalities on the sphere, between 0 and 2.
+    """Distance between the centroids of two modalities on the sphere, between 0 and 2 (Liang et al., NeurIPS 2022).
 
-    Args:
-        x, y: ``(B, D)``; the two may have different numbers of rows.
-        normalize: False promises rows of length one.
+    Of ``x`` and ``y``, ``(B, D)``, which may have different numbers of rows.
 
-    Returns: a scalar.
-
-    Raises: as for `cosine_alignment`.
-
-    Reference:
-        Liang et al., Mind the Gap: Understanding the Modality Gap in Multi-modal Contrastive Representation Learning,
-        NeurIPS 2022.
-
-    Example:
-        >>> modality_gap(torch.tensor([[1.0, 0.0]]), torch.tensor([[-3.0, 0.0]]))
-        tensor(2.)
+    >>> modality_gap(torch.tensor([[1.0, 0.0]]), torch.tensor([[-3.0, 0.0]]))
+    tensor(2.)
     """
     x, y = read_embeddings("modality_gap", (x, y), normalize, names=("x", "y"), matching=False)
     return length(x.mean(0) - y.mean(0))
@@ -155,18 +128,11 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
     entries of both signs: there the eigenvalue pulls an embedding towards the *opposite* of another. A model trained
     with the triplet alone can end so; the pairwise terms prevent it. For two modalities it is a negative cosine.
 
-    Args:
-        embeddings: N >= 2 tensors ``(B, D)``, row ``i`` of each from sample ``i``.
-        normalize: False promises rows of length one.
+    From N >= 2 tensors ``(B, D)``, a scalar in [0, 1]. A tuple with NaN makes it NaN.
 
-    Returns: a scalar in [0, 1]. A tuple with NaN makes it NaN.
-
-    Raises: as for `cosine_alignment`; ValueError for fewer than two modalities.
-
-    Example:
-        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> sign_flipped_share([x, x, x * torch.tensor([[1.0], [-1.0]])])
-        tensor(0.5000)
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> sign_flipped_share([x, x, x * torch.tensor([[1.0], [-1.0]])])
+    tensor(0.5000)
     """
     rows = read_embeddings("sign_flipped_share", embeddings, normalize, least=2)
     gram = pairwise([part.detach() for part in rows], lambda x, y: (x * y).sum(-1)).movedim(-1, 0)  # (B, N, N)
@@ -190,25 +156,14 @@ def _leading_projector(gram: Tensor) -> Tensor:
 def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     r"""Effective rank: the exponential of the entropy of the singular values, between 1 and ``min(B, D)``.
 
-    :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k = \sigma_k / \sum \sigma`, in float64 (on the CPU for devices
-    without it). It falls towards 1 as embeddings collapse. RankMe takes the same number of features that are not
-    normalised: ``normalize=False``.
+    Of ``x``, ``(B, D)``, the scalar :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k = \sigma_k / \sum \sigma`, in
+    float64 (on the CPU for devices without it). It falls towards 1 as embeddings collapse. RankMe takes the same number
+    of features that are not normalised: ``normalize=False``. NaN where all rows are zero or where any is NaN.
 
-    Args:
-        x: ``(B, D)``.
-        normalize: whether rows are brought to length one first.
+    Reference: Roy and Vetterli, EUSIPCO 2007; Garrido et al., RankMe, ICML 2023.
 
-    Returns: a scalar; NaN where all rows are zero or where any is NaN.
-
-    Raises: as for `cosine_alignment`.
-
-    Reference:
-        Roy and Vetterli, The effective rank: a measure of effective dimensionality, EUSIPCO 2007; Garrido et al.,
-        RankMe, ICML 2023.
-
-    Example:
-        >>> effective_rank(torch.eye(4)), effective_rank(torch.ones(4, 4))
-        (tensor(4.), tensor(1.))
+    >>> effective_rank(torch.eye(4)), effective_rank(torch.ones(4, 4))
+    (tensor(4.), tensor(1.))
     """
     (x,) = read_embeddings("effective_rank", (x,), normalize, names=("x",))
     dtype = x.dtype
@@ -222,6 +177,141 @@ def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     shares = singular / singular.sum()
     rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
     return torch.where(invalid, torch.nan, rank).to(x.device, dtype)
+
+
+def retrieval_ranks(
+    query: Tensor,
+    gallery: Tensor,
+    *,
+    match: Tensor | None = None,
+    ties: str = "pessimistic",
+    normalize: bool = True,
+) -> Tensor:
+    """The rank of each query's match in the gallery by cosine: 1 is first.
+
+    Equal similarities are counted *against* the query by default. A model that maps everything to one point then ranks
+    every match last; with ties broken by position it would look perfect. Similarities are equal within ``sqrt(D)`` eps
+    of the product of lengths, since a matrix product does not give one pair of rows the same bits at every place of its
+    result.
+
+    Args:
+        query: ``(Q, D)``.
+        gallery: ``(G, D)``, compared in blocks: 1e5 x 1e5 takes 16 MiB at a time.
+        match: ``(Q,)`` int64, the row of the gallery that each query should find. None: row ``i`` for query ``i``.
+        ties: ``"pessimistic"`` (the last of the equals), ``"optimistic"`` (the first) or ``"mean"``.
+        normalize: False promises rows of length one (or ranks by inner product).
+    Returns: ``(Q,)`` float32, exact to 16 million; a half-integer under ``"mean"``. NaN for a query with NaN or
+        infinity, and for all where a row of the gallery has one: it cannot be ranked among the others.
+    Raises: as for `cosine_alignment`; a match outside the gallery (on the CPU; elsewhere its rank is NaN).
+
+    >>> gallery = torch.eye(3)
+    >>> retrieval_ranks(torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]), gallery)
+    tensor([1., 2., 3.])
+    """
+    check_options("retrieval_ranks", ties=ties)
+    names = ("query", "gallery")
+    query, gallery = read_embeddings("retrieval_ranks", (query, gallery), normalize, names=names, matching=False)
+    match = _read_match(match, query, gallery)
+    inside = (match >= 0) & (match < len(gallery))
+    place = torch.where(inside, match, 0).unsqueeze(-1)
+    with torch.no_grad():
+        finite = query.isfinite().all(-1) & gallery.isfinite().all() & inside
+        lengths = None if normalize else (length(query).unsqueeze(-1), length(gallery))
+        # One tensor for all results: small ones, kept between blocks, would split the heap that the blocks come from.
+        ranks = torch.empty_like(query[:, 0], dtype=torch.float32)
+        block = max(_HELD_AT_ONCE // len(gallery), 1)
+        for start in range(0, len(query), block):
+            rows = slice(start, start + block)
+            similarity = products(query[rows], gallery)
+            margin: Tensor | float = torch.finfo(query.dtype).eps * query.shape[1] ** 0.5
+            if lengths is not None:
+                margin = margin * lengths[0][rows] * lengths[1]
+            own = similarity.gather(1, place[rows])
+            above = (similarity > own + margin).sum(-1, dtype=torch.int32).float()
+            equal = (similarity >= own - margin).sum(-1, dtype=torch.int32).float() - above - 1  # not counting itself
+            share = {"pessimistic": 1.0, "optimistic": 0.0, "mean": 0.5}[ties]
+            ranks[rows] = torch.where(finite[rows], 1 + above + share * equal, torch.nan)
+    return ranks
+
+
+@with_options(RankOptions)
+def retrieval_recall(
+    query: Tensor,
+    gallery: Tensor,
+    *,
+    k: int | Sequence[int] = 1,
+    reduction: str = "mean",
+    **options: Unpack[RankOptions],
+) -> Tensor:
+    """Recall at k: the share of queries whose match is among the k nearest of the gallery.
+
+    Arguments as for `retrieval_ranks`. A scalar for one ``k``, ``(len(k),)`` for several; with ``reduction="none"``, 1
+    or 0 per query, after a leading axis of queries.
+
+    >>> query = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0]])
+    >>> retrieval_recall(query, torch.eye(3)[:2], k=(1, 2))
+    tensor([0.5000, 1.0000])
+    """
+    return recall_of_ranks(retrieval_ranks(query, gallery, **options), k, reduction)
+
+
+def recall_of_ranks(ranks: Tensor, k: int | Sequence[int], reduction: str = "mean") -> Tensor:
+    single = isinstance(k, numbers.Integral)
+    limits = list(cast("Sequence[int]", [k] if single else k))
+    found = torch.stack([(ranks <= limit).to(ranks.dtype) for limit in limits], -1)
+    found = torch.where(ranks.isnan().unsqueeze(-1), torch.nan, found)
+    if single:
+        found = found.squeeze(-1)
+    if reduction == "none":
+        return found
+    return found.mean(0) if reduction == "mean" else found.sum(0)
+
+
+@with_options(RankOptions)
+def median_rank(query: Tensor, gallery: Tensor, **options: Unpack[RankOptions]) -> Tensor:
+    """Median of `retrieval_ranks` ("MedR"): 1 is perfect. Of an even number the mean of the middle two; NaN if any is.
+
+    >>> median_rank(torch.eye(3), torch.eye(3))
+    tensor(1.)
+    """
+    return median_of_ranks(retrieval_ranks(query, gallery, **options))
+
+
+def median_of_ranks(ranks: Tensor) -> Tensor:
+    ordered = ranks.sort().values  # NaN comes last
+    middle = (ordered[(len(ranks) - 1) // 2] + ordered[len(ranks) // 2]) / 2
+    return torch.where(ranks.isnan().any(), torch.nan, middle)
+
+
+@with_options(RankOptions)
+def mean_reciprocal_rank(
+    query: Tensor, gallery: Tensor, *, reduction: str = "mean", **options: Unpack[RankOptions]
+) -> Tensor:
+    """Mean reciprocal of `retrieval_ranks` (MRR), 1 is perfect; ``(Q,)`` for ``reduction="none"``.
+
+    >>> query = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0]])
+    >>> mean_reciprocal_rank(query, torch.eye(3)[:2])
+    tensor(0.7500)
+    """
+    return reduce_values(1 / retrieval_ranks(query, gallery, **options), None, reduction)
+
+
+def _read_match(match: Tensor | None, query: Tensor, gallery: Tensor) -> Tensor:
+    if match is None:
+        if len(query) != len(gallery):
+            came = f"{len(query)} queries and {len(gallery)} gallery rows"
+            remedy = "Say with `match` which gallery row each query should find."
+            raise ValueError(three_beats("`retrieval_ranks` needs one gallery row per query", came, remedy))
+        return torch.arange(len(query), device=query.device)
+    check_whole("retrieval_ranks", "match", match)
+    if match.dtype != torch.int64 or match.shape != query.shape[:1]:
+        remedy = "Pass row numbers of the gallery."
+        raise ValueError(three_beats(f"`retrieval_ranks` needs `match` int64 ({len(query)},)", describe(match), remedy))
+    check_same_device("retrieval_ranks", ("query", "match"), (query, match))
+    wrong = (match < 0) | (match >= len(gallery))
+    needed = f"row numbers of the gallery, 0 to {len(gallery) - 1}"
+    check_values("retrieval_ranks", "match", match, wrong, needed, "Check how the gallery was put together.")
+    return match
 
 
 def read_embeddings(

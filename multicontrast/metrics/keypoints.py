@@ -7,165 +7,119 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from multicontrast._checks import check_count, check_floating, check_number, describe, three_beats
+from multicontrast._checks import check_count, check_number, check_shape, three_beats
 from multicontrast.metrics._inputs import (
-    PER_JOINT,
-    Root,
-    average_joints,
+    JointErrors,
+    PoseOptions,
+    ShareOptions,
     check_options,
     check_values,
     list_joints,
+    pose_metric,
     read_lengths,
     read_poses,
-    reduce_joints,
-    reduce_values,
     take_joints,
-    weighted,
 )
-from multicontrast.metrics.hypotheses import hypotheses_first
-from multicontrast.metrics.joint_errors import distances
+from multicontrast.metrics.joint_errors import distances, hypotheses_first
 from multicontrast.metrics.procrustes import aligned_distances
 
 AUC3D_THRESHOLDS = tuple(5.0 * step for step in range(31))  # 0, 5, ..., 150 mm
 CPS_THRESHOLDS = tuple(float(step) for step in range(1, 301))  # 1, 2, ..., 300 mm
 
 
+@pose_metric(ShareOptions, pooled=True)
 def pck(
     pred: Tensor,
     target: Tensor,
     norm: Tensor | float | None = None,
     *,
     threshold: float,
-    strict: bool = True,
-    average: str = "micro",
-    mask: Tensor | None = None,
-    root: Root = None,
-    reduction: str = "mean",
-) -> Tensor:
+    **options: Unpack[ShareOptions],
+) -> JointErrors:
     """Percentage of correct keypoints, as a share in [0, 1]: joints closer than ``threshold * norm``.
 
-    A joint counts where it is strictly closer, as in mmpose, HRNet and MPI-INF-3DHP (``strict=False`` for <=).
-    Pooled over all visible joints, as MPII's own figures are (``average="micro"``); mmpose and HRNet average the
-    joints' shares (``"macro"``). The norm is yours to give: `bbox_norm`, `torso_norm` or `head_norm` compute the usual
-    ones; mmpose's torso falls back to the *predicted* torso where the true one is under a pixel, which ours never does.
+    A joint counts where it is strictly closer, as in mmpose, HRNet and MPI-INF-3DHP. Pooled over all visible joints, as
+    MPII's own figures are; mmpose and HRNet average the joints' shares (``"macro"``). The norm is yours to give:
+    `bbox_norm`, `torso_norm` or `head_norm` compute the usual ones; mmpose's torso falls back to the *predicted* torso
+    where the true one is under a pixel, which ours never does.
 
     Args:
-        pred, target: ``(..., J, 2)`` or ``(..., J, 3)``, one shape.
+        pred, target, mask, root: as for `mpjpe`.
         norm: ``(...)``, one positive length per item (or a number); None for a threshold in the unit of the input.
         threshold: share of the norm, or a length where ``norm`` is None.
         strict: whether a joint exactly at the threshold is wrong.
         average: under ``reduction="mean"`` or ``"sum"``: ``"micro"`` pools the visible joints, ``"macro"`` averages the
             shares of the joints that are visible anywhere, ``"none"`` gives them apart, ``(J,)``, NaN where hidden.
-        mask: ``(..., J)`` or ``(J,)``: bool, COCO's visibility flags or weights, as for `mpjpe`.
-        root: as for `mpjpe`.
         reduction: ``"mean"`` for the share, ``"sum"`` for how many are correct, ``"none"`` for each item's share.
-
-    Returns:
-        A scalar, ``(J,)``, or ``(...)``. NaN where nothing is visible, where a visible coordinate is NaN, and where the
-        norm of an item with visible joints is not positive (on the CPU that raises).
-
+    Returns: a scalar, ``(J,)``, or ``(...)``. NaN where nothing is visible, where a visible coordinate is NaN, and
+        where the norm of an item with visible joints is not positive (on the CPU that raises).
     Raises: as for `mpjpe`; a threshold that is negative or NaN; ``average="macro"`` of a sum.
 
-    Example:
-        >>> target = torch.zeros(1, 4, 2)
-        >>> pred = torch.tensor([[[0.0, 0.0], [4.0, 0.0], [5.0, 0.0], [9.0, 0.0]]])
-        >>> pck(pred, target, 100.0, threshold=0.05), pck(pred, target, 100.0, threshold=0.05, strict=False)
-        (tensor(0.5000), tensor(0.7500))
+    >>> target = torch.zeros(1, 4, 2)
+    >>> pred = torch.tensor([[[0.0, 0.0], [4.0, 0.0], [5.0, 0.0], [9.0, 0.0]]])
+    >>> pck(pred, target, 100.0, threshold=0.05), pck(pred, target, 100.0, threshold=0.05, strict=False)
+    (tensor(0.5000), tensor(0.7500))
     """
-    check_options("pck", threshold=threshold)
-    return _shares("pck", pred, target, norm, (threshold,), strict, average, mask, root, reduction)
+    return _shares("pck", pred, target, norm, (threshold,), **options)
 
 
+@pose_metric(ShareOptions, pooled=True)
 def pckh(
-    pred: Tensor,
-    target: Tensor,
-    norm: Tensor | float,
-    *,
-    threshold: float = 0.5,
-    strict: bool = True,
-    average: str = "micro",
-    mask: Tensor | None = None,
-    root: Root = None,
-    reduction: str = "mean",
-) -> Tensor:
-    """PCKh: `pck` with the size of the head as norm and half of it as threshold (PCKh@0.5).
+    pred: Tensor, target: Tensor, norm: Tensor | float, *, threshold: float = 0.5, **options: Unpack[ShareOptions]
+) -> JointErrors:
+    """PCKh@0.5: `pck` with the size of the head as norm and half of it as threshold (Andriluka et al., CVPR 2014).
 
     ``norm`` is the head size, ``(...)``: for MPII `head_norm` of the annotated head box. (MPII's own code compares in
     one-based pixels by adding 1 to predictions; give both poses in the same pixels and there is nothing to add.)
 
-    Args, Returns, Raises: as for `pck`.
-
-    Reference: Andriluka et al., 2D Human Pose Estimation: New Benchmark and State of the Art Analysis, CVPR 2014.
-
-    Example:
-        >>> target = torch.zeros(1, 2, 2)
-        >>> pckh(torch.tensor([[[9.0, 0.0], [11.0, 0.0]]]), target, torch.tensor([20.0]))
-        tensor(0.5000)
+    >>> target = torch.zeros(1, 2, 2)
+    >>> pckh(torch.tensor([[[9.0, 0.0], [11.0, 0.0]]]), target, torch.tensor([20.0]))
+    tensor(0.5000)
     """
-    check_options("pckh", threshold=threshold)
     if norm is None:
         check_number("pckh", "norm", norm, remedy="Pass the size of each item's head, or one for all.")
-    return _shares("pckh", pred, target, norm, (threshold,), strict, average, mask, root, reduction)
+    return _shares("pckh", pred, target, norm, (threshold,), **options)
 
 
-def pck3d(
-    pred: Tensor,
-    target: Tensor,
-    *,
-    threshold: float = 150.0,
-    strict: bool = True,
-    average: str = "micro",
-    mask: Tensor | None = None,
-    root: Root = 0,
-    reduction: str = "mean",
-) -> Tensor:
+@pose_metric(ShareOptions, pooled=True, root=0)
+def pck3d(pred: Tensor, target: Tensor, *, threshold: float = 150.0, **options: Unpack[ShareOptions]) -> JointErrors:
     """3DPCK of MPI-INF-3DHP: the share of joints within 150 mm after the roots are laid together.
 
-    The default threshold is in millimetres: with metres pass ``threshold=0.15``. The official evaluation is strict,
-    subtracts joint 15 of 17 (counted from 1, its pelvis: ``root=14`` in that order, joint 0 in Human3.6M's, which is
-    the default here) and counts 14 joints: choose them with ``mask``, which may leave the root out.
+    `pck` without a norm; the default threshold is in millimetres: with metres pass ``threshold=0.15``. The official
+    evaluation (Mehta et al., 3DV 2017) is strict, subtracts joint 15 of 17 (counted from 1, its pelvis: ``root=14`` in
+    that order, joint 0 in Human3.6M's, which is the default here) and counts 14 joints: choose them with ``mask``,
+    which may leave the root out.
 
-    Args, Returns, Raises: as for `pck`; ``root=None`` for poses that need no alignment.
-
-    Reference: Mehta et al., Monocular 3D Human Pose Estimation In The Wild Using Improved CNN Supervision, 3DV 2017.
-
-    Example:
-        >>> target = torch.zeros(1, 3, 3)
-        >>> pck3d(torch.tensor([[[0.0, 0, 0], [149.0, 0, 0], [150.0, 0, 0]]]), target)
-        tensor(0.6667)
+    >>> target = torch.zeros(1, 3, 3)
+    >>> pck3d(torch.tensor([[[0.0, 0, 0], [149.0, 0, 0], [150.0, 0, 0]]]), target)
+    tensor(0.6667)
     """
-    check_options("pck3d", threshold=threshold)
-    return _shares("pck3d", pred, target, None, (threshold,), strict, average, mask, root, reduction)
+    return _shares("pck3d", pred, target, None, (threshold,), **options)
 
 
+@pose_metric(ShareOptions, pooled=True, root=0)
 def auc3d(
     pred: Tensor,
     target: Tensor,
     *,
     thresholds: Sequence[float] = AUC3D_THRESHOLDS,
-    strict: bool = True,
-    average: str = "micro",
-    mask: Tensor | None = None,
-    root: Root = 0,
-    reduction: str = "mean",
-) -> Tensor:
+    **options: Unpack[ShareOptions],
+) -> JointErrors:
     """AUC of MPI-INF-3DHP: the mean of `pck3d` over the 31 thresholds 0, 5, ..., 150 mm.
 
     Strict, so the threshold 0 always contributes 0. A Python port in use for MuPoTS takes 40 thresholds up to 195 mm,
     and an old version 41 up to 200: pass ``thresholds=range(0, 200, 5)`` for theirs.
 
-    Args, Returns, Raises: as for `pck3d`; ``reduction="sum"`` sums over the joints and averages over the thresholds.
-
-    Example:
-        >>> target = torch.zeros(1, 2, 3)
-        >>> auc3d(target, target)  # 30 of 31: no distance is under 0
-        tensor(0.9677)
+    >>> target = torch.zeros(1, 2, 3)
+    >>> auc3d(target, target)  # 30 of 31: no distance is under 0
+    tensor(0.9677)
     """
-    check_options("auc3d", thresholds=thresholds)
-    return _shares("auc3d", pred, target, None, thresholds, strict, average, mask, root, reduction)
+    return _shares("auc3d", pred, target, None, thresholds, **options)
 
 
+@pose_metric()
 def cps(
     pred: Tensor,
     target: Tensor,
@@ -174,49 +128,35 @@ def cps(
     thresholds: Sequence[float] = CPS_THRESHOLDS,
     strict: bool = True,
     dim: int | None = None,
-    mask: Tensor | None = None,
-    root: Root = None,
-    reduction: str = "mean",
-) -> Tensor:
+    **options: Unpack[PoseOptions],
+) -> JointErrors:
     """Correct Poses Score: the area under the share of poses *all* of whose joints are close enough.
 
     Poses are aligned as in `pa_mpjpe`; a pose is correct at a threshold where its worst joint is closer. The area is
-    the trapezoid over thresholds 1, 2, ..., 300 mm and is not normalised, so a perfect score is 299 (with metres pass
-    ``thresholds`` in metres, and the area is in metres too). The authors check 16 of 17 joints, without the root:
-    ``joints=range(1, 17)``; the alignment uses all visible joints regardless.
+    the trapezoid over thresholds 1, 2, ..., 300 mm and is not normalised, so a perfect score is 299. The authors check
+    16 of 17 joints, without the root: ``joints=range(1, 17)``; the alignment uses all visible joints regardless.
 
     Args:
-        pred, target: ``(..., J, 3)``, one shape; with ``dim``, ``pred`` has one more axis, of hypotheses.
+        pred, target, mask, root, reduction: as for `pa_mpjpe`; with ``dim``, ``pred`` has one more axis, of hypotheses.
         joints: the joints that are checked. None: all.
-        thresholds: ascending, in the unit of the input.
+        thresholds: ascending, in the unit of the input, and so is the area: for poses in metres pass them in metres.
         strict: whether a joint exactly at the threshold is wrong.
         dim: the axis of ``pred`` that holds several hypotheses, of which the best counts (an oracle). None: one pose.
-        mask: ``(..., J)`` or ``(J,)``; hidden joints are neither aligned nor checked.
-        root: accepted so that all metrics are called alike; alignment undoes any translation.
-        reduction: ``"none"`` gives each pose's own area.
-
     Returns: a scalar or ``(...)``. A pose without a visible joint among those checked is NaN and left out.
-
     Raises: as for `pa_mpjpe`; thresholds that do not ascend.
+    Reference: Wandt et al., CanonPose, CVPR 2021; Wehrbein et al., ICCV 2021.
 
-    Reference:
-        Wandt et al., CanonPose, CVPR 2021; Wehrbein et al., Probabilistic Monocular 3D Human Pose Estimation with
-        Normalizing Flows, ICCV 2021.
-
-    Example:
-        >>> target = torch.rand(2, 17, 3)
-        >>> cps(target, target)
-        tensor(299.)
+    >>> target = torch.rand(2, 17, 3)
+    >>> cps(target, target)
+    tensor(299.)
     """
-    options = {"joints": joints, "thresholds": thresholds, "strict": strict, "dim": dim}
-    check_options("cps", root=root, reduction=reduction, **options)
     limits = [float(limit) for limit in thresholds]
     if len(limits) < 2 or any(after <= before for before, after in itertools.pairwise(limits)):
         remedy = "Pass two or more, such as range(1, 301) for millimetres."
         raise ValueError(three_beats("`cps` needs ascending `thresholds`", f"{len(limits)} of them", remedy))
     if dim is not None:
-        pred, target, mask = hypotheses_first("cps", pred, target, dim, mask)
-    errors, weight = aligned_distances("cps", pred, target, mask, root)
+        pred, target = hypotheses_first("cps", pred, target, dim, options.get("mask"))
+    errors, weight = aligned_distances("cps", pred, target, **options)
     if joints is not None:
         chosen = list_joints("cps", "joints", joints, target.shape[-2])
         errors = take_joints(errors, chosen, -1)
@@ -235,9 +175,7 @@ def cps(
     edges, remaining = (table.to(worst.device, non_blocking=True) for table in (edges, remaining))
     area = remaining[torch.searchsorted(edges, worst.detach(), right=bool(strict))]
     area = torch.where(worst.isnan() if counted is None else ~counted | worst.isnan(), torch.nan, area)
-    if reduction is PER_JOINT:  # one "joint": the pose
-        return reduce_joints(area[..., None], None if counted is None else counted[..., None].to(area.dtype), reduction)
-    return reduce_values(area, counted, reduction)
+    return JointErrors(area[..., None], None if counted is None else counted[..., None].to(area.dtype))
 
 
 def _shares(
@@ -246,31 +184,17 @@ def _shares(
     target: Tensor,
     norm: Tensor | float | None,
     thresholds: Sequence[float],
-    strict: bool,
-    average: str,
-    mask: Tensor | None,
-    root: Root,
-    reduction: str,
-) -> Tensor:
-    """The shares that ``average`` and ``reduction`` ask for; a joint's is that of the thresholds it is closer than."""
-    check_options(operation, strict=strict, average=average, root=root, reduction=reduction)
-    if average == "macro" and reduction == "sum":
-        remedy = 'Take average="micro" for the number of correct joints, or "none" for that of each joint.'
-        raise ValueError(three_beats(f"`{operation}` can average joints only in a mean", 'reduction="sum"', remedy))
-    errors, weight = distances(operation, pred, target, mask, root)
+    strict: bool = True,
+    average: str = "micro",  # noqa: ARG001  of the shares: `pose_metric`'s business
+    **options: Unpack[PoseOptions],
+) -> JointErrors:
+    """For each joint the share of the thresholds that it is closer than."""
+    errors, weight = distances(operation, pred, target, **options)
     if norm is not None:
         errors = errors / _read_norm(operation, norm, errors, weight)
     limits = [float(limit) for limit in thresholds]
     correct = sum((errors < limit if strict else errors <= limit).to(errors.dtype) for limit in limits)
-    correct = torch.where(errors.isnan(), torch.nan, correct / len(limits))
-    if average == "micro" or reduction in ("none", PER_JOINT):
-        return reduce_joints(correct, weight, reduction)
-    correct = correct.flatten(0, -2)
-    each = None if weight is None else weight.flatten(0, -2)
-    if reduction == "sum":
-        return correct.sum(0) if each is None else weighted(correct, each).sum(0)
-    shares = average_joints(correct.mT, None if each is None else each.mT)
-    return shares if average == "none" else reduce_values(shares, None if each is None else (each != 0).any(0), "mean")
+    return JointErrors(torch.where(errors.isnan(), torch.nan, correct / len(limits)), weight)
 
 
 def _read_norm(operation: str, norm: Tensor | float, errors: Tensor, weight: Tensor | None) -> Tensor:
@@ -285,22 +209,15 @@ def _read_norm(operation: str, norm: Tensor | float, errors: Tensor, weight: Ten
 def bbox_norm(target: Tensor, *, mask: Tensor | None = None, kind: str = "max") -> Tensor:
     """Size of the box around the visible joints: ``"max"`` of its sides (mmpose's "bbox") or its ``"diagonal"``.
 
-    With annotated boxes (which are larger than the joints' own) compute it from those instead: ``wh.amax(-1)``.
+    ``(..., J, D)`` to ``(...)``, NaN without a visible joint; ``mask`` as for `mpjpe`. With annotated boxes (which are
+    larger than the joints' own) compute it from those instead: ``wh.amax(-1)``.
 
-    Args:
-        target: ``(..., J, 2)`` or ``(..., J, 3)``.
-        mask: ``(..., J)`` or ``(J,)``.
-        kind: ``"max"`` or ``"diagonal"``.
-
-    Returns: ``(...)``, NaN without a visible joint.
-
-    Example:
-        >>> corners = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
-        >>> bbox_norm(corners), bbox_norm(corners, kind="diagonal")
-        (tensor([4.]), tensor([5.]))
+    >>> corners = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
+    >>> bbox_norm(corners), bbox_norm(corners, kind="diagonal")
+    (tensor([4.]), tensor([5.]))
     """
     check_options("bbox_norm", kind=kind)
-    _, target, weight = read_poses("bbox_norm", target, target, mask)
+    _, target, weight = read_poses("bbox_norm", target, target, mask=mask)
     low = high = target
     if weight is not None:
         hidden = (weight == 0).unsqueeze(-1)
@@ -316,9 +233,8 @@ def torso_norm(target: Tensor, first: int, second: int) -> Tensor:
     Which two is the data set's business (JHMDB's neck and belly are joints 0 and 1, others take left shoulder to right
     hip). A torso that is not visible should be hidden with ``mask`` in the metric.
 
-    Example:
-        >>> torso_norm(torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]), 0, 1)
-        tensor([5.])
+    >>> torso_norm(torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]), 0, 1)
+    tensor([5.])
     """
     _, target, _ = read_poses("torso_norm", target, target)
     a, b = (
@@ -331,13 +247,9 @@ def torso_norm(target: Tensor, first: int, second: int) -> Tensor:
 def head_norm(box: Tensor) -> Tensor:
     """Head size of MPII: 0.6 times the diagonal of the annotated head box, ``(..., 4)`` as x1, y1, x2, y2.
 
-    Example:
-        >>> head_norm(torch.tensor([0.0, 0.0, 6.0, 8.0]))
-        tensor(6.)
+    >>> head_norm(torch.tensor([0.0, 0.0, 6.0, 8.0]))
+    tensor(6.)
     """
-    check_floating("head_norm", "box", box)
-    if box.dim() == 0 or box.shape[-1] != 4:
-        remedy = "Give the corners x1, y1, x2, y2 of each box."
-        raise ValueError(three_beats("`head_norm` needs `box` of shape (..., 4)", describe(box), remedy))
+    check_shape("head_norm", "box", box, ("...", 4), "Give the corners x1, y1, x2, y2 of each box.")
     corners = box.unflatten(-1, (2, 2))
     return 0.6 * torch.linalg.vector_norm(corners[..., 1, :] - corners[..., 0, :], dim=-1)

@@ -6,26 +6,28 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from multicontrast._checks import (
     check_count,
     check_floating,
-    check_numbers,
     check_same_device,
     check_whole,
     compute_dtype,
     describe,
     three_beats,
-    values_are_free,
 )
 from multicontrast.metrics._inputs import (
+    ItemOptions,
+    JointErrors,
     average_joints,
     check_options,
     check_values,
+    pose_metric,
     read_lengths,
     read_mask,
     read_poses,
-    reduce_items,
+    read_sigmas,
 )
 
 # Nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; left before right.
@@ -36,16 +38,16 @@ COCO_SIGMAS = (
 AP_THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
 
 
+@pose_metric(ItemOptions)
 def oks(
     pred: Tensor,
     target: Tensor,
     area: Tensor | float,
     *,
     sigmas: Sequence[float] | Tensor = COCO_SIGMAS,
-    mask: Tensor | None = None,
-    reduction: str = "mean",
-) -> Tensor:
-    r"""Object keypoint similarity of COCO: 1 for a perfect pose, towards 0 for a wrong one.
+    **options: Unpack[ItemOptions],
+) -> JointErrors:
+    r"""Object keypoint similarity of COCO: 1 for a perfect pose, towards 0 for a wrong one (Lin et al., ECCV 2014).
 
     .. math:: \frac{1}{\sum_j w_j} \sum_j w_j \exp\Bigl(-\frac{d_j^2}{2\,(2\sigma_j)^2 A}\Bigr)
 
@@ -54,28 +56,21 @@ def oks(
     is visible pycocotools measures the distance to a doubled box; here the item is NaN and left out.
 
     Args:
-        pred, target: ``(..., J, 2)`` or ``(..., J, 3)``, one shape.
+        pred, target, reduction: as for `mpjpe`.
         area: ``(...)``, or a number: the object's area, in squared units of the poses.
         sigmas: one per joint; COCO's 17 by default.
-        mask: ``(..., J)`` or ``(J,)``: bool, COCO's visibility flags (integers 0, 1, 2) or weights from 0 to 1. Flags
-            that came as floating-point numbers are refused rather than counted double.
-        reduction: ``"none"`` for one value per item, ``"mean"`` or ``"sum"`` over the items.
+        mask: as for `mpjpe`, but weights are from 0 to 1: COCO's flags that came as floating-point numbers are refused
+            rather than counted double.
+    Returns: ``(...)`` or a scalar.
+    Raises: as for `mpjpe`; a number of sigmas that is not that of the joints; a negative area (on the CPU; elsewhere
+        the item is NaN).
 
-    Returns: ``(...)`` or a scalar. A negative area raises on the CPU and gives NaN elsewhere.
-
-    Raises: as for `mpjpe`; a number of sigmas that is not that of the joints.
-
-    Reference:
-        Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014; the keypoint evaluation on cocodataset.org.
-
-    Example:
-        >>> target = torch.zeros(1, 17, 2)
-        >>> oks(target, target, 100.0)
-        tensor(1.)
+    >>> target = torch.zeros(1, 17, 2)
+    >>> oks(target, target, 100.0)
+    tensor(1.)
     """
-    check_options("oks", reduction=reduction)
-    pred, target, weight = read_poses("oks", pred, target, mask, flags=True)
-    return reduce_items(_similarity("oks", pred, target, area, sigmas), weight, reduction)
+    pred, target, weight = read_poses("oks", pred, target, flags=True, **options)
+    return JointErrors(_similarity("oks", pred, target, area, sigmas), weight)
 
 
 def _similarity(
@@ -92,17 +87,16 @@ def _similarity(
 
 
 def _read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, target: Tensor) -> Tensor:
-    joints = target.shape[-2]
-    remedy = "Pass one deviation per joint; the default is for COCO's 17."
-    if isinstance(sigmas, Tensor) and not values_are_free(sigmas):  # on a GPU and in a graph
-        check_floating(operation, "sigmas", sigmas)
-        check_same_device(operation, ("target", "sigmas"), (target, sigmas))
-        values = torch.where(sigmas > 0, sigmas, torch.nan).to(target.dtype)
+    """``(J,)`` on the device of the poses; NaN where a deviation that was not looked at is not positive."""
+    listed = read_sigmas(operation, "sigmas", sigmas)
+    if isinstance(listed, Tensor):
+        check_same_device(operation, ("target", "sigmas"), (target, listed))
+        values = torch.where(listed > 0, listed, torch.nan).to(target.dtype)
     else:
-        values = torch.tensor(check_numbers(operation, "sigmas", sigmas, above=0, remedy=remedy), dtype=target.dtype)
-        values = values.to(target.device, non_blocking=True)
-    if values.shape != (joints,):
-        raise ValueError(three_beats(f"`{operation}` needs {joints} `sigmas`", describe(values), remedy))
+        values = torch.tensor(listed, dtype=target.dtype).to(target.device, non_blocking=True)
+    if values.shape != target.shape[-2:-1]:
+        remedy = "Pass one deviation per joint; the default is for COCO's 17."
+        raise ValueError(three_beats(f"`{operation}` needs {target.shape[-2]} `sigmas`", describe(values), remedy))
     return values
 
 
@@ -125,9 +119,8 @@ def keypoint_ap(
     In each image the ``max_detections`` best-scored poses take, in that order, the free object of highest similarity,
     if it reaches the threshold. Precision is made monotone and averaged over the recalls 0, 0.01, ..., 1. As in
     pycocotools, with two simplifications: there are no crowd regions and no ranges of area, and an object without a
-    visible joint is left out (there a detection near its box is forgiven).
-
-    The matching is a sequence of choices, so it runs on the CPU, and synchronises.
+    visible joint is left out (there a detection near its box is forgiven). The matching is a sequence of choices, so it
+    runs on the CPU, and synchronises.
 
     Args:
         pred: ``(P, J, 2)`` detected poses; may be empty.
@@ -135,26 +128,22 @@ def keypoint_ap(
         scores: ``(P,)``, higher is surer.
         area: ``(G,)`` annotated areas.
         pred_image, target_image: ``(P,)`` and ``(G,)`` integers that say which image; both None: one image.
-        sigmas: one per joint.
-        mask: ``(G, J)``, the visible joints of the annotation, as for `oks`.
+        sigmas, mask: of the annotation, as for `oks`.
         thresholds: of similarity; the mean over all of them is COCO's AP. ``(0.5,)`` gives AP50.
         max_detections: per image.
         reduction: ``"mean"`` over the thresholds or ``"none"`` for each apart, ``(T,)``.
-
     Returns: a scalar or ``(T,)``, NaN without any annotated pose or with NaN among the scores or coordinates.
+    Raises: ValueError, TypeError for shapes that do not fit; one of the image indices without the other.
 
-    Raises: ValueError, TypeError: shapes that do not fit; one of the image indices without the other.
-
-    Example:
-        >>> target = torch.zeros(2, 17, 2) + torch.tensor([0.0, 500.0])[:, None, None]
-        >>> keypoint_ap(target, target, torch.tensor([0.9, 0.8]), torch.tensor([1e4, 1e4]))
-        tensor(1.)
+    >>> target = torch.zeros(2, 17, 2) + torch.tensor([0.0, 500.0])[:, None, None]
+    >>> keypoint_ap(target, target, torch.tensor([0.9, 0.8]), torch.tensor([1e4, 1e4]))
+    tensor(1.)
     """
-    check_options("keypoint_ap", thresholds=thresholds, reduction=reduction)
+    check_options("keypoint_ap", thresholds=thresholds, reduction=reduction, sigmas=sigmas)
     if reduction == "sum":
         needed = "`keypoint_ap` averages over thresholds, or gives each"
         raise ValueError(three_beats(needed, 'reduction="sum"', 'Pass reduction="none" and add them up.'))
-    check_count("keypoint_ap", "max_detections", max_detections, 1)
+    check_count("keypoint_ap", "max_detections", max_detections, least=1)
     _check_detections(pred, target, scores, area, pred_image, target_image)
     _read_sigmas("keypoint_ap", sigmas, target)
     weight = torch.ones_like(target[..., 0])
@@ -185,16 +174,10 @@ def keypoint_ap(
 
 
 def _check_detections(
-    pred: Tensor,
-    target: Tensor,
-    scores: Tensor,
-    area: Tensor,
-    pred_image: Tensor | None,
-    target_image: Tensor | None,
+    pred: Tensor, target: Tensor, scores: Tensor, area: Tensor, pred_image: Tensor | None, target_image: Tensor | None
 ) -> None:
-    """Raises on what does not fit."""
-    for name, tensor in (("pred", pred), ("target", target), ("scores", scores), ("area", area)):
-        check_floating("keypoint_ap", name, tensor)
+    check_floating("keypoint_ap", "pred", pred)
+    check_floating("keypoint_ap", "target", target)
     if pred.dim() != 3 or target.dim() != 3 or pred.shape[1:] != target.shape[1:] or pred.shape[-1] not in (2, 3):
         came = f"`pred` {tuple(pred.shape)} and `target` {tuple(target.shape)}"
         remedy = "Flatten images and people into one axis, and say which image each is in with the image indices."
@@ -203,14 +186,13 @@ def _check_detections(
         remedy = "Pass both, or neither where all poses are in one image."
         raise ValueError(three_beats("`keypoint_ap` needs both image indices", "one of them", remedy))
     given = {"pred": pred, "target": target, "scores": scores, "area": area}
-    for name, index in (("pred_image", pred_image), ("target_image", target_image)):
-        if index is not None:
-            check_whole("keypoint_ap", name, index)
-            given[name] = index
+    if pred_image is not None and target_image is not None:
+        given |= {"pred_image": pred_image, "target_image": target_image}
     for name, entries in list(given.items())[2:]:
-        count = len(pred) if name in ("scores", "pred_image") else len(target)
-        if tuple(entries.shape) != (count,):
-            needed = f"`keypoint_ap` needs `{name}` of shape ({count},)"
+        (check_whole if name.endswith("image") else check_floating)("keypoint_ap", name, entries)
+        poses = pred if name in ("scores", "pred_image") else target
+        if entries.shape != poses.shape[:1]:
+            needed = f"`keypoint_ap` needs `{name}` of shape ({len(poses)},)"
             raise ValueError(three_beats(needed, describe(entries), "Give one entry per pose."))
     check_same_device("keypoint_ap", list(given), list(given.values()))
     check_values("keypoint_ap", "area", area, area < 0, "areas of at least 0", "Pass the object's area.")

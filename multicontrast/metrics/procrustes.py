@@ -20,20 +20,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from multicontrast.linalg.rotation import batch_last_rotation
 from multicontrast.metrics._inputs import (
-    PER_JOINT,
     JointErrors,
-    Poses,
-    Root,
-    average_joints,
+    PoseOptions,
     check_options,
     list_joints,
+    pose_metric,
     power_of_two,
     read_poses,
-    reduce_items,
-    reduce_values,
     relative_weights,
 )
 
@@ -47,81 +44,61 @@ class Alignment(NamedTuple):
     translation: Tensor  # (..., D)
 
 
+@pose_metric()
 def pa_mpjpe(
     pred: Tensor,
     target: Tensor,
     *,
     scale: bool = True,
     allow_reflection: bool = False,
-    mask: Tensor | None = None,
-    root: Root = None,
-    reduction: str = "mean",
-) -> Tensor:
+    **options: Unpack[PoseOptions],
+) -> JointErrors:
     r"""Mean per-joint error after Procrustes alignment ("Protocol 2", PA-MPJPE, P-MPJPE, "reconstruction error").
 
-    Aligns with the similarity :math:`(s, R, t)` that minimises :math:`\sum_j w_j \lVert s R\,p_j + t - q_j \rVert^2`,
-    then averages the *distances*, not their squares.
-
-    Reflections are excluded, so a mirrored pose keeps its error. Hidden joints enter neither the alignment nor the
-    average. Weights are linear. A collapsed prediction aligns to the centroid and keeps the target's mean distance from
-    it. Who differs is on the page :doc:`/metrics/which-metric`.
+    Aligns with the similarity :math:`(s, R, t)` that minimises :math:`\sum_j w_j \lVert s R\,p_j + t - q_j \rVert^2`
+    (Umeyama, TPAMI 1991), then averages the *distances*, not their squares. Reflections are excluded, so a mirrored
+    pose keeps its error. Hidden joints enter neither the alignment nor the average. A collapsed prediction aligns to
+    the centroid and keeps the target's mean distance from it. Who differs is on the page :doc:`/metrics/which-metric`.
 
     Args:
-        pred, target: ``(..., J, 3)`` or ``(..., J, 2)``, any unit, one shape. Half precision is computed in float32.
+        pred, target, mask, reduction: as for `mpjpe`; weights are linear, in alignment and average alike.
         scale: False for the rigid variant, rotation and translation alone.
         allow_reflection: let the alignment mirror the pose.
-        mask: as for `mpjpe`; weights enter alignment and average alike.
         root: accepted so that all pose errors are called alike; alignment undoes any translation.
-        reduction: ``"none"`` for one value per item, ``"mean"`` or ``"sum"`` over the items.
-
-    Returns:
-        ``(...)`` or a scalar, in the unit of ``target``. An item without a visible joint is NaN, and left out of mean
-        and sum; NaN in a pose stays in that pose. Error at most 16 eps x size x (1 + condition), where size is the
-        target's extent and the condition that of the alignment; see the page on accuracy for the one family, two
+    Returns: as for `mpjpe`; NaN in a pose stays in that pose. Error at most 16 eps x size x (1 + condition), where size
+        is the target's extent and the condition that of the alignment; see the page on accuracy for the one family, two
         nearly straight poses, whose condition is that of the 3x3 covariance. The gradient is finite everywhere.
-
     Raises: as for `mpjpe`.
 
-    Reference: Umeyama, TPAMI 1991.
-
-    Example:
-        >>> target = torch.rand(4, 17, 3)
-        >>> turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-        >>> bool(pa_mpjpe(2.0 * target @ turn + 5.0, target) < 1e-5)
-        True
+    >>> target = torch.rand(4, 17, 3)
+    >>> turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> bool(pa_mpjpe(2.0 * target @ turn + 5.0, target) < 1e-5)
+    True
     """
-    options = {"scale": scale, "allow_reflection": allow_reflection}
-    check_options("pa_mpjpe", root=root, reduction=reduction, **options)
-    poses = _read("pa_mpjpe", pred, target, mask, root)
-    if reduction is PER_JOINT:
-        return reduce_items(*_joint_errors(poses, scale, allow_reflection), reduction)
-    means = [average_joints(_distances(*some, scale, allow_reflection).mT, some[2]) for some in _split(*poses)]
-    counted = None if poses.weight is None else (poses.weight != 0).any(-1)
-    return reduce_values(torch.cat(means).reshape(target.shape[:-2]), counted, reduction)
+    return aligned_distances("pa_mpjpe", pred, target, scale, allow_reflection, **options)
 
 
-def aligned_distances(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, root: Root) -> JointErrors:
-    """The distance of every joint after alignment, ``(..., J)``."""
-    return _joint_errors(_read(operation, pred, target, mask, root), scale=True, allow_reflection=False)
-
-
-def _read(operation: str, pred: Tensor, target: Tensor, mask: Tensor | None, root: Root) -> Poses:
-    poses = read_poses(operation, pred, target, mask, blank=False)
-    if root is not None:  # checked and no more: the alignment undoes any translation
+def aligned_distances(
+    operation: str,
+    pred: Tensor,
+    target: Tensor,
+    scale: bool = True,
+    allow_reflection: bool = False,
+    **options: Unpack[PoseOptions],
+) -> JointErrors:
+    """The distance of every joint after alignment, which undoes any translation: the root is checked and no more."""
+    root = options.pop("root", None)
+    poses = read_poses(operation, pred, target, blank=False, **options)
+    if root is not None:
         list_joints(operation, "root", root, target.shape[-2])
-    return poses
-
-
-def _joint_errors(poses: Poses, scale: bool, allow_reflection: bool) -> JointErrors:
     errors = torch.cat([_distances(*some, scale, allow_reflection) for some in _split(*poses)], -1)
     return JointErrors(errors.mT.reshape(poses.target.shape[:-1]), poses.weight)
 
 
 def _distances(pred: Tensor, target: Tensor, weight: Tensor | None, scale: bool, allow_reflection: bool) -> Tensor:
     """``(J, n)`` of poses ``(n, J, D)``."""
-    piece = _standardise(pred, target, weight)
-    linear = _fit(piece, scale, allow_reflection).linear
-    return _lengths(_add_turned(piece.target, linear, piece.pred, -1)) * piece.target_size
+    x, y, linear, *_ = _align(pred, target, weight, scale, allow_reflection)
+    return _lengths(_add_turned(y.points, linear, x.points, -1)) * y.size
 
 
 def procrustes_align(
@@ -135,35 +112,27 @@ def procrustes_align(
     r"""The similarity (or, with ``scale=False``, the rigid motion) that best lays ``pred`` over ``target``.
 
     Minimises :math:`\sum_j w_j \lVert s R\,p_j + t - q_j \rVert^2` over ``s``, ``R`` with ``det R = +1`` (any sign with
-    ``allow_reflection``) and ``t``.
+    ``allow_reflection``) and ``t``. Arguments and errors are those of `pa_mpjpe`.
 
-    Args:
-        pred, target, scale, allow_reflection, mask: as for `pa_mpjpe`.
-
-    Returns:
-        `Alignment` of ``aligned (..., J, D)``, ``rotation (..., D, D)`` for column vectors, ``scale (...)`` and
+    Returns: `Alignment` of ``aligned (..., J, D)``, ``rotation (..., D, D)`` for column vectors, ``scale (...)`` and
         ``translation (..., D)``: ``aligned = scale * pred @ rotation.mT + translation``. Hidden joints do not steer the
         alignment but are carried along by it. An item without a visible joint is NaN. Differentiable once. ``aligned``
         is computed about the centroids, and so stays accurate far from the origin, where ``translation`` cancels.
 
-    Raises: as for `pa_mpjpe`.
-
-    Example:
-        >>> target = torch.rand(17, 3)
-        >>> fit = procrustes_align(2.0 * target + 1.0, target)
-        >>> round(fit.scale.item(), 4), bool((fit.aligned - target).abs().max() < 1e-5)
-        (0.5, True)
+    >>> target = torch.rand(17, 3)
+    >>> fit = procrustes_align(2.0 * target + 1.0, target)
+    >>> round(fit.scale.item(), 4), bool((fit.aligned - target).abs().max() < 1e-5)
+    (0.5, True)
     """
     check_options("procrustes_align", scale=scale, allow_reflection=allow_reflection)
-    poses = read_poses("procrustes_align", pred, target, mask, blank=False)
+    poses = read_poses("procrustes_align", pred, target, mask=mask, blank=False)
     found = []
     for some in _split(*poses):
-        piece = _standardise(*some)
-        fit = _fit(piece, scale, allow_reflection)
-        linear = fit.scale * fit.rotation
-        aligned = _add_turned(piece.target_centre, linear, some[0].permute(1, 2, 0) - piece.pred_centre)
-        translation = _add_turned(piece.target_centre, linear, piece.pred_centre[None], -1)[0]
-        found.append((aligned.permute(2, 0, 1), fit.rotation.permute(2, 0, 1), fit.scale, translation.mT))
+        x, y, _, rotation, factor = _align(*some, scale, allow_reflection)
+        linear = factor * rotation
+        aligned = _add_turned(y.centre, linear, some[0].permute(1, 2, 0) - x.centre)
+        translation = _add_turned(y.centre, linear, x.centre[None], -1)[0]
+        found.append((aligned.permute(2, 0, 1), rotation.permute(2, 0, 1), factor, translation.mT))
     aligned, rotation, factor, translation = (torch.cat(parts) for parts in zip(*found))
     *batch, _joints, size = target.shape
     return Alignment(
@@ -174,24 +143,12 @@ def procrustes_align(
     )
 
 
-class _Piece(NamedTuple):
-    """Some poses, batch innermost, centred and divided by powers of two; and what was taken away."""
+class _Standard(NamedTuple):
+    """Poses, batch innermost, centred and divided by a power of two; and what was taken away."""
 
-    pred: Tensor  # (J, D, n)
-    target: Tensor  # (J, D, n)
-    weight: Tensor | None  # (J, n)
-    pred_size: Tensor  # (n,)
-    target_size: Tensor  # (n,)
-    pred_centre: Tensor  # (D, n)
-    target_centre: Tensor  # (D, n)
-
-
-class _Fit(NamedTuple):
-    """The alignment of a piece."""
-
-    linear: Tensor  # (D, D, n): s R between the poses of the piece
-    rotation: Tensor  # (D, D, n)
-    scale: Tensor  # (n,): s between the poses that came
+    points: Tensor  # (J, D, n)
+    size: Tensor  # (n,)
+    centre: Tensor  # (D, n)
 
 
 def _piece_length(target: Tensor) -> int:
@@ -213,51 +170,47 @@ def _split(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[tupl
     return zip(*poses, relative_weights(weight, -1).reshape(-1, weight.shape[-1]).split(length))
 
 
-def _standardise(pred: Tensor, target: Tensor, weight: Tensor | None) -> _Piece:
-    w = None if weight is None else weight.mT.contiguous()
-    heaviest = None if w is None else w.detach().argmax(0)
-    x, x_size, x_centre = _centre(pred, w, heaviest)
-    y, y_size, y_centre = _centre(target, w, heaviest)
-    return _Piece(x, y, w, x_size, y_size, x_centre, y_centre)
-
-
-def _centre(pose: Tensor, w: Tensor | None, heaviest: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``(n, J, D)`` as ``(J, D, n)``, centred and scaled; the size ``(n,)``; and the centre ``(D, n)``.
+def _standard(pose: Tensor, w: Tensor | None) -> _Standard:
+    """Of ``(n, J, D)`` and weights ``(J, n)``.
 
     Centred twice, on a joint of the largest weight and then on the mean, so that a distant origin costs no digits. The
     size is a power of two: dividing by it is exact, and afterwards no product overflows or underflows.
     """
     x = torch.empty_like(pose.permute(1, 2, 0), memory_format=torch.contiguous_format)
     x.flatten(0, 1).copy_(pose.flatten(1).mT)  # in two axes: PyTorch transposes those in blocks
-    if w is None or heaviest is None:
+    if w is None:
         first = x.detach()[0].clone()
         x.sub_(first)
     else:
-        first = x.detach().gather(0, heaviest.expand(1, *x.shape[1:]))[0]
+        first = x.detach().gather(0, w.detach().argmax(0).expand(1, *x.shape[1:]))[0]
         x = (x - first).masked_fill_((w == 0)[:, None], 0.0)
     values = x.detach()
     size = power_of_two(torch.maximum(values.amax((0, 1)), values.amin((0, 1)).neg()))
     x.mul_(size.reciprocal())  # exact, as is the product
     if w is None:
         mean = x.mean(0)
-        return x.sub_(mean), size, mean * size + first
+        return _Standard(x.sub_(mean), size, mean * size + first)
     mean = _inner(x, w[:, None]) / w.sum(0)  # 0 / 0, NaN, without a visible joint
-    return x - mean, size, mean * size + first
+    return _Standard(x - mean, size, mean * size + first)
 
 
-def _fit(piece: _Piece, with_scale: bool, allow_reflection: bool) -> _Fit:
-    x, y = piece.pred, piece.target
-    wx = x if piece.weight is None else x * piece.weight[:, None]
-    covariance = _inner(y[:, :, None], wx[:, None])
-    variance = _inner(wx, x).sum(0)
+def _align(
+    pred: Tensor, target: Tensor, weight: Tensor | None, with_scale: bool, allow_reflection: bool
+) -> tuple[_Standard, _Standard, Tensor, Tensor, Tensor]:
+    """The standard poses, the ``s R`` between them, ``R``, and the ``s`` between the poses that came."""
+    w = None if weight is None else weight.mT.contiguous()
+    x, y = _standard(pred, w), _standard(target, w)
+    wx = x.points if w is None else x.points * w[:, None]
+    covariance = _inner(y.points[:, :, None], wx[:, None])
+    variance = _inner(wx, x.points).sum(0)
     rotation = batch_last_rotation(covariance, allow_reflection)
-    between = piece.target_size / piece.pred_size
+    between = y.size / x.size
     if not with_scale:
-        return _Fit(rotation / between, rotation, torch.where(variance.isnan(), torch.nan, 1.0))
+        return x, y, rotation / between, rotation, torch.where(variance.isnan(), torch.nan, 1.0)
     # R maximises <R, K>: its change adds nothing to the change of the maximum, and it is a constant here.
     trace = (rotation.detach() * covariance).sum((0, 1))
     ratio = trace / torch.where(variance == 0, 1.0, variance)
-    return _Fit(ratio * rotation, rotation, ratio * between)
+    return x, y, ratio * rotation, rotation, ratio * between
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

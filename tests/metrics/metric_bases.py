@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 from multicontrast import metrics
 
-_FILES = ("_accumulate", "_pose_metric", "pose_classes", "embedding_classes")
+_FILES = ("_accumulate", "pose_classes", "embedding_classes")
 _NAMES = [f"multicontrast.metrics.{file}" for file in _FILES]
 CLASSES = (
     "MPJPE", "PAMPJPE", "NMPJPE", "EPE", "MPJVE", "AccelError", "MinMPJPE",
@@ -39,11 +39,11 @@ def on(base: str) -> SimpleNamespace:
     if base not in _KEPT:
         _KEPT[base] = modules(base)
     files = _KEPT[base]
-    accumulate, pose, classes, embeddings = files.values()
+    accumulate, classes, embeddings = files.values()
     found = {name: getattr(classes, name) for name in CLASSES}
     return SimpleNamespace(
         **found,
-        PoseMetric=pose.PoseMetric,
+        PoseMetric=classes.PoseMetric,
         RetrievalRecall=embeddings.RetrievalRecall,
         ModalityAlignment=embeddings.ModalityAlignment,
         accumulate=accumulate,

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from multicontrast import metrics
 from multicontrast.metrics import embeddings as embeddings_file
-from multicontrast.metrics import retrieval as retrieval_file
 
 scipy_distance = pytest.importorskip("scipy.spatial.distance")
 scipy_special = pytest.importorskip("scipy.special")
@@ -108,7 +107,7 @@ def test_the_eigenvalue_is_blind_to_what_the_share_sees():
 @pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "mean"])
 @pytest.mark.parametrize("block", [1 << 24, 100])
 def test_ranks_one_comparison_at_a_time(ties, block, monkeypatch):
-    monkeypatch.setattr(retrieval_file, "_HELD_AT_ONCE", block)
+    monkeypatch.setattr(embeddings_file, "_HELD_AT_ONCE", block)
     generator = torch.Generator().manual_seed(0)
     match = torch.randint(0, 30, (20,), generator=generator)
     query, gallery = (torch.randint(-1, 2, (n, 3), generator=generator).double() for n in (20, 30))  # many ties
@@ -143,7 +142,7 @@ def test_a_collapsed_model_finds_nothing(rows, width, block, monkeypatch):
 
     The same product of two rows has other last bits at the edge of a matrix, and in a block of one row.
     """
-    monkeypatch.setattr(retrieval_file, "_HELD_AT_ONCE", block)
+    monkeypatch.setattr(embeddings_file, "_HELD_AT_ONCE", block)
     x = torch.randn(1, width, generator=torch.Generator().manual_seed(0)).expand(rows, width)
     assert metrics.retrieval_recall(x, x) == 0
     assert metrics.median_rank(x, x) == rows
@@ -201,9 +200,9 @@ def test_a_hundred_thousand_against_themselves_fit_into_bounded_memory():
 def test_memory_is_bounded_by_the_block(monkeypatch):
     """No product has more cells than the bound, whatever the sizes."""
     seen = []
-    products = retrieval_file.products
-    monkeypatch.setattr(retrieval_file, "_HELD_AT_ONCE", 1000)
-    monkeypatch.setattr(retrieval_file, "products", lambda a, b: seen.append(len(a) * len(b)) or products(a, b))
+    products = embeddings_file.products
+    monkeypatch.setattr(embeddings_file, "_HELD_AT_ONCE", 1000)
+    monkeypatch.setattr(embeddings_file, "products", lambda a, b: seen.append(len(a) * len(b)) or products(a, b))
     x = draw(rows=90)[0]
     metrics.retrieval_recall(x, x)
     assert max(seen) <= 1000 and sum(seen) == 90 * 90

@@ -23,7 +23,6 @@ def curve(
     thresholds: Sequence[float] = (),
     root: int | Sequence[int] | None = None,
     mask: Tensor | None = None,
-    reduction: str = "",  # noqa: ARG001  the class averages
 ) -> tuple[Tensor, Tensor]:
     """The share of each pose's joints that are closer than each threshold, and what each counts."""
     distances = joint_distances(pred, target, root)
