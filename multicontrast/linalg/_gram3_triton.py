@@ -190,41 +190,29 @@ def eigmax_with_derivative_of(a, b, c):
 
 
 @triton.jit
-def _gram3_excess_kernel(a_ptr, b_ptr, c_ptr, x_ptr, a_stride, b_stride, c_stride, count, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    inside = i < count
-    a = tl.load(a_ptr + i * a_stride, mask=inside, other=0.0)
-    b = tl.load(b_ptr + i * b_stride, mask=inside, other=0.0)
-    c = tl.load(c_ptr + i * c_stride, mask=inside, other=0.0)
-    tl.store(x_ptr + i, eigmax_excess_of(a, b, c), mask=inside)
-
-
-@triton.jit
-def _gram3_gradient_kernel(
+def _gram3_kernel(
     a_ptr, b_ptr, c_ptr, x_ptr, ga_ptr, gb_ptr, gc_ptr,
     a_stride, b_stride, c_stride, count,
-    ROUNDED: tl.constexpr, BLOCK: tl.constexpr,
+    GRADIENT: tl.constexpr, ROUNDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = i < count
     a = tl.load(a_ptr + i * a_stride, mask=inside, other=0.0)
     b = tl.load(b_ptr + i * b_stride, mask=inside, other=0.0)
     c = tl.load(c_ptr + i * c_stride, mask=inside, other=0.0)
-    x, ga, gb, gc = eigmax_with_gradient_of(a, b, c, ROUNDED)
+    if GRADIENT:
+        x, ga, gb, gc = eigmax_with_gradient_of(a, b, c, ROUNDED)
+        tl.store(ga_ptr + i, ga, mask=inside)
+        tl.store(gb_ptr + i, gb, mask=inside)
+        tl.store(gc_ptr + i, gc, mask=inside)
+    else:
+        x = eigmax_excess_of(a, b, c)
     tl.store(x_ptr + i, x, mask=inside)
-    tl.store(ga_ptr + i, ga, mask=inside)
-    tl.store(gb_ptr + i, gb, mask=inside)
-    tl.store(gc_ptr + i, gc, mask=inside)
 
 
 def eigmax_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """``lambda_max - 1`` of cosines of one shape, type (float32 or float64) and device, with any strides."""
-    x = torch.empty(a.shape, dtype=a.dtype, device=a.device)
-    if x.numel():
-        flat = [_flat(cosine) for cosine in (a, b, c)]
-        strides = [cosine.stride(0) for cosine in flat]
-        launch(_gram3_excess_kernel, _grid(x.numel()), _VALUE[a.dtype], *flat, x, *strides, x.numel())
-    return x
+    return _launch(a, b, c, gradient=False, rounded=False)[0]
 
 
 def eigmax_with_gradient(
@@ -235,15 +223,21 @@ def eigmax_with_gradient(
     The gradient errs by at most 5.5 eps where square root and division are the device's approximate ones, by 3 eps
     with ``correctly_rounded=True``; the value's accuracy is the same in both.
     """
-    x, ga, gb, gc = (torch.empty(a.shape, dtype=a.dtype, device=a.device) for _ in range(4))
-    if x.numel():
-        flat = [_flat(cosine) for cosine in (a, b, c)]
-        strides = [cosine.stride(0) for cosine in flat]
-        launch(
-            _gram3_gradient_kernel, _grid(x.numel()), _GRADIENT[a.dtype],
-            *flat, x, ga, gb, gc, *strides, x.numel(), ROUNDED=correctly_rounded,
-        )  # fmt: skip
+    x, ga, gb, gc = _launch(a, b, c, gradient=True, rounded=correctly_rounded)
     return x, ga, gb, gc
+
+
+def _launch(a: Tensor, b: Tensor, c: Tensor, gradient: bool, rounded: bool) -> list[Tensor]:
+    results = [torch.empty(a.shape, dtype=a.dtype, device=a.device) for _ in range(4 if gradient else 1)]
+    if a.numel():
+        flat = [_flat(cosine) for cosine in (a, b, c)]
+        launch(
+            _gram3_kernel, lambda constants: (triton.cdiv(a.numel(), constants["BLOCK"]),),
+            (_GRADIENT if gradient else _VALUE)[a.dtype],
+            *flat, *(results if gradient else 4 * results), *(cosine.stride(0) for cosine in flat), a.numel(),
+            GRADIENT=gradient, ROUNDED=rounded,
+        )  # fmt: skip
+    return results
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -251,7 +245,3 @@ def _flat(tensor: Tensor) -> Tensor:
     if tensor.numel() and all(stride == 0 or size == 1 for size, stride in zip(tensor.shape, tensor.stride())):
         return tensor.as_strided((tensor.numel(),), (0,))  # one number, expanded
     return tensor.reshape(-1)
-
-
-def _grid(count: int):
-    return lambda constants: (triton.cdiv(count, constants["BLOCK"]),)

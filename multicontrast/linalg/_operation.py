@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from multicontrast._backend import run_kernel, use_triton
 from multicontrast._checks import three_beats
-from multicontrast.linalg._glue import is_differentiated, is_eager_cpu, is_traced, refuse_nested_forward_mode
 
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -89,7 +89,6 @@ class Operation:
         self._function = _function(self)
         self._operator = _operator(self, self.name, self.results, False)
         self._operator.register_autograd(self._function.backward, setup_context=self._function.setup_context)
-        self._alone = _function_alone(self)
         self._operator_alone = self._operator
         if self.value_name is not None:
             self._operator_alone = _operator(self, self.value_name, 1, True)
@@ -100,13 +99,14 @@ class Operation:
         return self._operator(*inputs) if torch.compiler.is_compiling() else self._function.apply(*inputs)
 
     def value(self, *inputs: Any) -> Tensor:
-        """The first result, differentiable; computed alone if no derivative is needed."""
-        if is_differentiated(*_tensors(inputs)):
+        """The first result, differentiable; computed alone if no derivative can be needed."""
+        tensors = _tensors(inputs)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return _first(self(*inputs))
         if torch.compiler.is_compiling():
             return _first(self._operator_alone(*inputs))
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return _first(self._alone.apply(*inputs))
+        if torch._C._functorch.peek_interpreter_stack() is not None or any(map(_has_tangent, tensors)):
+            return _first(self(*inputs))  # a transform may hide from this one that somebody outside differentiates
         return _first(self.evaluate(True, *inputs))
 
     def evaluate(self, alone: bool, *inputs: Any) -> Any:
@@ -114,11 +114,11 @@ class Operation:
         tensor = inputs[0]
         if isinstance(tensor, FakeTensor) or tensor.is_meta:
             results: Tensor | Results = self.fake(*inputs)
-        elif (torch.compiler.is_compiling() or is_traced()) and not (self.inlined and not use_triton(tensor)):
+        elif (torch.compiler.is_compiling() or _is_traced()) and not (self.inlined and not use_triton(tensor)):
             results = self._operator_alone(*inputs) if alone else self._operator(*inputs)
         elif use_triton(tensor):
             results = run_kernel(self.triton, self.plain, alone, *inputs)
-        elif is_eager_cpu(tensor):
+        elif tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling():
             results = self.on_cpu(alone, *inputs)
         else:
             results = self.plain(alone, *inputs)
@@ -156,7 +156,7 @@ def _function(operation: Operation) -> type[torch.autograd.Function]:
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-            refuse_nested_forward_mode(operation.function)
+            _refuse_nested_forward_mode(operation.function)
             known = tangents[: len(tangents) - len(ctx.rest)]
             moved = operation.forward_mode((*ctx.saved_tensors, *ctx.rest), *known)
             return moved[0] if operation.results == 1 else moved
@@ -166,26 +166,6 @@ def _function(operation: Operation) -> type[torch.autograd.Function]:
             return _mapped(operation, Function.apply, info, in_dims, inputs)
 
     return Function
-
-
-def _function_alone(operation: Operation) -> type[torch.autograd.Function]:
-    class FunctionAlone(torch.autograd.Function):
-        """The value without derivatives; a function only so that it has a rule for ``vmap``."""
-
-        @staticmethod
-        def forward(*inputs: Any) -> Any:
-            return operation.evaluate(True, *inputs)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            pass
-
-        @staticmethod
-        def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-            # Below this transform a derivative may be needed: `value` checks again.
-            return _mapped(operation, operation.value, info, in_dims, inputs)
-
-    return FunctionAlone
 
 
 def _operator(operation: Operation, name: str, results: int, alone: bool) -> Any:
@@ -237,3 +217,29 @@ def _tensors(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 def _first(results: Tensor | Results) -> Tensor:
     return results if isinstance(results, Tensor) else results[0]
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _refuse_nested_forward_mode(operation: str) -> None:
+    """Raise inside a forward-mode derivative of a forward-mode derivative.
+
+    PyTorch drops the outer tangent of a custom function there and would return a Hessian of zeros without a word.
+    """
+    try:  # private, and only for a better message: without it the result is PyTorch's
+        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+    except ImportError:  # pragma: no cover
+        return
+    levels = [level.key().name for level in retrieve_all_functorch_interpreters()]
+    if levels.count("Jvp") > 1:
+        needed = f"`{operation}` can be differentiated in forward mode once"
+        remedy = "Take the other derivative in reverse mode: `torch.func.jacfwd(torch.func.jacrev(f))`."
+        raise NotImplementedError(three_beats(needed, "forward mode over forward mode", remedy))
+
+
+def _is_traced() -> bool:
+    """Whether a compiler is recording operators, as it does when it differentiates a graph that it has captured."""
+    modes = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL)
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)

@@ -20,6 +20,7 @@ from multicontrast.linalg._symmetric3_triton import (
     frame,
     inverse_root,
     isolate,
+    larger,
     load3,
     reciprocal,
     store3,
@@ -34,14 +35,6 @@ _TUNING = Tuning(
 @triton.jit
 def _dot(a0, a1, a2, b0, b1, b2):
     return a0 * b0 + a1 * b1 + a2 * b2
-
-
-@triton.jit
-def _larger(largest, a, b, c):
-    """The largest magnitude; NaN if one is."""
-    largest = tl.maximum(largest, tl.abs(a), propagate_nan=tl.PropagateNan.ALL)
-    largest = tl.maximum(largest, tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
-    return tl.maximum(largest, tl.abs(c), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -105,7 +98,7 @@ def _rotation3_kernel(
     lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = lane < count
     k00, k01, k02, k10, k11, k12, k20, k21, k22 = load3(matrix_ptr + lane * stride, row_stride, column_stride, inside)
-    largest = _larger(_larger(_larger(tl.abs(k00), k01, k02, k10), k11, k12, k20), k21, k22, k00)
+    largest = larger(larger(larger(tl.abs(k00), k01, k02, k10), k11, k12, k20), k21, k22, k00)
     poison = largest * 0
     empty = largest == 0
     power, _inverse = power_of_two(largest)

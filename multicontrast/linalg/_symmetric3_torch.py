@@ -33,7 +33,6 @@ import math
 import torch
 from torch import Tensor
 
-from multicontrast.linalg._glue import blocks
 from multicontrast.linalg._gram3_torch import power_of_two
 
 # The parabola in z, of y(z) on [0, 1] to 7e-5; Newton then leaves 4e-9, and a second step rounding.
@@ -64,8 +63,9 @@ def solve(matrix: Tensor, with_vectors: bool = True, *, may_look: bool) -> tuple
     value_rows, vector_rows = values.view(-1, 3), None if vectors is None else vectors.view(-1, 3, 3)
     length = _BLOCK if may_look else max(count, 1)
     scratch = flat.new_empty(PAIR_ROWS if with_vectors else VALUE_ROWS, min(length, count))
-    for block in blocks(count, length):
-        rows = scratch[:, : block.stop - block.start]
+    for start in range(0, count, length):
+        block = slice(start, min(start + length, count))
+        rows = scratch[:, : block.stop - start]
         _solve(value_rows[block], None if vector_rows is None else vector_rows[block], flat[block], rows, may_look)
     return values, flat.new_empty(0) if vectors is None else vectors
 

@@ -1,10 +1,7 @@
 r"""Symmetric 3x3 matrices by deflation as a Triton kernel: all eigenvalues, and an orthonormal set of eigenvectors.
 
-The deviator ``B = A - tr(A)/3`` has the characteristic equation :math:`\eta^3 - J_2 \eta - J_3 = 0`. The root with the
-sign of :math:`J_3` is isolated, however close the other two are, so it and its eigenvector are well conditioned; what
-is left is a 2x2 problem in the plane across that vector. The same steps as ``_symmetric3_torch``, without a division:
-reciprocals and inverse roots are the device's approximate ones, corrected by one step of Newton where it matters.
-Derivation: ``docs/math/symmetric-eigenproblems.md``.
+The same steps as ``_symmetric3_torch``, which derives them, without a division: reciprocals and inverse roots are the
+device's approximate ones, corrected by one step of Newton where it matters.
 """
 
 from __future__ import annotations
@@ -25,13 +22,11 @@ _TUNING = Tuning(
 
 
 @triton.jit
-def _largest(a, b, c, d, e, f):
-    """The largest magnitude of six; NaN if one is."""
-    x = tl.maximum(tl.abs(a), tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
-    x = tl.maximum(x, tl.abs(c), propagate_nan=tl.PropagateNan.ALL)
-    x = tl.maximum(x, tl.abs(d), propagate_nan=tl.PropagateNan.ALL)
-    x = tl.maximum(x, tl.abs(e), propagate_nan=tl.PropagateNan.ALL)
-    return tl.maximum(x, tl.abs(f), propagate_nan=tl.PropagateNan.ALL)
+def larger(largest, a, b, c):
+    """The largest of a magnitude and those of three numbers; NaN if one is."""
+    largest = tl.maximum(largest, tl.abs(a), propagate_nan=tl.PropagateNan.ALL)
+    largest = tl.maximum(largest, tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(largest, tl.abs(c), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -136,7 +131,7 @@ def deviator(a00, a11, a22):
 @triton.jit
 def eigenpairs_of(a00, a11, a22, a10, a20, a21):
     """Eigenvalues, ascending, then the entries of the matrix whose columns are their vectors, row by row."""
-    largest = _largest(a00, a11, a22, a10, a20, a21)
+    largest = larger(larger(tl.abs(a00), a00, a11, a22), a10, a20, a21)
     poison = largest * 0
     power, inverse = power_of_two(largest)
     a00, a11, a22 = a00 * power, a11 * power, a22 * power
@@ -144,7 +139,7 @@ def eigenpairs_of(a00, a11, a22, a10, a20, a21):
     b00, b11, b22 = deviator(a00, a11, a22)
     b10, b20, b21 = a10 * power, a20 * power, a21 * power
     # A multiple of the identity and little else: the little has eigenvectors too.
-    power, unit = power_of_two(_largest(b00, b11, b22, b10, b20, b21))
+    power, unit = power_of_two(larger(larger(tl.abs(b00), b00, b11, b22), b10, b20, b21))
     b00, b11, b22, b10, b20, b21 = b00 * power, b11 * power, b22 * power, b10 * power, b20 * power, b21 * power
     eta, x, y, z, p0, p1, p2, q0, q1, q2 = isolate(b00, b11, b22, b10, b20, b21)
 

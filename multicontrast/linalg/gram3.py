@@ -10,10 +10,9 @@ from torch import Tensor
 from multicontrast._backend import rounds_to_nearest
 from multicontrast._checks import check_floating, check_same_device, compute_dtype, describe, three_beats
 from multicontrast.linalg import _gram3_in_place, _gram3_torch
-from multicontrast.linalg._glue import blocks
 from multicontrast.linalg._gram3_in_place import Triple
 from multicontrast.linalg._operation import Operation, Results
-from multicontrast.linalg.symmetric3 import EIGENPAIRS
+from multicontrast.linalg.symmetric import EIGENPAIRS
 
 _BLOCK = 1 << 17  # elements at a time on a CPU: enough to hide the cost of a call, few enough to stay in cache
 
@@ -112,13 +111,10 @@ class _Excess(Operation):
     def on_cpu(self, alone: bool, *cosines: Tensor) -> Tensor | Results:
         like = cosines[0]
         results = [torch.empty(like.shape, dtype=like.dtype, device=like.device) for _ in range(1 if alone else 4)]
-        flat = [cosine.reshape(-1) for cosine in cosines]
-        count = like.numel()
-        scratch = like.new_empty(_gram3_in_place.SCRATCH_ROWS - 1, min(_BLOCK, count))
-        for block in blocks(count, _BLOCK):
-            rows = scratch[:, : block.stop - block.start].unbind(0)
-            a, b, c = (cosine[block] for cosine in flat)
-            x, *gradient = (result.view(-1)[block] for result in results)
+        flat = [tensor.reshape(-1).split(_BLOCK) for tensor in (*cosines, *results)]
+        scratch = like.new_empty(_gram3_in_place.SCRATCH_ROWS - 1, len(flat[0][0]))
+        for a, b, c, x, *gradient in zip(*flat):
+            rows = scratch[:, : len(x)].unbind(0)
             if alone:
                 _gram3_in_place.eigmax_excess_into(x, (a, b, c), rows)
             else:
