@@ -37,8 +37,8 @@ from torch import Tensor
 
 from multicontrast._checks import call, check_callable, check_choice, describe, three_beats
 from multicontrast._workspace import Workspace
-from multicontrast.linalg._gram import gram_eigmax_excess, gram_eigmax_with_gradient
 from multicontrast.linalg._gram3_in_place import SCRATCH_ROWS, eigmax_with_pullback
+from multicontrast.linalg.gram3 import gram_eigmax_excess, gram_eigmax_with_gradient
 
 __all__ = ["CosineSimilarity", "Similarity"]
 

@@ -10,6 +10,7 @@ computes the numbers is decided in one place, :meth:`Operation.evaluate`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,16 +47,14 @@ class Operation:
     """Whether the batch is the last axis of every tensor; otherwise any leading axes are."""
     inlined = False
     """Whether :meth:`evaluate` shows a compiler the plain formulas instead of an operator."""
+    saved_inputs, saved_results = 0, slice(None)
+    """The tensors that the derivatives are made of, the residuals: so many of the first inputs, and these results."""
 
     # What an operation states ----------------------------------------------------------------------------------------
 
-    def plain(self, alone: bool, *inputs: Any) -> Tensor | Results:
-        """On any device, and without a branch on values."""
+    def plain(self, alone: bool, may_look: bool, *inputs: Any) -> Tensor | Results:
+        """In PyTorch. Only on a CPU in eager mode it ``may_look`` at values; elsewhere it has no branch on them."""
         raise NotImplementedError
-
-    def on_cpu(self, alone: bool, *inputs: Any) -> Tensor | Results:
-        """On a CPU in eager mode, where values may be looked at."""
-        return self.plain(alone, *inputs)
 
     def triton(self, alone: bool, *inputs: Any) -> Tensor | Results:
         """By Triton kernels."""
@@ -63,10 +62,6 @@ class Operation:
 
     def fake(self, *inputs: Any) -> Results:
         """Empty tensors of the results' shapes."""
-        raise NotImplementedError
-
-    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
-        """The tensors that the derivatives are made of."""
         raise NotImplementedError
 
     def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> Gradients:
@@ -117,12 +112,14 @@ class Operation:
         elif (torch.compiler.is_compiling() or _is_traced()) and not (self.inlined and not use_triton(tensor)):
             results = self._operator_alone(*inputs) if alone else self._operator(*inputs)
         elif use_triton(tensor):
-            results = run_kernel(self.triton, self.plain, alone, *inputs)
-        elif tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling():
-            results = self.on_cpu(alone, *inputs)
+            results = run_kernel(partial(self.triton, alone), partial(self.plain, alone, False), *inputs)
         else:
-            results = self.plain(alone, *inputs)
+            is_eager_cpu = tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
+            results = self.plain(alone, is_eager_cpu, *inputs)
         return _first(results) if alone or self.results == 1 else results
+
+    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
+        return (*inputs[: self.saved_inputs], *results[self.saved_results])
 
     def _backward_alone(self, ctx: Any, cotangent: Tensor) -> Gradients:
         inputs = ctx.saved_tensors

@@ -1,7 +1,13 @@
-"""Eigenvalues of the 3x3 Gram matrix of three unit vectors, from its three cosines."""
+"""Eigenvalues of the Gram matrix of unit vectors, from its cosines: of three, and the largest of N = 2..8.
+
+Cosines come in the order of the pairs ``(0, 1), (0, 2), ..., (N-2, N-1)``; all work is on the matrix less its unit
+diagonal, so that small cosines keep their digits.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +18,7 @@ from multicontrast._checks import check_floating, check_same_device, compute_dty
 from multicontrast.linalg import _gram3_in_place, _gram3_torch
 from multicontrast.linalg._gram3_in_place import Triple
 from multicontrast.linalg._operation import Operation, Results
-from multicontrast.linalg.symmetric import EIGENPAIRS
+from multicontrast.linalg.symmetric import EIGENPAIRS, EIGMAX, symmetric_eigmax
 
 _BLOCK = 1 << 17  # elements at a time on a CPU: enough to hide the cost of a call, few enough to stay in cache
 
@@ -34,7 +40,6 @@ def gram3_eigmax(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         tensors on different devices.
     Reference: the equations are in docs/math/h-cubic.
 
-    >>> import torch
     >>> gram3_eigmax(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(1.0))
     tensor(3.)
     """
@@ -54,7 +59,6 @@ def gram3_eigvals(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     Raises: as :func:`gram3_eigmax`.
     Reference: :func:`eigvalsh3` of the matrix less its unit diagonal; docs/math/symmetric-eigenproblems.
 
-    >>> import torch
     >>> gram3_eigvals(torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.5))
     tensor([0.5000, 0.5000, 2.0000])
     """
@@ -78,6 +82,46 @@ def evaluate_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Ten
     """``(x, dx/da, dx/db, dx/dc)``, ``x = lambda_max - 1``, by the best implementation; no autograd."""
     x, ga, gb, gc = EXCESS.evaluate(False, a, b, c)
     return x, ga, gb, gc
+
+
+def num_vectors(num_cosines: int) -> int:
+    """N of the N (N - 1) / 2 cosines; ValueError where there is no such N in 2..8."""
+    for n in range(2, 9):
+        if n * (n - 1) // 2 == num_cosines:
+            return n
+    raise ValueError(f"The Gram matrix of N = 2..8 vectors has N (N - 1) / 2 cosines; got {num_cosines}.")
+
+
+def gram_eigmax_excess(cosines: Sequence[Tensor]) -> Tensor:
+    """``lambda_max - 1``, differentiable twice. Cosines of one shape, float32 or float64; no further checks."""
+    n = num_vectors(len(cosines))
+    if n == 2:
+        return cosines[0].abs()
+    if n == 3:
+        a, b, c = cosines
+        return gram3_excess(a, b, c)
+    return symmetric_eigmax(_assemble(n, cosines))
+
+
+def gram_eigmax_with_gradient(cosines: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """``(x, [dx/dcosine, ...])`` with ``x = lambda_max - 1``: closed form, no autograd."""
+    n = num_vectors(len(cosines))
+    if n == 2:
+        return cosines[0].abs(), [cosines[0].sign()]
+    if n == 3:
+        a, b, c = cosines
+        x, *gradient = evaluate_with_gradient(a, b, c)
+        return x, gradient
+    x, projector, *_ = EIGMAX.evaluate(False, _assemble(n, cosines))
+    return x, [2 * projector[..., i, j] for i in range(n) for j in range(i + 1, n)]
+
+
+def _assemble(n: int, cosines: Sequence[Tensor]) -> Tensor:
+    """The Gram matrix less its unit diagonal, ``(..., N, N)``."""
+    of_pair = {pair: k for k, pair in enumerate(itertools.combinations(range(n), 2))}
+    zero = torch.zeros_like(cosines[0])
+    entries = [zero if i == j else cosines[of_pair[min(i, j), max(i, j)]] for i in range(n) for j in range(n)]
+    return torch.stack(entries, -1).unflatten(-1, (n, n))
 
 
 def _prepare(operation: str, *cosines: Tensor) -> Triple:
@@ -104,11 +148,11 @@ class _Excess(Operation):
     arguments = "Tensor a, Tensor b, Tensor c"
     results = 4
     inlined = True
+    saved_inputs, saved_results = 3, slice(1, None)
 
-    def plain(self, alone: bool, *cosines: Tensor) -> Tensor | Results:
-        return _gram3_torch.eigmax_excess(*cosines) if alone else _gram3_torch.eigmax_with_gradient(*cosines)
-
-    def on_cpu(self, alone: bool, *cosines: Tensor) -> Tensor | Results:
+    def plain(self, alone: bool, may_look: bool, *cosines: Tensor) -> Tensor | Results:
+        if not may_look:
+            return _gram3_torch.eigmax_excess(*cosines) if alone else _gram3_torch.eigmax_with_gradient(*cosines)
         like = cosines[0]
         results = [torch.empty(like.shape, dtype=like.dtype, device=like.device) for _ in range(1 if alone else 4)]
         flat = [tensor.reshape(-1).split(_BLOCK) for tensor in (*cosines, *results)]
@@ -131,9 +175,6 @@ class _Excess(Operation):
 
     def fake(self, a: Tensor, *_: Tensor) -> Results:
         return tuple(a.new_empty(a.shape) for _ in range(4))
-
-    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
-        return (*inputs, *results[1:])
 
     def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         (*cosines, ga, gb, gc), (dx, *directions) = residuals, cotangents

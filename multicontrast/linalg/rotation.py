@@ -19,45 +19,31 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
     r"""The rotation nearest to a matrix: :math:`\arg\max_{R} \langle R, K \rangle` over :math:`\det R = +1`.
 
     For points :math:`x_j, y_j` and :math:`K = \sum_j w_j\, y_j x_j^\top` it is the rotation that minimises
-    :math:`\sum_j w_j \lVert R x_j - y_j \rVert^2` (Kabsch 1976, Umeyama 1991).
-
-    Where the maximiser is not unique (``K`` of rank 1 or 0, a reflection with two equal smallest singular values) one
-    of the maximisers is returned; ``K = 0`` gives the identity. The result is orthogonal to a few eps, with
-    determinant +1 by construction; its error is a few eps times ``s1 / (s2 + d * s3)`` for singular values ``s`` and
-    ``d = sign(det K)``. The gradient is analytic: exact while that ratio is below ``eps ** -0.5``, damped and always
-    finite beyond. It can be taken once (no double backward).
+    :math:`\sum_j w_j \lVert R x_j - y_j \rVert^2` (Kabsch 1976; Umeyama, TPAMI 1991). Where the maximiser is not unique
+    (``K`` of rank 1 or 0, a reflection with two equal smallest singular values) one of the maximisers is returned;
+    ``K = 0`` gives the identity.
 
     Args:
         matrix: ``(..., 3, 3)`` or ``(..., 2, 2)``, of any finite scale.
         allow_reflection: maximise over ``det R = -1`` as well.
+    Returns: ``(..., D, D)`` in float32, or float64 for float64 input. NaN or infinity in a matrix gives NaN for it.
+    Accuracy: orthogonal to a few eps, with determinant +1 by construction; the error is a few eps times
+        ``s1 / (s2 + d * s3)`` for singular values ``s`` and ``d = sign(det K)``. The gradient is analytic: exact while
+        that ratio is below ``eps ** -0.5``, damped and always finite beyond. It can be taken once (no double backward).
+    Raises: TypeError unless ``matrix`` is a real floating-point tensor; ValueError unless its last two axes are 2 x 2
+        or 3 x 3.
+    Reference: deflation of the isolated eigenvalue: Scherzinger and Dohrmann, CMAME 2008.
 
-    Returns:
-        ``(..., D, D)`` in float32, or float64 for float64 input. NaN or infinity in a matrix gives NaN for it alone.
-
-    Raises:
-        TypeError: ``matrix`` is not a tensor of real floating-point numbers.
-        ValueError: its last two sizes are not 2 and 2 or 3 and 3.
-
-    Reference:
-        Umeyama, Least-squares estimation of transformation parameters between two point patterns, TPAMI 1991; deflation
-        of the isolated eigenvalue: Scherzinger and Dohrmann, CMAME 2008.
-
-    Example:
-        >>> quarter_turn = torch.tensor([[0.0, -2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
-        >>> proper_rotation(quarter_turn)
-        tensor([[ 0., -1.,  0.],
-                [ 1.,  0.,  0.],
-                [ 0.,  0.,  1.]])
+    >>> quarter_turn = torch.tensor([[0.0, -2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    >>> proper_rotation(quarter_turn)
+    tensor([[ 0., -1.,  0.],
+            [ 1.,  0.,  0.],
+            [ 0.,  0.,  1.]])
     """
     check_floating("proper_rotation", "matrix", matrix)
     if matrix.dim() < 2 or matrix.shape[-2:] not in ((2, 2), (3, 3)):
-        raise ValueError(
-            three_beats(
-                "`proper_rotation` needs `matrix` of shape (..., 3, 3) or (..., 2, 2)",
-                describe(matrix),
-                "Put the two sizes of the matrix last.",
-            )
-        )
+        needed = "`proper_rotation` needs `matrix` of shape (..., 3, 3) or (..., 2, 2)"
+        raise ValueError(three_beats(needed, describe(matrix), "Put the two sizes of the matrix last."))
     size = matrix.shape[-1]
     inner = matrix.to(compute_dtype(matrix)).reshape(-1, size, size).permute(1, 2, 0)
     if torch.compiler.is_compiling() or matrix.device.type != "cpu":
@@ -80,25 +66,20 @@ class _RotationBackward(Operation):
     name = "rotation_backward"
     arguments = "Tensor grad, Tensor matrix, Tensor rotation, bool allow_reflection"
     batch_last = True
+    saved_results = slice(0)
 
-    def plain(self, alone: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, allow_reflection: bool) -> Tensor:
-        return _rotation_torch.backward(grad, matrix, rotation, may_look=False)
-
-    def on_cpu(self, alone: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, allow_reflection: bool) -> Tensor:
-        return _rotation_torch.backward(grad, matrix, rotation, may_look=True)
+    def plain(self, alone: bool, may_look: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, _: bool) -> Tensor:
+        return _rotation_torch.backward(grad, matrix, rotation, may_look)
 
     def triton(self, alone: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, allow_reflection: bool) -> Tensor:
         from multicontrast.linalg import _rotation_triton
 
         if len(matrix) == 2:
-            return self.plain(alone, grad, matrix, rotation, allow_reflection)
+            return _rotation_torch.backward(grad, matrix, rotation, may_look=False)
         return _rotation_triton.rotation3_backward(grad, matrix, allow_reflection)
 
     def fake(self, grad: Tensor, *_: Any) -> Results:
         return (grad.new_empty(grad.shape),)
-
-    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
-        return ()
 
 
 class _Rotation(Operation):
@@ -108,22 +89,20 @@ class _Rotation(Operation):
     name = "rotation"
     arguments = "Tensor matrix, bool allow_reflection"
     batch_last = True
+    saved_inputs = 1
 
-    def plain(self, alone: bool, matrix: Tensor, allow_reflection: bool) -> Tensor:
+    def plain(self, alone: bool, may_look: bool, matrix: Tensor, allow_reflection: bool) -> Tensor:
         return _rotation_torch.nearest(matrix, allow_reflection)
 
     def triton(self, alone: bool, matrix: Tensor, allow_reflection: bool) -> Tensor:
         from multicontrast.linalg import _rotation_triton
 
         if len(matrix) == 2:
-            return self.plain(alone, matrix, allow_reflection)
+            return _rotation_torch.nearest(matrix, allow_reflection)
         return _rotation_triton.rotation3(matrix, allow_reflection)
 
     def fake(self, matrix: Tensor, *_: Any) -> Results:
         return (matrix.new_empty(matrix.shape),)
-
-    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
-        return (inputs[0], *results)
 
     def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         matrix, rotation, allow_reflection = residuals

@@ -36,7 +36,6 @@ def eigvalsh3(A: Tensor) -> Tensor:  # the name of the contract
     Raises: TypeError unless ``A`` is a real floating-point tensor; ValueError unless its last two axes are 3 x 3.
     Reference: deflation of the isolated eigenvalue; docs/math/symmetric-eigenproblems.
 
-    >>> import torch
     >>> eigvalsh3(torch.ones(3, 3))
     tensor([0., 0., 3.])
     """
@@ -76,7 +75,6 @@ def eigmax(A: Tensor) -> Tensor:  # the name of the contract
     Raises: TypeError unless ``A`` is a real floating-point tensor; ValueError unless its last two axes are N x N.
     Reference: cyclic Jacobi, for N = 3 deflation; docs/math/symmetric-eigenproblems.
 
-    >>> import torch
     >>> eigmax(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
     tensor(3.)
     """
@@ -108,14 +106,7 @@ class _Eigenpairs(Operation):
     value_name = "symmetric3_eigenvalues"
     results = 2
 
-    def plain(self, alone: bool, matrix: Tensor) -> Tensor | Results:
-        return self._solve(alone, matrix, may_look=False)
-
-    def on_cpu(self, alone: bool, matrix: Tensor) -> Tensor | Results:
-        return self._solve(alone, matrix, may_look=True)
-
-    @staticmethod
-    def _solve(alone: bool, matrix: Tensor, may_look: bool) -> Tensor | Results:
+    def plain(self, alone: bool, may_look: bool, matrix: Tensor) -> Tensor | Results:
         values, vectors = _symmetric3_torch.solve(matrix, not alone, may_look=may_look)
         return values if alone else (values, vectors)
 
@@ -126,9 +117,6 @@ class _Eigenpairs(Operation):
 
     def fake(self, matrix: Tensor) -> Results:
         return matrix.new_empty(matrix.shape[:-1]), matrix.new_empty(matrix.shape)
-
-    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
-        return results
 
     def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         (values, vectors), (d_values, d_vectors) = residuals, cotangents
@@ -166,16 +154,15 @@ class _Eigmax(Operation):
     name = "symmetric_eigmax"
     results = 4
     constants = 2
+    saved_results = slice(1, None)
 
-    def plain(self, alone: bool, matrix: Tensor) -> Results:
-        solver = partial(_symmetric3_torch.solve, may_look=False)
-        return _evaluate(matrix, solver if matrix.shape[-1] == 3 else _jacobi_torch.eigenpairs)
-
-    def on_cpu(self, alone: bool, matrix: Tensor) -> Results:
+    def plain(self, alone: bool, may_look: bool, matrix: Tensor) -> Results:
         n = matrix.shape[-1]
-        if n == 2:
-            return self.plain(alone, matrix)
-        solver = partial(_symmetric3_torch.solve, may_look=True) if n == 3 else _lapack
+        solver: Solver = _lapack if may_look else _jacobi_torch.eigenpairs
+        if n == 3:
+            solver = partial(_symmetric3_torch.solve, may_look=may_look)
+        if n == 2 or not may_look:
+            return _evaluate(matrix, _jacobi_torch.eigenpairs if n == 2 else solver)
         found = [_evaluate(batch_last(part), solver) for part in matrix.reshape(-1, n, n).split(max(_BLOCK // n**2, 1))]
         results = self.fake(matrix)
         for result, parts in zip(results, zip(*found)):
@@ -190,9 +177,6 @@ class _Eigmax(Operation):
     def fake(self, matrix: Tensor) -> Results:
         *batch, n, _ = matrix.shape
         return tuple(matrix.new_empty((*batch, *shape)) for shape in ((), (n, n), (n,), (n, n)))
-
-    def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
-        return results[1:]
 
     def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         (gradient, distances, vectors), (dx, direction, *_) = residuals, cotangents

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from multicontrast._checks import values_are_free
-from multicontrast.linalg._gram import gram_eigmax_with_gradient
+from multicontrast.linalg.gram3 import gram_eigmax_with_gradient
 from multicontrast.losses.candidates import FEW, All, Blocks, Candidates, pairs_of
 from multicontrast.losses.diagnostics import Diagnostics, TermDiagnostics
 from multicontrast.losses.factorised import mean_cosine_denominators

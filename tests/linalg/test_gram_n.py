@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from multicontrast import linalg
-from multicontrast.linalg._gram import gram_eigmax_excess, gram_eigmax_with_gradient
+from multicontrast.linalg.gram3 import gram_eigmax_excess, gram_eigmax_with_gradient
 
 DTYPES = [torch.float32, torch.float64]
 FAMILIES = list(gram_families(4, torch.float32))
