@@ -28,7 +28,9 @@ from torch import Tensor
 import multicontrast as mc
 from benchmarks import cases, cli, driver
 from benchmarks.environment import describe_environment
+from multicontrast.linalg._gram3_torch import eigmax_with_gradient
 from multicontrast.losses.candidates import SCHEMES, Draw
+from multicontrast.similarity import Eigenvalue
 
 THREE_PAIRS, THREE_CLIP = "three pairs", "three CLIP losses, two matmuls each"
 PAIRWISE, MATMULS = "pairwise", "three matmuls of one pair"
@@ -39,6 +41,7 @@ TILED = "pairwise, in tiles"
 REFERENCE, EXACT_MEAN = "trimodal, by the reference", "triplet, exact, mean cosine"
 TRIMODAL_COMPILED, EXACT_COMPILED = "trimodal, compiled", "triplet, exact, compiled"
 CHEAP_SCHEMES = ("shared", "cyclic")
+TRIMODAL_OUT, EXACT_OUT = "trimodal, cyclic, eigenvalue out of place", "triplet, exact, eigenvalue out of place"
 _LAPACK_UP_TO = 1024  # samples
 CALL_PAIR, CALL_TRIMODAL = "pairwise, as called", "trimodal, as called"
 CALL_CLIP, CALL_THREE_CLIP = "CLIP loss of raw rows", "three CLIP losses of raw rows"
@@ -80,6 +83,16 @@ BARS = (
 )
 
 
+class OutOfPlace(Eigenvalue):
+    """The eigenvalue without its form in place, to show what that form is for."""
+
+    def with_pullback(
+        self, cosines: Sequence[Tensor], workspace: object
+    ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        value, *slopes = eigmax_with_gradient(*torch.broadcast_tensors(*cosines))
+        return value, lambda weights: [slope.mul_(weights) for slope in slopes]
+
+
 # --- contenders -----------------------------------------------------------------------------------------------
 
 
@@ -115,6 +128,10 @@ def contenders(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[
         TRIPLET: lambda: mc.triplet_infonce(x, y, z, tau, negatives=index, normalize=False),
         EXACT: exact,
         EXACT_MEAN: lambda: exact(similarity="mean_cosine"),
+        EXACT_OUT: lambda: exact(similarity=OutOfPlace()),
+        TRIMODAL_OUT: lambda: trimodal(
+            negatives="cyclic", generator=torch.Generator().manual_seed(seed), similarity=OutOfPlace()
+        ),
         ALGORITHM2: lambda: cases.definitions.algorithm2_triplet(x, y, z, index, tau),
         LAPACK: lambda: cases.lapack_on_gathered_cosines(xs, index, tau),
     }
@@ -172,9 +189,10 @@ def check(
         (triplet(inputs.index), (TRIPLET, *((ALGORITHM2, LAPACK) if batch <= _LAPACK_UP_TO else ()))),
         (four_terms(inputs.index), (TRIMODAL, NORMALISING, REFERENCE, *((TRIMODAL_COMPILED,) if compiled else ()))),
         *((four_terms(drawn(scheme).to(tau.device)), (with_scheme(TRIMODAL, scheme),)) for scheme in CHEAP_SCHEMES),
+        (four_terms(drawn("cyclic").to(tau.device)), (TRIMODAL_OUT,)),
     ]
     if small:
-        exact = (EXACT, EXACT_COMPILED) if compiled else (EXACT,)
+        exact = (EXACT, EXACT_OUT, EXACT_COMPILED) if compiled else (EXACT, EXACT_OUT)
         groups.append((lambda: definitions.exact_infonce(xs, tau).mean(), exact))
         groups.append((lambda: definitions.exact_infonce(xs, tau, "mean_cosine").mean(), (EXACT_MEAN,)))
     worst = 0.0
@@ -262,6 +280,7 @@ def run(options: argparse.Namespace, device: torch.device, batch: int, dim: int)
     limits = (
         (ALGORITHM2, options.literal_up_to),
         (EXACT, options.exact_up_to),
+        (EXACT_OUT, options.exact_up_to),
         (EXACT_COMPILED, options.exact_up_to),
         (LAPACK, _LAPACK_UP_TO),
     )

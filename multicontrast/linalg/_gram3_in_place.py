@@ -1,8 +1,9 @@
 r"""The h-cubic in place, for the losses and for large batches on a CPU, where passes over a block are the cost.
 
 It computes the equations of :mod:`multicontrast.linalg._gram3_torch` in some fifty-five passes, without a mask or an
-allocation. Out of place, value and gradient take 1.9 times as long for 10,000 triples of float32 and 2.6 times for
-100,000. The gradient alone differs, and saves passes: it comes from the eigenvector, by two quotients,
+allocation. Out of place the exact loss misses its bar by far and the cyclic trimodal loss just: the rows "eigenvalue
+out of place" of ``benchmarks/results/losses.csv``. The gradient alone differs, and saves passes: it comes from the
+eigenvector, by two quotients,
 
 .. math:: \sigma = \frac{u_2 + u_3}{u_1} = \frac{a + b}{x - c},
           \qquad \tau = \frac{u_2 - u_3}{u_1} = \frac{a - b}{x + c},
