@@ -75,7 +75,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|np|nn|F|collections|typing|pathlib|types|os)\..*"),
     ("py:.*", r"Tensor|Generator|Module|ProcessGroup|Figure|Path"),  # annotations that are not evaluated
-    ("py:.*", r"Sequence|Callable|Iterable|Mapping|Literal|optional|Tally|Gather|Examples"),
+    ("py:.*", r"Sequence|Callable|Iterable|Mapping|Literal|optional|(.*\.)?Tally|Gather|Examples"),
     ("py:.*", r"(multicontrast|unihpe_ref)\.(.*\.)?_.*"),  # private names in annotations
     (
         "py:class",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # Sweeps after which neither values nor vectors get better; in float64 one to spare.
-_SWEEPS = {
+SWEEPS = {
     torch.float32: {2: 1, 3: 4, 4: 5, 5: 5, 6: 6, 7: 6, 8: 6},
     torch.float64: {2: 1, 3: 5, 4: 6, 5: 7, 6: 7, 7: 7, 8: 7},
 }
@@ -37,7 +37,7 @@ def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     for i in range(n):
         work[n + i, i] = 1
     spare = torch.empty_like(work[:, 0]), torch.empty_like(work[:, 0])
-    for _ in range(_SWEEPS[matrix.dtype][n]):
+    for _ in range(SWEEPS[matrix.dtype][n]):
         for p, q in itertools.combinations(range(n), 2):
             _rotate(work, p, q, spare)
     values = torch.stack([work[i, i] for i in range(n)], -1)

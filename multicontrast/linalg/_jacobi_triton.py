@@ -25,13 +25,10 @@ from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
 from multicontrast.linalg._gram3_triton import power_of_two  # noqa: F401, for the generated source
+from multicontrast.linalg._jacobi_torch import SWEEPS
 from multicontrast.linalg._symmetric3_triton import inverse_root, reciprocal
 
-# Sweeps after which neither value nor vector gets better, and one to spare in float64.
-_SWEEPS = {
-    torch.float32: {2: 1, 3: 4, 4: 4, 5: 5, 6: 6, 7: 6, 8: 6},
-    torch.float64: {2: 1, 3: 5, 4: 6, 5: 7, 6: 7, 7: 7, 8: 7},
-}
+_SWEEPS = SWEEPS | {torch.float32: SWEEPS[torch.float32] | {4: 4}}  # in this order one less does for 4 x 4
 
 _TUNING = Tuning(
     default=config(num_warps=2, BLOCK=64),

@@ -36,8 +36,8 @@ from torch import Tensor
 from multicontrast.linalg._gram3_torch import power_of_two
 
 # The parabola in z, of y(z) on [0, 1] to 7e-5; Newton then leaves 4e-9, and a second step rounding.
-_START = (1.73211581, 0.33095066, -0.08214052, 0.01913906)
-_C0, _C1, _C2, _C3 = (c / 2**power for power, c in enumerate(_START))  # in 2 z
+START = (1.73211581, 0.33095066, -0.08214052, 0.01913906)
+_C0, _C1, _C2, _C3 = (c / 2**power for power, c in enumerate(START))  # in 2 z
 _NEWTON_STEPS = {torch.float32: 1, torch.float64: 2}
 # Far below rounding beside any adjugate that matters, with a square that is a normal number.
 _LEAST = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
 from multicontrast.linalg._gram3_triton import power_of_two
+from multicontrast.linalg._symmetric3_torch import START
 
+_C0, _C1, _C2, _C3 = (tl.constexpr(c) for c in START)
 # One matrix for each thread: it lives in registers.
 _TUNING = Tuning(
     default=config(num_warps=4, BLOCK=128),
@@ -75,7 +77,7 @@ def _isolated_root(b00, b11, b22, b10, b20, b21, TINY: tl.constexpr):
     inverse = inverse_root(square)
     z = tl.minimum(0.5 * tl.abs(j3) * inverse * inverse * inverse, 1.0)
     # 2 cos(acos(z) / 3), from sqrt(3) to 2: a cubic good to 7e-5, then Newton on y^3 - 3y - 2z.
-    y = ((0.01913906 * z - 0.08214052) * z + 0.33095066) * z + 1.73211581
+    y = ((_C3 * z + _C2) * z + _C1) * z + _C0
     for _ in tl.static_range(2 if z.dtype == tl.float64 else 1):
         y2 = y * y
         y -= ((y2 - 3) * y - 2 * z) * reciprocal(3 * y2 - 3)

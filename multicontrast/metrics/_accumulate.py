@@ -88,11 +88,27 @@ class Accumulator(Metric):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def _read_ids(self, ids: Ids | None, rows: int, device: torch.device) -> Tensor | None:
-        """One int64 for each row of a batch, or None; raises unless it is as with the batches before."""
-        keys = None if ids is None else read_ids(type(self).__name__, ids, rows, device)
-        if (self.rows or self.sums.dim()) and bool(self.ids) != (keys is not None):
+        """One int64 for each row of a batch, names hashed to 64 bits, or None, as with the batches before."""
+        if (self.rows or self.sums.dim()) and bool(self.ids) != (ids is not None):
             self._refuse_mixture()
-        return keys
+        if ids is None:
+            return None
+        name, remedy = type(self).__name__, "Pass one integer or name for each sample of the batch."
+        if isinstance(ids, Tensor):
+            check_whole(name, "ids", ids)
+        else:
+            listed = check_list(name, "ids", ids.tolist() if hasattr(ids, "tolist") else ids, remedy=remedy)
+            if len({isinstance(one, str) for one in listed}) > 1:
+                needed = f"`{name}` needs `ids` that are all integers or all names"
+                raise TypeError(three_beats(needed, "a mixture, in which 1 and '1' are two samples", remedy))
+            numbers = [
+                _digest(one) if isinstance(one, str) else check_count(name, "ids", one, -(2**63), remedy=remedy)
+                for one in listed
+            ]
+            ids = torch.tensor(numbers, dtype=torch.int64)
+        if ids.shape != (rows,):
+            raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))
+        return ids.to(state_device(device), torch.int64)
 
     def _take_in(self, measured: Tensor, keys: Tensor | None, labels: Tensor, groups: int = 1) -> None:
         """Adds the measurements ``(rows, ...)`` to the sums of their groups, or keeps them by their keys."""
@@ -252,26 +268,6 @@ def first_of_each(ids: Tensor) -> Tensor:
     order = torch.arange(len(inverse), device=inverse.device)
     first = torch.full_like(order, len(inverse)).scatter_reduce_(0, inverse, order, "amin")
     return first[: int(inverse.max()) + 1]
-
-
-def read_ids(name: str, ids: Ids, rows: int, device: torch.device) -> Tensor:
-    """One int64 for each row; names are hashed to 64 bits."""
-    remedy = "Pass one integer or name for each sample of the batch."
-    if isinstance(ids, Tensor):
-        check_whole(name, "ids", ids)
-    else:
-        listed = check_list(name, "ids", ids.tolist() if hasattr(ids, "tolist") else ids, remedy=remedy)
-        if len({isinstance(one, str) for one in listed}) > 1:
-            needed = f"`{name}` needs `ids` that are all integers or all names"
-            raise TypeError(three_beats(needed, "a mixture, in which 1 and '1' are two samples", remedy))
-        numbers = [
-            _digest(one) if isinstance(one, str) else check_count(name, "ids", one, -(2**63), remedy=remedy)
-            for one in listed
-        ]
-        ids = torch.tensor(numbers, dtype=torch.int64)
-    if ids.shape != (rows,):
-        raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))
-    return ids.to(state_device(device), torch.int64)
 
 
 def _digest(text: str) -> int:

@@ -241,23 +241,10 @@ def read_poses(
     blank: bool = True,
     **options: Unpack[PoseOptions],
 ) -> Poses:
-    """Checks, promotes, moves the root to the origin, and blanks the hidden joints, or leaves that to the caller."""
-    root, mask = options.get("root"), options.get("mask")
-    check_poses(operation, pred, target)
-    dtype = compute_dtype(pred, target)
-    pred, target = pred.to(dtype), target.to(dtype)
-    if root is not None:
-        joints = list_joints(operation, "root", root, target.shape[-2])
-        pred, target = pred - mean_position(pred, joints), target - mean_position(target, joints)
-    weight = None if mask is None else read_mask(operation, mask, target.shape[:-1], target, flags=flags)
-    if weight is not None and blank:
-        hidden = (weight == 0).unsqueeze(-1)
-        pred, target = pred.masked_fill(hidden, 0.0), target.masked_fill(hidden, 0.0)
-    return Poses(pred, target, weight)
+    """Poses ``(..., J, D)`` of one shape and at least one joint, promoted, with the root at the origin.
 
-
-def check_poses(operation: str, pred: Tensor, target: Tensor) -> None:
-    """Raises unless both are floating-point tensors ``(..., J, D)`` of one shape, with at least one joint in them."""
+    Hidden joints are blanked, or left as they are for a caller who does that.
+    """
     check_floating(operation, "pred", pred)
     check_floating(operation, "target", target)
     if target.dim() < 2 or target.shape[-1] not in (2, 3):
@@ -273,6 +260,17 @@ def check_poses(operation: str, pred: Tensor, target: Tensor) -> None:
         remedy = "Skip empty batches; the accumulating classes do."
         raise ValueError(three_beats(f"`{operation}` needs at least one pose with one joint", describe(target), remedy))
     check_same_device(operation, ("pred", "target"), (pred, target))
+    root, mask = options.get("root"), options.get("mask")
+    dtype = compute_dtype(pred, target)
+    pred, target = pred.to(dtype), target.to(dtype)
+    if root is not None:
+        joints = list_joints(operation, "root", root, target.shape[-2])
+        pred, target = (pose - take_joints(pose, joints, -2).mean(-2, keepdim=True) for pose in (pred, target))
+    weight = None if mask is None else read_mask(operation, mask, target.shape[:-1], target, flags=flags)
+    if weight is not None and blank:
+        hidden = (weight == 0).unsqueeze(-1)
+        pred, target = pred.masked_fill(hidden, 0.0), target.masked_fill(hidden, 0.0)
+    return Poses(pred, target, weight)
 
 
 def read_mask(operation: str, mask: Tensor, shape: Sequence[int], like: Tensor, *, flags: bool = False) -> Tensor:
@@ -287,30 +285,22 @@ def read_mask(operation: str, mask: Tensor, shape: Sequence[int], like: Tensor, 
         mask = mask.expand(tuple(shape))
     except RuntimeError:
         remedy = "Give one entry per joint: the shape of the poses without the coordinates, or just (J,)."
-        raise ValueError(
-            three_beats(f"`{operation}` needs `mask` to expand to {tuple(shape)}", describe(mask), remedy)
-        ) from None
+        needed = f"`{operation}` needs `mask` to expand to {tuple(shape)}"
+        raise ValueError(three_beats(needed, describe(mask), remedy)) from None
+    weight = mask.to(like.dtype)
     if mask.dtype is torch.bool:
-        return mask.to(like.dtype)
+        return weight
     if not mask.is_floating_point():
         needed, remedy = "flags 0, 1 or 2 where it is integers", "Weights are floating-point numbers: `mask.float()`."
         wrong, weight = (mask < 0) | (mask > 2), (mask > 0).to(like.dtype)
     elif flags:
         needed = "weights from 0 to 1"
         remedy = "Pass COCO's flags as integers, or `mask > 0`; divide weights by the largest."
-        weight = mask.to(like.dtype)
         wrong = (weight < 0) | (weight > 1)
     else:
-        needed, remedy = "weights of at least 0", "Hidden joints have weight 0."
-        weight = mask.to(like.dtype)
-        wrong = weight < 0
+        needed, remedy, wrong = "weights of at least 0", "Hidden joints have weight 0.", weight < 0
     check_values(operation, "mask", mask, wrong, needed, remedy)
     return torch.where(wrong, torch.nan, weight)
-
-
-def mean_position(pose: Tensor, joints: Sequence[int]) -> Tensor:
-    """The mean of some joints, ``(..., J, D)`` to ``(..., 1, D)``."""
-    return take_joints(pose, joints, -2).mean(-2, keepdim=True)
 
 
 def take_joints(tensor: Tensor, joints: Sequence[int], axis: int) -> Tensor:

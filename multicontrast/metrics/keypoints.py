@@ -191,19 +191,14 @@ def _shares(
     """For each joint the share of the thresholds that it is closer than."""
     errors, weight = distances(operation, pred, target, **options)
     if norm is not None:
-        errors = errors / _read_norm(operation, norm, errors, weight)
+        lengths = read_lengths(operation, "norm", norm, errors.shape[:-1], errors).expand(errors.shape[:-1])
+        if weight is not None:
+            lengths = torch.where((weight != 0).any(-1), lengths, 1.0)
+        check_values(operation, "norm", lengths, ~(lengths > 0), "positive lengths", "Hide those items with `mask`.")
+        errors = errors / torch.where(lengths > 0, lengths, torch.nan).unsqueeze(-1)
     limits = [float(limit) for limit in thresholds]
     correct = sum((errors < limit if strict else errors <= limit).to(errors.dtype) for limit in limits)
     return JointErrors(torch.where(errors.isnan(), torch.nan, correct / len(limits)), weight)
-
-
-def _read_norm(operation: str, norm: Tensor | float, errors: Tensor, weight: Tensor | None) -> Tensor:
-    """The norm as ``(..., 1)``; 1 for items without a visible joint, NaN where it is not positive."""
-    lengths = read_lengths(operation, "norm", norm, errors.shape[:-1], errors).expand(errors.shape[:-1])
-    if weight is not None:
-        lengths = torch.where((weight != 0).any(-1), lengths, 1.0)
-    check_values(operation, "norm", lengths, ~(lengths > 0), "positive lengths", "Hide those items with `mask`.")
-    return torch.where(lengths > 0, lengths, torch.nan).unsqueeze(-1)
 
 
 def bbox_norm(target: Tensor, *, mask: Tensor | None = None, kind: str = "max") -> Tensor:

@@ -45,7 +45,7 @@ Group = str | Sequence[str] | Tensor  # of all rows of a batch, or of each
 
 
 class Tally(NamedTuple):
-    """What is kept: one row per group, all of it float64, which counts exactly to 9e15."""
+    """What is kept, columns of one tensor ``(G, 6 + 3 J)``, all of it float64, which counts exactly to 9e15."""
 
     item_sum: Tensor  # (G,) of the items' values
     pred_size: Tensor  # (G,) of the poses' sizes, for the warning about units
@@ -56,11 +56,6 @@ class Tally(NamedTuple):
     joint_sum: Tensor  # (G, J) of weighted errors
     joint_weight: Tensor  # (G, J)
     joint_count: Tensor  # (G, J) of items in which the joint is visible
-
-    @staticmethod
-    def of(packed: Tensor) -> Tally:
-        """From ``(G, 6 + 3 J)``."""
-        return Tally(*packed[:, :6].unbind(1), *packed[:, 6:].unflatten(1, (3, -1)).unbind(1))
 
 
 class Summary(NamedTuple):
@@ -210,9 +205,10 @@ class PoseMetric(Accumulator):
         totals = self._totals(len(names))
         if totals is None:
             totals = torch.zeros(len(names), 6, dtype=torch.float64, device=self.sums.device)
-        tally = Tally.of(totals)
+        tally = Tally(*totals[:, :6].unbind(1), *totals[:, 6:].unflatten(1, (3, -1)).unbind(1))
         if not self._one_batch:
-            _warn_of_units(type(self).__name__, tally, self._longest())
+            thresholds = self._of_call.get("thresholds") or (self._of_call.get("threshold"),)
+            _warn_of_units(type(self).__name__, tally, max(thresholds) if self.thresholds_are_lengths else None)
         per_group = {name: self.mean_of(tally, [name]) for name in names}
         filled = [value for value, items in zip(per_group.values(), tally.items) if items]
         frame_mean = self.mean_of(tally)
@@ -228,12 +224,6 @@ class PoseMetric(Accumulator):
             invalid=int(tally.invalid.sum()),
             tally=tally,
         )
-
-    def _longest(self) -> float | None:
-        """The largest threshold, where thresholds are lengths."""
-        if not self.thresholds_are_lengths:
-            return None
-        return float(max(self._of_call.get("thresholds") or (self._of_call["threshold"],)))
 
 
 class MPJPE(PoseMetric, function=mpjpe):

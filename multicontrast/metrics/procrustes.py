@@ -98,7 +98,9 @@ def aligned_distances(
 def _distances(pred: Tensor, target: Tensor, weight: Tensor | None, scale: bool, allow_reflection: bool) -> Tensor:
     """``(J, n)`` of poses ``(n, J, D)``."""
     x, y, linear, *_ = _align(pred, target, weight, scale, allow_reflection)
-    return _lengths(_add_turned(y.points, linear, x.points, -1)) * y.size
+    vectors = _add_turned(y.points, linear, x.points, -1).movedim(1, 0)
+    square = _inner(vectors, vectors)  # of about 1; `vector_norm` is slow along a middle axis
+    return square * square.clamp_min(torch.finfo(square.dtype).smallest_normal).rsqrt() * y.size  # with slope 0 at 0
 
 
 def procrustes_align(
@@ -226,9 +228,3 @@ def _add_turned(base: Tensor, linear: Tensor, pose: Tensor, sign: int = 1) -> Te
     for column, coordinate in zip(linear.unbind(1), pose.unbind(1)):
         base = torch.addcmul(base, column, coordinate[:, None], value=sign)
     return base
-
-
-def _lengths(vectors: Tensor) -> Tensor:
-    """``(J, D, n)`` of about 1 to ``(J, n)``; the gradient at 0 is 0. `vector_norm` is slow along a middle axis."""
-    square = _inner(vectors.movedim(1, 0), vectors.movedim(1, 0))
-    return square * square.clamp_min(torch.finfo(square.dtype).smallest_normal).rsqrt()
