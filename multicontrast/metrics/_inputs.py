@@ -148,6 +148,7 @@ def pose_metric(
                 return reduce_joints(errors, weight, reduction, options.get("average", "micro"))
             return reduce_items(errors, weight, reduction)
 
+        metric.__signature__ = inspect.signature(metric).replace(return_annotation=Tensor)  # type: ignore[attr-defined]
         metric.measure = measure  # type: ignore[attr-defined]
         return metric  # type: ignore[return-value]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -110,6 +111,16 @@ def test_errors_of_each_function(call, words):
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         eval(call, {**vars(metrics), **ODD, "torch": torch})
     assert re.fullmatch(r"(?s)`\w+` .+; got .+\. .+[.?]", str(caught.value)), caught.value  # needed, came, what to do
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_signature_is_that_of_a_call(name):
+    """Options come from a table; so may mistakes in their names."""
+    signature = inspect.signature(getattr(metrics, name))
+    assert signature.return_annotation in ("Tensor", torch.Tensor)
+    assert {"mask", "reduction"} <= set(signature.parameters) and "options" not in signature.parameters
+    with pytest.raises(TypeError, match=rf"`{name}` takes the options .*; got `msk`\. Did you mean `mask`\?"):
+        getattr(metrics, name)(POSE, POSE, msk=None)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "oks"])
