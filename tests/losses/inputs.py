@@ -13,7 +13,7 @@ from multicontrast.losses.plan import make_plan
 from multicontrast.losses.softmax import Masks
 
 SIMILARITIES = ["eigenvalue", "singular_value", "mean_cosine", "volume", "area", "multilinear"]
-SCHEMES = ["permutation", "shared", "cyclic", "tied"]
+SCHEMES = ["cyclic", "permutation", "shared", "tied"]
 
 
 def embeddings(count: int, size: int, dim: int = 6, seed: int = 0, scale: float = 1.0) -> list[Tensor]:
