@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -19,6 +20,7 @@ class PTXUnsupported(NotImplementedError):
     pass
 
 
+@functools.cache
 def type_info(t):
     """'.f32' -> (kind, bits)."""
     m = re.fullmatch(r"(pred)|([bsuf])(8|16|32|64|128)|(f16x2|bf16x2|f32x2|bf16|tf32)", t)

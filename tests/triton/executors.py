@@ -12,6 +12,7 @@ import functools
 import inspect
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
@@ -77,6 +78,7 @@ def _process(kind: str) -> ProcessPoolExecutor:
 
 
 def _prepare(kind: str) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     os.environ[_KIND] = kind
     os.environ["MULTICONTRAST_BACKEND"] = "torch" if kind == "torch" else "triton"
     if kind == "interpreter":
@@ -85,6 +87,12 @@ def _prepare(kind: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_the_parent() -> None:
+    """A worker of pytest that is killed at the end would leave its executors behind, a gigabyte each."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _remember_in_the_interpreter() -> None:
