@@ -65,7 +65,7 @@ def _values_cost() -> Iterator[None]:
             module.values_are_free = original
 
 
-def _inputs(size: int = 9) -> tuple[list[Tensor], Tensor]:
+def _inputs(size: int = 5) -> tuple[list[Tensor], Tensor]:
     return [torch.randn(size, 6, requires_grad=True) for _ in range(3)], torch.tensor(0.3, requires_grad=True)
 
 
@@ -74,7 +74,7 @@ def _inputs(size: int = 9) -> tuple[list[Tensor], Tensor]:
 def test_replays_are_fresh_draws_over_new_embeddings(case):
     options: dict[str, Any] = {
         "tiled": {"alpha": 0.0, "tiled": True},
-        "masked": {"ids": torch.arange(9) // 2, "weight": torch.rand(9), "num_negatives": 5},
+        "masked": {"ids": torch.arange(5) // 2, "weight": torch.rand(5), "num_negatives": 7},
     }.get(case, {"negatives": case})
     xs, tau = _inputs()
 
