@@ -9,8 +9,6 @@ import copy
 import inspect
 import itertools
 import pickle
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -394,12 +392,3 @@ def test_classes_are_metrics_whatever_was_imported_first():
     torchmetrics = pytest.importorskip("torchmetrics")
     assert issubclass(on("torchmetrics").MPJPE, torchmetrics.Metric)
     assert not issubclass(on("standalone").MPJPE, torchmetrics.Metric)
-    code = (
-        "import sys, multicontrast, torch\n"
-        "multicontrast.metrics.mpjpe(torch.zeros(1, 3, 3), torch.zeros(1, 3, 3))\n"
-        "assert 'torchmetrics' not in sys.modules  # until a class is named\n"
-        "metric = multicontrast.metrics.MPJPE()\n"
-        "import torchmetrics\n"
-        "assert isinstance(metric, torchmetrics.Metric) and type(metric).__mro__[3] is torchmetrics.Metric"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -69,31 +70,36 @@ def test_asked_for_kernels_it_raises(name, failing, monkeypatch):
         _results(name)
 
 
-@pytest.mark.parametrize(
-    ("switch", "tf32"),
-    [
-        ("pass", False),
-        ("torch.set_float32_matmul_precision('high')", True),
-        ("torch.backends.cuda.matmul.allow_tf32 = True", True),
-        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", True),
-        ("torch.backends.fp32_precision = 'tf32'", True),
-        ("torch.backends.fp32_precision = 'tf32'; torch.backends.cuda.matmul.fp32_precision = 'ieee'", False),
-    ],
-)
-def test_tf32_follows_the_old_switches_and_the_new(switch, tf32):
-    """In a process of its own, since PyTorch refuses its old switches once a new one was set."""
-    if "fp32_precision" in switch and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        pytest.skip("this torch has the old switches alone")
+SWITCHES = {
+    "pass": "off",
+    "torch.set_float32_matmul_precision('high')": "on",
+    "torch.backends.cuda.matmul.allow_tf32 = True": "on",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": "on",
+    "torch.backends.fp32_precision = 'tf32'": "on",
+    "torch.backends.fp32_precision = 'tf32'; torch.backends.cuda.matmul.fp32_precision = 'ieee'": "off",
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fork")
+def test_tf32_follows_the_old_switches_and_the_new():
+    """Each in a process of its own, since PyTorch refuses its old switches once a new one was set."""
+    new = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    switches = [switch for switch in SWITCHES if new or "fp32_precision" not in switch]
     program = f"""
-import torch
-{switch}
+import os, torch
 from benchmarks.environment import tf32_flags
 from multicontrast._backend import tf32_allowed
-assert tf32_allowed() is {tf32}
-assert tf32_flags().startswith("matmul {"on" if tf32 else "off"}"), tf32_flags()
+for switch in {switches}:
+    if os.fork() == 0:
+        exec(switch)
+        print(switch, {{True: "on", False: "off"}}[tf32_allowed()], tf32_flags(), sep="|", flush=True)
+        os._exit(0)
+    os.wait()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    found = [line.split("|") for line in done.stdout.splitlines()]
+    assert {switch: allowed for switch, allowed, _ in found} == {s: SWITCHES[s] for s in switches}, done.stderr
+    assert all(flags.startswith(f"matmul {SWITCHES[switch]}") for switch, _, flags in found), found
 
 
 @pytest.mark.parametrize(
