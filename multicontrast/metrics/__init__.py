@@ -20,13 +20,23 @@ from multicontrast.metrics.embeddings import (
     uniformity,
 )
 from multicontrast.metrics.joint_errors import accel_error, epe, min_mpjpe, mpjpe, mpjve, n_mpjpe
-from multicontrast.metrics.keypoints import auc3d, bbox_norm, cps, head_norm, pck, pck3d, pckh, torso_norm
-from multicontrast.metrics.object_keypoints import COCO_SIGMAS, keypoint_ap, oks
+from multicontrast.metrics.keypoints import (
+    COCO_SIGMAS,
+    auc3d,
+    bbox_norm,
+    cps,
+    head_norm,
+    keypoint_ap,
+    oks,
+    pck,
+    pck3d,
+    pckh,
+    torso_norm,
+)
 from multicontrast.metrics.procrustes import Alignment, pa_mpjpe, procrustes_align
 
 if TYPE_CHECKING:
-    from multicontrast.metrics.embedding_classes import ModalityAlignment, RetrievalRecall
-    from multicontrast.metrics.pose_classes import (
+    from multicontrast.metrics.classes import (
         AUC3D,
         CPS,
         EPE,
@@ -39,8 +49,10 @@ if TYPE_CHECKING:
         PCK3D,
         AccelError,
         MinMPJPE,
+        ModalityAlignment,
         PCKh,
         PoseMetric,
+        RetrievalRecall,
         Summary,
     )  # fmt: skip
 
@@ -53,14 +65,10 @@ __all__ = [
     "retrieval_ranks", "retrieval_recall", "sign_flipped_share", "torso_norm", "uniformity",
 ]  # fmt: skip
 
-_CLASSES = ("pose_classes", "embedding_classes")
-
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in (import_module(f"{__name__}.{file}") for file in _CLASSES):
-            if hasattr(module, name):
-                return getattr(module, name)
+        return getattr(import_module(f"{__name__}.classes"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 from multicontrast import metrics
 
-_FILES = ("_accumulate", "pose_classes", "embedding_classes")
+_FILES = ("_accumulate", "classes")
 _NAMES = [f"multicontrast.metrics.{file}" for file in _FILES]
 CLASSES = (
     "MPJPE", "PAMPJPE", "NMPJPE", "EPE", "MPJVE", "AccelError", "MinMPJPE",
@@ -39,13 +39,13 @@ def on(base: str) -> SimpleNamespace:
     if base not in _KEPT:
         _KEPT[base] = modules(base)
     files = _KEPT[base]
-    accumulate, classes, embeddings = files.values()
+    accumulate, classes = files.values()
     found = {name: getattr(classes, name) for name in CLASSES}
     return SimpleNamespace(
         **found,
         PoseMetric=classes.PoseMetric,
-        RetrievalRecall=embeddings.RetrievalRecall,
-        ModalityAlignment=embeddings.ModalityAlignment,
+        RetrievalRecall=classes.RetrievalRecall,
+        ModalityAlignment=classes.ModalityAlignment,
         accumulate=accumulate,
         files=files,
         function=lambda name: getattr(metrics, name),
