@@ -32,6 +32,7 @@ class DataConfig(Settings):
     rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
     joint_noise: float = option(0.0, at_least=0)  # of 2D joints, up to this share of the box; not in the paper
     bodies: float = option(0.0, at_least=0)  # probability that a sample gets other limb lengths; not in the paper
+    limb_degrees: float = option(0.0, at_least=0)  # of limbs about their joints, deviation up to this; not in the paper
     min_gap_seconds: float = option(1.0, at_least=0)  # between two frames of one sequence in one batch
     min_distance: float = option(0.0, at_least=0)  # metres between any two poses of one batch of a recording; 0: any
     subjects: int = option(7, at_least=3)  # generated bodies; the last two are the test split

@@ -1,4 +1,4 @@
-"""Other bodies for recorded motion, and varied cameras: what changes and what stays."""
+"""Other bodies and poses for recorded motion, and varied cameras: what changes and what stays."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from unihpe_ref.data import (
     limb_lengths,
     read_data,
 )
-from unihpe_ref.data.bodies import random_lengths, with_lengths
+from unihpe_ref.data.bodies import random_lengths, random_turns, with_lengths, with_turns
 
 BARE = Augmentation(flip=0.0, scale=0.0, rotation_degrees=0.0)
 
@@ -51,6 +51,30 @@ def test_another_body_has_the_lengths_that_are_asked_for_in_the_old_directions(m
     assert_close(directions(other), directions(joints))
     assert_close(other[:, 0], joints[:, 0], rtol=0, atol=0)
     assert_close(with_lengths(joints, limb_lengths(joints)), joints)
+
+
+def test_a_turned_limb_carries_those_beyond_it_and_keeps_lengths_and_the_rest(motion):
+    joints = motion.joints[::10].double()
+    turns = torch.zeros(len(joints), 16, 3, dtype=torch.float64)
+    arm, elbow, wrist = 11, SKELETON.index("lelbow"), SKELETON.index("lwrist")
+    assert SKELETON.limbs[arm][1] == elbow
+    turns[:, arm, 2] = torch.pi / 2  # z is up: forward becomes left
+    turned, shoulder = with_turns(joints, turns), joints[:, [SKELETON.index("lshoulder")]]
+    before, after = (pose[:, [elbow, wrist]] - shoulder for pose in (joints, turned))
+    assert_close(after, torch.stack((-before[..., 1], before[..., 0], before[..., 2]), -1))
+    others = [joint for joint in range(17) if joint not in (elbow, wrist)]
+    assert_close(turned[:, others], joints[:, others])
+    drawn = random_turns(generator(), len(joints), 20.0).double()
+    assert_close(limb_lengths(with_turns(joints, drawn)), limb_lengths(joints))
+
+
+def test_half_of_the_samples_turn_and_by_what_is_asked_for():
+    turns = random_turns(generator(), 4000, 20.0)
+    turning = turns.abs().amax((1, 2)) > 0
+    assert abs(float(turning.float().mean()) - 0.5) < 0.04
+    knees = turns[turning][:, [2, 5]]
+    assert abs(float(knees.square().mean().sqrt().rad2deg()) - 20 / 3**0.5) < 0.5  # of a uniform deviation
+    assert not turns[:, [0, 3]].any()  # hips are one bone
 
 
 def test_a_limb_without_a_length_stays_without_and_gives_no_nan(motion):
@@ -93,8 +117,8 @@ def projected(batch: PoseBatch) -> torch.Tensor:
     return seen[..., :2] / seen[..., 2:] * batch.focal[:, None] + batch.principal[:, None]
 
 
-def test_pixels_are_those_of_the_other_body(motion):
-    source = PoseSource(motion, augment=Augmentation(bodies=0.5), cameras="varied")
+def test_pixels_are_those_of_the_other_body_and_pose(motion):
+    source = PoseSource(motion, augment=Augmentation(bodies=0.5, limb_degrees=20.0), cameras="varied")
     batch = source.batch(torch.arange(0, len(motion), 3), generator())
     assert_close(batch.joints_2d, projected(batch), atol=2e-2, rtol=1e-4)
     rows = slice(5, 40)
@@ -103,30 +127,29 @@ def test_pixels_are_those_of_the_other_body(motion):
     )
 
 
-def test_pixels_of_a_recording_move_by_as_much_as_the_joints_do(recording):
-    bare, other = (RecordingSource(recording, augment=replace(BARE, bodies=b)) for b in (0.0, 1.0))
+@pytest.mark.parametrize("option", [{"bodies": 1.0}, {"limb_degrees": 20.0}])
+def test_pixels_of_a_recording_move_by_as_much_as_the_joints_do(recording, option):
+    bare, other = (RecordingSource(recording, augment=augment) for augment in (BARE, replace(BARE, **option)))
     indices = torch.arange(len(bare))
     before, after = bare.batch(indices, generator()), other.batch(indices, generator())
-    assert not torch.allclose(limb_lengths(before.joints_3d), limb_lengths(after.joints_3d), atol=1e-3)
+    assert not torch.allclose(before.joints_3d, after.joints_3d, atol=1e-3)
     camera = recording.cameras[torch.from_numpy(recording.camera[other._rows])]
     moved = [camera.project(batch.joints_3d + batch.root[:, None]) for batch in (before, after)]
     assert_close(after.joints_2d - before.joints_2d, moved[1] - moved[0], atol=1e-2, rtol=1e-4)
 
 
-def test_other_bodies_are_for_poses_alone(motion, recording):
-    for make in (
-        lambda: PoseSource(motion, augment=Augmentation(bodies=0.5), image_size=(32, 32)),
-        lambda: RecordingSource(recording, augment=Augmentation(bodies=0.5), image_size=(32, 32)),
-    ):
-        with pytest.raises(ValueError, match="`bodies` needs poses alone; got pictures"):
-            make()
+@pytest.mark.parametrize("option", ["bodies", "limb_degrees"])
+def test_other_bodies_and_poses_are_for_poses_alone(motion, recording, option):
+    for make, data in ((PoseSource, motion), (RecordingSource, recording)):
+        with pytest.raises(ValueError, match=f"`{option}` needs poses alone; got pictures"):
+            make(data, augment=Augmentation(**{option: 0.5}), image_size=(32, 32))
     with pytest.raises(ValueError, match=r"0 <= `bodies` <= 1; got 1\.5"):
         Augmentation(bodies=1.5)
 
 
 def test_evaluation_sees_the_recorded_bodies(motion):
     indices = torch.arange(0, len(motion), 9)
-    source = PoseSource(motion, augment=Augmentation(bodies=1.0))
+    source = PoseSource(motion, augment=Augmentation(bodies=1.0, limb_degrees=20.0))
     assert torch.equal(
         source.evaluation_batch(indices).joints_3d, PoseSource(motion).evaluation_batch(indices).joints_3d
     )

@@ -1,9 +1,12 @@
-"""Other bodies for a recorded motion: limbs keep their directions and get other lengths.
+"""Other bodies and poses for a recorded motion: limbs get other lengths, or turn about their joints.
 
-A recording holds few people, and a lifter memorises their bones. Lengths drawn for each sample prevent that.
+A recording holds few people, and a lifter memorises their bones and, in a long training, how they move. Lengths and
+turns drawn for each sample prevent that.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -27,6 +30,7 @@ _SIZE = (0.86, 1.14)  # of the whole body: 1.5 to 2.0 m
 _SPINE = (0.22, 0.60)  # position of the spine's joint on the trunk
 _LIMB_OF = ("hip", "thigh", "shin", "hip", "thigh", "shin", "loin", "chest", "neck", "head",
             "shoulder", "arm", "forearm", "shoulder", "arm", "forearm")  # fmt: skip
+_BEND = {"hip": 0.0, "loin": 0.5, "chest": 0.5, "neck": 1.5, "head": 1.5, "shoulder": 0.3}  # others turn by 1
 
 # Row j: which limbs lead from the pelvis to joint j, so that joints are one product with the limbs.
 _PATH = torch.zeros(SKELETON.num_joints, SKELETON.num_joints - 1)
@@ -60,3 +64,33 @@ def with_lengths(joints: Tensor, lengths: Tensor) -> Tensor:
     limbs = joints[..., list(children), :] - joints[..., list(parents), :]
     limbs = torch.nn.functional.normalize(limbs, dim=-1) * lengths[..., None]
     return joints[..., :1, :] + _PATH.to(joints) @ limbs
+
+
+def random_turns(generator: torch.Generator, count: int, degrees: float) -> Tensor:
+    """Rotation vectors of the limbs of ``count`` samples, ``(count, 16, 3)`` radians, for :func:`with_turns`.
+
+    Their deviation about each axis is one number for a sample, uniform up to ``degrees`` in half of the samples and 0
+    in the others; trunk and shoulders turn less, neck and head more, and hips not at all.
+    """
+    deviation = math.radians(degrees) * (2 * torch.rand(count, 1, 1, generator=generator) - 1).clamp(min=0)
+    bend = torch.tensor([_BEND.get(name, 1.0) for name in _LIMB_OF])
+    return deviation * bend[:, None] * torch.randn(count, len(bend), 3, generator=generator)
+
+
+def with_turns(joints: Tensor, turns: Tensor) -> Tensor:
+    """The pose after each limb of ``(..., 17, 3)`` joints turned about its nearer end, and carried those beyond it.
+
+    Args:
+        turns: ``(..., 16, 3)``, an axis times radians for each of ``SKELETON.limbs``.
+    """
+    zero = torch.zeros_like(turns[..., 0])
+    x, y, z = turns.unbind(-1)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    angle = turns.norm(dim=-1)[..., None, None] / torch.pi  # in half turns, as sinc wants it
+    rotation = torch.eye(3).to(joints) + angle.sinc() * cross + (angle / 2).sinc().square() / 2 * (cross @ cross)
+    turned, carried = {0: joints[..., 0, :]}, {0: torch.eye(3).to(joints)}
+    for limb, (parent, child) in enumerate(SKELETON.limbs):
+        carried[child] = carried[parent] @ rotation[..., limb, :, :]
+        offset = joints[..., child, :] - joints[..., parent, :]
+        turned[child] = turned[parent] + (carried[child] @ offset[..., None])[..., 0]
+    return torch.stack([turned[joint] for joint in range(SKELETON.num_joints)], -2)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from multicontrast._checks import check_choice, three_beats
 
-from .bodies import with_lengths
 from .boxes import apply_affine, compose_affine, invert_affine
 from .camera import Camera
 from .pictures import decode, warp
@@ -145,8 +144,8 @@ class RecordingSource(FrameSource):
             torch.from_numpy(np.array(array[rows])) for array in (recording.joints_3d, recording.root, self._pixels)
         )
         camera = recording.cameras[torch.from_numpy(np.array(recording.camera[rows]))]
-        if change.lengths is not None:  # pixels move as the joints' projections do, and keep a detector's error
-            other = torch.where(change.lengths.isnan()[:, :1, None], joints, with_lengths(joints, change.lengths))
+        other = change.reshaped(joints)
+        if other is not joints:  # pixels move as the joints' projections do, and keep a detector's error
             pixels = pixels + camera.project(other + root[:, None]) - camera.project(joints + root[:, None])
             joints = other
         moved = torch.eye(2, 3).repeat(len(rows), 1, 1)

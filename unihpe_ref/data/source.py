@@ -25,7 +25,7 @@ from multicontrast._checks import (
 )
 
 from .batches import PoseBatch
-from .bodies import random_lengths, with_lengths
+from .bodies import random_lengths, random_turns, with_lengths, with_turns
 from .boxes import crop_affine, displace_joints, joint_box
 from .camera import Camera, crop_intrinsics, fixed_cameras, random_camera
 from .facing import face_box
@@ -52,6 +52,7 @@ class Change:
         scale: ``(B,)``, what multiplies the box's side. shift: ``(B, 2)``, of the box, in shares of its side.
         errors: displacements of the 2D joints, ``(B, 17, 2)``, and each sample's deviation ``(B,)``.
         lengths: ``(B, 16)`` metres of the limbs, NaN for samples that stay as recorded.
+        turns: ``(B, 16, 3)``, rotation vectors of the limbs.
     """
 
     angle: Tensor | None = None
@@ -60,6 +61,15 @@ class Change:
     shift: Tensor | None = None
     errors: tuple[Tensor, Tensor] | None = None
     lengths: Tensor | None = None
+    turns: Tensor | None = None
+
+    def reshaped(self, joints: Tensor) -> Tensor:
+        """``(B, 17, 3)`` joints with their limbs turned and of their new lengths."""
+        if self.turns is not None:
+            joints = with_turns(joints, self.turns)
+        if self.lengths is not None:
+            joints = torch.where(self.lengths.isnan()[:, :1, None], joints, with_lengths(joints, self.lengths))
+        return joints
 
 
 _GENERATOR = "Make one with `torch.Generator().manual_seed(seed)`."
@@ -75,10 +85,12 @@ class Augmentation:
     shift: float = 0.0  # the box moves by up to this share of its side
     joint_noise: float = 0.0  # 2D joints err, each sample's by a deviation drawn up to this share of the box's side
     bodies: float = 0.0  # probability that a sample is another body (see ``bodies.py``); not with pictures
+    limb_degrees: float = 0.0  # limbs turn about their joints, by a deviation of up to this much; not with pictures
 
     def __post_init__(self) -> None:
         """Raises ``ValueError`` outside the ranges that make sense."""
-        limits = {"flip": 1.0, "scale": 0.9, "rotation_degrees": 180.0, "shift": 0.5, "joint_noise": 0.5, "bodies": 1.0}
+        limits = {"flip": 1.0, "scale": 0.9, "rotation_degrees": 180.0, "shift": 0.5, "joint_noise": 0.5, "bodies": 1.0,
+                  "limb_degrees": 180.0}  # fmt: skip
         for name, high in limits.items():
             value = check_number("Augmentation", name, getattr(self, name))
             object.__setattr__(self, name, value)
@@ -89,11 +101,11 @@ class Augmentation:
     def draw(self, count: int, generator: torch.Generator, rows: slice = slice(None)) -> Change:
         """The augmentation of a batch of ``count``, drawn for all of it and returned for ``rows``.
 
-        Without noise or other bodies nothing is drawn for them. The square root of the noise's deviation is uniform:
-        small errors matter most to a lifter and are drawn most.
+        Without noise, other bodies or turned limbs nothing is drawn for them. The square root of the noise's deviation
+        is uniform: small errors matter most to a lifter and are drawn most.
         """
         draw = torch.rand(count, 5, generator=generator)[rows]
-        errors = lengths = None
+        errors = lengths = turns = None
         if self.joint_noise:
             deviation = self.joint_noise * torch.rand(count, generator=generator).square()
             error = deviation[:, None, None] * torch.randn(count, SKELETON.num_joints, 2, generator=generator)
@@ -102,6 +114,8 @@ class Augmentation:
             lengths = random_lengths(generator, count)
             other = torch.rand(count, 1, generator=generator) < self.bodies
             lengths = torch.where(other, lengths, torch.nan)[rows]
+        if self.limb_degrees:
+            turns = random_turns(generator, count, self.limb_degrees)[rows]
         return Change(
             angle=(2 * draw[:, 0] - 1) * math.radians(self.rotation_degrees),
             mirror=draw[:, 1] < self.flip,
@@ -109,6 +123,7 @@ class Augmentation:
             shift=(2 * draw[:, 3:] - 1) * self.shift,
             errors=errors,
             lengths=lengths,
+            turns=turns,
         )
 
 
@@ -207,9 +222,10 @@ class FrameSource(ABC):
         if not isinstance(augment, bool):
             check_type(self._owner, "augment", augment, Augmentation, "Pass `augment=True` for the usual one.")
         self.augment = Augmentation() if augment is True else None if augment is False else augment
-        if self.augment is not None and self.augment.bodies and image_size is not None:
-            needed = "`bodies` needs poses alone"
-            raise ValueError(three_beats(needed, "pictures, which show the recorded body", "Set `data.bodies` to 0."))
+        for name in ("bodies", "limb_degrees"):
+            if self.augment is not None and getattr(self.augment, name) and image_size is not None:
+                came, remedy = "pictures, which show what was recorded", f"Set `data.{name}` to 0."
+                raise ValueError(three_beats(f"`{name}` needs poses alone", came, remedy))
         self.view = view
         self.joint_noise = check_number(self._owner, "joint_noise", joint_noise, least=0, below=1)
         self.action_names = self._vocabulary("action", data.action, action_names)
@@ -495,9 +511,7 @@ class PoseSource(FrameSource):
         camera, place, noise = view
         if change.angle is not None:
             camera = camera.rolled(change.angle)
-        world = self.motion.joints[indices]
-        if change.lengths is not None:
-            world = torch.where(change.lengths.isnan()[:, :1, None], world, with_lengths(world, change.lengths))
+        world = change.reshaped(self.motion.joints[indices])
         moved = torch.cat([place - world[:, 0, :2], torch.zeros(len(place), 1)], -1)
         joints = camera.world_to_camera(world + moved[:, None])
         if change.mirror is not None:

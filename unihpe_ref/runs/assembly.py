@@ -62,6 +62,7 @@ def open_source(
         rotation_degrees=data.rotation_degrees,
         joint_noise=data.joint_noise,
         bodies=data.bodies,
+        limb_degrees=data.limb_degrees,
     )
     varied = augmentation != Augmentation(flip=0.0, scale=0.0, rotation_degrees=0.0)
     options: dict[str, Any] = {
