@@ -45,7 +45,11 @@ CAMERAS = {
     60: "60",
 }
 """Elevation in degrees to the words of the table."""
-HEADS = {"error, mm": "mean error (mm)", "called steep": "called steep", "projects far": "projects 2 % away"}
+HEADS = {
+    "error, mm": "mean error (mm)",
+    "called steep": "called steep",
+    "projects far": f"projects {100 * DOUBTFUL:g} % away",
+}
 _UPPER = (9, 10, 11, 12, 13, 14, 15, 16)  # head and arms
 _LEGS = (1, 2, 3, 4, 5, 6)
 _CLIP, _STEP = 90, 2  # frames, and how many of the recording from one to the next: 30 a second

@@ -29,8 +29,10 @@ _RESIDUAL_MLP = {
     "evaluation.stride": 24,
 }
 _LIFTER = _RESIDUAL_MLP | {
+    "data.rotation_degrees": 20.0,
+    "data.limb_degrees": 20.0,
     "data.cameras": "varied",
-    "data.bodies": 0.6,
+    "data.bodies": 0.4,
     "data.joint_noise": 0.02,
     "data.min_gap_seconds": 0.1,
     "data.view": "box",
@@ -38,7 +40,7 @@ _LIFTER = _RESIDUAL_MLP | {
     "model.modality_token": False,
     "model.encoder_noise_token": True,
     "precision": "bfloat16",
-    "lifting.steps": 1600,  # more fit the recording better and photographs worse: LIFTER.md
+    "lifting.steps": 10000,
     "lifting.batch_size": 1024,
     "lifting.learning_rate": 2e-3,
     "lifting.final_learning_rate": 0.0,

@@ -267,7 +267,7 @@ def test_the_bound_of_doubt_parts_level_poses_from_turned_ones(level):
     for name, points in {"level": joints, "turned": 2 * matrix[:, None, :2, 2] - joints}.items():
         lifted = load_lifter(joints_2d="detected").lift(points, intrinsics=matrix)
         shares[name] = lifted.reprojection_px / (points.amax(1) - points.amin(1)).amax(-1)
-    assert shares["level"].quantile(0.95) < DOUBTFUL < shares["turned"].quantile(0.05)
+    assert shares["level"].quantile(0.95) < DOUBTFUL < shares["turned"].quantile(0.25)
 
 
 def test_distances_without_intrinsics_are_called_a_guess(tmp_path, capsys):

@@ -37,7 +37,7 @@ _MOST_PICTURES = 240  # of a video, in the page
 _THOROUGH = 30  # frames between two looks for small people
 # Joints that project further than this from the given ones, in shares of the person, are doubtful: with 1.5 % of noise,
 # 1 to 4 % of poses seen level.
-DOUBTFUL = 0.02
+DOUBTFUL = 0.016
 
 
 @dataclass
@@ -373,7 +373,7 @@ def _doubts(poses: PoseSet, error: Tensor, total: int) -> list[str]:
             looks = f"{int((turn == degrees).sum())} of {len(poses)} poses look turned by {degrees} degrees clockwise"
             words.append(f"WARNING: {looks}: turn the picture back, unless people lie or stand on their heads")
     steep = torch.where(turn == 0, steeply_seen(poses.joints_2d), 0)
-    for side, view, factor in ((-1, "below", 2), (1, "above", 1.5)):
+    for side, view, factor in ((-1, "below", 2), (1, "above", 1.2)):
         if count := int((steep == side).sum()):
             looks = f"{count} of {len(poses)} poses look seen from steeply {view}"
             words.append(f"WARNING: {looks}: expect {factor} times the error of level cameras")
