@@ -118,13 +118,8 @@ class UniHPE(nn.Module):
             if self.config.encoder_noise_token:
                 assert box_info is not None  # the noise token is a part of the box token
                 level = box_info.new_zeros(len(box_info)) if joint_noise is None else joint_noise
-                box_info = torch.cat(
-                    (
-                        box_info,
-                        noise_level(level, 0.0 if self.encoder_2d.training else LEAST_NOISE).to(box_info)[:, None],
-                    ),
-                    -1,
-                )
+                least = 0.0 if self.encoder_2d.training else LEAST_NOISE
+                box_info = torch.cat((box_info, noise_level(level, least).to(box_info)[:, None]), -1)
             features = self.encoder_2d(kp2d, box_info)
         else:
             assert kp3d is not None
