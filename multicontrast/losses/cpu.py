@@ -351,8 +351,9 @@ class PairSoftmax:
 
     One power of two for each logit serves the softmax of its row and that of its column: cosines are at most 1, so that
     :math:`2^{z}, z = \cos \cdot \log_2 e / \tau`, stays within the range of float32 down to ``tau`` of about 0.01
-    without subtracting the largest. The sums are checked afterwards. If one is out of range (rows not of length 1, a
-    smaller ``tau``, NaN), each row and each column gets its own shift, which takes one exponential for each direction.
+    without subtracting the largest. The sums are checked afterwards, unless rows of length 1 and ``tau`` keep them in
+    range. If one is out of it (longer rows, a smaller ``tau``, NaN), each row and each column gets its own shift, which
+    takes one exponential for each direction.
 
     Args:
         gram: ``(P, B, B)`` cosines times ``scale``, which :meth:`gradient_rows_` overwrites with the gradient by the
@@ -360,6 +361,7 @@ class PairSoftmax:
         share: the factor of one anchor's loss in the result.
         rows, columns: whether each are anchors.
         weight: factors ``(B,)`` of the samples' losses; None for 1.
+        is_unit: whether all rows have length 1.
         restore: computes the blocks again. Given if nothing else reads them, so that the powers may replace the
             cosines at once.
     """
@@ -380,7 +382,7 @@ class PairSoftmax:
         self.gram, self.weight, self.rows, self.columns = gram, weight, rows, columns
         self.factor = LOG2_E / (tau * scale)
         self.share, self.scale = share, share / tau
-        # Sums of the rows and of the columns, if they are anchors; and the positives, whose own loss is 0.
+        # Sums of the rows and of the columns, if they are anchors; and the positives, whose quotient has the loss 0.
         self.sums = gram.new_empty(int(rows) + int(columns) + 1, *gram.shape[:2])
         *of_anchors, self.positives = self.sums.unbind()
         self.row_sum, self.column_sum = of_anchors[0], of_anchors[-1]
@@ -405,7 +407,7 @@ class PairSoftmax:
         if self.narrow:
             losses = self.sums.div(self.positives).log_()  # a quotient keeps a small loss accurate
         else:
-            losses = self.sums - self.positives
+            losses = self.sums[:-1] - self.positives
         return (losses if self.weight is None else losses * self.weight).sum() * self.share
 
     def gradient_rows_(self, start: int, stop: int, direct: bool) -> float:

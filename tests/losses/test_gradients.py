@@ -64,6 +64,13 @@ def test_powers_of_any_size(length, tau):
         assert (grad - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6
 
 
+def test_a_product_that_overflows_is_an_infinite_loss():
+    x, y = (x.detach().float() for x in embeddings(2, 4))
+    x[0], y[0] = 1e20 * x[0], -1e20 * x[0]
+    for impl in ("cpu", "reference"):
+        assert mc.pairwise_infonce(x, y, 0.1, normalize=False, impl=impl) == math.inf
+
+
 def test_few_samples_with_many_negatives(monkeypatch):
     """All pairs in one pass, the tuples in several: their cosines are read to the end."""
     monkeypatch.setattr(cpu, "BLOCK_CELLS", 7)
