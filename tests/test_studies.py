@@ -1,4 +1,4 @@
-"""The studies: equal budgets, cells that run once, and a page that agrees with the results."""
+"""The studies: equal budgets, trials that run once, and a page that agrees with the results."""
 
 import json
 import re
@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("timm", reason="the studies train UniHPE; install the extra `unihpe`")
 
-from benchmarks.studies import cells, page, tables
+from benchmarks.studies import page, tables, trials
 from benchmarks.studies.__main__ import main
-from benchmarks.studies.plan import RATES, SEEDS, STUDIES, TUNED_ROWS, Cell, rows
+from benchmarks.studies.plan import RATES, SEEDS, STUDIES, TUNED_ROWS, Trial, rows
 from benchmarks.studies.runs import keep_run, read_run
 from unihpe_ref.checkpoint import save_model
 from unihpe_ref.data import generate_motion
@@ -31,12 +31,12 @@ PICTURES = {
 
 
 def test_every_row_of_a_study_has_the_same_budget():
-    planned = cells.planned_cells()
-    assert len({cell.name for cell in planned}) == len(planned)
+    planned = trials.planned_trials()
+    assert len({trial.name for trial in planned}) == len(planned)
     for study in STUDIES:
         budgets = set()
         for row in rows(study):
-            config = Cell(study, row, 0).config
+            config = Trial(study, row, 0).config
             with_pictures = config.stage2.steps + config.stage3.steps
             sizes = (config.stage2.batch_size, config.stage3.batch_size, config.evaluation.stride)
             rate = "tuned" if study in RATES else config.stage3.learning_rate
@@ -49,7 +49,7 @@ def test_the_fair_table_has_equal_parts_and_equal_losses():
     counts, starts = {"encoder": [], "decoder": []}, []
     motion = generate_motion(0, num_subjects=3, num_test_subjects=1, seconds=2.0)
     for pair in TUNED_ROWS["table4-fair"]:
-        config = Cell("table4-fair", f"{pair}-4e-3", 0).config
+        config = Trial("table4-fair", f"{pair}-4e-3", 0).config
         torch.manual_seed(0)
         model = UniHPE(config.model)
         for part, coordinates in (("encoder", "2d"), ("decoder", "3d")):
@@ -68,28 +68,28 @@ def test_the_rate_with_the_least_error_of_the_first_seed_is_repeated(tmp_path):
     """In Table 6 by the sum of both errors; before all rates have been run, by those that have."""
 
     def write(row, rate, **errors):
-        cell = Cell("table6-fair", f"{row}-{rate}", 0)
+        trial = Trial("table6-fair", f"{row}-{rate}", 0)
         paths = {name.replace("_", " "): {"frame_mean": {"MPJPE": error}} for name, error in errors.items()}
-        made = {"stretch": 1.0, "config": cell.config.to_dict(), "result": {"poses": {"paths": paths}}}
-        cells.result_path(cell, tmp_path).write_text(json.dumps(made))
+        made = {"stretch": 1.0, "config": trial.config.to_dict(), "result": {"poses": {"paths": paths}}}
+        trials.result_path(trial, tmp_path).write_text(json.dumps(made))
 
     def repeated(row):
-        planned = cells.planned_cells(tmp_path)
+        planned = trials.planned_trials(tmp_path)
         return [c.row for c in planned if c.study == "table6-fair" and c.row.startswith(f"{row}-") and c.seed]
 
-    assert cells.chosen_rate("table6-fair", "no-contrast", tmp_path) is None
+    assert trials.chosen_rate("table6-fair", "no-contrast", tmp_path) is None
     assert repeated("no-contrast") == []
     write("no-contrast", "2e-3", **{"2D_to_3D": 60.0, "image_to_3D": 90.0, "mean_pose": 1.0})
     assert repeated("no-contrast") == ["no-contrast-2e-3"] * len(SEEDS[1:])
     write("no-contrast", "8e-3", **{"2D_to_3D": 70.0, "image_to_3D": 79.0, "mean_pose": 9.0})
     assert repeated("no-contrast") == ["no-contrast-8e-3"] * len(SEEDS[1:])
-    cells.result_path(Cell("table6-fair", "no-contrast-2e-3", 1), tmp_path).touch()  # made when it was the best
+    trials.result_path(Trial("table6-fair", "no-contrast-2e-3", 1), tmp_path).touch()  # made when it was the best
     assert sorted(repeated("no-contrast")) == ["no-contrast-2e-3", "no-contrast-8e-3", "no-contrast-8e-3"]
 
 
 def test_rows_differ_in_what_their_names_say():
     def changed(study, row, other):
-        a, b = (Cell(study, name, 0).config for name in (row, other))
+        a, b = (Trial(study, name, 0).config for name in (row, other))
         flat = [
             {f"{k}.{n}": v for k, part in c.to_dict().items() if isinstance(part, dict) for n, v in part.items()}
             for c in (a, b)
@@ -111,9 +111,9 @@ def test_rows_differ_in_what_their_names_say():
     assert changed("exact", "sampled", "sampled-equal-time") == set()
 
 
-def small_cell(monkeypatch, study, row):
-    """A cell of the plan, shrunk to seconds."""
-    planned = Cell.config.fget
+def small_trial(monkeypatch, study, row):
+    """A trial of the plan, shrunk to seconds."""
+    planned = Trial.config.fget
     steps = {f"stage{k}.{name}": value for k in (1, 2, 3) for name, value in (("batch_size", 6), ("warmup_steps", 1))}
 
     def config(self):
@@ -121,19 +121,19 @@ def small_cell(monkeypatch, study, row):
         few = {f"stage{k}.steps": min(2, getattr(full, f"stage{k}").steps) for k in (1, 2, 3)}
         return full.override(**PICTURES, **steps, **few, log_every=1)
 
-    monkeypatch.setattr(Cell, "config", property(config))
-    return Cell(study, row, 0)
+    monkeypatch.setattr(Trial, "config", property(config))
+    return Trial(study, row, 0)
 
 
-def test_a_cell_is_trained_judged_and_written_once(monkeypatch, tmp_path):
+def test_a_trial_is_trained_judged_and_written_once(monkeypatch, tmp_path):
     recording = tmp_path / "recording.npz"
     recording.write_bytes(b"the bytes whose hash is kept")
     motion = generate_motion(0, num_subjects=3, num_test_subjects=1, seconds=2.0)
     for study, row in (("fig5", "pairs-triplet"), ("table6", "no-contrast")):
-        cell = small_cell(monkeypatch, study, row)
-        path = cells.run_cell(cell, motion, recording, None, tmp_path)
-        assert [file.name for file in tmp_path.glob("*.json")].count(f"{cell.name}.json") == 1
-        result = cells.read_result(cell, tmp_path)
+        trial = small_trial(monkeypatch, study, row)
+        path = trials.run_trial(trial, motion, recording, None, tmp_path)
+        assert [file.name for file in tmp_path.glob("*.json")].count(f"{trial.name}.json") == 1
+        result = trials.read_result(trial, tmp_path)
         assert result["recording"]["name"] == "recording.npz"
         assert str(tmp_path) not in path.read_text()
         assert 0 <= result["result"]["alignment"]["pairs"]["img-3d"]["recall@1"] <= 1
@@ -144,26 +144,26 @@ def test_a_cell_is_trained_judged_and_written_once(monkeypatch, tmp_path):
             assert result["result"]["poses"]["paths"]["image to 3D"]["frame_mean"]["MPJPE"] > 0
         path.write_text(path.read_text().replace('"embedding_dim": 32', '"embedding_dim": 64'))
         with pytest.raises(ValueError, match=r"settings of the plan; got others in model\.embedding_dim"):
-            cells.read_result(cell, tmp_path)
+            trials.read_result(trial, tmp_path)
         path.unlink()
     assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_equal_time_needs_the_rows_that_it_follows(tmp_path):
-    cell = Cell("exact", "sampled-equal-time", 0)
+    trial = Trial("exact", "sampled-equal-time", 0)
     with pytest.raises(ValueError, match="needs the result of `sampled`"):
-        cells._equal_time_stretch(cell, tmp_path)
+        trials._equal_time_stretch(trial, tmp_path)
     for row, seconds in (("sampled", 40.0), ("exact", 60.0)):
-        config = Cell("exact", row, 0).config.to_dict()
+        config = Trial("exact", row, 0).config.to_dict()
         del config["precision"]  # as if it were an option that came later
         made = {"stretch": 1.0, "config": config, "cpu_seconds": {"training": seconds}}
         (tmp_path / f"exact-{row}-0.json").write_text(json.dumps(made))
-    assert cells._equal_time_stretch(cell, tmp_path) == 1.5
+    assert trials._equal_time_stretch(trial, tmp_path) == 1.5
 
 
 def test_an_empty_table_has_rows_and_no_numbers(tmp_path):
     text = page.page(tmp_path)
-    assert f"0 of the {len(cells.planned_cells(tmp_path))} runs have been made" in text
+    assert f"0 of the {len(trials.planned_trials(tmp_path))} runs have been made" in text
     assert "| transformer, diffusion |  |  |  |  | 39.3 |" in text
 
 
@@ -181,7 +181,7 @@ def test_every_row_of_the_papers_tables_has_its_preset():
         assert name in PROTOCOLS
 
 
-def test_the_command_lists_cells_and_speaks_in_words(capsys, tmp_path):
+def test_the_command_lists_trials_and_speaks_in_words(capsys, tmp_path):
     assert main(["list"]) == 0
     assert "table4-mlp-mlp-0" in capsys.readouterr().out
     assert main(["run", "--motion", str(tmp_path / "missing.npz")]) == 2

@@ -1,1 +1,1 @@
-"""Studies of the paper's claims on real motion: ``plan`` (the runs), ``cells`` (their making), ``page`` (tables)."""
+"""Studies of the paper's claims on real motion: ``plan`` (the runs), ``trials`` (their making), ``page`` (tables)."""

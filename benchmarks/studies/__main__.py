@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.studies.cells import planned_cells, read_result, run_cell
 from benchmarks.studies.page import write_page
 from benchmarks.studies.plan import STUDIES
 from benchmarks.studies.runs import FULL_SIZE, keep_run
+from benchmarks.studies.trials import planned_trials, read_result, run_trial
 from unihpe_ref.data import read_mocap
 
 
@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "list":
-            for cell in planned_cells():
-                result = read_result(cell)
+            for trial in planned_trials():
+                result = read_result(trial)
                 state = "missing" if result is None else f"{result['cpu_seconds']['all']:.0f} s"
-                print(f"{cell.name:<36} {state}")
+                print(f"{trial.name:<36} {state}")
         elif options.command == "page":
             print(*write_page(), sep="\n")
         elif options.command == "keep":
@@ -66,13 +66,13 @@ def _run(options: argparse.Namespace) -> None:
     motion = read_mocap(options.motion)
     began = time.monotonic()
     while True:  # asked again after each run: results choose the learning rates that are repeated
-        missing = (c for c in planned_cells() if c.study in (options.only or STUDIES) and read_result(c) is None)
-        if (cell := next(missing, None)) is None:
+        missing = (c for c in planned_trials() if c.study in (options.only or STUDIES) and read_result(c) is None)
+        if (trial := next(missing, None)) is None:
             return
         if time.monotonic() - began > 60 * options.minutes:
             print("Time is up; the same command goes on.", flush=True)
             return
-        print(run_cell(cell, motion, options.motion, options.photographs), flush=True)
+        print(run_trial(trial, motion, options.motion, options.photographs), flush=True)
 
 
 if __name__ == "__main__":

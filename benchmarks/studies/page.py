@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.environment import ROOT
 from benchmarks.studies import tables
-from benchmarks.studies.cells import RESULTS, chosen_rate, planned_cells, read_result
-from benchmarks.studies.plan import RATES, SEEDS, TUNED_ROWS, Cell, rows
+from benchmarks.studies.plan import RATES, SEEDS, TUNED_ROWS, Trial, rows
+from benchmarks.studies.trials import RESULTS, chosen_rate, planned_trials, read_result
 from unihpe_ref.files import write_whole
 
 PAGE = ROOT / "docs" / "unihpe" / "studies.md"
@@ -61,10 +61,10 @@ def write_page(folder: Path = RESULTS) -> list[Path]:
 
 def page(folder: Path = RESULTS) -> str:
     """The text of the page."""
-    planned = planned_cells(folder)
-    done = [result for cell in planned if (result := read_result(cell, folder)) is not None]
+    planned = planned_trials(folder)
+    done = [result for trial in planned if (result := read_result(trial, folder)) is not None]
     seconds = sum(result["cpu_seconds"]["all"] for result in done)
-    missing = Counter(cell.study for cell in planned if read_result(cell, folder) is None)
+    missing = Counter(trial.study for trial in planned if read_result(trial, folder) is None)
     made = f"{len(done)} of the {len(planned)} runs" if missing else f"All {len(planned)} runs"
     state = f"{made} have been made, in {seconds / 3600:.1f} hours of one CPU thread."
     if done and missing:
@@ -74,8 +74,8 @@ def page(folder: Path = RESULTS) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _cells(study: str, row: str, folder: Path) -> list[dict[str, Any]]:
-    found = (read_result(Cell(study, row, seed), folder) for seed in SEEDS)
+def _results(study: str, row: str, folder: Path) -> list[dict[str, Any]]:
+    found = (read_result(Trial(study, row, seed), folder) for seed in SEEDS)
     return [result for result in found if result is not None]
 
 
@@ -112,19 +112,19 @@ _TABLE4 = {"mlp-mlp": 60.5, "transformer-mlp": 64.8, "mlp-diffusion": 71.4, "tra
 def _table4(folder: Path) -> str:
     lines = []
     for row in rows("table4"):
-        cells = _cells("table4", row, folder)
+        results = _results("table4", row, folder)
         encoder, decoder = row.split("-")
         lines.append(
             [
                 f"{encoder}, {decoder}",
-                _spread(cells, _pose("2D to 3D", "MPJPE")),
-                _spread(cells, _pose("2D to 3D", "PA-MPJPE")),
-                "" if not cells else f"{cells[0]['parameters'] / 1e6:.2f}",
-                _spread(cells, _cost, 0),
+                _spread(results, _pose("2D to 3D", "MPJPE")),
+                _spread(results, _pose("2D to 3D", "PA-MPJPE")),
+                "" if not results else f"{results[0]['parameters'] / 1e6:.2f}",
+                _spread(results, _cost, 0),
                 f"{_TABLE4[row]:.1f}",
             ]
         )
-    anything = _cells("table4", "mlp-mlp", folder)
+    anything = _results("table4", "mlp-mlp", folder)
     lines.append(
         ["mean pose", *(_spread(anything, _pose("mean pose, 3D", m)) for m in ("MPJPE", "PA-MPJPE")), "", "", ""]
     )
@@ -148,12 +148,12 @@ _FAIR_TITLES = {
 
 def _tuned(study: str, row: str, folder: Path) -> list[dict[str, Any]]:
     """Results of a tuned row at the rate that it chose."""
-    return _cells(study, f"{row}-{chosen_rate(study, row, folder)}", folder)
+    return _results(study, f"{row}-{chosen_rate(study, row, folder)}", folder)
 
 
 def _first_errors(study: str, row: str, paths: Sequence[str], folder: Path) -> list[str]:
     """What the first seed chose from: the MPJPE at each rate, of each path."""
-    found = (read_result(Cell(study, f"{row}-{rate}", SEEDS[0]), folder) for rate in RATES[study])
+    found = (read_result(Trial(study, f"{row}-{rate}", SEEDS[0]), folder) for rate in RATES[study])
     return ["" if r is None else " + ".join(f"{_pose(path, 'MPJPE')(r):.1f}" for path in paths) for r in found]
 
 
@@ -174,11 +174,11 @@ def _apart(one: float, other: float) -> str:
 def _fair(folder: Path) -> str:
     study, pose, lines = "table4-fair", _pose("2D to 3D", "MPJPE"), []
     for pair in TUNED_ROWS[study]:
-        cells = _tuned(study, pair, folder)
-        repeated = [_spread(cells, _pose("2D to 3D", metric)) for metric in ("MPJPE", "PA-MPJPE")]
+        results = _tuned(study, pair, folder)
+        repeated = [_spread(results, _pose("2D to 3D", metric)) for metric in ("MPJPE", "PA-MPJPE")]
         first = _first_errors(study, pair, ("2D to 3D",), folder)
         title = _FAIR_TITLES.get(pair, pair.replace("-", ", "))
-        lines.append([title, *first, chosen_rate(study, pair, folder) or "", *repeated, _spread(cells, _cost, 0)])
+        lines.append([title, *first, chosen_rate(study, pair, folder) or "", *repeated, _spread(results, _cost, 0)])
     head = ["2D encoder, 3D decoder", *(f"at {rate}" for rate in RATES[study]), "chosen", "MPJPE (mm)"]
     head += ["PA-MPJPE", "CPU s"]
     text = (
@@ -238,23 +238,23 @@ def _drawn(folder: Path) -> str:
     head = ["", "ten drawn by", "one pose (`gfpose`)", "first", "mean", "best, by an oracle", "spread", "error"]
     head += ["one draw / best answer"]
 
-    def line(title: str, sampler: str, words: str, cells: list[dict[str, Any]]) -> list[str]:
+    def line(title: str, sampler: str, words: str, results: list[dict[str, Any]]) -> list[str]:
         names = ("first", "mean", "best, by an oracle", "spread", "error of the mean")
-        numbers = [_spread(cells, _hypothesis(sampler, name)) for name in names]
+        numbers = [_spread(results, _hypothesis(sampler, name)) for name in names]
         return [
             title,
             words,
-            _spread(cells, _hypothesis("deterministic")),
+            _spread(results, _hypothesis("deterministic")),
             *numbers,
-            _spread(cells, _one_draw(sampler), 2),
+            _spread(results, _one_draw(sampler), 2),
         ]
 
     lines = []
     for pair in TUNED_ROWS["table4-fair"]:
-        cells = _tuned("table4-fair", pair, folder)
-        if cells and "hypotheses" in cells[0]["result"]:
+        results = _tuned("table4-fair", pair, folder)
+        if results and "hypotheses" in results[0]["result"]:
             title = _FAIR_TITLES.get(pair, pair.replace("-", ", "))
-            lines += [line(title, sampler, words, cells) for sampler, words in _SAMPLERS]
+            lines += [line(title, sampler, words, results) for sampler, words in _SAMPLERS]
     if not lines:
         return ""
     text = (
@@ -266,18 +266,18 @@ def _drawn(folder: Path) -> str:
         f"\n\n{_markdown(head, lines)}"
     )
     told = {
-        "0.05": _cells("spread", "mlp-0.05", folder),
-        "0.1": _cells("spread", "mlp-0.1", folder),
-        "0.2": _cells("table4-fair", "mlp-spread-4e-3", folder),
-        "0.4": _cells("spread", "mlp-0.4", folder),
-        "1": _cells("table4-fair", "mlp-diffusion-4e-3", folder),
+        "0.05": _results("spread", "mlp-0.05", folder),
+        "0.1": _results("spread", "mlp-0.1", folder),
+        "0.2": _results("table4-fair", "mlp-spread-4e-3", folder),
+        "0.4": _results("spread", "mlp-0.4", folder),
+        "1": _results("table4-fair", "mlp-diffusion-4e-3", folder),
     }
-    lines = [line(spread, "ode", "ODE, 25 steps of two", cells) for spread, cells in told.items() if cells]
+    lines = [line(spread, "ode", "ODE, 25 steps of two", results) for spread, results in told.items() if results]
     means = {}
     for encoder in ("mlp", "transformer"):
-        if cells := _tuned("table4-fair", f"{encoder}-spread", folder):
+        if results := _tuned("table4-fair", f"{encoder}-spread", folder):
             mean, one = (_hypothesis("ode", "mean"), _hypothesis("deterministic"))
-            means[encoder] = statistics.mean(map(mean, cells)) / statistics.mean(map(one, cells))
+            means[encoder] = statistics.mean(map(mean, results)) / statistics.mean(map(one, results))
     if len(means) == 2:
         text += (
             f"\n\nTold 0.2, the mean of ten of the ODE errs by {means['mlp']:.2f} times as much as the one pose behind "
@@ -292,7 +292,7 @@ def _drawn(folder: Path) -> str:
         )
     held = [*told.values(), *(_tuned("table4-fair", pair, folder) for pair in ("mlp-spread", "transformer-spread"))]
     best, one = _hypothesis("ode", "best, by an oracle"), _hypothesis("deterministic")
-    gains = [statistics.mean(map(one, cells)) - statistics.mean(map(best, cells)) for cells in held if cells]
+    gains = [statistics.mean(map(one, results)) - statistics.mean(map(best, results)) for results in held if results]
     return (
         f"{text}\n\nEven the best of ten, which an oracle chooses, gains {max(0.0, *gains):.1f} mm or less on the one "
         "pose in these rows: told the right spread, such decoders know how far off they are on the whole, not which "
@@ -311,13 +311,13 @@ _TABLE6 = {
 def _table6(folder: Path) -> str:
     lines = []
     for row, (title, lifting, image) in _TABLE6.items():
-        cells = _cells("table6", row, folder)
+        results = _results("table6", row, folder)
         numbers = [
-            _spread(cells, _pose(path, m)) for path in ("2D to 3D", "image to 3D") for m in ("MPJPE", "PA-MPJPE")
+            _spread(results, _pose(path, m)) for path in ("2D to 3D", "image to 3D") for m in ("MPJPE", "PA-MPJPE")
         ]
-        cosine = _spread(cells, _pair("img-3d", "cosine"), 2)
+        cosine = _spread(results, _pair("img-3d", "cosine"), 2)
         lines.append([title, *numbers, cosine, f"{lifting:.1f}", f"{image:.1f}"])
-    anything = _cells("table6", "no-contrast", folder)
+    anything = _results("table6", "no-contrast", folder)
     guess = [_spread(anything, _pose("mean pose, 3D", m)) for m in ("MPJPE", "PA-MPJPE")]
     lines.append(["mean pose", *guess, *guess, "", "", ""])
     head = ["aligned by", "GT 2D: MPJPE", "PA", "image: MPJPE", "PA", "cosine img-3D", "paper, GT 2D", "paper, image"]
@@ -341,10 +341,10 @@ _STEPS = (
 def _fair6(folder: Path) -> str:
     study, paths, lines = "table6-fair", ("2D to 3D", "image to 3D"), []
     tuned = {row: _tuned(study, row, folder) for row in TUNED_ROWS[study]}
-    for row, cells in tuned.items():
-        numbers = [_spread(cells, _pose(path, metric)) for path in paths for metric in ("MPJPE", "PA-MPJPE")]
-        numbers += [_spread(cells, _pair("img-3d", "cosine"), 2)]
-        numbers += ["" if not cells else f"{cells[0]['parameters'] / 1e6:.3f}", _spread(cells, _cost, 0)]
+    for row, results in tuned.items():
+        numbers = [_spread(results, _pose(path, metric)) for path in paths for metric in ("MPJPE", "PA-MPJPE")]
+        numbers += [_spread(results, _pair("img-3d", "cosine"), 2)]
+        numbers += ["" if not results else f"{results[0]['parameters'] / 1e6:.3f}", _spread(results, _cost, 0)]
         first = _first_errors(study, row, paths, folder)
         lines.append([_TABLE6[row][0], *first, chosen_rate(study, row, folder) or "", *numbers])
     head = ["aligned by", *(f"at {rate}" for rate in RATES[study]), "chosen", "GT 2D: MPJPE", "PA"]
@@ -357,11 +357,11 @@ def _fair6(folder: Path) -> str:
         "The row without contrast spends the pictures of stage 2 on stage 3, 550 steps instead of 400."
         f"\n\n{_markdown(head, lines)}"
     )
-    if not all(len(cells) == len(SEEDS) for cells in tuned.values()):
+    if not all(len(results) == len(SEEDS) for results in tuned.values()):
         return text
 
     def change(row: str, other: str, path: str) -> tuple[str, bool]:
-        values, others = ([_pose(path, "MPJPE")(cell) for cell in tuned[name]] for name in (row, other))
+        values, others = ([_pose(path, "MPJPE")(trial) for trial in tuned[name]] for name in (row, other))
         certain = max(values) < min(others) or min(values) > max(others)
         number = f"{statistics.mean(values) - statistics.mean(others):+.1f}"
         return (number if certain else f"({number})"), certain
@@ -384,12 +384,12 @@ def _fair6(folder: Path) -> str:
 def _figures(folder: Path) -> str:
     lines = []
     for row, title in (("pairs", "pairs"), ("pairs-triplet", "pairs + triplet")):
-        cells = _cells("fig5", row, folder)
+        results = _results("fig5", row, folder)
         lines.append(
             [
                 title,
-                *(_spread(cells, _pair(pair, "cosine"), 3) for pair in ("img-2d", "img-3d", "2d-3d")),
-                *(_spread(cells, _pair(pair, "recall@10", 100.0)) for pair in ("img-2d", "img-3d")),
+                *(_spread(results, _pair(pair, "cosine"), 3) for pair in ("img-2d", "img-3d", "2d-3d")),
+                *(_spread(results, _pair(pair, "recall@10", 100.0)) for pair in ("img-2d", "img-3d")),
             ]
         )
     head = ["aligned by", "cosine img-2D", "img-3D", "2D-3D", "recall@10 img-2D (%)", "img-3D (%)"]
@@ -403,7 +403,7 @@ def _figures(folder: Path) -> str:
             f"\n\nHere, too, it raises cosines with images, from {lines[0][1]} to {lines[1][1]}, but not retrieval: "
             f"recall@10 is {lines[1][4]} % with it and {lines[0][4]} % without."
         )
-    if _cells("fig5", "pairs", folder) or _cells("fig5", "pairs-triplet", folder):
+    if _results("fig5", "pairs", folder) or _results("fig5", "pairs-triplet", folder):
         text += (
             "\n\n![Cosine of matching embeddings over the steps of stage 2](../_static/studies-cosines.svg)"
             "\n\n![t-SNE of held-out embeddings](../_static/studies-tsne.png)"
@@ -419,15 +419,15 @@ def _exact(folder: Path) -> str:
     }
     lines = []
     for row in rows("exact"):
-        cells = _cells("exact", row, folder)
+        results = _results("exact", row, folder)
         lines.append(
             [
                 titles[row],
-                *(_spread(cells, _pair(pair, "recall@1", 100.0)) for pair in ("img-2d", "img-3d")),
-                *(_spread(cells, _pair(pair, "recall@10", 100.0)) for pair in ("img-2d", "img-3d")),
-                *(_spread(cells, _pair(pair, "cosine"), 3) for pair in ("img-2d", "img-3d")),
-                _spread(cells, lambda result: result["config"]["stage2"]["steps"], 0),
-                _spread(cells, _cost, 0),
+                *(_spread(results, _pair(pair, "recall@1", 100.0)) for pair in ("img-2d", "img-3d")),
+                *(_spread(results, _pair(pair, "recall@10", 100.0)) for pair in ("img-2d", "img-3d")),
+                *(_spread(results, _pair(pair, "cosine"), 3) for pair in ("img-2d", "img-3d")),
+                _spread(results, lambda result: result["config"]["stage2"]["steps"], 0),
+                _spread(results, _cost, 0),
             ]
         )
     head = ["negatives of the triplet term", "R@1 img-2D (%)", "img-3D", "R@10 img-2D (%)", "img-3D", "cosine img-2D"]
@@ -442,16 +442,16 @@ def _exact(folder: Path) -> str:
 
 
 def _photos(folder: Path) -> str:
-    cells = [c for c in _cells("table6", "pairs-triplet-token", folder) if "photographs" in c["result"]]
+    results = [c for c in _results("table6", "pairs-triplet-token", folder) if "photographs" in c["result"]]
 
     def read(path: str, metric: str) -> _Read:
         return lambda result: result["result"]["photographs"]["paths"][path][metric]
 
     lines = [
-        [path, *(_spread(cells, read(path, metric)) for metric in ("MPJPE", "PA-MPJPE"))]
+        [path, *(_spread(results, read(path, metric)) for metric in ("MPJPE", "PA-MPJPE"))]
         for path in ("mean pose, 3D", "2D to 3D", "image to 3D")
     ]
-    count = f"{cells[0]['result']['photographs']['photographs']} crops" if cells else "Crops"
+    count = f"{results[0]['result']['photographs']['photographs']} crops" if results else "Crops"
     return (
         f"## Real photographs\n\n{count} of one person on a treadmill, filmed by four calibrated cameras "
         "(Pose2Sim's demonstration, BSD-3-Clause, © 2022 perfanalytics); joints are pseudo-labels. The networks of "
@@ -465,7 +465,7 @@ def _draw_curves(folder: Path) -> bytes | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not any(_cells("fig5", row, folder) for row in rows("fig5")):
+    if not any(_results("fig5", row, folder) for row in rows("fig5")):
         return None
     figure = Figure(figsize=(9, 2.9), facecolor="white")
     FigureCanvasAgg(figure)
@@ -473,7 +473,7 @@ def _draw_curves(folder: Path) -> bytes | None:
         figure.subplots(1, 3, sharey=True), (("img_2d", "image - 2D"), ("img_3d", "image - 3D"), ("2d_3d", "2D - 3D"))
     ):
         for row, colour, label in (("pairs", "#d55e00", "pairs"), ("pairs-triplet", "#0072b2", "pairs + triplet")):
-            for k, result in enumerate(_cells("fig5", row, folder)):
+            for k, result in enumerate(_results("fig5", row, folder)):
                 curve = result["result"]["curve"]
                 axis.plot(
                     curve["step"],
@@ -499,7 +499,7 @@ def _draw_map(folder: Path) -> bytes | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = {row: _cells("fig5", row, folder)[:1] for row in rows("fig5")}
+    shown = {row: _results("fig5", row, folder)[:1] for row in rows("fig5")}
     if not any(shown.values()):
         return None
     figure = Figure(figsize=(9, 4.3), facecolor="white")

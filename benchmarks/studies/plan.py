@@ -1,9 +1,9 @@
-"""The plan of the studies, written before the runs: every cell with its settings, its seed and its budget.
+"""The plan of the studies, written before the runs: every trial with its settings, its seed and its budget.
 
-All cells train on the "train" takes of one recording of CMU motion capture and are judged on its "test" takes. Within a
-study all rows have the same number of steps of the same batches; where a row leaves a stage out, its steps go to the
-stage that remains, so that every row sees as many pictures. Sizes are chosen so that a cell takes one to four minutes
-on one thread. A cell whose plan has changed is a new cell: the results keep the settings that they were made with.
+All trials train on the "train" takes of one recording of CMU motion capture and are judged on its "test" takes. Within
+a study all rows have the same number of steps of the same batches; where a row leaves a stage out, its steps go to the
+stage that remains, so that every row sees as many pictures. Sizes are chosen so that a trial takes one to four minutes
+on one thread. A trial whose plan has changed is a new trial: the results keep the settings that they were made with.
 """
 
 from __future__ import annotations
@@ -154,11 +154,11 @@ _ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
 }
 EQUAL_TIME = "exact-sampled-equal-time"
-MAX_STRETCH = 4.0  # no cell takes longer than four of its like
+MAX_STRETCH = 4.0  # no trial takes longer than four of its like
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training run and what is read off it."""
 
     study: str

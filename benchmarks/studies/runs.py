@@ -1,4 +1,4 @@
-"""Results of training runs too long for a study, kept beside the cells."""
+"""Results of training runs too long for a study, kept beside the trials."""
 
 from __future__ import annotations
 

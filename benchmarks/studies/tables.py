@@ -8,9 +8,9 @@ from pathlib import Path
 
 import unihpe_ref
 from benchmarks.environment import ROOT
-from benchmarks.studies.cells import RESULTS, chosen_rate, read_result
-from benchmarks.studies.plan import RATES, SEEDS, STUDIES, TUNED_ROWS, Cell, rows
+from benchmarks.studies.plan import RATES, SEEDS, STUDIES, TUNED_ROWS, Trial, rows
 from benchmarks.studies.runs import FULL_SIZE, read_run
+from benchmarks.studies.trials import RESULTS, chosen_rate, read_result
 
 PAGE = ROOT / "docs" / "unihpe" / "reproducing-tables.md"
 CARD = Path(unihpe_ref.__file__).with_name("assets") / "lifter.json"  # of the package that runs, installed or not
@@ -154,8 +154,8 @@ def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, 
     for study in (f"table{number}", f"table{number}-fair"):
         for row in rows(study) if study in STUDIES and study not in RATES else TUNED_ROWS.get(study, ()):
             made = f"{row}-{chosen_rate(study, row, folder)}" if study in RATES else row
-            names = [Cell(study, made, seed) for seed in SEEDS]
-            results = [result for cell in names if (result := read_result(cell, folder)) is not None]
+            names = [Trial(study, made, seed) for seed in SEEDS]
+            results = [result for trial in names if (result := read_result(trial, folder)) is not None]
             if not results:
                 continue
             paths_of = [result["result"]["poses"]["paths"] for result in results]

@@ -28,7 +28,7 @@ from multicontrast.losses.reference import unit_rows
 from multicontrast.losses.softmax import scale_free
 from multicontrast.similarity import CosineSimilarity, has_closed_form
 
-BLOCK_CELLS = 1 << 17  # entries worked on at a time: enough to hide the cost of a call, few enough to stay in cache
+BLOCK_ENTRIES = 1 << 17  # entries worked on at a time: enough to hide the cost of a call, few enough to stay in cache
 _CHUNK = 1 << 17  # the same for rows of embeddings
 TOGETHER = 1 << 15  # entries of rows or blocks of all modalities up to which one operation computes all of them
 LOG2_E = math.log2(math.e)
@@ -73,8 +73,8 @@ def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
 
 
 def row_blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    """Bounds of consecutive rows that hold about ``BLOCK_CELLS`` entries."""
-    step = max(1, BLOCK_CELLS // max(1, width))
+    """Bounds of consecutive rows that hold about ``BLOCK_ENTRIES`` entries."""
+    step = max(1, BLOCK_ENTRIES // max(1, width))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 

@@ -37,7 +37,7 @@ PIECES = {  # sizes at which implementations divide their work, as small as a fe
     "reference._CANDIDATES": 5,
     "reference._GATHERED": 20,
     "streamed.TILE": 2,
-    "cpu.BLOCK_CELLS": 7,
+    "cpu.BLOCK_ENTRIES": 7,
     "cpu._CHUNK": 8,
     "cpu.TOGETHER": 0,
 }

@@ -73,7 +73,7 @@ def test_a_product_that_overflows_is_an_infinite_loss():
 
 def test_few_samples_with_many_negatives(monkeypatch):
     """All pairs in one pass, the tuples in several: their cosines are read to the end."""
-    monkeypatch.setattr(cpu, "BLOCK_CELLS", 7)
+    monkeypatch.setattr(cpu, "BLOCK_ENTRIES", 7)
     inputs = [*embeddings(3, 5), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)]
     tuples = index(5)
     losses = [mc.trimodal_infonce(*inputs, negatives=tuples, impl=impl) for impl in ("cpu", "reference")]

@@ -16,7 +16,7 @@ ROWS = 4 * SIZE * DIM
 
 @pytest.fixture(autouse=True)
 def small_row_blocks(monkeypatch):
-    monkeypatch.setattr(cpu, "BLOCK_CELLS", CELLS)
+    monkeypatch.setattr(cpu, "BLOCK_ENTRIES", CELLS)
     monkeypatch.setattr(cpu, "TOGETHER", 0)  # the rows of a few samples are copied
 
 

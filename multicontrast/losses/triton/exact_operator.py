@@ -3,7 +3,7 @@
 Plain PyTorch on a CPU and for float64, an anchor at a time; Triton on a GPU or wherever
 ``MULTICONTRAST_BACKEND=triton`` asks for it. Memory is O(B^2) in both. A compiler for a CPU sees the formulas of all
 anchors instead and fuses them; it holds 3/2 B^3 numbers. Differentiable twice: the second derivative is that of the
-plain form, which then holds all B^3 cells.
+plain form, which then holds B^3 numbers.
 """
 
 # mypy: disable-error-code="no-untyped-call"

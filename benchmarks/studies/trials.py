@@ -1,4 +1,4 @@
-"""Makes the runs of the plan ("cells" in the code), one after another; finished ones are skipped."""
+"""Makes the runs of the plan one after another; finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.studies.photographs import judge_photographs
-from benchmarks.studies.plan import EQUAL_TIME, MAX_STRETCH, RATES, SEEDS, STUDIES, TUNED_ROWS, Cell, rows
+from benchmarks.studies.plan import EQUAL_TIME, MAX_STRETCH, RATES, SEEDS, STUDIES, TUNED_ROWS, Trial, rows
 from multicontrast._checks import three_beats
 from multicontrast.metrics import cosine_alignment, median_rank, mpjpe, retrieval_recall
 from unihpe_ref.config import RunConfig, SamplerConfig
@@ -33,21 +33,21 @@ _PAIRS = (("img", "2d"), ("img", "3d"), ("2d", "3d"))
 _MAP_POINTS = 240  # of each modality in Figure 6
 
 
-def result_path(cell: Cell, folder: Path = RESULTS) -> Path:
-    """The path of a cell's result."""
-    return folder / f"{cell.name}.json"
+def result_path(trial: Trial, folder: Path = RESULTS) -> Path:
+    """The path of a trial's result."""
+    return folder / f"{trial.name}.json"
 
 
-def read_result(cell: Cell, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """A cell's result; None where it has not been run.
+def read_result(trial: Trial, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """A trial's result; None where it has not been run.
 
     Raises: ValueError where the result was made with other settings than those of the plan.
     """
-    path = result_path(cell, folder)
+    path = result_path(trial, folder)
     if not path.exists():
         return None
     result: dict[str, Any] = json.loads(path.read_text())
-    other = differences(_stretched(cell.config, result["stretch"]).to_dict(), result["config"])
+    other = differences(_stretched(trial.config, result["stretch"]).to_dict(), result["config"])
     if other:
         came = f"others in {', '.join(other)}"
         raise ValueError(
@@ -61,27 +61,27 @@ def chosen_rate(study: str, row: str, folder: Path = RESULTS) -> str | None:
     are any; None where there is no result."""
     errors = {}
     for rate in RATES[study]:
-        if (found := read_result(Cell(study, f"{row}-{rate}", SEEDS[0]), folder)) is not None:
+        if (found := read_result(Trial(study, f"{row}-{rate}", SEEDS[0]), folder)) is not None:
             paths = found["result"]["poses"]["paths"]
             kept = [paths[name] for name in ("2D to 3D", "image to 3D") if name in paths]
             errors[rate] = sum(path["frame_mean"]["MPJPE"] for path in kept)
     return min(errors, key=lambda rate: errors[rate], default=None)
 
 
-def planned_cells(folder: Path = RESULTS) -> list[Cell]:
-    """All cells, in the order in which they are run: every row once before any seed is repeated, and of a tuned row the
+def planned_trials(folder: Path = RESULTS) -> list[Trial]:
+    """All trials in the order in which they are run: every row once before any seed is repeated, and of a tuned row the
     chosen rate alone; a rate that was chosen before the list grew keeps its seeds."""
     repeated = {
         (study, f"{row}-{chosen_rate(study, row, folder)}") for study, held in TUNED_ROWS.items() for row in held
     }
-    cells = [Cell(study, row, seed) for seed in SEEDS for study in STUDIES for row in rows(study)]
+    trials = [Trial(study, row, seed) for seed in SEEDS for study in STUDIES for row in rows(study)]
     return [
-        cell
-        for cell in cells
-        if cell.seed == SEEDS[0]
-        or cell.study not in RATES
-        or (cell.study, cell.row) in repeated
-        or result_path(cell, folder).exists()
+        trial
+        for trial in trials
+        if trial.seed == SEEDS[0]
+        or trial.study not in RATES
+        or (trial.study, trial.row) in repeated
+        or result_path(trial, folder).exists()
     ]
 
 
@@ -100,12 +100,12 @@ def _stretched(config: RunConfig, stretch: float) -> RunConfig:
     return config.override(**{"stage2.steps": round(config.stage2.steps * stretch)})
 
 
-def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | None, folder: Path = RESULTS) -> Path:
-    """Trains and evaluates one cell, and writes its result."""
-    config = cell.config
+def run_trial(trial: Trial, motion: Motion, recording: Path, photographs: Path | None, folder: Path = RESULTS) -> Path:
+    """Trains and evaluates one trial, and writes its result."""
+    config = trial.config
     stretch = 1.0
-    if cell.name.startswith(EQUAL_TIME):
-        stretch = _equal_time_stretch(cell, folder)
+    if trial.name.startswith(EQUAL_TIME):
+        stretch = _equal_time_stretch(trial, folder)
         config = _stretched(config, stretch)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,22 +115,21 @@ def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | No
         steps = [json.loads(line) for line in log_path.read_text().splitlines()]
     training = time.process_time() - began
     result: dict[str, Any] = {"alignment": _alignment(model, config, motion)}
-    if cell.aligns_only:
+    if trial.aligns_only:
         result["curve"] = _curve(steps)
     else:
         result["poses"] = evaluate_model(model, config, motion).to_dict()
-    if cell.study in ("table4-fair", "spread") and config.model.decoder == "diffusion":
+    if trial.study in ("table4-fair", "spread") and config.model.decoder == "diffusion":
         result["hypotheses"] = _hypotheses(model, config, motion)
-    if cell.study == "table6" and photographs is not None:
+    if trial.study == "table6" and photographs is not None:
         result["photographs"] = judge_photographs(model, config, motion, photographs)
-    if cell.study == "fig5":
+    if trial.study == "fig5":
         result["map"] = _map(model, config, motion)
     environment = describe_environment(torch.device("cpu"), "process")
     content = {
-        "cell": cell.name,
-        "study": cell.study,
-        "row": cell.row,
-        "seed": cell.seed,
+        "study": trial.study,
+        "row": trial.row,
+        "seed": trial.seed,
         "stretch": stretch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "cpu_seconds": {"training": round(training, 1), "all": round(time.process_time() - began, 1)},
@@ -146,18 +145,19 @@ def run_cell(cell: Cell, motion: Motion, recording: Path, photographs: Path | No
         "result": result,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = result_path(cell, folder)
+    path = result_path(trial, folder)
     write_whole(path, (json.dumps(content) + "\n").encode())
     return path
 
 
-def _equal_time_stretch(cell: Cell, folder: Path) -> float:
+def _equal_time_stretch(trial: Trial, folder: Path) -> float:
     """How many more steps the sampled loss takes in the time of the exact one: both have to be there."""
     seconds = {}
     for row in ("sampled", "exact"):
-        found = read_result(Cell(cell.study, row, cell.seed), folder)
+        found = read_result(Trial(trial.study, row, trial.seed), folder)
         if found is None:
-            raise ValueError(f"`{cell.name}` needs the result of `{row}` with the same seed; got none. Run that first.")
+            needed = f"`{trial.name}` needs the result of `{row}` with the same seed"
+            raise ValueError(three_beats(needed, "none", "Run that first."))
         seconds[row] = found["cpu_seconds"]["training"]
     return float(np.clip(seconds["exact"] / seconds["sampled"], 1 / MAX_STRETCH, MAX_STRETCH))
 
