@@ -215,6 +215,20 @@ def row_fields(recording: Recording) -> dict[str, Array]:
     return {name: getattr(recording, name) for name in names}
 
 
+@dataclass(frozen=True)
+class Lens:
+    """A camera of a recording, in pixels and metres; the rest of it is that of a camera without distortion at the
+    world's origin."""
+
+    focal: Array | float
+    principal: Array
+    size: Any
+    radial: Any = (0.0, 0.0, 0.0)
+    tangential: Any = (0.0, 0.0)
+    rotation: Any = None  # world to camera
+    translation: Any = (0.0, 0.0, 0.0)
+
+
 class RecordingBuilder:
     """Collects a recording view by view; every reader writes through it."""
 
@@ -237,20 +251,7 @@ class RecordingBuilder:
             self._sequences.append((name, subject, action, split, float(fps)))
         return self._sequence_numbers[name]
 
-    def camera(
-        self,
-        name: str,
-        *,
-        key: Any = None,
-        focal: Any,
-        principal: Any,
-        size: Any,
-        rotation: Any = None,
-        translation: Any = (0.0, 0.0, 0.0),
-        radial: Any = (0.0, 0.0, 0.0),
-        tangential: Any = (0.0, 0.0),
-        calibrated: bool = True,
-    ) -> int:
+    def camera(self, name: str, lens: Lens, *, key: Any = None, calibrated: bool = True) -> int:
         """The number of a camera; the same ``key`` (the name unless given) is the same camera."""
         key = name if key is None else key
         if key not in self._camera_numbers:
@@ -259,13 +260,13 @@ class RecordingBuilder:
                 {
                     "name": name,
                     "calibrated": calibrated,
-                    "rotation": np.eye(3) if rotation is None else np.asarray(rotation, float),
-                    "translation": np.asarray(translation, float).reshape(3),
-                    "focal": np.broadcast_to(np.asarray(focal, float).ravel(), (2,)),
-                    "principal": np.asarray(principal, float).reshape(2),
-                    "radial": np.asarray(radial, float).reshape(3),
-                    "tangential": np.asarray(tangential, float).reshape(2),
-                    "image_size": np.asarray(size, float).reshape(2),
+                    "rotation": np.eye(3) if lens.rotation is None else np.asarray(lens.rotation, float),
+                    "translation": np.asarray(lens.translation, float).reshape(3),
+                    "focal": np.broadcast_to(np.asarray(lens.focal, float).ravel(), (2,)),
+                    "principal": np.asarray(lens.principal, float).reshape(2),
+                    "radial": np.asarray(lens.radial, float).reshape(3),
+                    "tangential": np.asarray(lens.tangential, float).reshape(2),
+                    "image_size": np.asarray(lens.size, float).reshape(2),
                 }
             )
         return self._camera_numbers[key]

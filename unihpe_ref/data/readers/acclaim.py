@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from multicontrast._checks import three_beats
+from unihpe_ref.unfit import reading, unfit
 
 from ..motion import Motion
 from ..skeleton import SKELETON
@@ -101,7 +102,7 @@ def read_asf(path: Path) -> Skeleton:
             words = words[1:]
         if words:
             current.append(words)
-    try:
+    with reading(f"{path} needs units, root, bonedata and hierarchy of an ASF file"):
         units = {words[0].lower(): words[1] for words in sections[":units"]}
         degrees = units.get("angle", "deg").lower().startswith("deg")
         root = {words[0].lower(): words[1:] for words in sections[":root"]}
@@ -121,11 +122,6 @@ def read_asf(path: Path) -> Skeleton:
             metres=_INCH / float(units["length"]),
             degrees=degrees,
         )
-    except (KeyError, ValueError, IndexError) as error:
-        needed = f"{path} needs units, root, bonedata and hierarchy of an ASF file"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
-        ) from None
 
 
 def _bones(lines: list[list[str]], degrees: bool) -> dict[str, _Bone]:
@@ -164,7 +160,7 @@ def read_amc(path: Path, skeleton: Skeleton) -> dict[str, Array]:
     """The numbers of each bone, ``(F, its degrees of freedom)``. Raises ``ValueError`` for a file that is damaged."""
     frames: list[dict[str, list[float]]] = []
     width = {"root": len(skeleton.root_order)} | {name: len(bone.dof) for name, bone in skeleton.bones.items()}
-    try:
+    with reading(f"{path} needs to be an AMC file of its skeleton"):
         for line in path.read_text(encoding="latin-1").splitlines():
             words = line.split()
             if not words or words[0].startswith((":", "#")):
@@ -183,11 +179,6 @@ def read_amc(path: Path, skeleton: Skeleton) -> dict[str, Array]:
         if "root" not in motion or not all(np.isfinite(values).all() for values in motion.values()):
             raise ValueError("no root, or numbers that are not finite")
         return motion
-    except (KeyError, ValueError, IndexError) as error:
-        needed = f"{path} needs to be an AMC file of its skeleton"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
-        ) from None
 
 
 def joints_of(skeleton: Skeleton, motion: dict[str, Array]) -> Array:
@@ -209,7 +200,7 @@ def joints_of(skeleton: Skeleton, motion: dict[str, Array]) -> Array:
     missing = [bone for bone in _ENDS.values() if bone not in place]
     if missing:
         needed = f"`read_data` needs the bones of CMU's skeletons ({', '.join(sorted(set(_ENDS.values())))})"
-        raise ValueError(three_beats(needed, f"no {', '.join(missing)}", "Map other skeletons to those names."))
+        raise unfit(needed, f"no {', '.join(missing)}", "Map other skeletons to those names.")
     ends = {joint: place[bone] for joint, bone in _ENDS.items()}
     ends["pelvis"] = (ends["lhip"] + ends["rhip"]) / 2
     return to_z_up(np.stack([ends[name] for name in SKELETON.joint_names], 1)) * skeleton.metres

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multicontrast._checks import check_choice, three_beats
+from multicontrast._checks import check_choice
+from unihpe_ref.unfit import reading, unfit
 
 from ..motion import Motion
 from ..skeleton import SKELETON
@@ -89,7 +90,7 @@ def read_bvh(path: Path, joints: Mapping[str, str] | None = None) -> Take:
     Raises: ValueError where it is damaged or its joints have names that are not known.
     """
     words = path.read_text(encoding="latin-1").split()
-    try:
+    with reading(f"{path} needs to be a whole BVH file", "Copy or export it again."):
         tree, position = _hierarchy(words)
         if [word.upper() for word in words[position : position + 2]] != ["MOTION", "FRAMES:"]:
             raise ValueError("no MOTION after the skeleton")
@@ -98,11 +99,6 @@ def read_bvh(path: Path, joints: Mapping[str, str] | None = None) -> Take:
         width = sum(len(joint.channels) for joint in tree)
         if frames < 1 or width < 1 or values.size != frames * width or not np.isfinite(values).all() or not seconds > 0:
             raise ValueError(f"{values.size} numbers for {frames} frames of {width}")
-    except (ValueError, IndexError, KeyError) as error:
-        needed = f"{path} needs to be a whole BVH file"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error})", "Copy or export it again.")
-        ) from None
     body = _Body(path, tree, *_places(tree, values.reshape(frames, width)))
     points = _upright(_metres(body.to_17(dict(joints or {})), path), path)
     if _begins_elsewhere(points):
@@ -245,7 +241,7 @@ class _Body:
             needed = f"{self.path} needs joints for {', '.join(missing)} under one of the usual names"
             there = [joint.name for joint in self.joints if not _UNTOLD.search(joint.name)]
             came = ", ".join(there[:24]) + (f" and {len(there) - 24} more" if len(there) > 24 else "")
-            raise ValueError(three_beats(needed, came, f"Say which: `--joints {missing[0]}=NAME ...`."))
+            raise unfit(needed, came, f"Say which: `--joints {missing[0]}=NAME ...`.")
         points = {name: self.places[:, number] for name, number in chosen.items()}
         points.setdefault("pelvis", (points["lhip"] + points["rhip"]) / 2)
         points.setdefault("thorax", (points["lshoulder"] + points["rshoulder"]) / 2)
@@ -264,7 +260,7 @@ class _Body:
             if name.lower() not in numbers:
                 near = difflib.get_close_matches(name, [joint.name for joint in self.joints], n=3, cutoff=0.4)
                 remedy = f"Did you mean {', '.join(near)}?" if near else "Take a name of the file."
-                raise ValueError(three_beats(f"{self.path} needs the joint that `--joints` names", repr(name), remedy))
+                raise unfit(f"{self.path} needs the joint that `--joints` names", repr(name), remedy)
         return {target: numbers[name.lower()] for target, name in asked.items()}
 
     def _spine(self, points: dict[str, Array], hips: Array, shoulders: Array, top: int | None) -> Array:
@@ -314,15 +310,13 @@ def _metres(points: Array, path: Path) -> Array:
         if _LEG[0] <= leg * unit <= _LEG[1]:
             return points * unit
     needed = f"{path} needs a leg of {_LEG[0]} to {_LEG[1]} m in metres, inches, CMU's unit, centimetres or millimetres"
-    raise ValueError(three_beats(needed, f"{leg:.4g} units", "Scale the file."))
+    raise unfit(needed, f"{leg:.4g} units", "Scale the file.")
 
 
 def _upright(points: Array, path: Path) -> Array:
     rise = (points[:, SKELETON.index("head")] - points[:, [3, 6]].mean(1)).mean(0)
     axis = int(np.abs(rise).argmax())
     if axis == 0 or rise[axis] < 0:
-        needed = f"{path} needs y or z to point up"
-        raise ValueError(
-            three_beats(needed, f"a head that is {listed(np.round(rise, 2))} m above the feet", "Turn it.")
-        )
+        came = f"a head that is {listed(np.round(rise, 2))} m above the feet"
+        raise unfit(f"{path} needs y or z to point up", came, "Turn it.")
     return to_z_up(points) if axis == 1 else points

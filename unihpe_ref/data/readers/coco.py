@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from multicontrast._checks import three_beats
+from unihpe_ref.unfit import reading, unfit
 
 from ..joint_order import decided_order, named_joints
-from ..recording import Recording, RecordingBuilder, boxes_of
+from ..recording import Lens, Recording, RecordingBuilder, boxes_of
 from .common import Array, listed, required
 
 NAME = "coco"
 TITLE = "a folder of pictures with a COCO keypoint JSON"
+
+_EXPORT = "Export it again."
 
 
 def find(path: Path) -> list[Path]:
@@ -57,26 +59,21 @@ def _looks_right(path: Path) -> bool:
 
 
 def _read_file(file: Path, builder: RecordingBuilder) -> None:
-    try:
+    with reading(f"{file} needs to be COCO's JSON, with `images` and `annotations`", _EXPORT):
         held: Any = json.loads(file.read_bytes())
         images = {image["id"]: image for image in held["images"]}
         listed_people = [person for person in held["annotations"] if "keypoints" in person]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        needed = f"{file} needs to be COCO's JSON, with `images` and `annotations`"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error!r})", "Export it again.")
-        ) from None
     people = []
     for person in listed_people:
         keypoints = np.asarray(person["keypoints"], float).ravel()
         if person.get("image_id") not in images or not keypoints.size or keypoints.size % 3:
             needed = f"{file} needs x, y, visibility for each joint, and a listed image, of each person"
             came = f"{keypoints.size} numbers for a person of image {person.get('image_id')!r}"
-            raise ValueError(three_beats(needed, came, "Export it again."))
+            raise unfit(needed, came, _EXPORT)
         if not person.get("iscrowd") and (keypoints[2::3] > 0).any():
             people.append((person, keypoints.reshape(-1, 3)))
     if not people:
-        raise ValueError(three_beats(f"{file} needs people with labelled joints", "none", "Export it again."))
+        raise unfit(f"{file} needs people with labelled joints", "none", _EXPORT)
     if len(listed_people) > len(people):
         left = len(listed_people) - len(people)
         builder.notes.append(f"{left} crowds or people without a labelled joint left out of {file.name}")
@@ -90,10 +87,8 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
     for person, _ in people:
         image = images[person["image_id"]]
         size = (int(image["width"]), int(image["height"]))
-        principal = (np.array(size) - 1) / 2
-        cameras.append(
-            builder.camera("assumed", key=size, focal=np.hypot(*size), principal=principal, size=size, calibrated=False)
-        )
+        lens = Lens(np.hypot(*size), (np.array(size) - 1) / 2, size)
+        cameras.append(builder.camera("assumed", lens, key=size, calibrated=False))
         picture = next((place / image["file_name"] for place in places if (place / image["file_name"]).is_file()), None)
         lost |= set() if picture else {str(image["file_name"])}
         pictures.append("" if picture is None else picture.relative_to(builder.folder).as_posix())

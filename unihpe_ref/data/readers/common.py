@@ -1,11 +1,10 @@
-"""Shared by readers: Human3.6M's names and cameras, intrinsics that a file implies, sizes of pictures."""
+"""Shared by readers: Human3.6M's names and cameras, the lens that a file implies, sizes of pictures."""
 
 from __future__ import annotations
 
 import ast
 import io
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multicontrast._checks import three_beats
+from unihpe_ref.unfit import reading
 
 from ..pictures import open_picture
+from ..recording import Lens
 from ..safe_pickle import load_pickle
 
 Array = NDArray[Any]
@@ -27,19 +28,6 @@ H36M_FPS = 50.0
 H36M_SIZES = {"54138969": (1000, 1002), "55011271": (1000, 1000), "58860488": (1000, 1000), "60457274": (1000, 1002)}
 _H36M_SYNONYMS = {"TakingPhoto": "Photo", "WalkingDog": "WalkDog", "Greet": "Greeting", "Wait": "Waiting"}
 _H36M_NAME = re.compile(r"(S\d+)[_ ](\w+?)(?:[_ ](\d))?\.(\d{8})(?:_(\d+))?(?:\.\w+)?$")
-
-
-@dataclass(frozen=True)
-class Intrinsics:
-    """Focal length, principal point and what belongs to them, in pixels and metres."""
-
-    focal: Array
-    principal: Array
-    size: tuple[int, int]
-    radial: Array | tuple[float, ...] = (0.0, 0.0, 0.0)
-    tangential: Array | tuple[float, ...] = (0.0, 0.0)
-    rotation: Array | None = None  # world to camera
-    translation: Array | tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 def h36m_action(name: str) -> tuple[str, str]:
@@ -59,7 +47,7 @@ def h36m_picture(path: str) -> tuple[str, str, str, str, int] | None:
     return subject, take, action, camera, int(frame or 1) - 1
 
 
-def h36m_cameras(folder: Path) -> tuple[dict[tuple[str, str], Intrinsics], Path] | None:
+def h36m_cameras(folder: Path) -> tuple[dict[tuple[str, str], Lens], Path] | None:
     """Human3.6M's calibration by (subject, camera), from the files that users have near ``folder``.
 
     mmpose's ``cameras.pkl``, or VideoPose3D's ``common/h36m_dataset.py``, whose two tables are read as data: the file
@@ -75,23 +63,19 @@ def h36m_cameras(folder: Path) -> tuple[dict[tuple[str, str], Intrinsics], Path]
     return None
 
 
-def _cameras_of_pickle(path: Path) -> dict[tuple[str, str], Intrinsics]:
+def _cameras_of_pickle(path: Path) -> dict[tuple[str, str], Lens]:
     held = load_pickle(path)
-    try:
+    needed = f"{path} needs {{(subject, camera): {{R, T, c, f, k, p, w, h}}}}"
+    with reading(needed, "Write it with mmpose's converter."):
         return {(str(subject), str(name)): _camera_of_pickle(values) for (subject, name), values in held.items()}
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
-        needed = f"{path} needs {{(subject, camera): {{R, T, c, f, k, p, w, h}}}}"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error!r})", "Write it with mmpose's converter.")
-        ) from None
 
 
-def _camera_of_pickle(values: dict[str, Any]) -> Intrinsics:
+def _camera_of_pickle(values: dict[str, Any]) -> Lens:
     # R turns camera axes into the world's, T is where the camera stands; in millimetres in older files
     rotation = np.asarray(values["R"], float).reshape(3, 3).T
     place = np.asarray(values["T"], float).reshape(3)
     place = place * MILLIMETRE if np.abs(place).max() > 100 else place
-    return Intrinsics(
+    return Lens(
         focal=np.asarray(values["f"], float).reshape(2),
         principal=np.asarray(values["c"], float).reshape(2),
         size=(int(values["w"]), int(values["h"])),
@@ -102,9 +86,10 @@ def _camera_of_pickle(values: dict[str, Any]) -> Intrinsics:
     )
 
 
-def _cameras_of_source(path: Path) -> dict[tuple[str, str], Intrinsics]:
+def _cameras_of_source(path: Path) -> dict[tuple[str, str], Lens]:
     tables: dict[str, Any] = {}
-    try:
+    needed = f"{path} needs VideoPose3D's tables of intrinsic and extrinsic parameters"
+    with reading(needed, "Take the file of the repository."):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 name = node.targets[0].id
@@ -118,7 +103,7 @@ def _cameras_of_source(path: Path) -> dict[tuple[str, str], Intrinsics]:
                 if stand:  # unknown for the subjects whose poses were never published
                     rotation = rotation_of_quaternion(stand["orientation"]).T
                     place = np.asarray(stand["translation"], float) * MILLIMETRE
-                    cameras[subject, str(lens["id"])] = Intrinsics(
+                    cameras[subject, str(lens["id"])] = Lens(
                         focal=np.asarray(lens["focal_length"], float),
                         principal=np.asarray(lens["center"], float),
                         size=(int(lens["res_w"]), int(lens["res_h"])),
@@ -128,11 +113,6 @@ def _cameras_of_source(path: Path) -> dict[tuple[str, str], Intrinsics]:
                         translation=-rotation @ place,
                     )
         return cameras
-    except (KeyError, ValueError, SyntaxError, TypeError, UnicodeDecodeError) as error:
-        needed = f"{path} needs VideoPose3D's tables of intrinsic and extrinsic parameters"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error!r})", "Take the file of the repository.")
-        ) from None
 
 
 def rotation_of_quaternion(quaternion: Any) -> Array:
@@ -147,7 +127,7 @@ def rotation_of_quaternion(quaternion: Any) -> Array:
     )
 
 
-def fitted_intrinsics(joints_cam: Array, joints_2d: Array) -> tuple[Array, Array]:
+def fitted_lens(joints_cam: Array, joints_2d: Array) -> tuple[Array, Array]:
     """Focal lengths and principal point that joints in the camera's frame and their pixels imply.
 
     Least squares of ``u Z = f X + c Z`` over all joints, each axis by itself: exact where the lens has no distortion.

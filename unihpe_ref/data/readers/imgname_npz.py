@@ -17,18 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from multicontrast._checks import three_beats
+from unihpe_ref.unfit import unfit
 
 from ..layouts import LAYOUTS
-from ..recording import Recording, RecordingBuilder
+from ..recording import Lens, Recording, RecordingBuilder
 from ..safe_pickle import read_npz
 from .common import (
     H36M_FPS,
     H36M_SIZES,
     H36M_TEST,
     Array,
-    Intrinsics,
-    fitted_intrinsics,
+    fitted_lens,
     h36m_cameras,
     h36m_picture,
     picture_size,
@@ -40,6 +39,7 @@ NAME = "imgname_npz"
 TITLE = "Human3.6M by mmpose, or SPIN's npz files"
 
 _KEYS = ("imgname", "center", "scale", "part", "S")
+_TOOLS = "Write it with mmpose's or SPIN's tools."
 _3DHP_TRAIN = re.compile(r"(S\d)[/_](Seq\d)[/_](?:imageFrames/)?(?:video_|Cam)(\d+)[/_](?:frame_)?(\d+)\.")
 _3DHP_TEST = re.compile(r"(TS\d)[/_](?:imageSequence/)?(?:img_)?(\d+)\.")
 _3DPW = re.compile(r"imageFiles/([^/]+)/image_(\d+)\.")
@@ -91,10 +91,7 @@ def _read_file(file: Path, builder: RecordingBuilder, before: set[str]) -> set[s
     builder.sources.append(file)
     missing = {"imgname", "center", "scale"} - set(arrays)
     if missing:
-        needed = f"{file} needs the entries {', '.join(_KEYS)}"
-        raise ValueError(
-            three_beats(needed, f"no {', '.join(sorted(missing))}", "Write it with mmpose's or SPIN's tools.")
-        )
+        raise unfit(f"{file} needs the entries {', '.join(_KEYS)}", f"no {', '.join(sorted(missing))}", _TOOLS)
     new = np.array([str(name) not in before for name in arrays["imgname"]], bool)
     if not new.all():  # the same set at 10 and at 50 frames a second, or in two places
         builder.notes.append(f"{int((~new).sum())} samples of {file} are left out: another file has their pictures")
@@ -107,10 +104,9 @@ def _read_file(file: Path, builder: RecordingBuilder, before: set[str]) -> set[s
     for name, array, width in (("part", part, 3), ("S", solid, 4)):
         if array is not None and array.shape != (len(names), joints, width):
             needed = f"{file} needs `{name}` of shape ({len(names)}, 17 or 24, {width})"
-            raise ValueError(three_beats(needed, str(array.shape), "Write it with mmpose's or SPIN's tools."))
+            raise unfit(needed, str(array.shape), _TOOLS)
     if joints not in (17, 24):
-        needed = f"{file} needs 17 joints (mmpose) or 24 (SPIN)"
-        raise ValueError(three_beats(needed, str(joints), "Convert the file."))
+        raise unfit(f"{file} needs 17 joints (mmpose) or 24 (SPIN)", str(joints), "Convert the file.")
     absolute = joints == 17
     order = LAYOUTS["h36m17" if absolute else "spin24"]
     first = _3DHP_TRAIN.search(names[0]) or _3DHP_TEST.search(names[0]) if names else None
@@ -143,26 +139,20 @@ def _read_file(file: Path, builder: RecordingBuilder, before: set[str]) -> set[s
         lens = cameras.get((subject, camera))
         calibrated = lens is not None
         if lens is None and absolute and pixels is not None and points is not None:
-            focal, principal = fitted_intrinsics(points, pixels)
-            lens, calibrated = Intrinsics(focal, principal, size or _twice(principal)), True
+            focal, principal = fitted_lens(points, pixels)
+            lens, calibrated = Lens(focal, principal, size or _twice(principal)), True
             builder.notes.append(f"camera {camera} of {sequence} fitted to its own 2D and 3D joints")
         if lens is None:
             size = picture_size(builder.folder / names[rows[0]]) or size or (1000, 1000)
-            lens = Intrinsics(np.hypot(*size), (np.asarray(size, float) - 1) / 2, size)
+            lens = Lens(np.hypot(*size), (np.asarray(size, float) - 1) / 2, size)
         center, side = arrays["center"][rows], np.ravel(arrays["scale"][rows]) * 200
         own_box = np.concatenate([center, side[:, None] * 1.25 / 1.2], 1)
         builder.add(
             builder.sequence(sequence, subject=subject, action=action, split=split, fps=fps),
             builder.camera(
                 camera,
+                lens,
                 key=(subject, camera, tuple(lens.size)) if calibrated and cameras else (sequence, camera),
-                focal=lens.focal,
-                principal=lens.principal,
-                size=lens.size,
-                rotation=lens.rotation,
-                translation=lens.translation,
-                radial=lens.radial,
-                tangential=lens.tangential,
                 calibrated=calibrated,
             ),
             frames,

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from multicontrast._checks import three_beats
+from unihpe_ref.unfit import reading, unfit
 
 from ..layouts import LAYOUTS
-from ..recording import Recording, RecordingBuilder
+from ..recording import Lens, Recording, RecordingBuilder
 from ..safe_hdf5 import read_hdf5
 from ..safe_mat import read_cells
-from .common import MILLIMETRE, Array, Intrinsics, fitted_intrinsics, required
+from .common import MILLIMETRE, Array, fitted_lens, required
 
 NAME = "mpi_inf_3dhp"
 TITLE = "MPI-INF-3DHP"
@@ -64,13 +64,8 @@ def read(path: Path) -> Recording:
 
 
 def _read_train(file: Path, builder: RecordingBuilder) -> None:
-    try:
+    with reading(f"{file} needs to be a MATLAB file of version 5 or 7", also=(OSError,)):
         held = read_cells(file, ("annot2", "annot3"))
-    except (OSError, ValueError) as error:
-        needed = f"{file} needs to be a MATLAB file of version 5 or 7"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
-        ) from None
     subject, sequence = _place(file)
     frames, fps = TRAIN_SEQUENCES.get((subject, sequence), (None, 25.0))
     cameras = _calibration(file.parent / "camera.calibration")
@@ -84,21 +79,12 @@ def _read_train(file: Path, builder: RecordingBuilder) -> None:
         joints = order.to_h36m(points[:count])[0] * MILLIMETRE
         joints_2d, _ = order.to_h36m(pixels[:count])
         if lens is None:
-            focal, principal = fitted_intrinsics(joints, joints_2d)
-            lens = Intrinsics(focal, principal, (2048, 2048))
+            lens = Lens(*fitted_lens(joints, joints_2d), (2048, 2048))
             builder.notes.append(f"no camera.calibration of {subject} {sequence}: video {video} fitted to its joints")
         pictures = file.parent / "imageFrames" / f"video_{video}"
         builder.add(
             number,
-            builder.camera(
-                str(video),
-                key=(subject, sequence, video),
-                focal=lens.focal,
-                principal=lens.principal,
-                size=lens.size,
-                rotation=lens.rotation,
-                translation=lens.translation,
-            ),
+            builder.camera(str(video), lens, key=(subject, sequence, video)),
             np.arange(count),
             joints_2d=joints_2d,
             joints_cam=joints,
@@ -107,26 +93,21 @@ def _read_train(file: Path, builder: RecordingBuilder) -> None:
 
 
 def _read_test(file: Path, builder: RecordingBuilder) -> None:
-    try:
+    needed = f"{file} needs to be an HDF5 file with annot2, annot3, univ_annot3 and valid_frame"
+    with reading(needed, also=(OSError,)):
         held = read_hdf5(file, ("annot2", "annot3", "univ_annot3", "valid_frame", "activity_annotation"))
         pixels = np.asarray(held["annot2"], float).reshape(-1, 17, 2)
         metric, universal = (np.asarray(held[name], float).reshape(-1, 17, 3) for name in ("annot3", "univ_annot3"))
         valid = held["valid_frame"].ravel() != 0
         activity = held["activity_annotation"].ravel() if "activity_annotation" in held else None
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        needed = f"{file} needs to be an HDF5 file with annot2, annot3, univ_annot3 and valid_frame"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
-        ) from None
     if not len(pixels) == len(metric) == len(universal) == len(valid):
-        needed = f"{file} needs one valid_frame, annot2 and annot3 a frame"
-        raise ValueError(three_beats(needed, f"{len(valid)}, {len(pixels)}, {len(metric)}", "Download it again."))
+        came = f"{len(valid)}, {len(pixels)}, {len(metric)}"
+        raise unfit(f"{file} needs one valid_frame, annot2 and annot3 a frame", came)
     subject = file.parent.name
     order = LAYOUTS["3dhp17"]
     joints_2d, _ = order.to_h36m(pixels)
-    focal, principal = fitted_intrinsics(order.to_h36m(metric)[0], joints_2d)
     size = (1920, 1080) if subject in ("TS5", "TS6") else (2048, 2048)
-    camera = builder.camera(subject, focal=focal, principal=principal, size=size)
+    camera = builder.camera(subject, Lens(*fitted_lens(order.to_h36m(metric)[0], joints_2d), size))
     joints = order.to_h36m(universal)[0] * MILLIMETRE
     named = np.full(len(valid), "test", object)
     if activity is not None and len(activity) == len(valid):
@@ -153,12 +134,10 @@ def _place(file: Path) -> tuple[str, str]:
 def _cell(held: dict[str, list[Array]], name: str, video: int, width: int, file: Path) -> Array:
     cells = held.get(name, [])
     if len(cells) <= video:
-        needed = f"{file} needs `{name}` as cells of 14 videos"
-        raise ValueError(three_beats(needed, str(len(cells) or "none"), "Download it again."))
+        raise unfit(f"{file} needs `{name}` as cells of 14 videos", str(len(cells) or "none"))
     values = cells[video]
     if values.ndim != 2 or values.shape[1] != 28 * width:
-        needed = f"{file} needs `{name}[{video}]` of shape (F, {28 * width})"
-        raise ValueError(three_beats(needed, str(values.shape), "Download it again."))
+        raise unfit(f"{file} needs `{name}[{video}]` of shape (F, {28 * width})", str(values.shape))
     return values.reshape(-1, 28, width).astype(float)
 
 
@@ -169,13 +148,13 @@ def _names(folder: Path, pattern: str, numbers: Array, root: Path) -> list[str] 
     return [f"{place.as_posix()}/{pattern.format(number)}" for number in numbers]
 
 
-def _calibration(path: Path) -> dict[int, Intrinsics]:
+def _calibration(path: Path) -> dict[int, Lens]:
     """Cameras by the number of their video; world and camera in millimetres in the file."""
     if not path.is_file():
         return {}
-    cameras: dict[int, Intrinsics] = {}
+    cameras: dict[int, Lens] = {}
     current: dict[str, list[float]] = {}
-    try:
+    with reading(f"{path} needs name, size, intrinsic (16) and extrinsic (16) of each camera"):
         for line in path.read_text().splitlines():
             match = _CALIBRATION.match(line)
             if match is None:
@@ -184,16 +163,11 @@ def _calibration(path: Path) -> dict[int, Intrinsics]:
             current[match[1]] = [float(value) for value in match[2].split()]
             if {"name", "size", "intrinsic", "extrinsic"} <= set(current):
                 lens, pose = (np.array(current[key]).reshape(4, 4) for key in ("intrinsic", "extrinsic"))
-                cameras[int(current["name"][0])] = Intrinsics(
+                cameras[int(current["name"][0])] = Lens(
                     focal=np.array([lens[0, 0], lens[1, 1]]),
                     principal=lens[:2, 2],
                     size=(int(current["size"][0]), int(current["size"][1])),
                     rotation=pose[:3, :3],
                     translation=pose[:3, 3] * MILLIMETRE,
                 )
-    except (ValueError, IndexError) as error:
-        needed = f"{path} needs name, size, intrinsic (16) and extrinsic (16) of each camera"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error})", "Copy or download it again.")
-        ) from None
     return cameras

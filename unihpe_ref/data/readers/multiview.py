@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from multicontrast._checks import three_beats
+from unihpe_ref.unfit import unfit
 
-from ..recording import Recording, RecordingBuilder
+from ..recording import Lens, Recording, RecordingBuilder
 from ..safe_pickle import read_npz
 from .common import required
 
@@ -37,12 +37,12 @@ def read(path: Path) -> Recording:
     missing = [key for key in _KEYS if key not in held]
     if missing:
         needed = f"{file} needs the entries {', '.join(_KEYS)}"
-        raise ValueError(three_beats(needed, f"no {', '.join(missing)}", "Write all of them."))
+        raise unfit(needed, f"no {', '.join(missing)}", "Write all of them.")
     count = len(held["imgname"])
     for key in _KEYS:
         if len(held[key]) != count:
             needed = f"{file} needs {count} rows of `{key}`, as of `imgname`"
-            raise ValueError(three_beats(needed, str(len(held[key])), "Write one row a picture."))
+            raise unfit(needed, str(len(held[key])), "Write one row a picture.")
     builder = RecordingBuilder(NAME, file.parent)
     builder.sources.append(file)
     good = held["ok"].astype(bool) if "ok" in held else np.ones(count, bool)
@@ -55,19 +55,13 @@ def read(path: Path) -> Recording:
         rows = rows[np.argsort(held["frame"][rows], kind="stable")]
         if not len(rows):
             continue
-        lens = held["K_full"][rows[0]]
-        number = builder.camera(
-            str(camera),
-            focal=(lens[0, 0], lens[1, 1]),
-            principal=lens[:2, 2],
-            size=held["img_wh"][rows[0]],
-            rotation=held["R"][rows[0]],
-            translation=held["t"][rows[0]],
-        )
+        matrix, size, rotation, translation = (held[key][rows[0]] for key in ("K_full", "img_wh", "R", "t"))
+        focal, principal = np.array([matrix[0, 0], matrix[1, 1]]), matrix[:2, 2]
+        lens = Lens(focal, principal, size, rotation=rotation, translation=translation)
         found = held.get("kp2d_det_full")
         builder.add(
             sequence,
-            number,
+            builder.camera(str(camera), lens),
             held["frame"][rows],
             joints_2d=held["kp2d_full"][rows],
             joints_cam=held["joints_3d_cam"][rows],

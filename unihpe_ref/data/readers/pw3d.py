@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from multicontrast._checks import three_beats
+from unihpe_ref.unfit import unfit
 
 from ..camera import project
 from ..layouts import LAYOUTS
-from ..recording import SPLITS, Recording, RecordingBuilder
+from ..recording import SPLITS, Lens, Recording, RecordingBuilder
 from ..safe_pickle import load_pickle
 from .common import Array, picture_size, required
 from .smpl import BodyModels
@@ -66,14 +66,13 @@ def _read_sequence(file: Path, builder: RecordingBuilder, models: BodyModels | N
     held = load_pickle(file, encoding="latin1")
     missing = [key for key in _KEYS if not isinstance(held, dict) or key not in held]
     if missing:
-        needed = f"{file} needs the entries {', '.join(_KEYS)}"
-        raise ValueError(three_beats(needed, f"no {', '.join(missing)}", "Copy or download it again."))
+        raise unfit(f"{file} needs the entries {', '.join(_KEYS)}", f"no {', '.join(missing)}")
     name = str(held["sequence"])
     poses = np.asarray(held["cam_poses"], float)
     lens = np.asarray(held["cam_intrinsics"], float)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or lens.shape != (3, 3):
-        needed = f"{file} needs cam_poses (F, 4, 4) and cam_intrinsics (3, 3)"
-        raise ValueError(three_beats(needed, f"{poses.shape} and {lens.shape}", "Copy or download it again."))
+        came = f"{poses.shape} and {lens.shape}"
+        raise unfit(f"{file} needs cam_poses (F, 4, 4) and cam_intrinsics (3, 3)", came)
     focal, principal = np.array([lens[0, 0], lens[1, 1]]), lens[:2, 2]
     pictures = Path("imageFiles") / name
     has_pictures = (builder.folder / pictures).is_dir()
@@ -84,8 +83,7 @@ def _read_sequence(file: Path, builder: RecordingBuilder, models: BodyModels | N
         found = _array(held, "poses2d", person, (len(poses), 3, 18), file)
         valid = np.asarray(held["campose_valid"][person]).ravel() != 0
         if len(valid) != len(poses):
-            needed = f"{file} needs campose_valid for {len(poses)} frames"
-            raise ValueError(three_beats(needed, str(len(valid)), "Copy or download it again."))
+            raise unfit(f"{file} needs campose_valid for {len(poses)} frames", str(len(valid)))
         rows = np.flatnonzero(valid)
         if not len(rows):
             builder.notes.append(f"{name}: no frame of person {person} has a valid camera")
@@ -93,22 +91,10 @@ def _read_sequence(file: Path, builder: RecordingBuilder, models: BodyModels | N
         joints, _ = LAYOUTS["smpl24"].to_h36m(world[rows])
         if models is not None:
             joints = models.joints(held, person, rows, file)
-        rotation, translation = poses[rows, :3, :3], poses[rows, :3, 3]
-        joints_cam = joints @ rotation.transpose(0, 2, 1) + translation[:, None]
-        cameras = np.array(
-            [
-                builder.camera(
-                    "moving",
-                    key=(name, int(row)),
-                    focal=focal,
-                    principal=principal,
-                    size=size,
-                    rotation=poses[row, :3, :3],
-                    translation=poses[row, :3, 3],
-                )
-                for row in rows
-            ]
-        )
+        rotation, translation = poses[:, :3, :3], poses[:, :3, 3]
+        joints_cam = joints @ rotation[rows].transpose(0, 2, 1) + translation[rows, None]
+        lenses = [Lens(focal, principal, size, rotation=rotation[row], translation=translation[row]) for row in rows]
+        cameras = [builder.camera("moving", lens, key=(name, int(row))) for row, lens in zip(rows, lenses)]
         detected, _ = LAYOUTS["coco18"].to_h36m(found[rows, :2].transpose(0, 2, 1), found[rows, 2])
         suffix = f" person {person}" if len(held["genders"]) > 1 else ""
         values = (joints_cam, focal, principal)
@@ -116,7 +102,7 @@ def _read_sequence(file: Path, builder: RecordingBuilder, models: BodyModels | N
             builder.sequence(
                 f"{name}{suffix}", subject=f"{name}{suffix}", action=name.split("_")[0], split=file.parent.name, fps=FPS
             ),
-            cameras,
+            np.array(cameras),
             rows,
             joints_2d=project(*(torch.as_tensor(value) for value in values)).numpy(),
             joints_cam=joints_cam,
@@ -128,6 +114,5 @@ def _read_sequence(file: Path, builder: RecordingBuilder, models: BodyModels | N
 def _array(held: dict[str, Any], key: str, person: int, shape: tuple[int, ...], file: Path) -> Array:
     values = np.asarray(held[key][person], float) if len(held[key]) > person else np.zeros(0)
     if values.shape != shape:
-        needed = f"{file} needs {key}[{person}] of shape {shape}"
-        raise ValueError(three_beats(needed, str(values.shape), "Copy or download it again."))
+        raise unfit(f"{file} needs {key}[{person}] of shape {shape}", str(values.shape))
     return values

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from multicontrast._checks import three_beats
+from unihpe_ref.unfit import reading, unfit
 
 from ..layouts import LAYOUTS
 from ..safe_pickle import Inert, load_pickle, read_npz
@@ -58,7 +59,7 @@ class BodyModels:
         """Human3.6M's 17 joints of some frames of a 3DPW sequence, ``(F, 17, 3)`` world metres."""
         missing = [key for key in ("poses", "betas", "trans") if key not in held]
         if missing:
-            raise ValueError(three_beats(f"{file} needs poses, betas and trans", f"no {missing[0]}", "Copy it again."))
+            raise unfit(f"{file} needs poses, betas and trans", f"no {missing[0]}")
         model = self._model(str(held["genders"][person])[:1].lower())
         pose = np.asarray(held["poses"][person], float)[rows]
         trans = np.asarray(held["trans"][person], float)[rows]
@@ -86,7 +87,8 @@ def read_model(path: Path) -> dict[str, Array]:
     Raises: ValueError where it is no such file.
     """
     held: Any = read_npz(path) if path.suffix == ".npz" else load_pickle(path, inert=("chumpy", "scipy.sparse"))
-    try:
+    needed = f"{path} needs v_template, shapedirs, posedirs, J_regressor, weights and kintree_table of SMPL"
+    with reading(needed, "Get it from the SMPL site."):
         model = {name: dense(held[name]) for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")}
         parents = np.asarray(held["kintree_table"])[0].astype(np.int64)
         parents[0] = -1
@@ -95,11 +97,6 @@ def read_model(path: Path) -> dict[str, Array]:
         for name, shape in shapes.items():
             if model[name].shape != shape:
                 raise ValueError(f"{name} of shape {model[name].shape}")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        needed = f"{path} needs v_template, shapedirs, posedirs, J_regressor, weights and kintree_table of SMPL"
-        raise ValueError(
-            three_beats(needed, f"another file or a damaged one ({error!r})", "Get it from the SMPL site.")
-        ) from None
     return model | {"parents": parents}
 
 

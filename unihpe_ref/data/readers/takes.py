@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multicontrast._checks import three_beats
+from unihpe_ref.unfit import unfit
 
 from ..body import about
 from ..motion import Motion
@@ -53,9 +53,7 @@ def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: 
         step = round(take.fps / slowest)
         if abs(take.fps / slowest - step) > 0.02 * step:
             needed = f"`read_data` needs takes whose frame rates are whole multiples of {slowest:g} a second"
-            raise ValueError(
-                three_beats(needed, f"{take.fps:g} in {file}", "Read such takes from a folder of their own.")
-            )
+            raise unfit(needed, f"{take.fps:g} in {file}", "Read such takes from a folder of their own.")
         person = subject_of(file)
         counted[person] = counted.get(person, 0) + 1
         points = take.joints[::step]
@@ -98,7 +96,7 @@ def _actions(path: Path) -> dict[str, str]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if row]
     if any(len(row) != 2 for row in rows):
-        raise ValueError(three_beats(f"{path} needs lines `take,action`", listed(rows), "Write two columns."))
+        raise unfit(f"{path} needs lines `take,action`", listed(rows), "Write two columns.")
     return {take.strip(): action.strip() for take, action in rows}
 
 

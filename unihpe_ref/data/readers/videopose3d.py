@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from multicontrast._checks import three_beats
+from unihpe_ref.unfit import unfit
 
 from ..camera import project
 from ..layouts import LAYOUTS
-from ..recording import Recording, RecordingBuilder
+from ..recording import Lens, Recording, RecordingBuilder
 from ..safe_pickle import read_npz
-from .common import H36M_CAMERAS, H36M_FPS, H36M_TEST, Array, Intrinsics, h36m_action, h36m_cameras, listed, required
+from .common import H36M_CAMERAS, H36M_FPS, H36M_TEST, Array, h36m_action, h36m_cameras, listed, required
 
 NAME = "videopose3d"
 TITLE = "Human3.6M, VideoPose3D's npz files"
@@ -71,8 +72,8 @@ def read(path: Path) -> Recording:
             joints_world = _to_17(world, f"{file} [{subject}][{name}]")
             for view, camera_name in enumerate(H36M_CAMERAS):
                 if (subject, camera_name) not in cameras:
-                    needed, came = f"`read_data` needs the camera {camera_name} of {subject} in {source}", "none"
-                    raise ValueError(three_beats(needed, came, "Take the file as its project publishes it."))
+                    needed = f"`read_data` needs the camera {camera_name} of {subject} in {source}"
+                    raise unfit(needed, "none", "Take the file as its project publishes it.")
                 lens = cameras[subject, camera_name]
                 joints = joints_world @ np.asarray(lens.rotation).T + np.asarray(lens.translation)
                 pixels, extra = _view(truth, subject, name, view, folder / _TRUTH, len(world))
@@ -80,7 +81,7 @@ def read(path: Path) -> Recording:
                 longer += extra
                 builder.add(
                     sequence,
-                    _camera(builder, subject, camera_name, lens),
+                    builder.camera(camera_name, lens, key=(subject, camera_name)),
                     np.arange(len(world)),
                     joints_2d=_projected(joints, lens) if pixels is None else pixels,
                     joints_cam=joints,
@@ -93,26 +94,12 @@ def read(path: Path) -> Recording:
     return builder.build()
 
 
-def _camera(builder: RecordingBuilder, subject: str, name: str, lens: Intrinsics) -> int:
-    return builder.camera(
-        name,
-        key=(subject, name),
-        focal=lens.focal,
-        principal=lens.principal,
-        size=lens.size,
-        rotation=lens.rotation,
-        translation=lens.translation,
-        radial=lens.radial,
-        tangential=lens.tangential,
-    )
-
-
 def _nested(file: Path, entry: str) -> dict[str, dict[str, Any]]:
     arrays = read_npz(file, (entry,))
     held = arrays[entry].item() if entry in arrays and arrays[entry].shape == () else None
     if not isinstance(held, dict) or not all(isinstance(takes, dict) for takes in held.values()):
         needed = f"{file} needs `{entry}` as a dictionary of subjects, each a dictionary of actions"
-        raise ValueError(three_beats(needed, f"entries {', '.join(arrays) or 'without it'}", "Download it again."))
+        raise unfit(needed, f"entries {', '.join(arrays) or 'without it'}")
     return held
 
 
@@ -120,8 +107,7 @@ def _to_17(joints: Any, name: str) -> Array:
     joints = np.asarray(joints)
     known = joints.ndim == 3 and joints.shape[1] in (17, 32) and joints.shape[2] == 3 and joints.dtype.kind == "f"
     if not known or not len(joints):
-        needed = f"{name} needs floats of shape (F, 32, 3) or (F, 17, 3)"
-        raise ValueError(three_beats(needed, f"{joints.dtype} of shape {joints.shape}", "Download it again."))
+        raise unfit(f"{name} needs floats of shape (F, 32, 3) or (F, 17, 3)", f"{joints.dtype} of shape {joints.shape}")
     return LAYOUTS[f"h36m{joints.shape[1]}"].to_h36m(joints.astype(np.float64))[0]
 
 
@@ -133,14 +119,14 @@ def _view(held: Any, subject: str, name: str, view: int, file: Path, frames: int
     if views is None or len(views) <= view:
         needed = f"{file} needs four views of {subject} {name!r}, as the 3D file has"
         came = f"{0 if views is None else len(views)} (it has {listed(held.get(subject, {}))})"
-        raise ValueError(three_beats(needed, came, "Take 2D and 3D files that were made together."))
+        raise unfit(needed, came, "Take 2D and 3D files that were made together.")
     pixels = np.asarray(views[view])
     if pixels.ndim != 3 or pixels.shape[1] != 17 or pixels.shape[2] < 2 or len(pixels) < frames:
         needed = f"{file} needs at least {frames} frames of (17, 2) pixels for {subject} {name!r}, view {view}"
-        raise ValueError(three_beats(needed, f"shape {pixels.shape}", "Take 2D and 3D files that were made together."))
+        raise unfit(needed, f"shape {pixels.shape}", "Take 2D and 3D files that were made together.")
     return pixels[:frames, :, :2], int(len(pixels) > frames)
 
 
-def _projected(joints: Array, lens: Intrinsics) -> Array:
+def _projected(joints: Array, lens: Lens) -> Array:
     values = (joints, lens.focal, lens.principal, lens.radial, lens.tangential)
     return project(*(torch.as_tensor(np.asarray(value, dtype=np.float64)) for value in values)).numpy()
