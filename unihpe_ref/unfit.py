@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import pickle
 import struct
 import tarfile
@@ -13,30 +14,30 @@ from contextlib import contextmanager
 from multicontrast._checks import three_beats
 
 AGAIN = "Copy or download it again."
-PARSER_ERRORS = (
+# What parsers raise for other files and for damaged ones.
+_ERRORS = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, ImportError, MemoryError,
-    RuntimeError, SyntaxError, pickle.UnpicklingError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, SyntaxError, lzma.LZMAError, pickle.UnpicklingError, struct.error, tarfile.TarError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What parsers raise for other files and for damaged ones."""
 
 
-class Unfit(ValueError):
-    """A file is not what its reader needs; its message has the usual three parts."""
-
-
-def unfit(needed: str, came: str, remedy: str = AGAIN) -> Unfit:
+def unfit(needed: str, came: str, remedy: str = AGAIN) -> ValueError:
     """The error to raise."""
-    return Unfit(three_beats(needed, came, remedy))
+    return ValueError(three_beats(needed, came, remedy))
 
 
 @contextmanager
 def reading(needed: str, remedy: str = AGAIN, *, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Within it an error of a parser (or one of ``also``) becomes :class:`Unfit`, which itself passes as it is."""
+    """Within it an error of a parser, or one of ``also``, becomes a ``ValueError`` in three parts.
+
+    One that says in three parts what is wrong passes as it is.
+    """
     try:
         yield
-    except Unfit:
-        raise
-    except (*PARSER_ERRORS, *also) as error:
-        words = " ".join(str(error).split())[:200]
-        words = words if isinstance(error, (ValueError, *also)) else f"{type(error).__name__}: {words}"
-        raise unfit(needed, f"another file or a damaged one ({words})", remedy) from None
+    except (*_ERRORS, *also) as error:
+        words = " ".join(str(error).split())
+        if isinstance(error, (ValueError, TypeError)) and "; got " in words:
+            raise
+        name = "" if isinstance(error, (ValueError, *also)) else f"{type(error).__name__}: "
+        raise unfit(needed, f"another file or a damaged one ({name}{words[:200]})", remedy) from error

@@ -85,22 +85,22 @@ def test_a_file_that_breaks_its_promise_is_refused(path, change, message):
         read_mocap(write(path, **change))
 
 
-def test_pickles_are_never_opened(path):
+def test_objects_are_no_texts(path):
     write(path, action=np.array(["walk", None], dtype=object))
-    with pytest.raises(ValueError, match=r"an npz archive of plain arrays.*allow_pickle.*Copy the file again"):
+    with pytest.raises(ValueError, match=r"one string for each of 2 sequences .*; got `action`: object"):
         read_mocap(path)
 
 
 def test_a_missing_file_is_an_oserror_that_names_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"file it can open at .*nowhere\.npz; got .*Check the path"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
         read_mocap(tmp_path / "nowhere.npz")
-    with pytest.raises(OSError, match="file it can open"):
+    with pytest.raises(OSError, match=tmp_path.name):
         read_mocap(tmp_path)
 
 
 def test_a_single_array_is_not_a_recording(tmp_path):
     np.save(tmp_path / "array.npy", np.zeros((2, 17, 3)))
-    with pytest.raises(ValueError, match=r"an npz archive in .*; got a single array"):
+    with pytest.raises(ValueError, match=r"array\.npy needs to be a whole npz archive; got another file"):
         read_mocap(tmp_path / "array.npy")
 
 
@@ -112,7 +112,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(share):
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "part.npz"
         part.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(ValueError, match="`read_mocap` needs"):
+        with pytest.raises(ValueError, match=r"part\.npz needs to be a whole npz archive"):
             read_mocap(part)
 
 

@@ -147,14 +147,14 @@ def test_other_options_do_not_reuse_pieces(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "arrays/box.npy").unlink(), r"arrays/box\.npy, missing"),
-        (lambda f: (f / "arrays/box.npy").write_bytes(b"short"), r"arrays/box\.npy, of 5 bytes instead"),
+        (lambda f: (f / "arrays/box.npy").unlink(), r"arrays/box\.npy', which is missing"),
+        (lambda f: (f / "arrays/box.npy").write_bytes(b"short"), r"arrays/box\.npy', of 5 bytes instead"),
         (lambda f: (f / "arrays/box.npy").write_bytes(bytes((f / "arrays/box.npy").stat().st_size)), "have changed"),
         (lambda f: (f / MANIFEST).write_text("{"), "another file or a damaged one"),
         (lambda f: (f / MANIFEST).write_text("[]"), "another file or a damaged one"),
         (lambda f: (f / MANIFEST).write_text('{"format": "unihpe_data/9"}'), "format 'unihpe_data/9'"),
-        (lambda f: _rename(f, "../../etc/passwd"), "a piece called"),
-        (lambda f: _rename(f, "/etc/passwd"), "a piece called"),
+        (lambda f: _rename(f, "../../etc/passwd"), "a name that no piece has"),
+        (lambda f: _rename(f, "/etc/passwd"), "a name that no piece has"),
     ],
 )
 def test_damaged_folders_are_refused(tmp_path, damage, message):

@@ -13,6 +13,7 @@ from PIL import Image
 from multicontrast._checks import three_beats
 from unihpe_ref.applications.detector import INSTALL
 from unihpe_ref.data.pictures import decode
+from unihpe_ref.unfit import reading
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
@@ -44,21 +45,17 @@ def read_video(path: Path) -> Iterator[Frame]:
 
     path.stat()  # a missing file raises by itself
     number = -1
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError("no pictures")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(stream)):
-                rotation = int(getattr(frame, "rotation", 0) or 0)
-                picture = frame.to_image()
-                seconds = float(frame.time) if frame.time is not None else number / float(stream.average_rate or 30)
-                yield Frame(number, seconds, picture.rotate(rotation, expand=True) if rotation else picture)
-    except (av.error.FFmpegError, ValueError) as error:
-        needed = f"`read_video` needs a video that can be read at {path}"
-        remedy = "Copy it again, or convert it to MP4."
-        raise ValueError(three_beats(needed, f"another file or a damaged one ({error})", remedy)) from None
+    needed, remedy = f"`read_video` needs a video that can be read at {path}", "Copy it again, or convert it to MP4."
+    with reading(needed, remedy, also=(av.error.FFmpegError,)), av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError("no pictures")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for number, frame in enumerate(container.decode(stream)):
+            rotation = int(getattr(frame, "rotation", 0) or 0)
+            picture = frame.to_image()
+            seconds = float(frame.time) if frame.time is not None else number / float(stream.average_rate or 30)
+            yield Frame(number, seconds, picture.rotate(rotation, expand=True) if rotation else picture)
     if number < 0:
         needed = f"`read_video` needs frames in {path}"
         raise ValueError(three_beats(needed, "none", "Copy it again."))

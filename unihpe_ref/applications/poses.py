@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +14,10 @@ from torch import Tensor
 
 from multicontrast._checks import three_beats
 from unihpe_ref.data import SKELETON
+from unihpe_ref.data.safe_pickle import read_npz
 from unihpe_ref.files import write_json, write_whole
 from unihpe_ref.lifter import LiftedPoses
+from unihpe_ref.unfit import reading, unfit
 
 FORMAT = "unihpe-poses/1"
 _FRAME = "camera axes: x right, y down, z forward; metres from the pelvis"
@@ -84,11 +84,10 @@ def save_poses(path: Path, poses: PoseSet) -> None:
     """Writes ``.json`` or ``.npz``, by the ending of ``path``."""
     columns = poses.columns()
     if path.suffix.lower() == ".npz":
-        content = io.BytesIO()
         head: dict[str, Any] = {"format": FORMAT, "frame_of_axes": _FRAME, "joint_names": SKELETON.joint_names}
         head["assumed_focal"] = poses.assumed_focal
-        np.savez_compressed(content, **{name: np.array(value) for name, value in head.items()}, **columns)
-        write_whole(path, content.getvalue())
+        entries = {name: np.array(value) for name, value in head.items()} | columns
+        write_whole(path, lambda file: np.savez_compressed(file, **entries))
         return
     for name, values in columns.items():
         if values.dtype.kind == "f":
@@ -109,24 +108,21 @@ def read_poses(path: Path) -> tuple[list[str], Tensor, Tensor] | None:
         return None
     if not path.is_file():
         raise FileNotFoundError(three_beats(f"`{path}` needs to be a file or a folder", "nothing", "Check the path."))
-    try:
+    with reading(f"`{path}` needs to be a whole file", "Write it again."):
         if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as held:
-                if "format" not in held.files or str(held["format"]) != FORMAT:
-                    return None
-                names = [str(name) for name in held["image"]]
-                joints, root = (torch.from_numpy(held[name]) for name in ("joints_3d", "root"))
+            held = read_npz(path)
+            if str(held.get("format")) != FORMAT:
+                return None
+            names = [str(name) for name in held["image"]]
+            joints, root = (torch.from_numpy(held[name]) for name in ("joints_3d", "root"))
         else:
             content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 return None
             names = [str(pose["image"]) for pose in content["poses"]]
             joints, root = (torch.tensor([pose[name] for pose in content["poses"]]) for name in ("joints_3d", "root"))
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        needed = f"`{path}` needs to be a whole file"
-        raise ValueError(three_beats(needed, f"another file or a damaged one ({error})", "Write it again.")) from None
     fits = joints.shape == (len(names), SKELETON.num_joints, 3) and root.shape == (len(names), 3)
-    if not fits or not bool(joints.isfinite().all()):
-        needed = f"`{path}` needs finite joints of shape (N, 17, 3)"
-        raise ValueError(three_beats(needed, f"shape {tuple(joints.shape)}", "Write it again."))
+    if not fits or not bool(joints.isfinite().all() and root.isfinite().all()):
+        needed = f"`{path}` needs finite joints of shape (N, 17, 3) and their roots (N, 3)"
+        raise unfit(needed, f"shapes {tuple(joints.shape)} and {tuple(root.shape)}", "Write it again.")
     return names, joints.float(), root.float()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multicontrast._checks import three_beats
+from unihpe_ref.unfit import reading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,9 +19,6 @@ Array = NDArray[Any]
 SHARD = 2048  # pictures in each file of a pack
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 MOST_PIXELS = 100_000_000  # a photograph of 100 megapixels takes 300 MB
-# What Pillow's decoders raise for damaged files.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-               MemoryError, struct.error, zlib.error)  # fmt: skip
 
 
 def open_picture(source: Path | IO[bytes]) -> Image.Image:
@@ -46,14 +41,12 @@ def decode(content: bytes, name: object, *, upright: bool = False) -> Image.Imag
     """
     from PIL import Image, ImageOps
 
-    try:
-        with open_picture(io.BytesIO(content)) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels")
-            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
-    except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        needed = f"`decode` needs a picture that can be read at {name}"
-        raise ValueError(three_beats(needed, f"a damaged one ({error})", "Copy or download it again.")) from None
+    needed = f"`decode` needs a picture that can be read at {name}"
+    errors = (OSError, Image.DecompressionBombError)
+    with reading(needed, also=errors), open_picture(io.BytesIO(content)) as picture:
+        if picture.width * picture.height > MOST_PIXELS:
+            raise ValueError(f"{picture.width} x {picture.height} pixels")
+        return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
 
 
 def warp(picture: Image.Image, affine: Array, size: tuple[int, int]) -> Array:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from multicontrast._checks import three_beats
 from unihpe_ref.files import LOCK, file_hash, locked, remove_whole, write_whole
+from unihpe_ref.unfit import reading, unfit
 
 from .archives import is_archive, unpack
 from .camera import Camera
@@ -155,12 +156,14 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
         raise FileNotFoundError(
             three_beats(f"`open_prepared` needs prepared data ({MANIFEST}) in {folder}", came, remedy)
         )
-    try:
+    needed = f"`open_prepared` needs a folder of format {FORMAT} at {folder}"
+    with reading(needed, "Prepare it again."):
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']!r}")
+            raise unfit(needed, f"format {manifest['format']!r}", "Prepare it again.")
         for name, piece in manifest["pieces"].items():
-            _check_piece(folder, name, piece, verify)
+            if fault := _fault(folder, name, piece, verify):
+                raise unfit(needed, f"{name!r}, {fault}", "Prepare it again.")
         arrays = {
             Path(name).stem: np.load(folder / name, mmap_mode="c", allow_pickle=False)
             for name in manifest["pieces"]
@@ -168,32 +171,17 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
         }
         opened = _open_recording if manifest["kind"] == "recording" else _open_motion
         return opened(folder, manifest, arrays)
-    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _unfit(folder, f"another file or a damaged one ({error!r})") from None
-    except ValueError as error:
-        if isinstance(error, _Unfit):
-            raise
-        raise _unfit(folder, str(error)) from None
 
 
-class _Unfit(ValueError):
-    pass
-
-
-def _unfit(folder: Path, came: str) -> _Unfit:
-    needed = f"`open_prepared` needs a folder of format {FORMAT} at {folder}"
-    return _Unfit(three_beats(needed, came, "Prepare it again."))
-
-
-def _check_piece(folder: Path, name: str, piece: dict[str, Any], verify: bool) -> None:
+def _fault(folder: Path, name: str, piece: dict[str, Any], verify: bool) -> str | None:
     if not _PIECE.fullmatch(name):
-        raise _unfit(folder, f"a piece called {name!r}")
+        return "a name that no piece has"
     path = folder / name
-    if not path.is_file() or path.stat().st_size != piece["bytes"]:
-        came = f"{name}, missing" if not path.is_file() else f"{name}, of {path.stat().st_size} bytes"
-        raise _unfit(folder, f"{came} instead of {piece['bytes']} bytes")
-    if verify and file_hash(path) != piece["sha256"]:
-        raise _unfit(folder, f"{name}, whose bytes have changed")
+    if not path.is_file():
+        return "which is missing"
+    if path.stat().st_size != piece["bytes"]:
+        return f"of {path.stat().st_size} bytes instead of {piece['bytes']}"
+    return "whose bytes have changed" if verify and file_hash(path) != piece["sha256"] else None
 
 
 # --- writing --------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ import pickle
 import pickletools
 import re
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from multicontrast._checks import three_beats
+from unihpe_ref.unfit import reading, unfit
 
 from .archives import is_bomb
 
@@ -82,34 +82,17 @@ def read_npz(path: str | os.PathLike[str], names: tuple[str, ...] | None = None)
     Raises: OSError where the file cannot be opened; ValueError where it is damaged or holds more than arrays.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
-            wanted = members if names is None else [name for name in names if name in members]
-            arrays = {}
-            for name in wanted:
-                info = archive.getinfo(members[name])
-                if is_bomb(info.file_size, info.compress_size):
-                    raise ValueError(f"{name}, {info.file_size} bytes packed into {info.compress_size}")
-                with archive.open(info) as file:
-                    arrays[name] = _read_npy(file, f"{path} ({name})")
-            return arrays
-    except UnsafePickle:
-        raise
-    except (
-        ValueError,
-        EOFError,
-        KeyError,
-        OverflowError,
-        MemoryError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-    ) as error:
-        needed = f"`read_npz` needs a whole npz archive at {path}"
-        came = f"another file or a damaged one ({' '.join(str(error).split())[:200]})"
-        raise ValueError(three_beats(needed, came, "Copy or download it again.")) from None
+    with reading(f"{path} needs to be a whole npz archive"), zipfile.ZipFile(path) as archive:
+        members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
+        wanted = members if names is None else [name for name in names if name in members]
+        arrays = {}
+        for name in wanted:
+            info = archive.getinfo(members[name])
+            if is_bomb(info.file_size, info.compress_size):
+                raise ValueError(f"{name}, {info.file_size} bytes packed into {info.compress_size}")
+            with archive.open(info) as file:
+                arrays[name] = _read_npy(file, f"{path} ({name})")
+        return arrays
 
 
 def _read_npy(file: IO[bytes], name: str) -> np.ndarray:
@@ -126,28 +109,21 @@ def _read_npy(file: IO[bytes], name: str) -> np.ndarray:
     held = _load(content.read(), name, "latin1")
     if not isinstance(held, np.ndarray) or not held.dtype.hasobject or held.size != math.prod(shape):
         came = f"a pickled {type(held).__name__}"
-        raise ValueError(three_beats(f"{name} needs an array of shape {shape}", came, "Download it again."))
+        raise unfit(f"{name} needs an array of shape {shape}", came)
     return held.reshape(shape)
 
 
 def _load(content: bytes, name: str, encoding: str, inert: tuple[str, ...] = ()) -> Any:
-    try:
-        _look_through(content)
-        held = _Unpickler(io.BytesIO(content), encoding, inert).load()
-        _check_expansion(held)
-        return held
-    except UnsafePickle as error:
-        needed = f"{name} needs to hold arrays, numbers and texts alone"
-        raise UnsafePickle(
-            three_beats(needed, str(error), "Do not open it with other tools; ask its source.")
-        ) from None
-    except (
-        pickle.UnpicklingError, ValueError, TypeError, AttributeError, EOFError, ImportError, IndexError, KeyError,
-        OverflowError, UnicodeError, MemoryError, RecursionError, ArithmeticError, SyntaxError,
-    ) as error:  # fmt: skip
-        needed = f"{name} needs to be a whole pickle"
-        came = f"a damaged one ({type(error).__name__}: {error})"
-        raise ValueError(three_beats(needed, came, "Copy or download it again.")) from None
+    with reading(f"{name} needs to be a whole pickle"):
+        try:
+            _look_through(content)
+            held = _Unpickler(io.BytesIO(content), encoding, inert).load()
+            _check_expansion(held)
+            return held
+        except UnsafePickle as error:
+            needed = f"{name} needs to hold arrays, numbers and texts alone"
+            remedy = "Do not open it with other tools; ask its source."
+            raise UnsafePickle(three_beats(needed, str(error), remedy)) from None
 
 
 _DEEPEST = 200
