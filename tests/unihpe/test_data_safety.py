@@ -639,6 +639,21 @@ def test_a_truncated_archive_leaves_nothing(tmp_path, share):
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_a_changed_byte_of_a_compressed_tar_is_found(tmp_path, kind):
+    """What cannot be compressed is stored as it is; only the checksum at the end tells."""
+    with tarfile.open(tmp_path / "a.tar", f"w:{kind}") as file:
+        info = tarfile.TarInfo("a")
+        info.size = 100_000
+        file.addfile(info, io.BytesIO(os.urandom(info.size)))
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[50_000] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=r"`unpack` needs .*; got another file or a damaged one"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
 @settings(max_examples=120)
 @given(st.integers(0, 5), st.data())
 def test_no_damage_to_a_pickle_is_anything_but_an_error_in_words(protocol, data):

@@ -13,13 +13,13 @@ import stat
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, NoReturn, Protocol
+from typing import IO, Any, NoReturn
 
 from multicontrast._checks import three_beats
+from unihpe_ref.unfit import reading, unfit
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _CHUNK = 1 << 20
@@ -62,23 +62,17 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> None:
     if folder.exists():
         needed = f"`unpack` needs a folder that does not exist yet at {folder}"
         raise FileExistsError(three_beats(needed, "one that does", "Remove it or choose another."))
-    try:
-        opened: _Archive = _Zip(archive) if zipfile.is_zipfile(archive) else _Tar(archive)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise _refused(archive, f"another file or a damaged one ({error})", "Download it again.") from None
-    with opened:
+    with reading(_needed(archive)), _opened(archive) as file:
+        _check(archive, list(itertools.islice(_members(file), limits.members + 1)), limits, folder.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
-            _check(archive, list(itertools.islice(opened.members(), limits.members + 1)), limits, folder.parent)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-            try:
-                for member in opened.members():
-                    _write(archive, opened, member, temporary)
-                temporary.chmod(0o755)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
-            raise _refused(archive, f"a damaged one ({error})", "Download it again.") from None
+            for member in _members(file):
+                _write(archive, file, member, temporary)
+            _check_end(archive, file, limits)
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -87,39 +81,45 @@ class _Member:
     size: int
     packed: int | None
     kind: str  # "file", "folder", or what it is instead
-    handle: zipfile.ZipInfo | tarfile.TarInfo
+    handle: Any
 
 
-class _Archive(Protocol):
-    def members(self) -> Iterator[_Member]: ...
-    def open(self, member: _Member) -> IO[bytes]: ...
-    def __enter__(self) -> _Archive: ...
-    def __exit__(self, *error: object) -> None: ...
+def _opened(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
+    return zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path, tarinfo=_Header)
 
 
-class _Zip:
-    def __init__(self, path: Path) -> None:
-        self._file = zipfile.ZipFile(path)
+def _members(file: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
+    if isinstance(file, tarfile.TarFile):
+        for entry in file:
+            kind = "folder" if entry.isdir() else "file" if entry.isreg() else "a link or a device"
+            yield _Member(entry.name, entry.size, None, kind, entry)
+        return
+    for info in file.infolist():
+        mode = info.external_attr >> 16
+        kind = "folder" if info.is_dir() else "file"
+        if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            kind = "a link" if stat.S_ISLNK(mode) else "a special file"
+        elif info.flag_bits & 1:
+            kind = "encrypted"
+        yield _Member(info.filename, info.file_size, info.compress_size, kind, info)
 
-    def members(self) -> Iterator[_Member]:
-        for info in self._file.infolist():
-            mode = info.external_attr >> 16
-            kind = "folder" if info.is_dir() else "file"
-            if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                kind = "a link" if stat.S_ISLNK(mode) else "a special file"
-            elif info.flag_bits & 1:
-                kind = "encrypted"
-            yield _Member(info.filename, info.file_size, info.compress_size, kind, info)
 
-    def open(self, member: _Member) -> IO[bytes]:
-        assert isinstance(member.handle, zipfile.ZipInfo)
-        return self._file.open(member.handle)
+def _content(file: zipfile.ZipFile | tarfile.TarFile, member: _Member) -> IO[bytes]:
+    found = file.extractfile(member.handle) if isinstance(file, tarfile.TarFile) else file.open(member.handle)
+    assert found is not None  # a plain file
+    return found
 
-    def __enter__(self) -> _Zip:
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+def _check_end(archive: Path, file: zipfile.ZipFile | tarfile.TarFile, limits: Limits) -> None:
+    """Reads a compressed tar to its end, where the checksum of the whole is; a zip has one for each member."""
+    if not isinstance(file, tarfile.TarFile) or file.fileobj is None:
+        return
+    with reading(_needed(archive), also=(OSError,)):
+        left = 0
+        while chunk := file.fileobj.read(_CHUNK):
+            left += len(chunk)
+            if is_bomb(left, archive.stat().st_size, limits.ratio):
+                raise _refused(archive, f"{left / 2**30:.1f} GB after its last member", "Download it again.")
 
 
 class _Header(tarfile.TarInfo):
@@ -138,28 +138,6 @@ class _Header(tarfile.TarInfo):
 
 
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-
-
-class _Tar:
-    def __init__(self, path: Path) -> None:
-        self._file = tarfile.open(path, tarinfo=_Header)  # noqa: SIM115 - closed by __exit__
-
-    def members(self) -> Iterator[_Member]:
-        for info in self._file:
-            kind = "folder" if info.isdir() else "file" if info.isreg() else "a link or a device"
-            yield _Member(info.name, info.size, None, kind, info)
-
-    def open(self, member: _Member) -> IO[bytes]:
-        assert isinstance(member.handle, tarfile.TarInfo)
-        file = self._file.extractfile(member.handle)
-        assert file is not None
-        return file
-
-    def __enter__(self) -> _Tar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
 
 
 def _parts(archive: Path, name: str) -> tuple[str, ...]:
@@ -204,7 +182,7 @@ def _check(archive: Path, members: list[_Member], limits: Limits, place: Path) -
         raise _refused(archive, f"{total / 2**30:.1f} GB for {free / 2**30:.1f} GB free on the disk", "Make room.")
 
 
-def _write(archive: Path, opened: _Archive, member: _Member, folder: Path) -> None:
+def _write(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, member: _Member, folder: Path) -> None:
     target = folder.joinpath(*_parts(archive, member.name))
     if member.kind == "folder":
         target.mkdir(parents=True, exist_ok=True)
@@ -212,7 +190,7 @@ def _write(archive: Path, opened: _Archive, member: _Member, folder: Path) -> No
     target.parent.mkdir(parents=True, exist_ok=True)
     left = member.size
     # "x": never through an existing file; modes and owners of the archive are ignored
-    with opened.open(member) as source, target.open("xb") as file:
+    with _content(opened, member) as source, target.open("xb") as file:
         while chunk := source.read(_CHUNK):
             left -= len(chunk)
             if left < 0:
@@ -224,6 +202,9 @@ def _write(archive: Path, opened: _Archive, member: _Member, folder: Path) -> No
         raise _refused(archive, f"{member.name!r}, shorter than it says", "Download it again.")
 
 
+def _needed(archive: Path) -> str:
+    return f"`unpack` needs a zip or tar archive of plain files within their folder at {archive}"
+
+
 def _refused(archive: Path, came: str, remedy: str) -> ValueError:
-    needed = f"`unpack` needs a zip or tar archive of plain files within their folder at {archive}"
-    return ValueError(three_beats(needed, came, remedy))
+    return unfit(_needed(archive), came, remedy)
