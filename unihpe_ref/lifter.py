@@ -207,25 +207,23 @@ class Lifter:
         joints = lift(self.model, kp2d, information, generator=generator).cpu()
         if rotation is not None:
             joints = joints @ rotation  # back to the axes of the camera
-        rays = (joints_px - principal[:, None]) / focal[:, None]
-        root = place(joints, rays)
-        seen = joints + root[:, None]
-        projected = seen[..., :2] / seen[..., 2:].clamp(min=1e-3)
-        error = ((projected - rays) * focal[:, None]).norm(dim=-1).mean(-1)
+        root, error = place(joints, joints_px, focal, principal)
         return joints, root, error, clamped
 
 
-def place(joints: Tensor, rays: Tensor) -> Tensor:
+def place(joints: Tensor, joints_px: Tensor, focal: Tensor, principal: Tensor) -> tuple[Tensor, Tensor]:
     r"""The place of a pose that projects its joints best.
 
-    The least-squares solution t of :math:`X_j + t_{xy} = r_j (Z_j + t_z)` for all joints, linear in t.
+    The least-squares solution t of :math:`X_j + t_{xy} = r_j (Z_j + t_z)` for all joints, linear in t, with
+    :math:`r_j` the pixels minus the principal point, over the focal length.
 
     Args:
         joints: ``(N, J, 3)`` metres from the pelvis.
-        rays: ``(N, J, 2)`` pixels minus principal point, over focal length.
-    Returns: ``(N, 3)`` metres.
+        joints_px: ``(N, J, 2)`` pixels. focal, principal: ``(N, 2)`` pixels.
+    Returns: ``(N, 3)`` metres, and the mean distance of the projected joints from the given ones, ``(N,)`` pixels.
     """
-    rays = rays.double()
+    seen_rays = (joints_px - principal[:, None]) / focal[:, None]
+    rays = seen_rays.double()
     points = joints.double()
     count = rays.shape[1]
     wanted = rays * points[..., 2:] - points[..., :2]  # (N, J, 2): t_xy - r t_z
@@ -233,7 +231,10 @@ def place(joints: Tensor, rays: Tensor) -> Tensor:
     mean_ray, mean_wanted = rays.mean(1), wanted.mean(1)
     ray, wish = rays - mean_ray[:, None], wanted - mean_wanted[:, None]
     depth = -(ray * wish).sum((-2, -1)) / ray.square().sum((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny * count)
-    return torch.cat((mean_wanted + mean_ray * depth[:, None], depth[:, None]), -1).to(joints.dtype)
+    root = torch.cat((mean_wanted + mean_ray * depth[:, None], depth[:, None]), -1).to(joints.dtype)
+    seen = joints + root[:, None]
+    projected = seen[..., :2] / seen[..., 2:].clamp(min=1e-3)
+    return root, ((projected - seen_rays) * focal[:, None]).norm(dim=-1).mean(-1)
 
 
 def load_lifter(

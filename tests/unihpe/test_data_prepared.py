@@ -57,6 +57,13 @@ def test_thinned_to_a_frame_rate(tmp_path):
     assert set(data.frame.tolist()) == {0, 5, 10, 15}
     with pytest.raises(ValueError, match=r"multiples of 7.*got \[50\.0\]"):
         prepare(tmp_path / "data", tmp_path / "other", fps=7)
+    formats.write_bvh(tmp_path / "walk.bvh")
+    with pytest.raises(ValueError, match=r"of which 59\.9988 is a multiple; got 50"):
+        prepare(tmp_path / "walk.bvh", tmp_path / "another", fps=50)
+    for fps in (0.0, -10.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="`fps` to be a finite number and > 0"):
+            prepare(tmp_path / "walk.bvh", tmp_path / "last", fps=fps)
+    assert not (tmp_path / "last").exists()
 
 
 def test_motion_comes_back(tmp_path):

@@ -333,6 +333,8 @@ def test_a_folder_of_takes_is_one_motion(tmp_path):
         ("rfemur ", "rfemr ", "another file or a damaged one"),
         (":bonedata", ":bonedta", "another file or a damaged one"),
         ("length 0.45", "length zero", "another file or a damaged one"),
+        ("order TX", "order QX", "whole data of the form amc"),
+        ("lfemur ltibia", "lfemur ltibia ghost", "whole data of the form amc"),
     ],
 )
 def test_a_damaged_skeleton_is_refused(tmp_path, old, new, words):
@@ -378,6 +380,35 @@ def test_coco(tmp_path):
     assert not recording.calibrated.any()
     assert all(recording.picture_path(row).is_file() for row in range(3))
     assert any("2 crowds or people" in note for note in recording.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda image: image.pop("width"), "COCO's JSON"),
+        (lambda image: image.update(width=0), "the width and height of each image"),
+        (lambda image: image.update(file_name=image["away"]), "pictures below"),
+    ],
+)
+def test_coco_with_an_image_that_cannot_be_used_is_refused(tmp_path, change, words):
+    formats.write_coco(tmp_path / "coco")
+    formats.picture(tmp_path / "away.jpg", 64, 64)
+    file = next((tmp_path / "coco").rglob("*.json"))
+    held = json.loads(file.read_text())
+    for image in held["images"]:
+        image["away"] = str(tmp_path / "away.jpg")
+        change(image)
+    file.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=words):
+        read_data(tmp_path / "coco")
+
+
+def test_names_of_pictures_may_be_bytes(tmp_path):
+    formats.write_spin(tmp_path / "data.npz")
+    held = dict(np.load(tmp_path / "data.npz"))
+    texts = read_data(tmp_path / "data.npz")
+    np.savez(tmp_path / "data.npz", **held | {"imgname": held["imgname"].astype("S")})
+    assert read_data(tmp_path / "data.npz").pictures.tolist() == texts.pictures.tolist()
 
 
 def test_coco_without_its_pictures_says_so(tmp_path):

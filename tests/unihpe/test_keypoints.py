@@ -385,6 +385,9 @@ def test_shares_of_the_picture_and_missing_confidences_are_refused(tmp_path):
         ('{"layout": "h36m17", "keypoints": [[1, 2], [3]]}', "lists of numbers"),
         ('{"layout": "h36m17", "keypoints": [[10, 20]]}', "needs 17 joints"),
         ('[{"instances": [{"keypoints": [[9, 9]], "keypoint_scores": [1, 1]}]}]', "one of `keypoint_scores`"),
+        ('{"instance_info": [1]}', "a whole file of a known form"),
+        ('[{"instances": [1]}]', "a whole file of a known form"),
+        ('{"annotations": [{"keypoints": [9, 9, 1], "image_id": [1]}]}', "a whole file of a known form"),
     ],
 )
 def test_other_content_is_refused(content, words, tmp_path):

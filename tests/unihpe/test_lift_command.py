@@ -314,6 +314,15 @@ def test_people_of_a_video_are_followed_one_by_one():
     torch.testing.assert_close(found.keypoints.joints_px[1::2] - 600, found.keypoints.joints_px[::2], atol=1e-2, rtol=0)
 
 
+def test_a_few_frames_may_come_in_any_order():
+    poses = PoseSource(small_motion()).evaluation_batch(torch.arange(3), camera=0).joints_2d
+    found, _, _ = followed(Found(keypoints(poses, frame=(9, 3, 5), person=(0, 0, 0))))
+    assert found.keypoints.frame == (3, 5, 9)
+    assert torch.equal(found.keypoints.joints_px, poses[[1, 2, 0]])
+    with pytest.raises(ValueError, match="frames of one video"):
+        followed(Found(keypoints(poses, frame=(0, 1, 10**11))))
+
+
 # --- what is missing -------------------------------------------------------------------------------------------
 
 

@@ -100,8 +100,9 @@ def test_flipping_is_the_mean_of_both_ways(seen):
 
 
 def test_the_place_of_a_pose_is_found_exactly_where_rays_are_exact(seen):
-    rays = (seen.joints_2d - seen.principal[:, None]) / seen.focal[:, None]
-    torch.testing.assert_close(place(seen.joints_3d, rays), seen.root, atol=2e-3, rtol=0)
+    root, error = place(seen.joints_3d, seen.joints_2d, seen.focal, seen.principal)
+    torch.testing.assert_close(root, seen.root, atol=2e-3, rtol=0)
+    assert error.max() < 0.1
 
 
 def test_what_does_not_fit_is_refused_in_words(lifter):
@@ -198,6 +199,8 @@ def test_long_names_are_whole_in_a_narrow_pipe(seen, tmp_path, capsys, monkeypat
         (["lift", "k.txt"], "keypoints (.json), pictures"),
         (["lift", "k.json", "--image-size", "9", "9", "--hypotheses", "0"], "needs to be positive"),
         (["estimate", "photo.png", "--checkpoint", "missing.safetensors"], "needs to be a checkpoint"),
+        (["lift", "k.json", "--image-size", "9", "9", "--fps", "inf"], "`--fps` needs to be positive"),
+        (["retrieve", "nan.json", "nan.json"], "needs finite joints"),
         (["retrieve", "missing.json", "k.json"], "needs to be a file or a folder"),
         (["export", "lifter.txt"], "ends in .pt2 or .onnx"),
         (["export", "x.pt2", "--part", "image-encoder"], "a model of poses alone"),
@@ -208,6 +211,8 @@ def test_the_commands_refuse_in_words(arguments, words, tmp_path, capsys, monkey
     pose = [[float(k), float(k % 5), 1.0] for k in range(17)]
     (tmp_path / "k.json").write_text(json.dumps({"layout": "h36m17", "keypoints": pose}))
     (tmp_path / "k.txt").write_text("no pose")
+    nowhere = {"image": "a", "joints_3d": [[0.0] * 3] * 17, "root": [0.0, 0.0, float("nan")]}
+    (tmp_path / "nan.json").write_text(json.dumps({"format": "unihpe-poses/1", "poses": [nowhere]}))
     pose[5:] = [[0.0, 0.0, 0.0]] * 12
     (tmp_path / "few.json").write_text(json.dumps({"layout": "h36m17", "image_size": [10, 10], "keypoints": pose}))
     assert main(arguments) == 2
@@ -227,6 +232,9 @@ def test_a_photograph_goes_through_a_model_with_images(tmp_path, capsys):
     photo = str(tmp_path / "photo.png")
     assert main(["estimate", photo, *checkpoint, "--box", "10", "5", "40", "80", "--out", out]) == 0
     assert read_poses(tmp_path / "poses.json")[1].isfinite().all()
+    for box in (["nan", "5", "40", "80"], ["0", "0", "inf", "9"], ["-50", "5", "40", "80"], ["70", "5", "40", "80"]):
+        assert main(["estimate", photo, *checkpoint, "--box", *box, "--out", str(tmp_path / "none.json")]) == 2
+        assert "a part of the 60 x 90 pixels" in " ".join(capsys.readouterr().err.split())
     assert main(["retrieve", photo, out, *checkpoint]) == 0
     assert "image to 3D" in capsys.readouterr().out
     (tmp_path / "text.jpg").write_text("no picture")

@@ -23,6 +23,7 @@ from multicontrast._checks import check_choice, check_floating, describe, three_
 from unihpe_ref.data import SKELETON
 from unihpe_ref.data.joint_order import decided_order, named_joints
 from unihpe_ref.data.layouts import DETECTED, LAYOUTS
+from unihpe_ref.unfit import reading, unfit
 
 MIN_CONFIDENCE = 0.3
 """Below it a detector guesses; visibility flags of annotations (0, 1, 2) are far from it."""
@@ -63,6 +64,16 @@ class Keypoints:
     def complete(self) -> Tensor:
         """Which poses have all 17 joints, ``(N,)`` bool."""
         return (self.confidence > 0).all(-1)
+
+    def take(self, rows: Tensor) -> Keypoints:
+        """Some of the poses, by their numbers."""
+        found: dict[str, Any] = {}
+        for name in ("joints_px", "confidence", "image", "image_size", "intrinsics", "frame", "person"):
+            held = getattr(self, name)
+            found[name] = tuple(held[k] for k in rows.tolist()) if isinstance(held, tuple) else held
+            if isinstance(held, Tensor):
+                found[name] = held[rows]
+        return replace(self, **found)
 
 
 def to_h36m(keypoints: Tensor, layout: str) -> tuple[Tensor, Tensor]:
@@ -112,10 +123,11 @@ def read_keypoints(path: Path | str, *, layout: str = "auto", min_confidence: fl
         needed = "`min_confidence` needs to be at least 0 and less than 1"
         raise ValueError(three_beats(needed, repr(min_confidence), f"{MIN_CONFIDENCE} drops a detector's guesses."))
     path = Path(path)
-    people = list(_people_at(path))
+    with reading(f"`read_keypoints` needs a whole file of a known form at {path}", "Write it again."):
+        people = list(_people_at(path))
     if not people:
         needed = f"`read_keypoints` needs people with joints in {path}"
-        raise ValueError(three_beats(needed, "none", "Run the detector again, or choose another file."))
+        raise unfit(needed, "none", "Run the detector again, or choose another file.")
     groups: dict[tuple[int, tuple[str, ...] | str | None], list[int]] = {}
     for number, person in enumerate(people):
         groups.setdefault((len(person.joints), person.layout), []).append(number)
@@ -163,12 +175,11 @@ def _check_pixels(people: Sequence[_Person], path: Path) -> None:
     if not any(len(joints) for joints in known):
         needed = f"`read_keypoints` needs joints with a confidence above 0 in {path}"
         remedy = "Write the confidence, or leave the third number of each joint out."
-        raise ValueError(three_beats(needed, "a confidence of 0 for every joint", remedy))
+        raise unfit(needed, "a confidence of 0 for every joint", remedy)
     most = max(float(np.nanmax(np.abs(joints))) for joints in known if len(joints))
     if most <= 2:
-        needed = f"`read_keypoints` needs pixels in {path}"
         remedy = "They are shares of the image: multiply u by its width and v by its height."
-        raise ValueError(three_beats(needed, f"no coordinate beyond {most:.3g}", remedy))
+        raise unfit(f"`read_keypoints` needs pixels in {path}", f"no coordinate beyond {most:.3g}", remedy)
 
 
 def _present(values: np.ndarray, min_confidence: float) -> tuple[np.ndarray, list[str]]:
@@ -190,7 +201,7 @@ def _people_at(path: Path) -> Iterator[_Person]:
     files = sorted(path.glob("*.json"))
     if not files:
         needed = f"`read_keypoints` needs JSON files in {path}"
-        raise ValueError(three_beats(needed, "none", "Point to the folder that the detector filled."))
+        raise unfit(needed, "none", "Point to the folder that the detector filled.")
     for position, file in enumerate(files):
         numbers = re.findall(r"\d+", file.stem)
         for person in _people_of(_load(file), file):
@@ -203,13 +214,10 @@ def _load(path: Path) -> Any:
         needed = f"`read_keypoints` needs a file or a folder at {path}"
         raise FileNotFoundError(three_beats(needed, "nothing there", "Check the path."))
     if path.suffix.lower() in _IMAGES:
-        needed = f"`read_keypoints` needs JSON in {path}"
-        raise ValueError(three_beats(needed, "a picture", "Give pictures to `unihpe lift`, which finds the people."))
-    try:
+        remedy = "Give pictures to `unihpe lift`, which finds the people."
+        raise unfit(f"`read_keypoints` needs JSON in {path}", "a picture", remedy)
+    with reading(f"`read_keypoints` needs JSON in {path}", "Write it again."):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        needed = f"`read_keypoints` needs JSON in {path}"
-        raise ValueError(three_beats(needed, f"another file or a damaged one ({error})", "Write it again.")) from None
 
 
 def _people_of(content: Any, path: Path) -> Iterator[_Person]:
@@ -234,7 +242,7 @@ def _people_of(content: Any, path: Path) -> Iterator[_Person]:
     needed = f"`read_keypoints` needs keypoints of COCO, OpenPose, AlphaPose or mmpose, or plain ones, in {path}"
     came = f"an object with {sorted(map(str, content))[:5]}" if isinstance(content, dict) else describe(content)
     remedy = 'Write {"layout": ..., "image_size": [width, height], "keypoints": [[[u, v], ...], ...]}.'
-    raise ValueError(three_beats(needed, came, remedy))
+    raise unfit(needed, came, remedy)
 
 
 def _bodies(held: Any) -> list[Any] | None:
@@ -284,7 +292,7 @@ def _mmpose(items: Sequence[Any], meta: Any, path: Path) -> Iterator[_Person]:
             scores = _array(person.get("keypoint_scores", np.ones(len(points))), path).reshape(-1)
             if len(scores) != len(points):
                 needed = f"`read_keypoints` needs one of `keypoint_scores` for each joint in {path}"
-                raise ValueError(three_beats(needed, f"{len(scores)} for {len(points)}", "Write the file again."))
+                raise unfit(needed, f"{len(scores)} for {len(points)}", "Write the file again.")
             track = person.get("track_id")
             yield _Person(
                 np.concatenate([points, scores[:, None]], 1),
@@ -304,20 +312,20 @@ def _plain(content: Mapping[str, Any], path: Path) -> Iterator[_Person]:
         poses = poses[None]
     if poses.ndim != 3 or poses.shape[2] not in (2, 3):
         needed = f"`read_keypoints` needs keypoints of shape (N, joints, 2 or 3) in {path}"
-        raise ValueError(three_beats(needed, f"shape {poses.shape}", "Check the lists."))
+        raise unfit(needed, f"shape {poses.shape}", "Check the lists.")
     size = content.get("image_size")
     if size is not None:
         size = _array(size, path)
         if size.shape != (2,):
             needed = f"`read_keypoints` needs `image_size` as [width, height] in {path}"
-            raise ValueError(three_beats(needed, f"shape {size.shape}", "One size for all poses."))
+            raise unfit(needed, f"shape {size.shape}", "One size for all poses.")
         size = (float(size[0]), float(size[1]))
     intrinsics = content.get("intrinsics")
     matrix = None if intrinsics is None else camera_matrix(_array(intrinsics, path).tolist())
     names = content.get("images", [str(k) for k in range(len(poses))])
     if len(names) != len(poses):
         needed = f"`read_keypoints` needs one of `images` for each pose in {path}"
-        raise ValueError(three_beats(needed, f"{len(names)} for {len(poses)}", "Leave them out to number the poses."))
+        raise unfit(needed, f"{len(names)} for {len(poses)}", "Leave them out to number the poses.")
     for pose, name in zip(poses, names):
         yield _Person(_joints(pose, poses.shape[2], path), stated, str(name), size, matrix)
 
@@ -346,15 +354,14 @@ def _joints(values: Any, width: int, path: Path) -> np.ndarray:
     array = _array([] if values is None else values, path).reshape(-1)
     if not len(array) or len(array) % width:
         needed = f"`read_keypoints` needs {width} numbers for each joint in {path}"
-        raise ValueError(three_beats(needed, f"{len(array)} for a person", "Write [u, v, confidence, ...]."))
+        raise unfit(needed, f"{len(array)} for a person", "Write [u, v, confidence, ...].")
     array = array.reshape(-1, width)
     return array if width == 3 else np.concatenate([array, np.ones((len(array), 1))], 1)
 
 
 def _array(values: Any, path: Path) -> np.ndarray:
     try:
-        array = np.asarray(values, dtype=np.float64)
+        return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         needed = f"`read_keypoints` needs lists of numbers, all of one length, in {path}"
-        raise ValueError(three_beats(needed, repr(values)[:80], "Write [[u, v, confidence], ...].")) from None
-    return array
+        raise unfit(needed, repr(values)[:80], "Write [[u, v, confidence], ...].") from None

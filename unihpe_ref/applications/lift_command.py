@@ -6,6 +6,7 @@ for doubtful results, and written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from unihpe_ref.lifter import LiftedPoses, Lifter, camera_of, load_lifter
 LayoutName = Literal[("auto", *DETECTED)]  # type: ignore[valid-type]
 VIEWS = (".gif", ".png", ".html")
 _MOST_PICTURES = 240  # of a video, in the page
+_MOST_FRAMES = 5_000_000  # a day of video
 _THOROUGH = 30  # frames between two looks for small people
 # Joints that project further than this from the given ones, in shares of the person, are doubtful: with 1.5 % of noise,
 # 1 to 4 % of poses seen level.
@@ -213,6 +215,12 @@ def followed(found: Found, smoothed: bool = True) -> tuple[Found, Tensor, list[s
     nothing = torch.zeros(points.confidence.shape, dtype=torch.bool)
     if points.frame is None:
         return found, nothing, []
+    points = points.take(torch.tensor(points.frame).argsort(stable=True))
+    assert points.frame is not None
+    if points.frame[-1] - points.frame[0] > _MOST_FRAMES:
+        needed = f"`unihpe lift` needs frames of one video, numbered within {_MOST_FRAMES}"
+        came = f"{points.frame[0]} to {points.frame[-1]}"
+        raise ValueError(three_beats(needed, came, "Number them one by one, or leave the numbers out."))
     person = np.array(points.person) if points.person is not None else None
     if person is None:
         person = number_people(points.joints_px.double().numpy(), points.frame, found.fps)
@@ -245,12 +253,10 @@ def followed(found: Found, smoothed: bool = True) -> tuple[Found, Tensor, list[s
     order = np.argsort(np.concatenate(columns["frame"]), kind="stable")
     held = {name: np.concatenate(values)[order] for name, values in columns.items()}
     merged = replace(
-        points,
+        points.take(torch.from_numpy(held["row"])),
         joints_px=torch.from_numpy(held["joints"]).float(),
         confidence=torch.from_numpy(held["confidence"]),
         image=tuple(names.get(frame, f"{found.prefix}{frame}") for frame in held["frame"].tolist()),
-        image_size=None if points.image_size is None else points.image_size[held["row"]],
-        intrinsics=None if points.intrinsics is None else points.intrinsics[held["row"]],
         frame=tuple(held["frame"].tolist()),
         person=tuple(held["person"].tolist()),
     )
@@ -274,39 +280,34 @@ def lift_found(
     """
     total = len(found.keypoints)
     found, filled, words = followed(found, smoothed)
-    points = found.keypoints
+    points, count = found.keypoints, len(found.keypoints)
     joints, guessed = complete(points.joints_px)
     rows = torch.nonzero(joints.isfinite().all(-1).all(-1))[:, 0]
     if not len(rows):
         needed = f"`unihpe lift` needs poses with at least {LEAST} joints"
         came = f"{total} with fewer that are certain enough"
         raise ValueError(three_beats(needed, came, "Lower `--min-confidence`, or show more of the person."))
-    estimated = (filled | guessed)[rows]
-    size, matrix = camera_for(points, rows, image_size, intrinsics)
-    lifted, spread = _lifted(lifter, joints[rows], size, matrix, flip, hypotheses)
-    own, error = _reprojection(lifted, joints[rows], size, matrix)
+    points, joints, guessed = points.take(rows), joints[rows], guessed[rows]
+    size, matrix = camera_for(points, image_size, intrinsics)
+    lifted, spread = _lifted(lifter, joints, size, matrix, flip, hypotheses)
+    own, error = _reprojection(lifted, joints, size, matrix)
     if points.frame is not None and smoothed:
-        lifted = replace(lifted, root=_steady(lifted.root, points, rows, found.fps))
+        lifted = replace(lifted, root=_steady(lifted.root, points, found.fps))
     poses = PoseSet(
-        image=[points.image[k] for k in rows.tolist()],
-        joints_2d=joints[rows],
+        image=points.image,
+        joints_2d=joints,
         lifted=lifted,
-        confidence=torch.where(guessed, 0.0, points.confidence)[rows],
-        estimated=estimated,
+        confidence=torch.where(guessed, 0.0, points.confidence),
+        estimated=filled[rows] | guessed,
         joint_reprojection_px=own,
-        frame=None if points.frame is None else [points.frame[k] for k in rows.tolist()],
-        time=None if points.frame is None else [_time(found, points.frame[k]) for k in rows.tolist()],
-        person=None if points.person is None else [points.person[k] for k in rows.tolist()],
+        frame=points.frame,
+        time=None if points.frame is None else [found.time.get(k, k / found.fps) for k in points.frame],
+        person=points.person,
         spread=spread,
         assumed_focal=matrix is None,
         pictures=found.pictures,
     )
-    words = [*points.notes, *words, *_doubts(poses, error, len(points))]
-    return poses, words
-
-
-def _time(found: Found, frame: int) -> float:
-    return found.time.get(frame, frame / found.fps)
+    return poses, [*points.notes, *words, *_doubts(poses, error, count)]
 
 
 def _lifted(
@@ -343,12 +344,12 @@ def _reprojection(
     return own, own.mean(-1) / extent
 
 
-def _steady(root: Tensor, points: Keypoints, rows: Tensor, fps: float) -> Tensor:
+def _steady(root: Tensor, points: Keypoints, fps: float) -> Tensor:
     """Smooths the places of people by the same filter as their joints, because the distance is the noisiest number."""
     assert points.frame is not None
     assert points.person is not None
     result = root.clone()
-    frames, person = (np.array(values)[rows.numpy()] for values in (points.frame, points.person))
+    frames, person = np.array(points.frame), np.array(points.person)
     for number in np.unique(person):
         own = np.flatnonzero(person == number)
         steady, _, _ = smooth(np.repeat(root[own].double().numpy()[:, None], 17, 1), frames[own].tolist(), fps)
@@ -388,18 +389,14 @@ def _doubts(poses: PoseSet, error: Tensor, total: int) -> list[str]:
 
 
 def camera_for(
-    found: Keypoints,
-    rows: Tensor,
-    image_size: tuple[int, int] | None,
-    intrinsics: tuple[float, float, float, float] | None,
+    found: Keypoints, image_size: tuple[int, int] | None, intrinsics: tuple[float, float, float, float] | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """The camera by the options, else by the file: sizes ``(N, 2)`` and intrinsics ``(N, 3, 3)``."""
-    size = None if found.image_size is None else found.image_size[rows]
-    matrix = None if found.intrinsics is None else found.intrinsics[rows]
+    size, matrix = found.image_size, found.intrinsics
     if image_size is not None:
-        size = torch.tensor([float(image_size[0]), float(image_size[1])]).expand(len(rows), 2)
+        size = torch.tensor(image_size).float().expand(len(found), 2)
     if intrinsics is not None:
-        matrix = camera_matrix(intrinsics).expand(len(rows), 3, 3)
+        matrix = camera_matrix(intrinsics).expand(len(found), 3, 3)
     if size is None and matrix is None:
         needed = "the camera of the keypoints needs to be known"
         came = "neither a size of the image nor intrinsics"
@@ -513,10 +510,9 @@ class Lift:
     def execute(self, console: Console) -> None:
         check_outputs(self.out)
         for name, least in (("fps", 1e-3), ("hypotheses", 1)):
-            if not getattr(self, name) >= least:
-                raise ValueError(
-                    three_beats(f"`--{name}` needs to be positive", str(getattr(self, name)), "Leave it out.")
-                )
+            given = getattr(self, name)
+            if not least <= given < math.inf:
+                raise ValueError(three_beats(f"`--{name}` needs to be positive", str(given), "Leave it out."))
         if bool(self.paths) == self.example:
             came = "both" if self.example else "neither"
             needed = "`unihpe lift` needs pictures, videos or keypoints, or `--example`"

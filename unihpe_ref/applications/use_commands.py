@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,9 +48,14 @@ class Estimate:
         data = lifter.config.data
         picture = read_picture(self.image)
         corners = self.box or (0.0, 0.0, float(picture.width), float(picture.height))
-        if min(corners[2:]) <= 0:
-            raise ValueError(three_beats("`--box` needs a width and a height above 0", str(corners), "In pixels."))
         left, top, width, height = corners
+        across = min(left + width, picture.width) - max(left, 0)
+        down = min(top + height, picture.height) - max(top, 0)
+        if not (all(map(math.isfinite, corners)) and min(across, down, width, height) > 0):
+            needed = (
+                f"`--box` needs left, top, width and height of a part of the {picture.width} x {picture.height} pixels"
+            )
+            raise ValueError(three_beats(needed, str(corners), "Leave it out for the whole picture."))
         ends = torch.tensor([[left, top], [left + width - 1, top + height - 1]])
         box = joint_box(ends[None], padding=1.25 if self.box else 1.0)
         matrix = None if self.intrinsics is None else camera_matrix(self.intrinsics)
@@ -57,10 +63,7 @@ class Estimate:
         focal, principal = camera_of(1, size, matrix)
         crop = crop_image(picture, box[0], data.image_size, convention=data.crop)
         found = lifter.estimate(normalise_image(crop)[None], box, focal, principal)
-        rays = (found.joints_px - principal[:, None]) / focal[:, None]
-        root = place(found.joints_3d, rays)
-        seen = found.joints_3d + root[:, None]
-        error = ((seen[..., :2] / seen[..., 2:].clamp(min=1e-3) - rays) * focal[:, None]).norm(dim=-1).mean(-1)
+        root, error = place(found.joints_3d, found.joints_px, focal, principal)
         poses = PoseSet(
             image=[self.image.name],
             joints_2d=found.joints_px,
@@ -138,13 +141,12 @@ class Retrieve:
                 lifter = load_lifter(self.checkpoint, whole=True)
             return "3D", names, lifter.embed_3d(joints_3d, root)
         found = read_keypoints(path, layout=self.layout)
-        rows = torch.nonzero(found.complete)[:, 0]
-        if not len(rows):
+        found = found.take(torch.nonzero(found.complete)[:, 0])
+        if not len(found):
             needed = f"`unihpe retrieve` needs a pose with all of its joints in {path}"
             raise ValueError(three_beats(needed, "none", "Use pictures that show the whole person."))
-        size, intrinsics = camera_for(found, rows, self.image_size, self.intrinsics)
-        embeddings_2d = lifter.embed_2d(found.joints_px[rows], image_size=size, intrinsics=intrinsics)
-        return "2D", [found.image[k] for k in rows.tolist()], embeddings_2d
+        size, intrinsics = camera_for(found, self.image_size, self.intrinsics)
+        return "2D", list(found.image), lifter.embed_2d(found.joints_px, image_size=size, intrinsics=intrinsics)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from multicontrast._checks import three_beats
 from unihpe_ref.unfit import unfit
 
 from .motion import SPLITS, Motion
@@ -43,6 +44,8 @@ def read_mocap(path: str | os.PathLike[str]) -> Motion:
     def no(needed: str, came: str, remedy: str) -> ValueError:
         return unfit(f"`read_mocap` needs {needed} in {path}", came, remedy)
 
+    if not path.is_file():
+        raise FileNotFoundError(three_beats(f"`read_mocap` needs a file at {path}", "none", "Check the path."))
     arrays = read_npz(path, (*_KEYS, *_EXPECTED))
     missing = [key for key in _KEYS if key not in arrays]
     if missing:

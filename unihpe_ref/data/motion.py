@@ -130,6 +130,14 @@ class Motion:
         frames = (torch.arange(len(self)) - self.starts[self.sequence]) % step == 0
         return replace(self, joints=self.joints[frames], sequence=self.sequence[frames], fps=self.fps / step)
 
+    def thinned(self, fps: float) -> Motion:
+        """:meth:`every` so many frames that ``fps`` a second are left. Raises ``ValueError`` for no whole number."""
+        step = max(1, round(self.fps / fps))
+        if abs(self.fps / fps - step) > 0.01 * step:
+            needed = f"`Motion.thinned` needs a frame rate of which {self.fps:g} is a multiple"
+            raise ValueError(three_beats(needed, f"{fps:g}", "Choose a rate that divides it."))
+        return self.every(step)
+
 
 def generate_motion(
     seed: int,

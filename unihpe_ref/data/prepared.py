@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from multicontrast._checks import three_beats
+from multicontrast._checks import check_number, three_beats
 from unihpe_ref.files import LOCK, file_hash, locked, remove_whole, write_whole
 from unihpe_ref.unfit import reading, unfit
 
@@ -76,6 +76,8 @@ def prepare(
         say: called with progress messages.
     Raises: FileExistsError where the folder holds other files; OSError and ValueError as the readers.
     """
+    if fps is not None:
+        fps = check_number("prepare", "fps", fps, above=0, below=1e6, remedy="Leave it out for all frames.")
     needed = f"`prepare` needs a folder that is empty or unfinished at {folder}"
     if folder.exists() and (not folder.is_dir() or _holds_something_else(folder)):
         raise FileExistsError(three_beats(needed, "one with other files", "Choose another name."))
@@ -105,7 +107,7 @@ def _prepare(
     say(f"reading {place}")
     data = read_data(place, form, joints)
     if fps is not None:
-        data = data.thinned(fps) if isinstance(data, Recording) else data.every(max(1, round(data.fps / fps)))
+        data = data.thinned(fps)
     sources = _sources(data, place, source, archive)
     hashes = [(Path(name).name, held["sha256"]) for name, held in sources.items()]  # for any spelling of the path
     key = hashlib.sha256(

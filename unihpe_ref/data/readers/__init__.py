@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from multicontrast._checks import check_choice, three_beats
+from unihpe_ref.unfit import reading
 
 from ..mocap import read_mocap
 from ..motion import Motion
@@ -72,5 +73,6 @@ def read_data(path: Path, form: str | None = None, joints: Mapping[str, str] | N
         return read_mocap(path)
     if joints and form != bvh.NAME:
         raise ValueError(three_beats("`joints` needs BVH files", form, "Other forms have fixed names: leave it out."))
-    data: Recording | Motion = bvh.read(path, joints) if form == bvh.NAME else MODULES[form].read(path)
-    return data
+    with reading(f"{path} needs to hold whole data of the form {form}"):
+        data: Recording | Motion = bvh.read(path, joints) if form == bvh.NAME else MODULES[form].read(path)
+        return data

@@ -135,7 +135,7 @@ def _bones(lines: list[list[str]], degrees: bool) -> dict[str, _Bone]:
             bone.name = words[1]
         elif key == "direction":
             bone.direction = np.array([float(word) for word in words[1:4]])
-            bone.direction = bone.direction / np.linalg.norm(bone.direction)
+            bone.direction = bone.direction / (np.linalg.norm(bone.direction) or 1.0)  # 0 0 0: of a bone without length
         elif key == "length":
             bone.length = float(words[1])
         elif key == "axis":

@@ -61,7 +61,10 @@ def _looks_right(path: Path) -> bool:
 def _read_file(file: Path, builder: RecordingBuilder) -> None:
     with reading(f"{file} needs to be COCO's JSON, with `images` and `annotations`", _EXPORT):
         held: Any = json.loads(file.read_bytes())
-        images = {image["id"]: image for image in held["images"]}
+        images = {
+            image["id"]: (str(image["file_name"]), (int(image["width"]), int(image["height"])))
+            for image in held["images"]
+        }
         listed_people = [person for person in held["annotations"] if "keypoints" in person]
     people = []
     for person in listed_people:
@@ -85,12 +88,16 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
     cameras, pictures = [], []
     lost: set[str] = set()
     for person, _ in people:
-        image = images[person["image_id"]]
-        size = (int(image["width"]), int(image["height"]))
+        name, size = images[person["image_id"]]
+        if min(size) < 1:
+            raise unfit(f"{file} needs the width and height of each image", f"{size} of {name!r}", _EXPORT)
         lens = Lens(np.hypot(*size), (np.array(size) - 1) / 2, size)
         cameras.append(builder.camera("assumed", lens, key=size, calibrated=False))
-        picture = next((place / image["file_name"] for place in places if (place / image["file_name"]).is_file()), None)
-        lost |= set() if picture else {str(image["file_name"])}
+        picture = next((place / name for place in places if (place / name).is_file()), None)
+        if picture is not None and builder.folder not in picture.parents:
+            needed = f"{file} needs its pictures below {builder.folder}"
+            raise unfit(needed, repr(name), "Write their names relative to it.")
+        lost |= set() if picture else {name}
         pictures.append("" if picture is None else picture.relative_to(builder.folder).as_posix())
     if lost:
         builder.notes.append(f"{len(lost)} pictures of {file.name} are not there: {listed(lost)}")

@@ -92,11 +92,12 @@ def _read_file(file: Path, builder: RecordingBuilder, before: set[str]) -> set[s
     missing = {"imgname", "center", "scale"} - set(arrays)
     if missing:
         raise unfit(f"{file} needs the entries {', '.join(_KEYS)}", f"no {', '.join(sorted(missing))}", _TOOLS)
-    new = np.array([str(name) not in before for name in arrays["imgname"]], bool)
+    arrays["imgname"] = arrays["imgname"].astype(str)  # some are bytes
+    new = np.array([name not in before for name in arrays["imgname"].tolist()], bool)
     if not new.all():  # the same set at 10 and at 50 frames a second, or in two places
         builder.notes.append(f"{int((~new).sum())} samples of {file} are left out: another file has their pictures")
         arrays = {key: array[new] if len(array) == len(new) else array for key, array in arrays.items()}
-    names = [str(name) for name in arrays["imgname"]]
+    names = arrays["imgname"].tolist()
     if not names:
         return set()
     part, solid = arrays.get("part"), arrays.get("S")

@@ -66,7 +66,7 @@ def read(path: Path) -> Recording:
             joints_2d=held["kp2d_full"][rows],
             joints_cam=held["joints_3d_cam"][rows],
             detected_2d=None if found is None else found[rows, :, :2],
-            pictures=[str(name) for name in held["imgname"][rows]],
+            pictures=held["imgname"][rows].astype(str).tolist(),
             picture_affine=held["affine"][rows, :2],
         )
     return builder.build()

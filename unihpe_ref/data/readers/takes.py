@@ -57,6 +57,8 @@ def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: 
         person = subject_of(file)
         counted[person] = counted.get(person, 0) + 1
         points = take.joints[::step]
+        if not np.isfinite(points).all():
+            raise unfit(f"{file} needs finite joints", "NaN or infinity")
         points = points - np.array([0, 0, np.percentile(points[:, [3, 6], 2].min(1), 2) - _FOOT])
         joints.append(points)
         subject.append(person)
