@@ -111,7 +111,7 @@ def test_interruption_and_failure_have_exit_codes_of_their_own(capsys, monkeypat
         def fail(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr(commands, "_train", fail)
+        monkeypatch.setattr(commands, "run_folder", fail)
         assert main(["demo"]) == code
         assert "Traceback" not in capsys.readouterr().err
 

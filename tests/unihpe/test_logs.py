@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from unihpe_ref.training.logs import RunLog, SilentLog, clock
+from unihpe_ref.training.logs import RunLog, clock
 
 
 def record(step: int) -> dict[str, float]:
@@ -95,17 +95,6 @@ def test_event_files_hold_the_same_numbers(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard" / "3-everything")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert events.Scalars("loss")[3].value == 0.25
-
-
-def test_silence_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with SilentLog() as log:
-        log.begin_stage("1 poses", 1)
-        log.step(1, record(1))
-        log.write("evaluation", x=1)
-        log.end_stage()
-        assert log.state() == {}
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0, "0:00"), (74.2, "1:15"), (3700, "1:01:40")])

@@ -20,7 +20,7 @@ from unihpe_ref.config import RunConfig
 from unihpe_ref.data import Motion, Recording
 from unihpe_ref.evaluation import UNITS, Evaluation, PathResult
 from unihpe_ref.files import write_json
-from unihpe_ref.models import UniHPE
+from unihpe_ref.models import UniHPE, parameters
 from unihpe_ref.presets import deviations, preset
 from unihpe_ref.runs import evaluate_model, open_motion, open_source, open_training_source
 from unihpe_ref.runs.memory import memory_lines
@@ -45,7 +45,7 @@ class Demo:
 
     def execute(self, console: Console) -> None:
         config = preset("demo").override(seed=self.seed)
-        _train(config, self.out, console, torch.device("cpu"), threads=1, dry_run=self.dry_run, overwrite=True)
+        Train(config=config, out=self.out, device="cpu", overwrite=True, dry_run=self.dry_run).execute(console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +67,25 @@ class Train:
     """print the settings, where they differ from the paper, and the memory they take, and stop"""
 
     def execute(self, console: Console) -> None:
-        device = choose_device(self.device)
-        _train(
-            self.config,
-            self.out,
-            console,
-            device,
-            threads=self.threads,
-            dry_run=self.dry_run,
-            overwrite=self.overwrite,
-            resume=self.resume,
-        )
+        started = time.monotonic()
+        config, device = self.config, choose_device(self.device)
+        set_threads(self.threads)
+        motion = None if config.motion is None else checked_data(config)
+        if self.dry_run:
+            console.print_json(data=config.to_dict())
+            console.print(_describe_run(config, device))
+            for line in (*_describe_deviations(config), "Memory, by stage:", *memory_lines(config)):
+                console.print(line, soft_wrap=True)
+            return
+        with joined(device) as own, run_folder(self.out, overwrite=self.overwrite, resume=self.resume):
+            if rank() == 0:
+                console.print(_describe_run(config, device))
+            done = run(config, self.out, console, own, motion=motion, resume=self.resume)
+        if done is None:
+            return
+        console.print(results_table(done[1]))
+        console.print(f"Done in {clock(time.monotonic() - started)}.")
+        _say_where(console, self.out, (POSES, EVALUATION, LOG, CONFIG, MODEL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,20 +120,18 @@ class Evaluate:
         set_threads(self.threads)
         path = self.checkpoint / MODEL if self.checkpoint.is_dir() else self.checkpoint
         model, config = load_model(path, device)
-        if self.motion is not None:
-            config = config.override(motion=self.motion)
-        if self.protocol is not None:
-            config = config.override(**{"evaluation.protocol": self.protocol, "evaluation.stride": 1})
-        if self.stride is not None:
-            config = config.override(**{"evaluation.stride": self.stride})
-        if self.joints_2d is not None:
-            config = config.override(**{"data.joints_2d": self.joints_2d})
-        if self.joint_noise is not None:
-            config = config.override(**{"evaluation.joint_noise": self.joint_noise})
+        asked = {
+            "motion": self.motion,
+            "evaluation.protocol": self.protocol,
+            "evaluation.stride": 1 if self.protocol is not None and self.stride is None else self.stride,
+            "data.joints_2d": self.joints_2d,
+            "evaluation.joint_noise": self.joint_noise,
+        }
+        config = config.override(**{name: value for name, value in asked.items() if value is not None})
         motion = open_motion(config)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-        if self.seed is not None:
+        if self.seed is not None:  # not that of generated motion
             config = config.override(seed=self.seed)
         console.print(f"{path}: preset {config.preset}, {_describe_motion(config)}, {self.split} sequences")
         evaluation = evaluate_model(model, config, motion, self.split)
@@ -201,38 +207,6 @@ def retrieval_lines(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _train(
-    config: RunConfig,
-    folder: Path,
-    console: Console,
-    device: torch.device,
-    *,
-    threads: int,
-    dry_run: bool,
-    overwrite: bool,
-    resume: bool = False,
-) -> None:
-    started = time.monotonic()
-    set_threads(threads)
-    motion = None if config.motion is None else checked_data(config)
-    if dry_run:
-        console.print_json(data=config.to_dict())
-        console.print(_describe_run(config, UniHPE(config.model, config.sampler), device))
-        for line in (*_describe_deviations(config), "Memory, by stage:", *memory_lines(config)):
-            console.print(line, soft_wrap=True)
-        return
-    with joined(device) as own, run_folder(folder, overwrite=overwrite, resume=resume):
-        if rank() == 0:
-            console.print(_describe_run(config, UniHPE(config.model, config.sampler), device))
-        done = run(config, folder, console, own, motion=motion, resume=resume)
-    if done is None:
-        return
-    _, evaluation, _ = done
-    console.print(results_table(evaluation))
-    console.print(f"Done in {clock(time.monotonic() - started)}.")
-    _say_where(console, folder, (POSES, EVALUATION, LOG, CONFIG, MODEL))
-
-
 def checked_data(config: RunConfig) -> Motion | Recording:
     """Opens the data of a run, and checks that they suffice for all its stages and its evaluation.
 
@@ -248,13 +222,14 @@ def checked_data(config: RunConfig) -> Motion | Recording:
     return motion
 
 
-def _describe_run(config: RunConfig, model: UniHPE, device: torch.device) -> str:
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+def _describe_run(config: RunConfig, device: torch.device) -> str:
+    with torch.device("meta"):
+        size = parameters(UniHPE(config.model, config.sampler)) / 1e6
     steps = ", ".join(
         f"{stage.name}: {stage.config.steps} steps of {stage.config.batch_size}" for stage in make_stages(config)
     )
     return (
-        f"Preset {config.preset}, seed {config.seed}: {parameters:.2f} M parameters on {device}, "
+        f"Preset {config.preset}, seed {config.seed}: {size:.2f} M parameters on {device}, "
         f"{_describe_motion(config)}.\nStages {steps}."
     )
 

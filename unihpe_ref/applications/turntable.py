@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -43,17 +43,17 @@ def save_pose_view(path: Path, poses: PoseSet) -> None:
     Raises: ValueError for another ending or no pose.
     """
     joints = poses.lifted.joints_3d.double()
-    writers: dict[str, Callable[[], bytes]] = {
-        ".gif": lambda: _gif(joints),
-        ".png": lambda: _png(joints, list(poses.image), poses.joints_2d),
-        ".html": lambda: page(poses),
+    writers: dict[str, Callable[[IO[bytes]], object]] = {
+        ".gif": lambda file: _gif(file, joints),
+        ".png": lambda file: _sheet(joints, poses.image, poses.joints_2d).savefig(file, format="png", dpi=110),
+        ".html": lambda file: file.write(page(poses)),
     }
     if path.suffix.lower() not in writers:
         needed = f"a picture of poses needs to be one of {', '.join(sorted(writers))}"
         raise ValueError(three_beats(needed, repr(path.name), "Change the ending."))
     if not len(poses):
         raise ValueError(three_beats("`save_pose_view` needs poses", "none", "Lift some first."))
-    write_whole(path, writers[path.suffix.lower()]())
+    write_whole(path, writers[path.suffix.lower()])
 
 
 def _middle(joints: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _by_depth(seen: Tensor) -> list[int]:
     return sorted(range(len(depth)), key=lambda k: -depth[k])
 
 
-def _gif(joints: Tensor) -> bytes:
+def _gif(file: IO[bytes], joints: Tensor) -> None:
     frames = max(_GIF_FRAMES, len(joints))
     reach, size = _reach(joints), _GIF_SIZE * _OVERSAMPLE
     scale = 0.46 * size / reach
@@ -92,11 +92,7 @@ def _gif(joints: Tensor) -> bytes:
                 r = 3.2 * _OVERSAMPLE
                 pen.ellipse((u - r, v - r, u + r, v + r), fill=SKELETON.limb_colours[limb])
         pictures.append(picture.resize((_GIF_SIZE, _GIF_SIZE), Image.Resampling.LANCZOS).quantize(64))
-    content = io.BytesIO()
-    pictures[0].save(
-        content, "GIF", save_all=True, append_images=pictures[1:], duration=int(1000 * _GIF_SECONDS), loop=0
-    )
-    return content.getvalue()
+    pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=int(1000 * _GIF_SECONDS), loop=0)
 
 
 def _disc(pen: ImageDraw.ImageDraw, pose: Tensor, azimuth: float, scale: float, size: int) -> None:
@@ -109,23 +105,21 @@ def _disc(pen: ImageDraw.ImageDraw, pose: Tensor, azimuth: float, scale: float, 
     pen.polygon([(float(u), float(v)) for u, v in seen], fill="#f1f1f1", outline="#d5d5d5")
 
 
-def _png(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> bytes:
+def _sheet(joints: Tensor, titles: Sequence[str], joints_px: Tensor) -> Figure:
     rows = sorted({k * len(joints) // min(len(joints), MOST_ROWS) for k in range(min(len(joints), MOST_ROWS))})
-    columns = len(_SHEET_DEGREES) + (joints_px is not None)
+    columns = 1 + len(_SHEET_DEGREES)
     figure = Figure(figsize=(1.9 * columns, 2.1 * len(rows) + 0.3), facecolor="white")
     FigureCanvasAgg(figure)  # no display, and no effect on the caller's figures
     axes = figure.subplots(len(rows), columns, squeeze=False)
     reach = _reach(joints)
     for line, k in enumerate(rows):
-        panels = list(axes[line])
-        if joints_px is not None:
-            axis = panels.pop(0)
-            draw_limbs(axis, joints_px[k].double(), width=2.4)
-            axis.margins(0.12)
-            axis.invert_yaxis()
-            axis.set_xlabel(titles[k], fontsize=8, parse_math=False)
-            if line == 0:
-                axis.set_title("input, 2D", fontsize=9)
+        axis, *panels = axes[line]
+        draw_limbs(axis, joints_px[k].double(), width=2.4)
+        axis.margins(0.12)
+        axis.invert_yaxis()
+        axis.set_xlabel(titles[k], fontsize=8, parse_math=False)
+        if line == 0:
+            axis.set_title("input, 2D", fontsize=9)
         for axis, degrees in zip(panels, _SHEET_DEGREES):
             seen = turned(joints[k] - _middle(joints[k]), math.radians(degrees))
             draw_limbs(axis, seen[:, :2], width=2.4, order=_by_depth(seen))
@@ -137,9 +131,7 @@ def _png(joints: Tensor, titles: Sequence[str], joints_px: Tensor | None) -> byt
         axis.set_aspect("equal")
         bare(axis)
     figure.tight_layout(pad=0.4)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    return figure
 
 
 def page(poses: PoseSet) -> bytes:

@@ -126,7 +126,7 @@ def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
 def train_model(
     config: RunConfig,
     motion: Motion | Recording,
-    log: RunLog,
+    log: RunLog | None,
     device: torch.device,
     *,
     checkpoints: Path | None = None,
@@ -137,7 +137,7 @@ def train_model(
     Args:
         config: of the run.
         motion: to train on its "train" split.
-        log: takes the numbers.
+        log: takes the numbers; None in processes that do not write.
         device: where to train.
         checkpoints: the folder for checkpoints; none are written without it.
         start: the checkpoint to resume from.
@@ -153,6 +153,7 @@ def train_model(
 
         def save(state: StageState) -> None:
             assert checkpoints is not None
+            assert log is not None
             save_checkpoint(checkpoints, state, config, log.state())
 
         fit(

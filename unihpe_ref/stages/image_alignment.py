@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from multicontrast import Temperature, trimodal_infonce
+from multicontrast import trimodal_infonce
 from unihpe_ref.config import Stage2
 from unihpe_ref.data import PoseBatch
 from unihpe_ref.models import UniHPE
-from unihpe_ref.parts import Part
+from unihpe_ref.training import Stage
 
 
-class ImageAlignment:
+class ImageAlignment(Stage):
     """Trains E_img and tau with L_pair(img, 2D) + L_pair(img, 3D) + alpha L_triplet.
 
     Leaves out the pair of the two frozen encoders, which would only change tau.
@@ -20,12 +20,8 @@ class ImageAlignment:
 
     number = 2
     name = "2 images"
-    ema_decay = None
     needs_images = True
-
-    def __init__(self, config: Stage2) -> None:
-        self.config = config
-        self.temperature = Temperature(config.temperature, min=config.temperature_min, max=config.temperature_max)
+    config: Stage2
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
         assert model.image_encoder is not None
@@ -51,8 +47,3 @@ class ImageAlignment:
             symmetric=self.config.symmetric,
             gather=True,
         )
-
-    def decode(
-        self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
-    ) -> dict[str, Tensor]:
-        return {}

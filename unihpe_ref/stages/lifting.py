@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from multicontrast import Temperature, pairwise_infonce
 from multicontrast.metrics import mpjpe
-from unihpe_ref.config import CompanionStage, LiftingStage
+from unihpe_ref.config import LiftingStage
 from unihpe_ref.data import PoseBatch
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
+from unihpe_ref.training import Stage
 
 
-class Lifting:
+class Lifting(Stage):
     """Trains E_2D and D_3D on the reported error: the MPJPE of lifted poses, over the scale of the data.
 
     It takes a third of stage 3's work for each pose, and estimates the conditional median instead of the mean. Needs a
@@ -22,11 +23,9 @@ class Lifting:
 
     number = 0  # before the paper's
     name = "lifting"
-    needs_images = False
 
     def __init__(self, config: LiftingStage) -> None:
-        self.config = config
-        self.ema_decay: float | None = config.ema_decay
+        super().__init__(config)
         self.temperature = Temperature(config.temperature, learnable=False)  # no contrastive loss
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
@@ -45,7 +44,7 @@ class Lifting:
         return {"decoding_3d": mpjpe(lifted, batch.joints_3d) / model.config.scale_3d}
 
 
-class Companions:
+class Companions(Stage):
     """Trains E_3D and D_2D around a frozen lifter, for retrieval and reprojection, in minutes.
 
     L_pair(2D, 3D) with a frozen E_2D, and L_2D from both embeddings.
@@ -53,12 +52,6 @@ class Companions:
 
     number = 9  # after the paper's
     name = "companions"
-    needs_images = False
-
-    def __init__(self, config: CompanionStage) -> None:
-        self.config = config
-        self.ema_decay: float | None = config.ema_decay
-        self.temperature = Temperature(config.temperature, min=config.temperature_min, max=config.temperature_max)
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
         return [model.encoder_3d, model.decoder_2d]

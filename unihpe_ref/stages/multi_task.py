@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from multicontrast import Temperature, pairwise_infonce, trimodal_infonce
+from multicontrast import pairwise_infonce, trimodal_infonce
 from unihpe_ref.config import Stage3
 from unihpe_ref.data import PoseBatch
 from unihpe_ref.models import UniHPE
 from unihpe_ref.parts import Part
+from unihpe_ref.training import Stage
 
 
-class MultiTask:
+class MultiTask(Stage):
     """Trains everything with L_cl + L_2D + L_3D; the decoders learn from every modality.
 
     L_cl holds all three pairs and the triplet; without an image encoder, the one pair.
@@ -21,11 +22,7 @@ class MultiTask:
     number = 3
     name = "3 everything"
     needs_images = True  # where the model encodes them
-
-    def __init__(self, config: Stage3) -> None:
-        self.config = config
-        self.ema_decay: float | None = config.ema_decay
-        self.temperature = Temperature(config.temperature, min=config.temperature_min, max=config.temperature_max)
+    config: Stage3
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
         return [model]

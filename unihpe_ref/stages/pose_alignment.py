@@ -5,24 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from multicontrast import Temperature, pairwise_infonce
+from multicontrast import pairwise_infonce
 from unihpe_ref.config import Stage1
 from unihpe_ref.data import PoseBatch
 from unihpe_ref.models import UniHPE
-from unihpe_ref.parts import Part
+from unihpe_ref.training import Stage
 
 
-class PoseAlignment:
+class PoseAlignment(Stage):
     """Trains E_2D, E_3D and tau with L_pair(2D, 3D)."""
 
     number = 1
     name = "1 poses"
-    ema_decay = None
-    needs_images = False
-
-    def __init__(self, config: Stage1) -> None:
-        self.config = config
-        self.temperature = Temperature(config.temperature, min=config.temperature_min, max=config.temperature_max)
+    config: Stage1
 
     def trained(self, model: UniHPE) -> list[nn.Module]:
         return [model.encoder_2d, model.encoder_3d]
@@ -35,8 +30,3 @@ class PoseAlignment:
         return pairwise_infonce(
             embeddings["2d"], embeddings["3d"], self.temperature(), symmetric=self.config.symmetric, gather=True
         )
-
-    def decode(
-        self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
-    ) -> dict[str, Tensor]:
-        return {}

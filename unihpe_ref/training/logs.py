@@ -169,34 +169,6 @@ def end_of_log(path: Path) -> dict[str, Any]:
     return {"lengths": {**lengths, path.name: len(content)}, "seconds": seconds}
 
 
-class SilentLog(RunLog):
-    """The log of the processes that do not write."""
-
-    def __init__(self) -> None:
-        """Opens nothing."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes nothing."""
-
-    def write(self, event: str, **values: Any) -> None:
-        """Nothing."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def begin_stage(self, name: str, steps: int, done: int = 0) -> None:
-        """Nothing."""
-
-    def step(self, step: int, record: Mapping[str, float] | None) -> None:
-        """Nothing."""
-
-    def end_stage(self) -> None:
-        """Nothing."""
-
-
 def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

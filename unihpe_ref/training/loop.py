@@ -7,10 +7,11 @@ workers, micro-batches and processes can share a batch without changing it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,39 +32,34 @@ from unihpe_ref.training.seeds import generator_of, seed_of
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Stage(Protocol):
-    """One stage of the paper. Its objective is ``align`` plus the sum of ``decode``."""
+class Stage(ABC):
+    """One stage of the paper. Its objective is ``align`` plus the sum of ``decode``.
 
-    @property
-    def number(self) -> int:
-        """1, 2 or 3, as the paper counts."""
+    Attributes:
+        number: 1, 2 or 3, as the paper counts. name: for the log and the display.
+        needs_images: whether its batches hold pictures, where the model encodes them.
+        config: its settings. temperature: of its contrastive loss; new in each stage.
+        ema_decay: of the average of the weights, which is then the result; None for the last weights.
+    """
 
-    @property
-    def name(self) -> str:
-        """For the log and the display."""
+    number: int
+    name: str
+    needs_images = False
 
-    @property
-    def config(self) -> StageConfig:
-        """Its settings."""
+    def __init__(self, config: StageConfig) -> None:
+        self.config: Any = config
+        self.temperature = Temperature(config.temperature, min=config.temperature_min, max=config.temperature_max)
+        self.ema_decay: float | None = getattr(config, "ema_decay", None)  # stages 1 and 2 have none
 
-    @property
-    def temperature(self) -> Temperature:
-        """Of its contrastive loss; new in each stage."""
-
-    @property
-    def ema_decay(self) -> float | None:
-        """The decay of the average of the weights, which is then the result; None for the last weights."""
-
-    @property
-    def needs_images(self) -> bool:
-        """Whether its batches hold pictures, where the model encodes them."""
-
+    @abstractmethod
     def trained(self, model: UniHPE) -> list[nn.Module]:
         """The parts that are trained; all others are frozen, in evaluation mode."""
 
+    @abstractmethod
     def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
         """Modality to embeddings ``(B, D)``, each row of its own sample alone."""
 
+    @abstractmethod
     def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """The contrastive loss of a batch, whose rows are compared with each other."""
 
@@ -71,6 +67,7 @@ class Stage(Protocol):
         self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
     ) -> dict[str, Tensor]:
         """The other losses, each a mean over samples that do not see each other; ``batch`` is this part of a whole."""
+        return {}
 
 
 def learning_rate_factor(step: int, config: StageConfig) -> float:
@@ -163,7 +160,7 @@ def fit(
     stage: Stage,
     model: UniHPE,
     source: Source,
-    log: RunLog,
+    log: RunLog | None,
     *,
     seed: int,
     log_every: int = 10,
@@ -183,7 +180,7 @@ def fit(
         stage: what is trained, and its losses.
         model: left in evaluation mode, all weights free again; after a stage with ``ema_decay``, with their average.
         source: the training split.
-        log: takes a record every ``log_every`` steps and for the last.
+        log: takes a record every ``log_every`` steps and for the last; None in processes that do not write.
         seed: of this stage.
         min_gap_seconds: between two frames of one sequence in one batch: near duplicates are false negatives.
         precision: ``"float32"``, or the type that autocast gives the networks; ``"float16"`` scales the loss.
@@ -202,10 +199,13 @@ def fit(
     trained = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     processes.share_buffers(model)
     part = Part.whole(config.batch_size).split(processes.count())[processes.rank()]
-    batches = _batches(source, config.batch_size, part, seed, min_gap_seconds, range(state.step, config.steps), workers)
+    steps = range(state.step, config.steps)
+    dataset = _Batches(source, config.batch_size, part, seed, min_gap_seconds)
+    batches = DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers)
 
-    log.begin_stage(stage.name, config.steps, state.step)
-    for step, batch in zip(range(state.step, config.steps), batches):
+    if log is not None:
+        log.begin_stage(stage.name, config.steps, state.step)
+    for step, batch in zip(steps, batches):
         for group in state.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config)
         state.optimizer.zero_grad()
@@ -227,10 +227,12 @@ def fit(
         assert isinstance(total, Tensor)
         if record is not None or total.device.type == "cpu":  # else each step would wait for the device
             _check_finite(total.item(), stage, step)
-        log.step(state.step, record)
+        if log is not None:
+            log.step(state.step, record)
         if save is not None and (state.step % save_every == 0 or last):
             save(state)
-    log.end_stage()
+    if log is not None:
+        log.end_stage()
 
     if state.average is not None and config.steps:
         model.load_state_dict(state.average.module.state_dict())
@@ -348,19 +350,6 @@ class _Batches(Dataset[PoseBatch]):
         generator = generator_of(self.seed, "batch", step)
         indices = next(self.source.sampler(self.batch_size, generator, self.min_gap_seconds))
         return self.source.batch(indices, generator, self.part.rows)
-
-
-def _batches(
-    source: Source,
-    batch_size: int,
-    part: Part,
-    seed: int,
-    min_gap_seconds: float,
-    steps: range,
-    workers: int,
-) -> DataLoader[PoseBatch]:
-    dataset = _Batches(source, batch_size, part, seed, min_gap_seconds)
-    return DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers)
 
 
 def _record(
