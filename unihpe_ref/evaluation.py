@@ -31,8 +31,9 @@ from multicontrast.metrics import (
 )
 from multicontrast.metrics.keypoints import AUC3D_THRESHOLDS
 from unihpe_ref.config import EvaluationConfig
-from unihpe_ref.data import SKELETON, PoseBatch, Source, denormalise_joints, tight_box_size
+from unihpe_ref.data import SKELETON, PoseBatch, denormalise_joints, tight_box_size
 from unihpe_ref.data.layouts import LSP_14
+from unihpe_ref.data.source import FrameSource
 from unihpe_ref.flipping import lift_flipped
 from unihpe_ref.models import UniHPE
 from unihpe_ref.models.decoders import MLPDecoder
@@ -100,7 +101,7 @@ class MeanPose:
     joints_2d: Tensor  # (J, 2) normalised by the box
 
     @staticmethod
-    def of(source: Source, config: EvaluationConfig) -> MeanPose:
+    def of(source: FrameSource, config: EvaluationConfig) -> MeanPose:
         """Over every ``config.stride``-th frame of ``source``, the training split without images."""
         sums_3d, sums_2d, count = [], [], 0
         for batch in _batches(source, config):
@@ -111,7 +112,7 @@ class MeanPose:
 
 
 def evaluate(
-    model: UniHPE, source: Source, mean_pose: MeanPose | None, config: EvaluationConfig, *, seed: int = 0
+    model: UniHPE, source: FrameSource, mean_pose: MeanPose | None, config: EvaluationConfig, *, seed: int = 0
 ) -> Evaluation:
     """Runs every path of ``model`` over ``source``.
 
@@ -185,7 +186,7 @@ def _retrieval(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, flo
 
 @torch.no_grad()
 def _errors(
-    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose | None, source: Source, generator: torch.Generator
+    model: UniHPE, batch: PoseBatch, mean_pose: MeanPose | None, source: FrameSource, generator: torch.Generator
 ) -> dict[str, dict[str, Tensor]]:
     """Path -> metric -> one number per sample."""
     batch = batch.to(model.device)
@@ -208,7 +209,7 @@ def _errors(
     return found
 
 
-def _errors_3d(joints: Tensor, batch: PoseBatch, source: Source) -> dict[str, Tensor]:
+def _errors_3d(joints: Tensor, batch: PoseBatch, source: FrameSource) -> dict[str, Tensor]:
     """From the pelvis, whichever joints are chosen for the average (and for the alignment of PA-MPJPE)."""
     chosen, lsp = list(source.evaluated_joints), list(LSP_14)
     estimate, truth = joints[:, chosen], batch.joints_3d[:, chosen]
@@ -234,6 +235,6 @@ def _errors_2d(joints: Tensor, batch: PoseBatch) -> dict[str, Tensor]:
     return {"PCK@0.05": 100 * share, "EPE": epe(pixels, batch.joints_2d, reduction="none")}
 
 
-def _batches(source: Source, config: EvaluationConfig) -> Iterator[PoseBatch]:
+def _batches(source: FrameSource, config: EvaluationConfig) -> Iterator[PoseBatch]:
     for indices in source.evaluation_indices(config.stride).split(config.batch_size):
         yield source.evaluation_batch(indices)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lift_page import page_poses
+from lift_page import PageCamera, export_browser, page_poses
 from torch import Tensor, nn
 
-from unihpe_ref.applications.browser import PageCamera, export_browser
 from unihpe_ref.lifter import Lifter, load_lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.presets import preset

@@ -24,7 +24,7 @@ def joined() -> JoinedSource:
         "action_names": tuple(sorted({name for motion in motions for name in motion.action})),
         "subject_names": tuple(sorted({name for motion in motions for name in motion.subject})),
     }
-    return JoinedSource([PoseSource(motion, image_size=(32, 32), **names) for motion in motions]).split("train")
+    return JoinedSource([PoseSource(motion, image_size=(32, 32), **names).split("train") for motion in motions])
 
 
 def test_shares_are_those_of_the_sizes_and_every_batch_is_full(joined):
@@ -60,18 +60,6 @@ def test_rows_are_the_same_whoever_builds_them(joined):
         part = joined.batch(indices, generator(1), rows)
         for field in fields(part):
             torch.testing.assert_close(getattr(part, field.name), getattr(whole[rows], field.name))
-
-
-def test_an_evaluation_covers_both(joined):
-    first, second = joined.sources
-    indices = joined.evaluation_indices(20)
-    assert len(indices) == len(first.evaluation_indices(20)) + len(second.evaluation_indices(20))
-    batch = joined.evaluation_batch(indices)
-    assert torch.equal(batch.index, indices)
-    assert torch.equal(batch.action, joined.actions[indices])
-    torch.testing.assert_close(
-        batch.joints_3d[-3:], second.evaluation_batch(second.evaluation_indices(20)[-3:]).joints_3d
-    )
 
 
 def test_what_does_not_fit_is_said(joined):

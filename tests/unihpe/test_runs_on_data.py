@@ -30,10 +30,10 @@ def h36m(tmp_path_factory):
 
 def test_all_stages_run_on_human36m_with_pictures(h36m, tmp_path):
     config = SMALL.override(motion=h36m, **{"data.min_gap_seconds": 0.0, "evaluation.stride": 40})
-    _, evaluation, recording = run(config, tmp_path, Console(file=io.StringIO()), torch.device("cpu"))
+    _, evaluation = run(config, tmp_path, Console(file=io.StringIO()), torch.device("cpu"))
     assert [path.name for path in evaluation.paths if "to" in path.name] == ["2D to 3D", "image to 3D", "image to 2D"]
     assert evaluation.frames
-    assert set(recording.split) == {"train", "test"}
+    assert set(open_motion(config).split) == {"train", "test"}
 
 
 def test_prepared_data_is_the_same_data(h36m, tmp_path):

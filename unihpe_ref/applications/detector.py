@@ -160,23 +160,19 @@ def find_models(folder: Path | None = None) -> tuple[Path, Path]:
     if importlib.util.find_spec("ai_edge_litert") is None:
         needed = "finding people in pictures needs the extra `detect`"
         raise ValueError(three_beats(needed, "no package ai-edge-litert", f"Run `{INSTALL}`."))
-    places: list[Path] = []
-    if folder is not None or os.environ.get(FOLDER):
-        places = [folder or Path(os.environ[FOLDER])]
-    else:
-        package = importlib.util.find_spec("mediapipe")  # found, not imported
-        for place in [] if package is None else package.submodule_search_locations or []:
-            places += [Path(place) / "modules" / name for name in ("pose_detection", "pose_landmark")]
-    found = [
-        next((place / name for place in places if (place / name).is_file()), None) for name in (_DETECTION, _LANDMARKS)
-    ]
-    missing = [name for name, path in zip((_DETECTION, _LANDMARKS), found) if path is None]
+    named = folder or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
+    package = importlib.util.find_spec("mediapipe")  # found, not imported
+    tops = [] if package is None else package.submodule_search_locations or []
+    modules = [Path(top) / "modules" / name for top in tops for name in ("pose_detection", "pose_landmark")]
+    places = modules if named is None else [named]
+    names = (_DETECTION, _LANDMARKS)
+    found = {name: place / name for place in reversed(places) for name in names if (place / name).is_file()}
+    missing = [name for name in names if name not in found]
     if missing:
         needed = "finding people in pictures needs the models of MediaPipe Pose"
-        came = f"no {' and no '.join(missing)}" + (f" in {places[0]}" if folder or os.environ.get(FOLDER) else "")
-        remedy = f"Run `{INSTALL}`, or name their folder in {FOLDER}."
-        raise ValueError(three_beats(needed, came, remedy))
-    return found[0], found[1]  # type: ignore[return-value]
+        came = f"no {' and no '.join(missing)}" + ("" if named is None else f" in {named}")
+        raise ValueError(three_beats(needed, came, f"Run `{INSTALL}`, or name their folder in {FOLDER}."))
+    return found[_DETECTION], found[_LANDMARKS]
 
 
 def _squares(size: tuple[int, int]) -> list[tuple[Array, int]]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from multicontrast.metrics import epe, mpjpe
 from unihpe_ref.applications.drawing import bare, draw_limbs, turned
-from unihpe_ref.data import SKELETON, PoseBatch, Source, apply_affine, denormalise_image, denormalise_joints
+from unihpe_ref.data import SKELETON, PoseBatch, apply_affine, denormalise_image, denormalise_joints
+from unihpe_ref.data.source import FrameSource
 from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
 
@@ -30,7 +31,7 @@ _PANEL_INCHES = 2.2
 _BLOCKS, _GAP = 2, 0.12  # samples side by side, and the space between them
 
 
-def save_pose_sheet(model: UniHPE, source: Source, path: Path, *, samples: int = 8, seed: int = 0) -> None:
+def save_pose_sheet(model: UniHPE, source: FrameSource, path: Path, *, samples: int = 8, seed: int = 0) -> None:
     """Writes a PNG with ``samples`` samples of ``source``, of as many actions as there are.
 
     Args:
@@ -55,7 +56,7 @@ def save_pose_sheet(model: UniHPE, source: Source, path: Path, *, samples: int =
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def _varied_frames(source: Source, samples: int) -> Tensor:
+def _varied_frames(source: FrameSource, samples: int) -> Tensor:
     """One frame of each of the actions, evenly chosen, or several where there are few; scattered within its frames."""
     action = source.actions
     present = action.unique()

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -60,15 +60,6 @@ class Found:
     prefix: str = ""
 
 
-@dataclass(frozen=True)
-class Options2D:
-    """How 2D poses are found."""
-
-    layout: str
-    min_confidence: float
-    fps: float
-
-
 def sources_of(paths: Iterable[Path]) -> list[tuple[str, list[Path]]]:
     """The sources at some paths, as (kind, files): "keypoints", "pictures" together, or "video" each by itself.
 
@@ -94,14 +85,14 @@ def sources_of(paths: Iterable[Path]) -> list[tuple[str, list[Path]]]:
     return ([("pictures", pictures)] if pictures else []) + found
 
 
-def find_poses(kind: str, files: list[Path], options: Options2D, detector: Detector | None, console: Console) -> Found:
+def find_poses(kind: str, files: list[Path], asked: Lift, detector: Detector | None, console: Console) -> Found:
     """2D poses of one source; :func:`sources_of` says what it is."""
     if kind == "keypoints":
-        read = read_keypoints(files[0], layout=options.layout, min_confidence=options.min_confidence)
+        read = read_keypoints(files[0], layout=asked.layout, min_confidence=asked.min_confidence)
         pictures = _pictures_beside(files[0], read.image)
         if read.image_size is None and set(read.image) <= set(pictures):
             read = replace(read, image_size=torch.tensor([pictures[name][1:] for name in read.image]).float())
-        return Found(read, fps=options.fps, pictures=pictures)
+        return Found(read, fps=asked.fps, pictures=pictures)
     assert detector is not None
     if kind == "pictures":
         people, pictures = [], {}
@@ -110,8 +101,8 @@ def find_poses(kind: str, files: list[Path], options: Options2D, detector: Detec
             picture, name = read_picture(path), str(path) if twice else path.name
             pictures[name] = (thumbnail(picture, 800), *picture.size)
             people += [(name, 0, picture.size, person) for person in detector.find(picture)]
-        return Found(_keypoints(people, options, video=False), pictures=pictures)
-    return _of_video(files[0], options, detector, console)
+        return Found(_keypoints(people, asked, video=False), pictures=pictures)
+    return _of_video(files[0], asked, detector, console)
 
 
 def _pictures_beside(path: Path, names: Iterable[str]) -> dict[str, tuple[bytes, int, int]]:
@@ -130,7 +121,7 @@ def _pictures_beside(path: Path, names: Iterable[str]) -> dict[str, tuple[bytes,
     return found
 
 
-def _of_video(path: Path, options: Options2D, detector: Detector, console: Console) -> Found:
+def _of_video(path: Path, asked: Lift, detector: Detector, console: Console) -> Found:
     people: list[tuple[str, int, tuple[int, int], Detected]] = []
     pictures: dict[str, tuple[bytes, int, int]] = {}
     times: dict[int, float] = {}
@@ -153,20 +144,18 @@ def _of_video(path: Path, options: Options2D, detector: Detector, console: Conso
             pictures = dict(list(pictures.items())[::2])
             every *= 2
     seconds = max(times.values()) - min(times.values())
-    fps = (len(times) - 1) / seconds if seconds > 0 else options.fps
-    return Found(_keypoints(people, options, video=True), fps, times, pictures, prefix)
+    fps = (len(times) - 1) / seconds if seconds > 0 else asked.fps
+    return Found(_keypoints(people, asked, video=True), fps, times, pictures, prefix)
 
 
-def _keypoints(
-    people: list[tuple[str, int, tuple[int, int], Detected]], options: Options2D, *, video: bool
-) -> Keypoints:
+def _keypoints(people: list[tuple[str, int, tuple[int, int], Detected]], asked: Lift, *, video: bool) -> Keypoints:
     if not people:
         needed = "`unihpe lift` needs people that its detector can see"
         raise ValueError(three_beats(needed, "nobody", "Use pictures in which people are larger, or keypoints."))
     names, frames, sizes, found = zip(*people)
     joints, confidence = LAYOUTS["blazepose33"].to_h36m(
         np.stack([person.joints[:, :2] for person in found]),
-        np.stack([np.where(person.joints[:, 2] > options.min_confidence, person.joints[:, 2], 0) for person in found]),
+        np.stack([np.where(person.joints[:, 2] > asked.min_confidence, person.joints[:, 2], 0) for person in found]),
     )
     return Keypoints(
         torch.from_numpy(joints).float(),
@@ -426,26 +415,29 @@ def joined(parts: list[PoseSet]) -> PoseSet:
             people += max(person) + 1
         parts = numbered
 
-    def cat(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if any(value is None for value in values) else torch.cat(values)
+    def chained(name: str, of: str = "") -> Any:
+        values = [getattr(getattr(part, of) if of else part, name) for part in parts]
+        if any(value is None for value in values):
+            return None
+        return torch.cat(values) if isinstance(values[0], Tensor) else [item for value in values for item in value]
 
-    def chain(name: str) -> list | None:  # type: ignore[type-arg]
-        values = [getattr(part, name) for part in parts]
-        return None if any(value is None for value in values) else [item for value in values for item in value]
-
-    lifted = LiftedPoses(
-        *(torch.cat([getattr(part.lifted, name) for part in parts])
-          for name in ("joints_3d", "root", "reprojection_px", "clamped"))
-    )  # fmt: skip
+    each = (
+        "image",
+        "joints_2d",
+        "confidence",
+        "estimated",
+        "joint_reprojection_px",
+        "frame",
+        "time",
+        "person",
+        "spread",
+    )
+    solid = ("joints_3d", "root", "reprojection_px", "clamped")
     return PoseSet(
-        image=[name for part in parts for name in part.image],
-        joints_2d=torch.cat([part.joints_2d for part in parts]),
-        lifted=lifted,
-        **{name: cat(name) for name in ("confidence", "estimated", "joint_reprojection_px", "spread")},  # type: ignore[arg-type]
-        **{name: chain(name) for name in ("frame", "time", "person")},  # type: ignore[arg-type]
+        lifted=LiftedPoses(*(chained(name, "lifted") for name in solid)),
         assumed_focal=any(part.assumed_focal for part in parts),
         pictures={name: held for part in parts for name, held in part.pictures.items()},
+        **{name: chained(name) for name in each},
     )
 
 
@@ -517,12 +509,11 @@ class Lift:
             came = "both" if self.example else "neither"
             needed = "`unihpe lift` needs pictures, videos or keypoints, or `--example`"
             raise ValueError(three_beats(needed, came, "Try `unihpe lift --example` for a first look."))
-        options = Options2D(self.layout, self.min_confidence, self.fps)
         sources = sources_of(self.paths)
         detector = Detector() if any(kind != "keypoints" for kind, _ in sources) else None
         lifter = load_lifter(self.checkpoint, joints_2d=self.joints_2d)
         parts, words = [], []
-        found = [example()] if self.example else (find_poses(*source, options, detector, console) for source in sources)
+        found = [example()] if self.example else (find_poses(*source, self, detector, console) for source in sources)
         for one in found:
             poses, doubts = lift_found(
                 one,

@@ -32,6 +32,7 @@ from multicontrast._checks import (
     three_beats,
 )
 
+from .body import about
 from .shapes import Shape, check_tensors
 
 _TRAILING = {
@@ -113,9 +114,7 @@ class Camera:
         on the screen.
         """
         check_tensors("rolled", {"angle": (angle, ()), "rotation": (self.rotation, (3, 3))}, one_type=True)
-        cosine, sine = angle.cos(), angle.sin()
-        zero, one = torch.zeros_like(angle), torch.ones_like(angle)
-        roll = torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], -1).unflatten(-1, (3, 3))
+        roll = about("z", angle)
         return replace(self, rotation=roll @ self.rotation, translation=(roll @ self.translation[..., None])[..., 0])
 
     def mirrored(self) -> Camera:

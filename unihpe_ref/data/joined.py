@@ -15,7 +15,7 @@ from .source import FrameSource
 
 
 class JoinedSource:
-    """Training batches of several sources, with the interface of :class:`~unihpe_ref.data.source.Source`.
+    """Training batches of several sources, a :class:`~unihpe_ref.data.source.Source`.
 
     Args:
         sources: made with the same ``action_names``, ``subject_names`` and ``image_size``. Their samples are numbered
@@ -31,17 +31,12 @@ class JoinedSource:
             raise ValueError(three_beats(needed, came, "Give each the union as `action_names` and `subject_names`."))
         self.sources = tuple(sources)
         self.action_names, self.subject_names = sources[0].action_names, sources[0].subject_names
-        self.evaluated_joints, self.evaluated_metrics = sources[0].evaluated_joints, sources[0].evaluated_metrics
         self._sizes = torch.tensor([len(source) for source in sources])
         self._starts = torch.cat([torch.zeros(1, dtype=torch.int64), self._sizes.cumsum(0)])
 
     def __len__(self) -> int:
         """The number of samples of all."""
         return int(self._starts[-1])
-
-    def split(self, name: str) -> JoinedSource:
-        """A split of each."""
-        return JoinedSource([source.split(name) for source in self.sources])
 
     def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
         """Endless batches; the share of each source is rounded up or down at random so that its mean is exact.
@@ -65,11 +60,6 @@ class JoinedSource:
             ]
             yield torch.cat(drawn)
 
-    @property
-    def actions(self) -> Tensor:
-        """``(N,)`` int64: the action's number of each sample."""
-        return torch.cat([source.actions for source in self.sources])
-
     def batch(self, indices: Tensor, generator: torch.Generator, rows: slice = slice(None)) -> PoseBatch:
         """A training batch; arguments as for the sources.
 
@@ -84,18 +74,6 @@ class JoinedSource:
                 drawn = torch.Generator().manual_seed(seeds[k])  # its own: others' rows may not be built here
                 parts.append(self._renumbered(k, self.sources[k].batch(local, drawn, own)))
         return _joined(parts)
-
-    def evaluation_batch(self, indices: Tensor) -> PoseBatch:
-        """The same samples at every call; in the order of the sources, as :meth:`batch`."""
-        parts = [
-            self._renumbered(k, self.sources[k].evaluation_batch(local)) for k, _, local in self._by_source(indices)
-        ]
-        return _joined(parts)
-
-    def evaluation_indices(self, stride: int = 1) -> Tensor:
-        """What an evaluation of each covers."""
-        found = [source.evaluation_indices(stride) for source in self.sources]
-        return torch.cat([indices + start for indices, start in zip(found, self._starts.tolist())])
 
     def _by_source(self, indices: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """Number of a source, where its samples begin in the batch, and their numbers there; without empty ones."""

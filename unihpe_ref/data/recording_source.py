@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multicontrast._checks import check_choice, three_beats
 
+from .body import about
 from .boxes import apply_affine, compose_affine, invert_affine
 from .camera import Camera
 from .pictures import decode, warp
@@ -150,9 +151,7 @@ class RecordingSource(FrameSource):
             joints = other
         moved = torch.eye(2, 3).repeat(len(rows), 1, 1)
         if change.angle is not None:
-            turn = torch.eye(3).repeat(len(rows), 1, 1)
-            turn[:, 0, 0], turn[:, 1, 1] = change.angle.cos(), change.angle.cos()
-            turn[:, 1, 0], turn[:, 0, 1] = change.angle.sin(), -change.angle.sin()
+            turn = about("z", change.angle)
             joints, root = joints @ turn.mT, (turn @ root[..., None])[..., 0]
             moved = rolled_affine(camera, turn)
         mirror = change.mirror

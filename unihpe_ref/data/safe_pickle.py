@@ -18,6 +18,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,8 +31,6 @@ from unihpe_ref.unfit import reading, unfit
 from .archives import is_bomb
 
 _PLAIN_DTYPE = re.compile(r"[|<>=]?(?:[biufcSU]\d+|O\d*|b1)")
-_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_NUMERIC_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 
 
 class UnsafePickle(ValueError):
@@ -244,7 +243,7 @@ def _inside(value: Any) -> list[Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Only :func:`_stand_in` decides what a name in the file stands for."""
+    """Only the tables below decide what a name in the file stands for."""
 
     def __init__(self, file: IO[bytes], encoding: str, inert: tuple[str, ...]) -> None:
         super().__init__(file, encoding=encoding)
@@ -254,35 +253,13 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if any(module == package or module.startswith(f"{package}.") for package in self._inert):
             return self._inert_class
-        if self._inert and (module, name) in _REBUILDERS:
-            return _REBUILD
-        if self._inert and (module, name) in (("builtins", "object"), ("__builtin__", "object")):
-            return _OBJECT
-        return _stand_in(module, name)
+        known = _STAND_INS | _OF_INERT if self._inert else _STAND_INS
+        if (module, name) not in known:
+            raise UnsafePickle(f"a request for `{module}.{name}`")
+        return known[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         raise UnsafePickle("a reference to an object outside the file")
-
-
-def _stand_in(module: str, name: str) -> Any:
-    """The replacement of a name; immutable, so that a file cannot alter it for the next one."""
-    if (module, name) == ("numpy", "ndarray"):
-        return _NDARRAY
-    if (module, name) == ("numpy", "dtype"):
-        return _MAKE_DTYPE
-    if module in _ARRAY_MODULES and name == "_reconstruct":
-        return _RECONSTRUCT
-    if module in _ARRAY_MODULES and name == "scalar":
-        return _SCALAR
-    if module in _NUMERIC_MODULES and name == "_frombuffer":
-        return _FROM_BUFFER
-    if (module, name) == ("_codecs", "encode"):
-        return _ENCODE
-    if (module, name) == ("collections", "OrderedDict"):
-        return collections.OrderedDict
-    if module in ("builtins", "__builtin__") and name in _BUILTINS:
-        return _BUILTINS[name]
-    raise UnsafePickle(f"a request for `{module}.{name}`")
 
 
 class _Array(np.ndarray):
@@ -326,88 +303,99 @@ class _Dtype:
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class _Maker:
-    """A callable without attributes: nothing can be stored in it."""
+class _Made:
+    """A function in the place of a name; without attributes, so that a file cannot alter it for the next one."""
 
-    __slots__ = ()
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
 
     def __setstate__(self, state: Any) -> None:
         raise UnsafePickle("a state for a function")
 
 
-class _NdarrayName(_Maker):
-    pass
+@_Made
+def _class(*_: Any) -> None:
+    raise UnsafePickle("a call of a class")
 
 
-class _MakeDtype(_Maker):
-    def __call__(self, name: Any, align: Any = False, copy: Any = True) -> _Dtype:
-        return _Dtype(name)
+@_Made
+def _reconstruct(subtype: Any, *_: Any) -> np.ndarray:
+    if subtype is not _class:
+        raise UnsafePickle("an array of an unusual class")
+    return np.empty(0, np.int8).view(_Array)
 
 
-class _Reconstruct(_Maker):
-    def __call__(self, subtype: Any, shape: Any, dtype: Any) -> np.ndarray:
-        if not isinstance(subtype, _NdarrayName):
-            raise UnsafePickle("an array of an unusual class")
-        return np.empty(0, np.int8).view(_Array)
+@_Made
+def _scalar(dtype: Any, content: Any = b"") -> Any:
+    dtype = _plain(dtype)
+    if isinstance(content, str):
+        content = content.encode("latin1")
+    if dtype.hasobject or not isinstance(content, bytes) or len(content) != dtype.itemsize:
+        raise UnsafePickle("a number whose bytes do not fit its type")
+    return np.frombuffer(content, dtype)[0] if dtype.itemsize else dtype.type()
 
 
-class _Scalar(_Maker):
-    def __call__(self, dtype: Any, content: Any = b"") -> Any:
-        dtype = _plain(dtype)
-        if isinstance(content, str):
-            content = content.encode("latin1")
-        if dtype.hasobject or not isinstance(content, bytes) or len(content) != dtype.itemsize:
-            raise UnsafePickle("a number whose bytes do not fit its type")
-        return np.frombuffer(content, dtype)[0] if dtype.itemsize else dtype.type()
+@_Made
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+    dtype = _plain(dtype)
+    if dtype.hasobject or not isinstance(content, (bytes, bytearray)) or order not in ("C", "F"):
+        raise UnsafePickle("an array from an unusual buffer")
+    shape = _checked_shape(shape)
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise UnsafePickle("an array whose bytes do not fill its shape")
+    return np.frombuffer(bytes(content), dtype).reshape(shape, order=order).copy()
 
 
-class _FromBuffer(_Maker):
-    def __call__(self, content: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
-        dtype = _plain(dtype)
-        if dtype.hasobject or not isinstance(content, (bytes, bytearray)) or order not in ("C", "F"):
-            raise UnsafePickle("an array from an unusual buffer")
-        shape = _checked_shape(shape)
-        if len(content) != math.prod(shape) * dtype.itemsize:
-            raise UnsafePickle("an array whose bytes do not fill its shape")
-        return np.frombuffer(bytes(content), dtype).reshape(shape, order=order).copy()
+@_Made
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise UnsafePickle(f"a text encoded as {encoding!r}")
+    return text.encode("latin1")
 
 
-class _Encode(_Maker):
-    def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
-        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise UnsafePickle(f"a text encoded as {encoding!r}")
-        return text.encode("latin1")
+@_Made
+def _bytearray(content: Any = b"", encoding: Any = None) -> bytearray:
+    if isinstance(content, str) and encoding in ("latin1", "latin-1"):
+        content = content.encode("latin1")
+    if not isinstance(content, bytes):  # a number would allocate that many bytes
+        raise UnsafePickle("a bytearray from something else than bytes")
+    return bytearray(content)
 
 
-class _Bytes(_Maker):
-    def __call__(self) -> bytes:  # how protocols 0 to 2 write b""
-        return b""
-
-
-class _Bytearray(_Maker):
-    def __call__(self, content: Any = b"", encoding: Any = None) -> bytearray:
-        if isinstance(content, str) and encoding in ("latin1", "latin-1"):
-            content = content.encode("latin1")
-        if not isinstance(content, bytes):  # a number would allocate that many bytes
-            raise UnsafePickle("a bytearray from something else than bytes")
-        return bytearray(content)
-
-
-class _Rebuild(_Maker):
+@_Made
+def _rebuild(kind: Any, *_: Any) -> Inert:
     """``copyreg._reconstructor`` and ``__newobj__``: how protocols 0 to 2 make objects of any class."""
-
-    def __call__(self, kind: Any, *arguments: Any) -> Inert:
-        if not (isinstance(kind, type) and issubclass(kind, Inert)):
-            raise UnsafePickle("an object of an unusual class")
-        return kind()
+    if not (isinstance(kind, type) and issubclass(kind, Inert)):
+        raise UnsafePickle("an object of an unusual class")
+    return kind()
 
 
 _HOLDERS = (list, tuple, set, frozenset, dict, np.ndarray, Inert)
-_REBUILDERS = {(module, name) for module in ("copyreg", "copy_reg") for name in ("_reconstructor", "__newobj__")}
-_OBJECT, _REBUILD = _Maker(), _Rebuild()
-_NDARRAY, _MAKE_DTYPE, _RECONSTRUCT = _NdarrayName(), _MakeDtype(), _Reconstruct()
-_SCALAR, _FROM_BUFFER, _ENCODE = _Scalar(), _FromBuffer(), _Encode()
-_BUILTINS = {"bytes": _Bytes(), "bytearray": _Bytearray(), "complex": complex, "set": set, "frozenset": frozenset}
+_BUILTINS = {
+    "bytes": _Made(lambda: b""),  # how protocols 0 to 2 write it
+    "bytearray": _bytearray, "complex": complex, "set": set, "frozenset": frozenset,
+}  # fmt: skip
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _class,
+    ("numpy", "dtype"): _Made(lambda name, *_: _Dtype(name)),
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+    **{(module, name): made for module in ("builtins", "__builtin__") for name, made in _BUILTINS.items()},
+}
+"""What a name in a file stands for."""
+_OF_INERT = {
+    **{(module, name): _rebuild for module in ("copyreg", "copy_reg") for name in ("_reconstructor", "__newobj__")},
+    **{(module, "object"): _class for module in ("builtins", "__builtin__")},
+}
+"""The same, of objects that are kept as data."""
 
 
 def _plain(dtype: Any) -> np.dtype[Any]:

@@ -128,37 +128,10 @@ class Augmentation:
 
 
 class Source(Protocol):
-    """A source of batches: one data set (:class:`FrameSource`) or several (``JoinedSource``)."""
-
-    @property
-    def action_names(self) -> tuple[str, ...]:
-        """What the numbers of :attr:`actions` mean."""
-
-    @property
-    def evaluated_joints(self) -> tuple[int, ...]:
-        """Those that errors are averaged over."""
-
-    @property
-    def evaluated_metrics(self) -> tuple[str, ...]:
-        """Those that the data are known for."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def actions(self) -> Tensor:
-        """``(N,)`` int64: the action's number of each sample."""
-
-    def split(self, name: str) -> Source:
-        """Samples of one split, with the same options."""
+    """What training draws batches from: one data set (:class:`FrameSource`) or several (``JoinedSource``)."""
 
     def batch(self, indices: Tensor, generator: torch.Generator, rows: slice = ...) -> PoseBatch:
         """A training batch."""
-
-    def evaluation_batch(self, indices: Tensor) -> PoseBatch:
-        """The same samples at every call."""
-
-    def evaluation_indices(self, stride: int = 1) -> Tensor:
-        """What an evaluation covers."""
 
     def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
         """Endless batches of sample numbers without near duplicates."""
