@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from multicontrast._checks import check_choice, check_floating, describe, three_beats
-from unihpe_ref.data import SKELETON
-from unihpe_ref.data.joint_order import decided_order, named_joints
+from unihpe_ref.data.joint_order import named_joints, people_in_h36m
 from unihpe_ref.data.layouts import DETECTED, LAYOUTS
 from unihpe_ref.unfit import reading, unfit
 
@@ -128,21 +127,11 @@ def read_keypoints(path: Path | str, *, layout: str = "auto", min_confidence: fl
     if not people:
         needed = f"`read_keypoints` needs people with joints in {path}"
         raise unfit(needed, "none", "Run the detector again, or choose another file.")
-    groups: dict[tuple[int, tuple[str, ...] | str | None], list[int]] = {}
-    for number, person in enumerate(people):
-        groups.setdefault((len(person.joints), person.layout), []).append(number)
     _check_pixels(people, path)
-    joints = np.full((len(people), SKELETON.num_joints, 2), np.nan)
-    confidence = np.zeros((len(people), SKELETON.num_joints))
-    notes: dict[str, None] = {}
-    used = ""
-    for (_, named), rows in groups.items():
-        values = np.stack([people[row].joints for row in rows])
-        values, some = _present(values, min_confidence)
-        order, words = decided_order(values[..., :2], named, asked=layout, path=path)
-        used = order.name
-        notes |= dict.fromkeys([*some, *words])
-        joints[rows], confidence[rows] = order.to_h36m(values[..., :2], values[..., 2])
+    present = [(_present(person.joints, min_confidence), person.layout) for person in people]
+    joints, confidence, used, notes = people_in_h36m(present, path=path, asked=layout)
+    if origins := sum(int(_at_origin(person.joints).sum()) for person in people):
+        notes.insert(0, f"{origins} joints at (0, 0) are taken as missing, whatever their confidence.")
     frames, persons = [person.frame for person in people], [person.person for person in people]
     sizes, matrices = [person.size for person in people], [person.intrinsics for person in people]
     return Keypoints(
@@ -182,16 +171,18 @@ def _check_pixels(people: Sequence[_Person], path: Path) -> None:
         raise unfit(f"`read_keypoints` needs pixels in {path}", f"no coordinate beyond {most:.3g}", remedy)
 
 
-def _present(values: np.ndarray, min_confidence: float) -> tuple[np.ndarray, list[str]]:
-    """Confidences in [0, 1], 0 for what is missing; and a sentence where joints lie at (0, 0)."""
+def _at_origin(values: np.ndarray) -> np.ndarray:
+    return (values[..., :2] == 0).all(-1) & (values[..., 2] > 0)
+
+
+def _present(values: np.ndarray, min_confidence: float) -> np.ndarray:
+    """Joints with confidences in [0, 1]; NaN and 0 where they are missing."""
     values = values.copy()
     confidence = values[..., 2]
-    origin = (values[..., :2] == 0).all(-1) & (confidence > 0)
-    confidence[origin | ~np.isfinite(values).all(-1) | (confidence <= min_confidence)] = 0
+    confidence[_at_origin(values) | ~np.isfinite(values).all(-1) | (confidence <= min_confidence)] = 0
     np.clip(confidence, 0, 1, out=confidence)  # COCO's flag 2; AlphaPose's scores above 1
     values[confidence == 0, :2] = np.nan
-    words = f"{int(origin.sum())} joints at (0, 0) are taken as missing, whatever their confidence."
-    return values, [words] if origin.any() else []
+    return values
 
 
 def _people_at(path: Path) -> Iterator[_Person]:

@@ -447,9 +447,14 @@ def check_outputs(paths: tuple[Path, ...]) -> None:
         if path.suffix.lower() not in (".json", ".npz", *VIEWS):
             needed = f"`--out` needs files that end in .json, .npz, {', '.join(VIEWS)}"
             raise ValueError(three_beats(needed, repr(path.name), "Change the ending."))
-        if not path.absolute().parent.is_dir():
-            needed = f"`--out` needs a folder for {path.name}"
-            raise FileNotFoundError(three_beats(needed, f"no {path.parent}", "Make the folder first."))
+        check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Raises FileNotFoundError where a file has no folder to be in."""
+    if not path.absolute().parent.is_dir():
+        needed = f"`--out` needs a folder for {path.name}"
+        raise FileNotFoundError(three_beats(needed, f"no {path.parent}", "Make the folder first."))
 
 
 def write_poses(paths: tuple[Path, ...], poses: PoseSet, console: Console) -> None:

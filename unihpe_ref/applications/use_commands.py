@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import tyro
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -19,7 +20,7 @@ from unihpe_ref.applications.export import export_model
 from unihpe_ref.applications.frames import PICTURES, read_picture, thumbnail
 from unihpe_ref.applications.images import crop_image
 from unihpe_ref.applications.keypoints import camera_matrix, read_keypoints
-from unihpe_ref.applications.lift_command import LayoutName, camera_for, check_outputs, write_poses
+from unihpe_ref.applications.lift_command import LayoutName, camera_for, check_folder, check_outputs, write_poses
 from unihpe_ref.applications.poses import PoseSet, read_poses
 from unihpe_ref.data import joint_box, normalise_image
 from unihpe_ref.files import write_json
@@ -47,17 +48,7 @@ class Estimate:
         lifter = load_lifter(self.checkpoint)
         data = lifter.config.data
         picture = read_picture(self.image)
-        corners = self.box or (0.0, 0.0, float(picture.width), float(picture.height))
-        left, top, width, height = corners
-        across = min(left + width, picture.width) - max(left, 0)
-        down = min(top + height, picture.height) - max(top, 0)
-        if not (all(map(math.isfinite, corners)) and min(across, down, width, height) > 0):
-            needed = (
-                f"`--box` needs left, top, width and height of a part of the {picture.width} x {picture.height} pixels"
-            )
-            raise ValueError(three_beats(needed, str(corners), "Leave it out for the whole picture."))
-        ends = torch.tensor([[left, top], [left + width - 1, top + height - 1]])
-        box = joint_box(ends[None], padding=1.25 if self.box else 1.0)
+        box = _box_of(picture, self.box)
         matrix = None if self.intrinsics is None else camera_matrix(self.intrinsics)
         size = torch.tensor([float(picture.width), float(picture.height)])
         focal, principal = camera_of(1, size, matrix)
@@ -101,25 +92,22 @@ class Retrieve:
     """also write the matches to this file, as JSON"""
 
     def execute(self, console: Console) -> None:
-        if self.out is not None and not self.out.absolute().parent.is_dir():
-            needed = f"`--out` needs a folder for {self.out.name}"
-            raise FileNotFoundError(three_beats(needed, f"no {self.out.parent}", "Make the folder first."))
+        if self.out is not None:
+            check_folder(self.out)
         lifter = load_lifter(self.checkpoint)
         kinds, names, embeddings = zip(*(self._embed(lifter, path) for path in (self.query, self.gallery)))
         found = retrieve(embeddings[0], embeddings[1], min(self.top, len(names[1])))
         table = Table(title=f"{kinds[0]} to {kinds[1]}: cosine", title_justify="left", title_style="")
         for column in ("query", *(f"{k + 1}" for k in range(found.index.shape[1]))):
             table.add_column(column, overflow="fold")  # whole names, also in a narrow pipe
+        top = []
         for name, index, cosine in zip(names[0], found.index.tolist(), found.cosine.tolist()):
             table.add_row(name, *(f"{names[1][i]}  {c:.3f}" for i, c in zip(index, cosine)))
+            best = [{"name": names[1][i], "cosine": round(c, 6)} for i, c in zip(index, cosine)]
+            top.append({"query": name, "matches": best})
         console.print(table)
         if self.out is not None:
-            top = []
-            for name, index, cosine in zip(names[0], found.index.tolist(), found.cosine.tolist()):
-                best = [{"name": names[1][i], "cosine": round(c, 6)} for i, c in zip(index, cosine)]
-                top.append({"query": name, "matches": best})
-            held = {"query": kinds[0], "gallery": kinds[1], "top": top}
-            write_json(self.out, held, indent=1)
+            write_json(self.out, {"query": kinds[0], "gallery": kinds[1], "top": top}, indent=1)
             console.print(f"  {self.out}", soft_wrap=True)
 
     def _embed(self, lifter: Lifter, path: Path) -> tuple[str, list[str], Tensor]:
@@ -129,9 +117,7 @@ class Retrieve:
             embeddings = []
             for picture_path in pictures:
                 picture = read_picture(picture_path)
-                ends = torch.tensor([[0.0, 0.0], [picture.width - 1.0, picture.height - 1.0]])
-                box = joint_box(ends[None], padding=1.0)[0]
-                crop = crop_image(picture, box, data.image_size, convention=data.crop)
+                crop = crop_image(picture, _box_of(picture)[0], data.image_size, convention=data.crop)
                 embeddings.append(lifter.embed_image(normalise_image(crop)[None]))
             return "image", [picture_path.name for picture_path in pictures], torch.cat(embeddings)
         poses = read_poses(path)
@@ -189,6 +175,18 @@ class Doctor:
         if bad:
             raise SystemExit(1)
         console.print("Nothing is wrong.")
+
+
+def _box_of(picture: Image.Image, part: tuple[float, float, float, float] | None = None) -> Tensor:
+    """The box ``(1, 3)`` of a part (left, top, width, height) of a picture, padded as around joints; or of all."""
+    left, top, width, height = part or (0.0, 0.0, float(picture.width), float(picture.height))
+    across = min(left + width, picture.width) - max(left, 0)
+    down = min(top + height, picture.height) - max(top, 0)
+    if not (all(map(math.isfinite, (left, top, width, height))) and min(across, down, width, height) > 0):
+        needed = f"`--box` needs left, top, width and height of a part of the {picture.width} x {picture.height} pixels"
+        raise ValueError(three_beats(needed, str(part), "Leave it out for the whole picture."))
+    ends = torch.tensor([[left, top], [left + width - 1, top + height - 1]])
+    return joint_box(ends[None], padding=1.25 if part else 1.0)
 
 
 def _images_in(path: Path) -> list[Path]:

@@ -35,7 +35,7 @@ from multicontrast._checks import (
 from .body import about
 from .shapes import Shape, check_tensors
 
-_TRAILING = {
+TRAILING = {
     "rotation": (3, 3),
     "translation": (3,),
     "focal": (2,),
@@ -70,7 +70,7 @@ class Camera:
     def __post_init__(self) -> None:
         check_shape("Camera", "rotation", self.rotation, ("...", 3, 3))
         leading = self.rotation.shape[:-2]
-        for name, trailing in _TRAILING.items():
+        for name, trailing in TRAILING.items():
             value = getattr(self, name)
             check_shape("Camera", name, value, ("...", *trailing))
             if tuple(value.shape) != (*leading, *trailing):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .camera import Camera
 from .joint_order import implausibility
@@ -20,9 +19,8 @@ from .layouts import LAYOUTS
 from .motion import Motion
 from .readers.common import H36M_CAMERAS, listed, picture_size
 from .recording import Recording
+from .shapes import Array
 from .skeleton import SKELETON, limb_lengths
-
-Array = NDArray[Any]
 
 MOST_SAMPLES = 20_000  # for geometry
 MOST_PICTURES = 200  # opened, at most
@@ -314,7 +312,7 @@ def _check_projection(report: Report, sample: Recording) -> None:
     """Median and 90th percentile of the distance of annotated from projected joints, and its cause if it is large."""
     solid = torch.from_numpy(np.asarray(sample.joints_3d)).double()
     pixels = torch.from_numpy(np.asarray(sample.joints_2d)).double()
-    cameras = _double(sample.cameras)[torch.from_numpy(np.asarray(sample.camera))]
+    cameras = sample.cameras.to(torch.float64)[torch.from_numpy(np.asarray(sample.camera))]
     root = torch.from_numpy(np.asarray(sample.root)).double()
     unplaced = ~root.isfinite().all(-1)
     if bool(unplaced.all()):
@@ -389,10 +387,6 @@ def fitted_root(joints: torch.Tensor, pixels: torch.Tensor, cameras: Camera) -> 
     normal = torch.where(enough[:, None, None], normal, torch.eye(3).to(normal))
     solution, info = torch.linalg.solve_ex(normal, moment)
     return torch.where((enough & (info == 0))[:, None], solution, torch.nan)
-
-
-def _double(cameras: Camera) -> Camera:
-    return cameras.to(torch.float64)
 
 
 def _check_pictures(report: Report, recording: Recording) -> None:

@@ -6,6 +6,7 @@ copied without their names. Left and right of a whole body cannot be told from 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from multicontrast._checks import three_beats
 
 from .layouts import DETECTED, LAYOUTS, Array, Layout, layout_of_names, layouts_of
+from .skeleton import SKELETON
 
 _LIMBS = {
     "thigh": ("hip", "knee"),
@@ -103,6 +105,30 @@ def more_plausible(points: Array, stated: Layout) -> Layout | None:
         if before > _BETTER * after and before - after > apart and after < lowest:
             best, lowest = other, after
     return best
+
+
+def people_in_h36m(
+    people: Sequence[tuple[Array, tuple[str, ...] | str | None]], *, path: Path, asked: str = "auto"
+) -> tuple[Array, Array, str, list[str]]:
+    """Human3.6M's 17 joints of the people of a file, who may have different orders.
+
+    Args:
+        people: the joints of each, ``(K, 3)`` pixels and confidence, NaN and 0 where missing, and what the file says of
+            their order, as ``named`` of :func:`decided_order`.
+        path, asked: as there.
+    Returns: joints ``(N, 17, 2)`` and confidence ``(N, 17)``; the name of the last order, and sentences.
+    """
+    groups: dict[tuple[int, tuple[str, ...] | str | None], list[int]] = {}
+    for row, (own, named) in enumerate(people):
+        groups.setdefault((len(own), named), []).append(row)
+    joints, confidence = np.full((len(people), SKELETON.num_joints, 2), np.nan), np.zeros((len(people), 17))
+    words: dict[str, None] = {}
+    for (_, named), rows in groups.items():
+        values = np.stack([people[row][0] for row in rows])
+        order, said = decided_order(values[..., :2], named, path=path, asked=asked)
+        words |= dict.fromkeys(said)
+        joints[rows], confidence[rows] = order.to_h36m(values[..., :2], values[..., 2])
+    return joints, confidence, order.name, list(words)
 
 
 def named_joints(categories: Any) -> dict[Any, tuple[str, ...]]:

@@ -13,16 +13,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from multicontrast._checks import three_beats
 
+from .shapes import Array
 from .skeleton import SKELETON
-
-Array = NDArray[Any]
 
 _HIPS = {"lhip": 0.5, "rhip": 0.5}
 _SHOULDERS = {"lshoulder": 0.5, "rshoulder": 0.5}

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unihpe_ref.unfit import reading
+
+from .shapes import Array
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Array = NDArray[Any]
 SHARD = 2048  # pictures in each file of a pack
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 MOST_PIXELS = 100_000_000  # a photograph of 100 megapixels takes 300 MB

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from multicontrast._checks import check_number, three_beats
 from unihpe_ref.files import LOCK, file_hash, locked, remove_whole, write_whole
@@ -36,8 +35,8 @@ from .motion import Motion
 from .pictures import SHARD, Shards, decode, encode, warp
 from .readers import LICENCES, MODULES, read_data
 from .recording import Recording, row_fields
+from .shapes import Array
 
-Array = NDArray[Any]
 Say = Callable[[str], object]
 
 FORMAT = "unihpe_data/1"

@@ -6,17 +6,15 @@ Two papers' "Protocol 1" may differ in cameras, frames, joints and averages; a n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from multicontrast._checks import check_choice, three_beats
 
 from .layouts import LSP_14
 from .recording import Recording
+from .shapes import Array
 
-Array = NDArray[Any]
 ALL_17 = tuple(range(17))
 
 FAULTY_H36M = ("S9 Greeting", "S9 SittingDown", "S9 Waiting 1")

@@ -7,20 +7,19 @@ and cameras are small. Unknown values are NaN (joints, pelvis) or -1 (picture).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from multicontrast._checks import three_beats
 
-from .camera import Camera
+from .camera import TRAILING, Camera
+from .shapes import Array
 from .skeleton import SKELETON
 
-Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
 
 
@@ -222,11 +221,17 @@ class Lens:
 
     focal: Array | float
     principal: Array
-    size: Any
-    radial: Any = (0.0, 0.0, 0.0)
-    tangential: Any = (0.0, 0.0)
-    rotation: Any = None  # world to camera
-    translation: Any = (0.0, 0.0, 0.0)
+    image_size: Any
+    radial: Any = 0.0
+    tangential: Any = 0.0
+    rotation: Any = field(default_factory=lambda: np.eye(3))  # world to camera
+    translation: Any = 0.0
+
+    def values(self, name: str) -> Array:
+        """One of these as :class:`Camera` has it; a single number stands for all."""
+        value = np.asarray(getattr(self, name), float)
+        shape = TRAILING[name]
+        return value.reshape(shape) if value.size > 1 else np.broadcast_to(value.ravel(), shape)
 
 
 class RecordingBuilder:
@@ -238,38 +243,19 @@ class RecordingBuilder:
         self.notes: list[str] = []
         self.sources: list[Path] = []
         self._parts: list[dict[str, Array | None]] = []
-        self._cameras: list[dict[str, Any]] = []
-        self._camera_numbers: dict[Any, int] = {}
-        self._sequences: list[tuple[str, str, str, str, float]] = []
-        self._sequence_numbers: dict[str, int] = {}
+        self._cameras: dict[Any, tuple[int, str, Lens, bool]] = {}
+        self._sequences: dict[str, tuple[int, str, str, str, float]] = {}
         self._pictures: list[str] = []
 
     def sequence(self, name: str, *, subject: str, action: str, split: str, fps: float) -> int:
         """The number of a sequence; the same name is the same sequence."""
-        if name not in self._sequence_numbers:
-            self._sequence_numbers[name] = len(self._sequences)
-            self._sequences.append((name, subject, action, split, float(fps)))
-        return self._sequence_numbers[name]
+        row = (len(self._sequences), subject, action, split, float(fps))
+        return self._sequences.setdefault(name, row)[0]
 
     def camera(self, name: str, lens: Lens, *, key: Any = None, calibrated: bool = True) -> int:
         """The number of a camera; the same ``key`` (the name unless given) is the same camera."""
-        key = name if key is None else key
-        if key not in self._camera_numbers:
-            self._camera_numbers[key] = len(self._cameras)
-            self._cameras.append(
-                {
-                    "name": name,
-                    "calibrated": calibrated,
-                    "rotation": np.eye(3) if lens.rotation is None else np.asarray(lens.rotation, float),
-                    "translation": np.asarray(lens.translation, float).reshape(3),
-                    "focal": np.broadcast_to(np.asarray(lens.focal, float).ravel(), (2,)),
-                    "principal": np.asarray(lens.principal, float).reshape(2),
-                    "radial": np.asarray(lens.radial, float).reshape(3),
-                    "tangential": np.asarray(lens.tangential, float).reshape(2),
-                    "image_size": np.asarray(lens.size, float).reshape(2),
-                }
-            )
-        return self._camera_numbers[key]
+        row = (len(self._cameras), name, lens, calibrated)
+        return self._cameras.setdefault(name if key is None else key, row)[0]
 
     def add(
         self,
@@ -347,18 +333,19 @@ class RecordingBuilder:
                 rows[name] = filled[0] if len(filled) == 1 else np.concatenate(filled)
             else:
                 rows[name] = None
-        names, subjects, actions, splits, rates = zip(*self._sequences)
+        _, subjects, actions, splits, rates = zip(*self._sequences.values())
+        _, camera_names, lenses, calibrated = zip(*self._cameras.values())
         tensors = {
-            item.name: torch.tensor(np.stack([camera[item.name] for camera in self._cameras]), dtype=torch.float32)
-            for item in fields(Camera)
+            name: torch.tensor(np.stack([lens.values(name) for lens in lenses]), dtype=torch.float32)
+            for name in TRAILING
         }
         return Recording(
             format=self.name,
             **rows,  # type: ignore[arg-type]
             cameras=Camera(**tensors),
-            camera_name=np.array([camera["name"] for camera in self._cameras]),
-            calibrated=np.array([camera["calibrated"] for camera in self._cameras]),
-            sequence_name=names,
+            camera_name=np.array(camera_names),
+            calibrated=np.array(calibrated),
+            sequence_name=tuple(self._sequences),
             subject=subjects,
             action=actions,
             split=splits,

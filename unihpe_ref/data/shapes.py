@@ -1,12 +1,16 @@
-"""The shape check of cameras, boxes and joints."""
+"""The shape check of cameras, boxes and joints, and the type of arrays."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multicontrast._checks import check_same_device, check_shape, describe, three_beats
 
+Array = NDArray[Any]
 Shape = tuple[int | str, ...]
 
 

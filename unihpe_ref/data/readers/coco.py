@@ -17,9 +17,9 @@ import numpy as np
 
 from unihpe_ref.unfit import reading, unfit
 
-from ..joint_order import decided_order, named_joints
+from ..joint_order import named_joints, people_in_h36m
 from ..recording import Lens, Recording, RecordingBuilder, boxes_of
-from .common import Array, listed, required
+from .common import listed, required
 
 NAME = "coco"
 TITLE = "a folder of pictures with a COCO keypoint JSON"
@@ -83,7 +83,15 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
     # frames in the order of the file's images
     number = {key: position for position, key in enumerate(images)}
     people.sort(key=lambda entry: number[entry[0]["image_id"]])
-    joints, confidence, boxes = _mapped(people, named_joints(held.get("categories")), file, builder)
+    names = named_joints(held.get("categories"))
+    labelled = []
+    for person, values in people:
+        seen = values[:, 2:] > 0  # COCO's 1 is labelled though hidden
+        marks = np.concatenate([np.where(seen, values[:, :2], np.nan), seen], 1)
+        labelled.append((marks, names.get(person.get("category_id"))))
+    joints, confidence, _, words = people_in_h36m(labelled, path=file)
+    builder.notes += [f"{file.name}: {text}" for text in words]
+    boxes = np.stack([_box(person.get("bbox"), marks[:, :2]) for (person, _), (marks, _) in zip(people, labelled)])
     places = _places(file, builder.folder)
     cameras, pictures = [], []
     lost: set[str] = set()
@@ -111,27 +119,6 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
         box=boxes,
         pictures=pictures,
     )
-
-
-def _mapped(
-    people: list[tuple[dict[str, Any], Array]], names: dict[Any, tuple[str, ...]], file: Path, builder: RecordingBuilder
-) -> tuple[Array, Array, Array]:
-    """The 17 joints ``(N, 17, 2)``, 1 where every source is labelled ``(N, 17)``, and boxes ``(N, 3)``."""
-    joints, confidence = np.empty((len(people), 17, 2)), np.empty((len(people), 17))
-    boxes = np.empty((len(people), 3))
-    groups: dict[tuple[int, tuple[str, ...] | None], list[int]] = {}
-    for row, (person, keypoints) in enumerate(people):
-        groups.setdefault((len(keypoints), names.get(person.get("category_id"))), []).append(row)
-    for (_, named), rows in groups.items():
-        values = np.stack([people[row][1] for row in rows])
-        # COCO's 1 is labelled though hidden
-        pixels = np.where(values[..., 2:] > 0, values[..., :2], np.nan)
-        order, words = decided_order(pixels, named, path=file)
-        builder.notes += [f"{file.name}: {text}" for text in words]
-        joints[rows], confidence[rows] = order.to_h36m(pixels, (values[..., 2] > 0).astype(float))
-        for row, marks in zip(rows, pixels):
-            boxes[row] = _box(people[row][0].get("bbox"), marks)
-    return joints, confidence, boxes
 
 
 def _box(given: Any, pixels: Any) -> Any:

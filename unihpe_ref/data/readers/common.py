@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from multicontrast._checks import three_beats
 from unihpe_ref.unfit import reading
@@ -17,8 +16,8 @@ from unihpe_ref.unfit import reading
 from ..pictures import open_picture
 from ..recording import Lens
 from ..safe_pickle import load_pickle
+from ..shapes import Array
 
-Array = NDArray[Any]
 MILLIMETRE = 1e-3
 
 H36M_CAMERAS = ("54138969", "55011271", "58860488", "60457274")
@@ -78,7 +77,7 @@ def _camera_of_pickle(values: dict[str, Any]) -> Lens:
     return Lens(
         focal=np.asarray(values["f"], float).reshape(2),
         principal=np.asarray(values["c"], float).reshape(2),
-        size=(int(values["w"]), int(values["h"])),
+        image_size=(int(values["w"]), int(values["h"])),
         radial=np.asarray(values["k"], float).reshape(3),
         tangential=np.asarray(values["p"], float).reshape(2),
         rotation=rotation,
@@ -106,7 +105,7 @@ def _cameras_of_source(path: Path) -> dict[tuple[str, str], Lens]:
                     cameras[subject, str(lens["id"])] = Lens(
                         focal=np.asarray(lens["focal_length"], float),
                         principal=np.asarray(lens["center"], float),
-                        size=(int(lens["res_w"]), int(lens["res_h"])),
+                        image_size=(int(lens["res_w"]), int(lens["res_h"])),
                         radial=np.asarray(lens["radial_distortion"], float),
                         tangential=np.asarray(lens["tangential_distortion"], float),
                         rotation=rotation,

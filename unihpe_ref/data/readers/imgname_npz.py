@@ -153,7 +153,7 @@ def _read_file(file: Path, builder: RecordingBuilder, before: set[str]) -> set[s
             builder.camera(
                 camera,
                 lens,
-                key=(subject, camera, tuple(lens.size)) if calibrated and cameras else (sequence, camera),
+                key=(subject, camera, tuple(lens.image_size)) if calibrated and cameras else (sequence, camera),
                 calibrated=calibrated,
             ),
             frames,

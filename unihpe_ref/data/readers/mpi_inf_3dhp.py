@@ -166,7 +166,7 @@ def _calibration(path: Path) -> dict[int, Lens]:
                 cameras[int(current["name"][0])] = Lens(
                     focal=np.array([lens[0, 0], lens[1, 1]]),
                     principal=lens[:2, 2],
-                    size=(int(current["size"][0]), int(current["size"][1])),
+                    image_size=(int(current["size"][0]), int(current["size"][1])),
                     rotation=pose[:3, :3],
                     translation=pose[:3, 3] * MILLIMETRE,
                 )
