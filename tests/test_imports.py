@@ -37,13 +37,14 @@ _SMALL = {"files", "settings", "parts", "config"}
 _PAPER = _SMALL | {"data", "diffusion", "models", "flipping", "checkpoint", "evaluation", "training", "stages", "runs"}
 REFERENCE_ARROWS: dict[str, set[str]] = {
     "files": set(),
+    "unfit": set(),
     "settings": set(),
     "parts": set(),
     "weights": {"files"},
     "report": set(),
     "config": {"settings"},
     "presets": {"config"},
-    "data": {"files"},
+    "data": {"files", "unfit"},
     "diffusion": {"parts"},
     "models": _SMALL | {"diffusion"},
     "flipping": {"data", "models"},
@@ -53,7 +54,7 @@ REFERENCE_ARROWS: dict[str, set[str]] = {
     "training": _SMALL | {"data", "diffusion", "models"},
     "stages": _SMALL | {"data", "diffusion", "models", "training"},
     "runs": _PAPER - {"runs"} | {"presets"},
-    "applications": _PAPER | {"lifter", "presets", "report", "weights"},
+    "applications": _PAPER | {"lifter", "presets", "report", "unfit", "weights"},
 }
 LEVELS = 6
 
