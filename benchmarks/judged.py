@@ -54,9 +54,10 @@ class Judged:
 
 
 def on_motion(motion: Motion) -> Iterator[Judged]:
-    """The test sets from the "test" takes of a recording, and one of generated people."""
+    """The test sets from the "test" takes of a recording, one from its "train" takes, and one of generated people."""
     held_out = motion.select("test")
     yield _fixed("the recording's held-out takes", held_out)
+    yield _fixed("the takes that it was trained on", motion.select("train"), stride=4 * STRIDE)
     h36m = _lengths(_H36M).expand(len(held_out), -1)
     yield _fixed("the same with Human3.6M's mean bones", replace(held_out, joints=with_lengths(held_out.joints, h36m)))
     people = torch.stack([_lengths(Body.random(torch.Generator().manual_seed(k))) for k in range(_PEOPLE)])

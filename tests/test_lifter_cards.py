@@ -109,7 +109,11 @@ def small_motion():
 
 
 def test_what_lifters_are_judged_on_differs_in_what_the_rows_say():
-    recorded, h36m, people, anywhere, generated = on_motion(small_motion())
+    recorded, trained, h36m, people, anywhere, generated = on_motion(small_motion())
+    assert (
+        len(trained.joints_3d)
+        and float(torch.cdist(trained.joints_3d.flatten(1), recorded.joints_3d.flatten(1)).min()) > 0
+    )
     for other in (h36m, people):
         assert other.joints_3d.shape == recorded.joints_3d.shape
         assert float(pa_mpjpe(other.joints_3d, recorded.joints_3d)) > 0.005

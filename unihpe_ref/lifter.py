@@ -40,6 +40,9 @@ from unihpe_ref.weights import lifter_path, whole_path
 
 BOX_LIMIT = {"fixed": 3.0, "random": 3.0, "varied": 8.0}
 """Standard deviations of the box information that training has seen, by its cameras."""
+LEAST_NOISE = 0.004
+"""What a lifter is told at least of its joints' error, as a share of the box. Told 0, it trusts to the pixel what the
+bones of its training allow, and errs on other skeletons."""
 _CHUNK = 4096  # poses at a time
 
 
@@ -267,7 +270,8 @@ def load_lifter(
     if config.model.joints != SKELETON.num_joints:
         needed = "`load_lifter` needs a model of 17 joints"
         raise ValueError(three_beats(needed, str(config.model.joints), "Call `UniHPE.lift` yourself."))
-    return Lifter(model.told(JOINT_NOISE[joints_2d]), config.override(**{"model.encoder_noise_token": False}))
+    level = max(JOINT_NOISE[joints_2d], LEAST_NOISE)
+    return Lifter(model.told(level), config.override(**{"model.encoder_noise_token": False}))
 
 
 def _check_rows(operation: str, name: str, x: Tensor, *shape: int) -> None:

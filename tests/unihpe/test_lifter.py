@@ -18,7 +18,7 @@ from unihpe_ref.applications.poses import read_poses
 from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.data import JOINT_NOISE, PoseSource, project, read_mocap
 from unihpe_ref.flipping import lift_flipped
-from unihpe_ref.lifter import load_lifter, place
+from unihpe_ref.lifter import LEAST_NOISE, load_lifter, place
 from unihpe_ref.models import UniHPE
 from unihpe_ref.runs import evaluate_model
 
@@ -293,6 +293,13 @@ def test_it_is_as_good_as_its_card_says():
     for path in ("2D to 3D", "2D to 3D, flip", "mean pose, 3D"):
         for metric, value in card["evaluation"]["paths"][path]["frame_mean"].items():
             assert evaluation.path(path).frame_mean[metric] == pytest.approx(value, abs=0.1), (path, metric)
+
+
+def test_a_lifter_is_never_told_that_its_joints_are_exact() -> None:
+    model, _ = load_model(weights.lifter_path())
+    expected = model.told(LEAST_NOISE).state_dict()
+    for name, value in load_lifter(joints_2d="annotated").model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_what_the_lifter_is_told_of_its_joints_helps_where_it_is_true():

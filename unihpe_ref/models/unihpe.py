@@ -31,9 +31,6 @@ from unihpe_ref.parts import Part, check_part
 
 MODALITIES = ("img", "2d", "3d")  # also the rows of the modality token
 _NORM_EPS = 1e-6
-LEAST_NOISE = 0.004
-"""What a trained encoder is told at least of its joints' error. Told 0, it trusts to the pixel what the bones of its
-training allow, and errs on other skeletons: the shipped lifter on generated people by 80.8 mm instead of 70.7."""
 
 
 class PoseEstimate(NamedTuple):
@@ -92,8 +89,7 @@ class UniHPE(nn.Module):
             kp2d: ``(B, J, 2)``, normalised by the box; needs ``box_info`` ``(B, 3)``.
             kp3d: ``(B, J, 3)``, pelvis-relative metres.
             joint_noise: ``(B,)``, standard deviation of the error of ``kp2d`` in shares of the box's longer side; 0
-                unless given. Only a model with ``encoder_noise_token`` uses it, after training as at least
-                ``LEAST_NOISE``.
+                unless given. Only a model with ``encoder_noise_token`` uses it.
         Raises: ValueError or TypeError unless exactly one of the three comes, with the shape above.
         """
         given = [name for name, value in (("image", image), ("kp2d", kp2d), ("kp3d", kp3d)) if value is not None]
@@ -118,8 +114,7 @@ class UniHPE(nn.Module):
             if self.config.encoder_noise_token:
                 assert box_info is not None  # the noise token is a part of the box token
                 level = box_info.new_zeros(len(box_info)) if joint_noise is None else joint_noise
-                least = 0.0 if self.encoder_2d.training else LEAST_NOISE
-                box_info = torch.cat((box_info, noise_level(level, least).to(box_info)[:, None]), -1)
+                box_info = torch.cat((box_info, noise_level(level).to(box_info)[:, None]), -1)
             features = self.encoder_2d(kp2d, box_info)
         else:
             assert kp3d is not None
@@ -144,7 +139,7 @@ class UniHPE(nn.Module):
         weights = dict(self.state_dict())
         name = next(name for name, value in model.state_dict().items() if value.shape != weights[name].shape)
         weight, bias = weights[name], name.removesuffix("weight") + "bias"
-        weights[bias] = weights[bias] + weight[:, -1] * noise_level(weight.new_tensor(joint_noise), LEAST_NOISE)
+        weights[bias] = weights[bias] + weight[:, -1] * noise_level(weight.new_tensor(joint_noise))
         weights[name] = weight[:, :-1]
         model.load_state_dict(weights, assign=True)
         return model.train(self.training)
@@ -292,9 +287,9 @@ def _image_encoder(config: ModelConfig) -> HRNetEncoder | ViTEncoder | None:
     return encoder(config.image_encoder, config.embedding_dim)
 
 
-def noise_level(joint_noise: Tensor, least: float) -> Tensor:
+def noise_level(joint_noise: Tensor) -> Tensor:
     """The encoder's input for a deviation in shares of the box: its root, 1 at 1 %."""
-    return (100 * joint_noise.clamp(min=least)).sqrt()
+    return (100 * joint_noise).sqrt()
 
 
 def _pose_encoder(
