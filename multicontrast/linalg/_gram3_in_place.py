@@ -100,7 +100,7 @@ def _value_and_ratios(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> _
     minus = torch.sub(gamma, c, out=r1).add_(e, alpha=2)
     first = torch.add(a, b, out=r2).div_(minus)
     second = torch.sub(a, b, out=r3).div_(plus)
-    length = torch.addcmul(_number(1, x), first, first, value=0.5, out=r4).addcmul_(second, second, value=0.5)
+    length = torch.addcmul(x.new_ones(()), first, first, value=0.5, out=r4).addcmul_(second, second, value=0.5)
     exceptions = _exceptions(x, length)
     recomputed: Sequence[Tensor] = ()
     if exceptions is not None:
@@ -115,13 +115,9 @@ def _differentiate(results: Triple, ratios: _Ratios, share: Tensor) -> None:
     first, second, (spare, other, _) = ratios.first, ratios.second, ratios.free
     torch.mul(first, share, out=spare)
     torch.mul(second, share, out=other)
-    torch.addcmul(_number(0, first), first, spare, value=0.5, out=by_c).addcmul_(second, other, value=-0.5)
+    torch.addcmul(first.new_zeros(()), first, spare, value=0.5, out=by_c).addcmul_(second, other, value=-0.5)
     torch.add(spare, other, out=by_a)
     torch.sub(spare, other, out=by_b)
-
-
-def _number(value: float, like: Tensor) -> Tensor:
-    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def _exceptions(x: Tensor, length: Tensor | None) -> tuple[Tensor, ...] | None:

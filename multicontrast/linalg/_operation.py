@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 
-from multicontrast._backend import run_kernel, use_triton
-from multicontrast._checks import three_beats
+from multicontrast._backend import is_transformed, run_kernel, use_triton
+from multicontrast._checks import three_beats, values_are_free
 
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -100,7 +99,7 @@ class Operation:
             return _first(self(*inputs))
         if torch.compiler.is_compiling():
             return _first(self._operator_alone(*inputs))
-        if torch._C._functorch.peek_interpreter_stack() is not None or any(map(_has_tangent, tensors)):
+        if is_transformed(*tensors):
             return _first(self(*inputs))  # a transform may hide from this one that somebody outside differentiates
         return _first(self.evaluate(True, *inputs))
 
@@ -114,8 +113,7 @@ class Operation:
         elif use_triton(tensor):
             results = run_kernel(partial(self.triton, alone), partial(self.plain, alone, False), *inputs)
         else:
-            is_eager_cpu = tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()
-            results = self.plain(alone, is_eager_cpu, *inputs)
+            results = self.plain(alone, values_are_free(tensor), *inputs)
         return _first(results) if alone or self.results == 1 else results
 
     def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
@@ -214,10 +212,6 @@ def _tensors(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 def _first(results: Tensor | Results) -> Tensor:
     return results if isinstance(results, Tensor) else results[0]
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _refuse_nested_forward_mode(operation: str) -> None:

@@ -28,8 +28,6 @@ denormals included. Most matrices need none: where values may be looked at, only
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -72,10 +70,8 @@ def solve(matrix: Tensor, with_vectors: bool = True, *, may_look: bool) -> tuple
 
 def _batch_last(matrix: Tensor) -> Tensor:
     """An empty ``(..., 3, 3)`` whose entries are contiguous over the batch; no view, for users may write into it."""
-    batch = matrix.shape[:-2]
-    count = math.prod(batch)
-    strides = torch.empty(batch, device="meta").stride()
-    return torch.empty_strided(matrix.shape, (*strides, 3 * count, count), dtype=matrix.dtype, device=matrix.device)
+    *batch, row, column = range(matrix.dim())
+    return torch.empty_permuted(matrix.shape, (row, column, *batch), dtype=matrix.dtype, device=matrix.device)
 
 
 def _solve(values: Tensor, vectors: Tensor | None, matrix: Tensor, rows: Tensor, may_look: bool) -> None:

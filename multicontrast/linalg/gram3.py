@@ -18,7 +18,7 @@ from multicontrast._checks import check_floating, check_same_device, compute_dty
 from multicontrast.linalg import _gram3_in_place, _gram3_torch
 from multicontrast.linalg._gram3_in_place import Triple
 from multicontrast.linalg._operation import Operation, Results
-from multicontrast.linalg.symmetric import EIGENPAIRS, EIGMAX, symmetric_eigmax
+from multicontrast.linalg.symmetric import EIGENPAIRS, EIGMAX
 
 _BLOCK = 1 << 17  # elements at a time on a CPU: enough to hide the cost of a call, few enough to stay in cache
 
@@ -100,7 +100,7 @@ def gram_eigmax_excess(cosines: Sequence[Tensor]) -> Tensor:
     if n == 3:
         a, b, c = cosines
         return gram3_excess(a, b, c)
-    return symmetric_eigmax(_assemble(n, cosines))
+    return EIGMAX.value(_assemble(n, cosines))
 
 
 def gram_eigmax_with_gradient(cosines: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

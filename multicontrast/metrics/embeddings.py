@@ -20,7 +20,7 @@ from multicontrast._checks import (
     three_beats,
     without_autocast,
 )
-from multicontrast.linalg.symmetric import symmetric_eigmax
+from multicontrast.linalg.symmetric import EIGMAX
 from multicontrast.metrics._inputs import (
     RankOptions,
     check_options,
@@ -147,7 +147,7 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
 def _leading_projector(gram: Tensor) -> Tensor:
     """``u u'`` of the leading eigenvector of each ``(B, N, N)``; of several, the mean over their space."""
     if gram.shape[-1] <= 8:  # it is the derivative of the largest eigenvalue, and needs no LAPACK
-        projector: Tensor = torch.func.grad(lambda matrix: symmetric_eigmax(matrix).sum())(gram)
+        _, projector, *_ = EIGMAX(gram)
         return projector
     leading = torch.linalg.eigh(gram).eigenvectors[..., -1:]
     return leading @ leading.mT
