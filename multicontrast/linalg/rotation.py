@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from multicontrast._checks import check_floating, compute_dtype, describe, three_beats
+from multicontrast._checks import check_flag, check_floating, compute_dtype, describe, three_beats
 from multicontrast.linalg import _rotation_torch
 from multicontrast.linalg._operation import Operation, Results
-
-# On a CPU: long enough to hide the cost of a hundred short operations, short enough for a core's cache.
-_CHUNK = 16384
 
 
 def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor:
@@ -30,8 +26,8 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
     Accuracy: orthogonal to a few eps, with determinant +1 by construction; the error is a few eps times
         ``s1 / (s2 + d * s3)`` for singular values ``s`` and ``d = sign(det K)``. The gradient is analytic: exact while
         that ratio is below ``eps ** -0.5``, damped and always finite beyond. It can be taken once (no double backward).
-    Raises: TypeError unless ``matrix`` is a real floating-point tensor; ValueError unless its last two axes are 2 x 2
-        or 3 x 3.
+    Raises: TypeError unless ``matrix`` is a real floating-point tensor and ``allow_reflection`` a bool; ValueError
+        unless the last two axes are 2 x 2 or 3 x 3.
     Reference: deflation of the isolated eigenvalue: Scherzinger and Dohrmann, CMAME 2008.
 
     >>> quarter_turn = torch.tensor([[0.0, -2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
@@ -40,22 +36,18 @@ def proper_rotation(matrix: Tensor, *, allow_reflection: bool = False) -> Tensor
             [ 1.,  0.,  0.],
             [ 0.,  0.,  1.]])
     """
+    reflect = check_flag("proper_rotation", "allow_reflection", allow_reflection)
     check_floating("proper_rotation", "matrix", matrix)
     if matrix.dim() < 2 or matrix.shape[-2:] not in ((2, 2), (3, 3)):
         needed = "`proper_rotation` needs `matrix` of shape (..., 3, 3) or (..., 2, 2)"
         raise ValueError(three_beats(needed, describe(matrix), "Put the two sizes of the matrix last."))
     size = matrix.shape[-1]
     inner = matrix.to(compute_dtype(matrix)).reshape(-1, size, size).permute(1, 2, 0)
-    if torch.compiler.is_compiling() or matrix.device.type != "cpu":
-        rotation = batch_last_rotation(inner.contiguous(), allow_reflection)
-    else:
-        parts = torch.split(inner, _CHUNK, -1)
-        rotation = torch.cat([batch_last_rotation(part.contiguous(), allow_reflection) for part in parts], -1)
-    return rotation.permute(2, 0, 1).reshape(matrix.shape)
+    return batch_last_rotation(inner.contiguous(), reflect).permute(2, 0, 1).reshape(matrix.shape)
 
 
 def batch_last_rotation(matrix: Tensor, allow_reflection: bool = False) -> Tensor:
-    """`proper_rotation` for callers that already hold ``(D, D, N)``, batch innermost; checks nothing, one chunk."""
+    """`proper_rotation` for callers that already hold ``(D, D, N)``, batch innermost; checks nothing."""
     return ROTATION.value(matrix, allow_reflection)
 
 

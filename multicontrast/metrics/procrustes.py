@@ -5,7 +5,7 @@ The steps, per pose, with visible joints only (hidden ones have weight 0):
 1. centre both poses twice: on a joint of the largest weight, which is exact enough to remove any offset, then on the
    mean;
 2. divide each by a power of two, so that no product can overflow or underflow at any scale;
-3. ``K = sum_j w_j y_j x_j^T`` and its nearest proper rotation ``R`` (`multicontrast.linalg.proper_rotation`);
+3. ``K = sum_j w_j y_j x_j^T`` and its nearest proper rotation ``R`` (`multicontrast.linalg.rotation`);
 4. ``s = <R, K> / sum_j w_j |x_j|^2``, or 0 for a collapsed prediction;
 5. the distances ``|y_j - s R x_j|`` and their weighted mean.
 

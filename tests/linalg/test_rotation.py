@@ -221,5 +221,7 @@ def test_arguments():
         proper_rotation(torch.zeros(3, 4))
     with pytest.raises(TypeError, match="floating-point"):
         proper_rotation(torch.zeros(3, 3, dtype=torch.int64))
+    with pytest.raises(TypeError, match="needs `allow_reflection` to be True or False; got 'no'"):
+        proper_rotation(torch.zeros(3, 3), allow_reflection="no")
     assert proper_rotation(torch.zeros(0, 3, 3)).shape == (0, 3, 3)
     assert proper_rotation(torch.randn(2, 1, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
