@@ -28,6 +28,7 @@ from multicontrast.metrics._inputs import (
     average_joints,
     check_options,
     check_values,
+    length,
     list_joints,
     pose_metric,
     read_lengths,
@@ -238,7 +239,7 @@ def bbox_norm(target: Tensor, *, mask: Tensor | None = None, kind: str = "max") 
         hidden = (weight == 0).unsqueeze(-1)
         low, high = target.masked_fill(hidden, torch.inf), target.masked_fill(hidden, -torch.inf)
     sides = high.amax(-2) - low.amin(-2)
-    size = sides.amax(-1) if kind == "max" else torch.linalg.vector_norm(sides, dim=-1)
+    size = sides.amax(-1) if kind == "max" else length(sides)
     return size if weight is None else torch.where((weight != 0).any(-1), size, torch.nan)
 
 
@@ -256,7 +257,7 @@ def torso_norm(target: Tensor, first: int, second: int) -> Tensor:
         list_joints("torso_norm", name, check_count("torso_norm", name, joint, -(2**63)), target.shape[-2])[0]
         for name, joint in (("first", first), ("second", second))
     )
-    return torch.linalg.vector_norm(target[..., a, :] - target[..., b, :], dim=-1)
+    return length(target[..., a, :] - target[..., b, :])
 
 
 def head_norm(box: Tensor) -> Tensor:
@@ -266,8 +267,8 @@ def head_norm(box: Tensor) -> Tensor:
     tensor(6.)
     """
     check_shape("head_norm", "box", box, ("...", 4), "Give the corners x1, y1, x2, y2 of each box.")
-    corners = box.unflatten(-1, (2, 2))
-    return 0.6 * torch.linalg.vector_norm(corners[..., 1, :] - corners[..., 0, :], dim=-1)
+    first, second = box.to(compute_dtype(box)).split(2, -1)
+    return 0.6 * length(second - first)
 
 
 @pose_metric(ItemOptions)
@@ -302,24 +303,26 @@ def oks(
     tensor(1.)
     """
     pred, target, weight = read_poses("oks", pred, target, flags=True, **options)
-    return JointErrors(_similarity("oks", pred, target, area, sigmas), weight)
+    area = _read_areas("oks", area, target)
+    return JointErrors(_similarity(pred, target, area, _read_deviations("oks", sigmas, target)), weight)
 
 
-def _similarity(
-    operation: str, pred: Tensor, target: Tensor, area: Tensor | float, sigmas: Sequence[float] | Tensor
-) -> Tensor:
+def _similarity(pred: Tensor, target: Tensor, area: Tensor, deviations: Tensor) -> Tensor:
     """The similarity of each joint, ``(..., J)``."""
-    areas = read_lengths(operation, "area", area, target.shape[:-2], target)
-    check_values(operation, "area", areas, areas < 0, "areas of at least 0", "Pass the object's area.")
-    areas = torch.where(areas < 0, torch.nan, areas)
-    deviations = 2 * _read_sigmas(operation, sigmas, target)
     spacing = torch.finfo(torch.float64).eps  # pycocotools' guard: an area of 0 tolerates no distance
     squared = (pred - target).square().sum(-1)
-    return torch.exp(-squared / deviations.square() / (areas + spacing).unsqueeze(-1) / 2)
+    return torch.exp(-squared / deviations.square() / (area + spacing).unsqueeze(-1) / 2)
 
 
-def _read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, target: Tensor) -> Tensor:
-    """``(J,)`` on the device of the poses; NaN where a deviation that was not looked at is not positive."""
+def _read_areas(operation: str, area: Tensor | float, target: Tensor) -> Tensor:
+    """One area, or one per item; NaN where one that was not looked at is negative."""
+    areas = read_lengths(operation, "area", area, target.shape[:-2], target)
+    check_values(operation, "area", areas, areas < 0, "areas of at least 0", "Pass the object's area.")
+    return torch.where(areas < 0, torch.nan, areas)
+
+
+def _read_deviations(operation: str, sigmas: Sequence[float] | Tensor, target: Tensor) -> Tensor:
+    """``2 sigma``, ``(J,)`` on the device of the poses; NaN where a sigma that was not looked at is not positive."""
     listed = read_sigmas(operation, "sigmas", sigmas)
     if isinstance(listed, Tensor):
         check_same_device(operation, ("target", "sigmas"), (target, listed))
@@ -329,7 +332,7 @@ def _read_sigmas(operation: str, sigmas: Sequence[float] | Tensor, target: Tenso
     if values.shape != target.shape[-2:-1]:
         remedy = "Pass one deviation per joint; the default is for COCO's 17."
         raise ValueError(three_beats(f"`{operation}` needs {target.shape[-2]} `sigmas`", describe(values), remedy))
-    return values
+    return 2 * values
 
 
 def keypoint_ap(
@@ -377,13 +380,15 @@ def keypoint_ap(
         raise ValueError(three_beats(needed, 'reduction="sum"', 'Pass reduction="none" and add them up.'))
     check_count("keypoint_ap", "max_detections", max_detections, least=1)
     _check_detections(pred, target, scores, area, pred_image, target_image)
-    _read_sigmas("keypoint_ap", sigmas, target)
     weight = torch.ones_like(target[..., 0])
     if mask is not None:
         weight = read_mask("keypoint_ap", mask, target.shape[:-1], target, flags=True)
     dtype = compute_dtype(pred, target)
-    pred, target, area, weight = (tensor.detach().cpu().to(dtype) for tensor in (pred, target, area, weight))
-    scores = scores.detach().cpu().double()
+    pred, target, scores, area, weight = (
+        tensor.detach().cpu().double() for tensor in (pred, target, scores, area, weight)
+    )
+    area = _read_areas("keypoint_ap", area, target)
+    deviations = _read_deviations("keypoint_ap", sigmas.cpu() if isinstance(sigmas, Tensor) else sigmas, target)
     if pred_image is None or target_image is None:
         pred_image, target_image = torch.zeros(len(pred)), torch.zeros(len(target))
     pred_image, target_image = pred_image.cpu(), target_image.cpu()
@@ -397,7 +402,8 @@ def keypoint_ap(
         found = found[torch.argsort(scores[found], descending=True, stable=True)][:max_detections]
         there = ((target_image == image) & shown).nonzero().flatten()
         kept.append(found)
-        hits.append(_match(_similarities(pred[found], target[there], area[there], weight[there], sigmas), limits))
+        joints = _similarity(pred[found].unsqueeze(1), target[there], area[there], deviations)  # (P, G, J)
+        hits.append(_match(average_joints(joints, weight[there].expand_as(joints)), limits))
     order = torch.argsort(scores[torch.cat(kept)], descending=True, stable=True)
     values = _average_precision(torch.cat(hits, -1)[:, order], int(shown.sum()))
     invalid = scores.isnan().any() | pred.isnan().any() | target[weight != 0].isnan().any() | ~shown.any()
@@ -417,32 +423,17 @@ def _check_detections(
     if (pred_image is None) != (target_image is None):
         remedy = "Pass both, or neither where all poses are in one image."
         raise ValueError(three_beats("`keypoint_ap` needs both image indices", "one of them", remedy))
-    given = {"pred": pred, "target": target, "scores": scores, "area": area}
+    given = {"pred": pred, "target": target}
+    beside = [("scores", scores, check_floating, pred), ("area", area, check_floating, target)]
     if pred_image is not None and target_image is not None:
-        given |= {"pred_image": pred_image, "target_image": target_image}
-    for name, entries in list(given.items())[2:]:
-        (check_whole if name.endswith("image") else check_floating)("keypoint_ap", name, entries)
-        poses = pred if name in ("scores", "pred_image") else target
+        beside += [("pred_image", pred_image, check_whole, pred), ("target_image", target_image, check_whole, target)]
+    for name, entries, check, poses in beside:
+        check("keypoint_ap", name, entries)
         if entries.shape != poses.shape[:1]:
             needed = f"`keypoint_ap` needs `{name}` of shape ({len(poses)},)"
             raise ValueError(three_beats(needed, describe(entries), "Give one entry per pose."))
+        given[name] = entries
     check_same_device("keypoint_ap", list(given), list(given.values()))
-    check_values("keypoint_ap", "area", area, area < 0, "areas of at least 0", "Pass the object's area.")
-
-
-def _similarities(
-    pred: Tensor, target: Tensor, area: Tensor, weight: Tensor, sigmas: Sequence[float] | Tensor
-) -> Tensor:
-    """OKS of all pairs in an image, ``(P, G)`` in float64."""
-    shape = (len(pred), *target.shape)
-    if 0 in shape:
-        return torch.zeros(shape[:2], dtype=torch.float64)
-    weight = weight.double().expand(shape[:3])
-    hidden = (weight == 0).unsqueeze(-1)
-    pairs = [pose.expand(shape).double().masked_fill(hidden, 0.0) for pose in (pred[:, None], target)]
-    return average_joints(
-        _similarity("keypoint_ap", pairs[0], pairs[1], area.double().expand(shape[:2]), sigmas), weight
-    )
 
 
 def _match(similarities: Tensor, limits: Tensor) -> Tensor:

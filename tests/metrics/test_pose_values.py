@@ -311,6 +311,16 @@ def test_norms():
     assert metrics.bbox_norm(corners, mask=torch.zeros(3, dtype=torch.bool)).isnan()
     assert metrics.torso_norm(corners, 0, 1) == 5
     assert metrics.head_norm(torch.tensor([1.0, 1.0, 4.0, 5.0])).item() == pytest.approx(3)
+    box = torch.tensor([10.0, 20.0, 1001.0, 903.0])
+    half = metrics.head_norm(box.half())  # 1001 is a half, 903 is one, and 796.4 is not
+    assert half.dtype == torch.float32 and half == metrics.head_norm(box)
+
+
+def test_norms_of_large_boxes_are_finite():
+    far = torch.tensor([[[0.0, 0.0], [3e20, 4e20]]])
+    for norm in (metrics.bbox_norm(far, kind="diagonal"), metrics.torso_norm(far, 0, 1)):
+        assert norm.item() == pytest.approx(5e20)
+    assert metrics.head_norm(far.flatten()).item() == pytest.approx(3e20)
 
 
 def test_nan_stays_in_its_sample():
