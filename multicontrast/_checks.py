@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ def check_choice(operation: str, name: str, value: object, choices: Iterable[str
     remedy = f"Did you mean {near[0]!r}?" if near else "Choose one of those names."
     error = ValueError if isinstance(value, str) else TypeError
     raise error(three_beats(f"`{operation}` needs `{name}` to be one of {listed}", describe(value), remedy))
+
+
+def check_names(operation: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise ``TypeError`` for an option that ``operation`` does not have; suggests the nearest name."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean `{near[0]}`?" if near else "Leave it out."
+            raise TypeError(three_beats(f"`{operation}` takes the options {', '.join(known)}", f"`{name}`", remedy))
 
 
 def check_flag(operation: str, name: str, value: object) -> bool:

@@ -20,6 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from multicontrast._backend import is_transformed
+
 # The first step from the start h0, the root of the cubic without h^3: h0 - h0^3 / (r + 4 c0 z + 4 c1 z h0 / 2), where
 # z = h0^2 / 4 and r is the root of the discriminant in h0. Fitted: 9e-5 off at most, on all k and g that occur.
 # Newton then leaves 5e-9, and a second step rounding.
@@ -31,6 +33,7 @@ _EXPONENT = {
     torch.float32: (torch.int32, 0x7E000000, 0x7E800000, 0x00800000),
     torch.float64: (torch.int64, 0x7FC0000000000000, 0x7FD0000000000000, 0x0010000000000000),
 }
+_MAPS_NO_VIEWS = torch.__version__ < "2.13"  # before it `vmap` had no rule for a view as another type: pytorch#180727
 
 
 def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,16 +42,15 @@ def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
     Both are normal numbers for every input. Scaling by them costs no accuracy, so that the formulas need not care for
     overflow and underflow.
     """
-    # The compiler traces with transforms of its own, and makes of the table a loop over single numbers.
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-        return _power_of_two_by_table(largest)
+    if _MAPS_NO_VIEWS and is_transformed():
+        return _power_of_two_by_table(largest)  # the compiler would make of it a loop over single numbers
     integer, mask, high, low = _EXPONENT[largest.dtype]
     exponent = largest.view(integer) & mask
     return (high - exponent).view(largest.dtype), (low + exponent).view(largest.dtype)
 
 
 def _power_of_two_by_table(largest: Tensor) -> tuple[Tensor, Tensor]:
-    """The same bits without a view as integers, for which `vmap` lacks a rule in some versions of PyTorch."""
+    """The same bits without a view as integers."""
     bias = 127 if largest.dtype == torch.float32 else 1023
     steps = range(2 * (bias + 1) // 4)
     powers = largest.new_tensor([2.0 ** (bias - 1 - 4 * k) for k in steps])

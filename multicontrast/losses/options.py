@@ -6,7 +6,6 @@ and the docstring that the options spell out. Type checkers read the same classe
 
 # No `from __future__ import annotations`: the annotations are read at run time.
 
-import difflib
 import inspect
 import math
 import numbers
@@ -29,6 +28,7 @@ from multicontrast._checks import (
     check_floating,
     check_generator,
     check_list,
+    check_names,
     check_number,
     check_same_device,
     check_weights,
@@ -384,12 +384,9 @@ def _with_lines(doc: str | None, kind: type) -> str | None:
 def check_options(operation: str, kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a kind, the given ones or their defaults. Raises for unknown names and invalid values."""
     table = _TABLES[kind]
+    check_names(operation, given, table)
     settled = {name: option.default for name, option in table.items()}
     for name, value in given.items():
-        if name not in table:
-            near = difflib.get_close_matches(name, table, n=1)
-            remedy = f"Did you mean `{near[0]}`?" if near else f"It has {', '.join(f'`{known}`' for known in table)}."
-            raise TypeError(three_beats(f"`{operation}` needs options that it has", f"`{name}`", remedy))
         check = table[name].check
         settled[name] = value if check is None else check(operation, name, value)
     return settled

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Self
 
-from multicontrast._checks import check_count, check_flag, check_list, check_whole, describe, three_beats
-from multicontrast.metrics._inputs import check_names, state_device
+from multicontrast._checks import check_count, check_flag, check_list, check_names, check_whole, describe, three_beats
+from multicontrast.metrics._inputs import state_device
 
 if TYPE_CHECKING:
     from multicontrast.metrics._standalone import Metric
@@ -67,7 +67,7 @@ class Accumulator(Metric):
         parameters = inspect.signature(type(self)).parameters.values()
         own = dict.fromkeys(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
         own |= dict.fromkeys(("sync_on_compute", "process_group"))
-        check_names(name, own, [one for one in torchmetrics_options if one not in _OPTIONS_OF_TORCHMETRICS])
+        check_names(name, [one for one in torchmetrics_options if one not in _OPTIONS_OF_TORCHMETRICS], own)
         torchmetrics_options.setdefault("dist_sync_fn", self._gather)
         super().__init__(sync_on_compute=bool(sync_on_compute), process_group=process_group, **torchmetrics_options)
         # MetricCollection lets metrics whose states are equal after one batch share them: two thresholds that agree on

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypedDict, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from multicontrast._checks import (
     check_flag,
     check_floating,
     check_list,
+    check_names,
     check_number,
     check_numbers,
     check_same_device,
@@ -32,6 +32,7 @@ from multicontrast._checks import (
     three_beats,
     values_are_free,
 )
+from multicontrast.linalg import _gram3_torch
 
 Root = int | Sequence[int] | None
 Arguments = ParamSpec("Arguments")
@@ -110,7 +111,7 @@ def with_options(kind: type, **changed: Any) -> Callable[[Callable[Arguments, Re
 
         @functools.wraps(function)
         def checked(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
-            check_names(function.__name__, known, options)
+            check_names(function.__name__, options, known)
             check_options(function.__name__, **options)
             return function(*args, **(changed | options))
 
@@ -171,15 +172,6 @@ def check_options(operation: str, **options: object) -> None:
     if options.get("average") == "macro" and options.get("reduction") == "sum":
         remedy = 'Take average="micro" for the number of correct joints, or "none" for that of each joint.'
         raise ValueError(three_beats(f"`{operation}` can average joints only in a mean", 'reduction="sum"', remedy))
-
-
-def check_names(operation: str, known: Collection[str], given: Collection[str]) -> None:
-    """Raises for options that a function or a class does not have, and suggests the nearest."""
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            remedy = f"Did you mean `{near[0]}`?" if near else "Leave it out."
-            raise TypeError(three_beats(f"`{operation}` takes the options {', '.join(known)}", f"`{name}`", remedy))
 
 
 def _check_joints(operation: str, name: str, value: object) -> None:
@@ -341,14 +333,9 @@ def length(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors / unit, dim=-1) * unit.squeeze(-1)
 
 
-_EXPONENT_BITS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
-
-
 def power_of_two(values: Tensor) -> Tensor:
-    """The power of two next below each non-negative value, 1 for 0: dividing by it is exact, and so is the product."""
-    integers, mask = _EXPONENT_BITS[values.dtype]
-    power = torch.bitwise_and(values.detach().view(integers), mask).view(values.dtype)
-    power = power.clamp_min(torch.finfo(values.dtype).tiny)  # subnormal values; infinity and NaN give infinity
+    """A power of two near each non-negative value, 1 for 0: dividing by it is exact, and so is the product."""
+    _, power = _gram3_torch.power_of_two(values.detach())
     return torch.where(values == 0, 1.0, power)
 
 

@@ -339,12 +339,9 @@ class ModalityAlignment(Accumulator):
         again. Keeps a row of ``N (2 N + D + 1)`` numbers for each sample. All updates give ids, or none does.
         """
         name = type(self).__name__
-        listed = check_list(name, "embeddings", embeddings, remedy="Pass a list with one (B, D) tensor per modality.")
-        for index, part in enumerate(listed):
-            check_floating(name, f"embeddings[{index}]", part)
-        if listed and all(part.dim() == 2 and len(part) == 0 for part in embeddings):
+        rows = read_embeddings(name, embeddings, **self._options, least=2, may_be_empty=True)
+        if len(rows[0]) == 0:
             return
-        rows = read_embeddings(name, embeddings, **self._options, least=2)
         rows = [part.detach().to(state_device(part.device)).double() for part in rows]
         keys = self._read_ids(ids, len(rows[0]), rows[0].device)
         cosine = pairwise(rows, lambda x, y: (x * y).sum(-1))
@@ -401,11 +398,10 @@ class RetrievalRecall(Accumulator):
         again.
         """
         name = type(self).__name__
-        check_floating(name, "query", query)
-        check_floating(name, "gallery", gallery)
-        if query.dim() == gallery.dim() == 2 and len(query) == 0 and len(gallery) == 0:
+        pair, normalize = (query, gallery), self._options["normalize"]
+        rows = read_embeddings(name, pair, normalize, names=("query", "gallery"), may_be_empty=True)
+        if len(query) == 0:
             return
-        rows = read_embeddings(name, (query, gallery), self._options["normalize"], names=("query", "gallery"))
         keys = self._read_ids(ids, len(query), query.device)
         self._join("rows", torch.stack(rows, 1))
         if keys is not None:

@@ -322,8 +322,9 @@ def read_embeddings(
     names: Sequence[str] | None = None,
     matching: bool = True,
     least: int = 1,
+    may_be_empty: bool = False,
 ) -> list[Tensor]:
-    """Checks, promotes, and brings rows to length one; a zero row stays zero."""
+    """Checks, promotes, and brings rows to length one; a zero row stays zero. No rows at all only where they may be."""
     check_options(operation, normalize=normalize)
     remedy = "Pass a list with one (B, D) tensor per modality."
     if len(check_list(operation, "embeddings", embeddings, remedy=remedy)) < least:
@@ -332,7 +333,7 @@ def read_embeddings(
     names = names or [f"embeddings[{index}]" for index in range(len(embeddings))]
     for name, tensor in zip(names, embeddings):
         check_floating(operation, name, tensor)
-        if tensor.dim() != 2 or tensor.numel() == 0:
+        if tensor.dim() != 2 or tensor.shape[1] == 0 or (len(tensor) == 0 and not may_be_empty):
             remedy = "Pass one row per sample, and at least one of them."
             raise ValueError(three_beats(f"`{operation}` needs `{name}` of shape (B, D)", describe(tensor), remedy))
     first = embeddings[0]

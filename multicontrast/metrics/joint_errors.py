@@ -199,8 +199,7 @@ def _motion(
         raise ValueError(three_beats(needed, describe(target), "Put time on axis -3, and leave out shorter clips."))
     errors = length(torch.diff(pred - target, n=order, dim=-3))
     if fps is not None:
-        for _ in range(order):
-            errors = errors * float(fps)
+        errors = errors * float(fps) ** order
     if weight is not None:
         weight = weight.unfold(-2, order + 1, 1).amin(-1)  # of the frames of each difference
     return JointErrors(errors, weight)
