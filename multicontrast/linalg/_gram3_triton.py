@@ -154,7 +154,10 @@ def _slope(product, scale, tied, third, cosine, least, odd):
 
 @triton.jit
 def eigmax_with_gradient_of(a, b, c, ROUNDED: tl.constexpr):
-    """``(x, dx/da, dx/db, dx/dc)``. ``ROUNDED``: square roots and the division are correctly rounded."""
+    """``(x, dx/da, dx/db, dx/dc)``; the compiler leaves out what is not used.
+
+    ``ROUNDED``: square roots and the division are correctly rounded.
+    """
     y, gamma, least, odd, power, inverse = _root(a, b, c)
     # Components of the eigenvector: u_1 pairs with c, u_2 with b, u_3 with a.
     w1 = _weight(y, gamma, c, power)
@@ -175,18 +178,6 @@ def eigmax_with_gradient_of(a, b, c, ROUNDED: tl.constexpr):
     gb = _slope(gb, scale, tied, third, b, least, odd)
     gc = _slope(gc, scale, tied, third, c, least, odd)
     return (gamma + y) * inverse, ga, gb, gc
-
-
-@triton.jit
-def eigmax_with_derivative_of(a, b, c):
-    """``(x, dx/da)``; the order of ``b`` and ``c`` does not matter."""
-    y, gamma, least, odd, power, inverse = _root(a, b, c)
-    w1 = _weight(y, gamma, c, power)
-    w2 = _weight(y, gamma, b, power)
-    w3 = _weight(y, gamma, a, power)
-    total, tied, third = _total(w1, w2, w3, gamma, inverse)
-    r = tl.rsqrt(0.5 * total)
-    return (gamma + y) * inverse, _slope(tl.sqrt(w1 * w2), r * r, tied, third, a, least, odd)
 
 
 @triton.jit

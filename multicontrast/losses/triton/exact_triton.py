@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
-from multicontrast.linalg._gram3_triton import eigmax_excess_of, eigmax_with_derivative_of
+from multicontrast.linalg._gram3_triton import eigmax_excess_of, eigmax_with_gradient_of
 from multicontrast.losses.triton.rows_triton import inverse_of
 
 _PROGRAMS = 512  # fills any device; with fewer anchors, each is split over several programs
@@ -111,7 +111,7 @@ def _exact_gradient_kernel(
         right = tl.load(right_ptrs, mask=inside, other=0.0)
         lse = tl.load(lse_ptr + lse_offsets, mask=inside, other=0.0)
         grad = tl.load(grad_ptr + lse_offsets, mask=inside, other=0.0)
-        x, slope = eigmax_with_derivative_of(own, left, right)
+        x, slope, _by_left, _by_right = eigmax_with_gradient_of(own, left, right, False)
         total += grad * tl.exp2(x * scale - lse) * slope
         left_ptrs += left_stride
         right_ptrs += right_stride
