@@ -124,14 +124,7 @@ def check_list(operation: str, name: str, values: object, *, remedy: str = "Pass
 
 
 def check_numbers(
-    operation: str,
-    name: str,
-    values: object,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    remedy: str = "Pass a list of numbers.",
+    operation: str, name: str, values: object, *, remedy: str = "Pass a list of numbers.", **bounds: float
 ) -> list[float]:
     """A list, an array or a dense tensor of one axis as floats, each as :func:`check_number` takes it; one at least."""
     if isinstance(values, Tensor):
@@ -142,7 +135,6 @@ def check_numbers(
     listed = check_list(operation, name, values, remedy=remedy)
     if not listed:
         raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold a number", "none", remedy))
-    bounds = {"least": least, "above": above, "below": below}
     return [check_number(operation, f"{name}[{k}]", value, remedy=remedy, **bounds) for k, value in enumerate(listed)]
 
 
@@ -234,13 +226,34 @@ def check_dense(operation: str, name: str, value: object) -> None:
     raise TypeError(three_beats(f"`{operation}` needs `{name}` to be dense", describe(value), remedy))
 
 
-def check_floating(operation: str, name: str, value: object) -> None:
-    """Raise ``TypeError`` unless ``value`` is a dense tensor of float16, bfloat16, float32 or float64."""
+def _check_types(
+    operation: str, name: str, value: object, dtypes: Collection[torch.dtype], kind: str, remedy: str
+) -> None:
     check_dense(operation, name, value)
     assert isinstance(value, Tensor)
-    if value.dtype not in _FLOATING:  # float8 is a storage format without arithmetic
-        needed = f"`{operation}` needs `{name}` to hold real floating-point numbers"
-        raise TypeError(three_beats(needed, describe(value), "Convert it with `.float()`."))
+    if value.dtype not in dtypes:
+        raise TypeError(three_beats(f"`{operation}` needs `{name}` to {kind}", describe(value), remedy))
+
+
+def check_floating(operation: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a dense tensor of float16, bfloat16, float32 or float64."""
+    kind = "hold real floating-point numbers"  # float8 is a storage format without arithmetic
+    _check_types(operation, name, value, _FLOATING, kind, "Convert it with `.float()`.")
+
+
+def check_whole(operation: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a dense tensor of integers, of a type that torch computes with."""
+    _check_types(operation, name, value, _WHOLE, "be integers", "Convert it with `.long()`.")
+
+
+def check_weights(operation: str, name: str, value: object, remedy: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is a dense tensor of bools, integers or floating-point numbers."""
+    _check_types(operation, name, value, (torch.bool, *_WHOLE, *_FLOATING), "hold bools or real numbers", remedy)
+
+
+def check_bools(operation: str, name: str, value: object, remedy: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is a dense tensor of bools."""
+    _check_types(operation, name, value, (torch.bool,), "be bool", remedy)
 
 
 def check_shape(
@@ -268,32 +281,6 @@ def check_like(operation: str, name: str, value: Tensor, weight: Tensor) -> None
         needed = f"`{operation}` needs `{name}` to be {dtype} on {weight.device}, as the model is"
         remedy = f"Call `.to({str(weight.device)!r}, torch.{dtype})`."
         raise ValueError(three_beats(needed, describe(value), remedy))
-
-
-def check_whole(operation: str, name: str, value: object) -> None:
-    """Raise ``TypeError`` unless ``value`` is a dense tensor of integers, of a type that torch computes with."""
-    check_dense(operation, name, value)
-    assert isinstance(value, Tensor)
-    if value.dtype not in _WHOLE:
-        needed = f"`{operation}` needs `{name}` to be integers"
-        raise TypeError(three_beats(needed, describe(value), "Convert it with `.long()`."))
-
-
-def check_weights(operation: str, name: str, value: object, remedy: str) -> None:
-    """Raise ``TypeError`` unless ``value`` is a dense tensor of bools, integers or floating-point numbers."""
-    check_dense(operation, name, value)
-    assert isinstance(value, Tensor)
-    if value.dtype not in (torch.bool, *_WHOLE, *_FLOATING):
-        needed = f"`{operation}` needs `{name}` to hold bools or real numbers"
-        raise TypeError(three_beats(needed, describe(value), remedy))
-
-
-def check_bools(operation: str, name: str, value: object, remedy: str) -> None:
-    """Raise ``TypeError`` unless ``value`` is a dense tensor of bools."""
-    check_dense(operation, name, value)
-    assert isinstance(value, Tensor)
-    if value.dtype != torch.bool:
-        raise TypeError(three_beats(f"`{operation}` needs `{name}` to be bool", describe(value), remedy))
 
 
 def check_same_device(operation: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:

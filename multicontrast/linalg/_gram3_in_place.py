@@ -51,10 +51,7 @@ def eigmax_with_gradient_into(x: Tensor, gradient: Triple, cosines: Triple, rows
     ``SCRATCH_ROWS - 1`` contiguous buffers. Accuracy and conventions are those of ``_gram3_torch``.
     """
     ratios = _value_and_ratios(x, cosines, rows)
-    share = ratios.length.reciprocal_()
-    _differentiate(gradient, ratios, share)
-    for whole, part in zip(gradient, ratios.recomputed):
-        whole[ratios.exceptions] = part
+    _differentiate(gradient, ratios, ratios.length.reciprocal_(), ratios.recomputed)
 
 
 def eigmax_with_pullback(cosines: Triple, scratch: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
@@ -69,12 +66,8 @@ def eigmax_with_pullback(cosines: Triple, scratch: Tensor) -> tuple[Tensor, Call
     def pullback(weights: Tensor) -> list[Tensor]:
         results = (ratios.free[2], ratios.free[0], ratios.first)
         share = torch.div(weights, ratios.length, out=ratios.length)
-        recomputed = (
-            [] if ratios.exceptions is None else [part * weights[ratios.exceptions] for part in ratios.recomputed]
-        )
-        _differentiate(results, ratios, share)
-        for whole, part in zip(results, recomputed):
-            whole[ratios.exceptions] = part
+        recomputed = [part * weights[ratios.exceptions] for part in ratios.recomputed]
+        _differentiate(results, ratios, share, recomputed)
         return list(results)
 
     return x, pullback
@@ -108,9 +101,11 @@ def _value_and_ratios(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> _
     return _Ratios(first, second, length, (r0, r1, gamma), exceptions, recomputed)
 
 
-def _differentiate(results: Triple, ratios: _Ratios, share: Tensor) -> None:
-    """``share`` times ``(first + second, first - second, (first^2 - second^2) / 2)``. The second result may be the
-    memory of the first free row, and the third that of ``ratios.first``."""
+def _differentiate(results: Triple, ratios: _Ratios, share: Tensor, recomputed: Sequence[Tensor]) -> None:
+    """``share`` times ``(first + second, first - second, (first^2 - second^2) / 2)``, and what was ``recomputed``.
+
+    The second result may be the memory of the first free row, and the third that of ``ratios.first``.
+    """
     by_a, by_b, by_c = results
     first, second, (spare, other, _) = ratios.first, ratios.second, ratios.free
     torch.mul(first, share, out=spare)
@@ -118,6 +113,8 @@ def _differentiate(results: Triple, ratios: _Ratios, share: Tensor) -> None:
     torch.addcmul(first.new_zeros(()), first, spare, value=0.5, out=by_c).addcmul_(second, other, value=-0.5)
     torch.add(spare, other, out=by_a)
     torch.sub(spare, other, out=by_b)
+    for whole, part in zip(results, recomputed):
+        whole[ratios.exceptions] = part
 
 
 def _exceptions(x: Tensor, length: Tensor | None) -> tuple[Tensor, ...] | None:

@@ -108,7 +108,7 @@ class Operation:
         tensor = inputs[0]
         if isinstance(tensor, FakeTensor) or tensor.is_meta:
             results: Tensor | Results = self.fake(*inputs)
-        elif (torch.compiler.is_compiling() or _is_traced()) and not (self.inlined and not use_triton(tensor)):
+        elif (torch.compiler.is_compiling() or _is_traced()) and (not self.inlined or use_triton(tensor)):
             results = self._operator_alone(*inputs) if alone else self._operator(*inputs)
         elif use_triton(tensor):
             results = run_kernel(partial(self.triton, alone), partial(self.plain, alone, False), *inputs)

@@ -156,10 +156,6 @@ def pose_metric(
     return decorate
 
 
-_UNIT = "Pass a share of the norm, or a length in the unit of the poses"
-_PAPER = {"above": 0, "remedy": "The paper's is 2."}
-_FPS = {"above": 0, "below": 1e9, "remedy": "Pass frames per second, or None for differences per frame."}
-_RANKS = {"least": 1, "remedy": "Ranks count from 1: pass k=1, or several such as (1, 5, 10)."}
 _OPTIONAL = ("root", "joints", "fps", "dim")
 
 
@@ -202,6 +198,7 @@ def list_joints(operation: str, name: str, value: object, joints: int | None = N
     return [joint % joints for joint in listed]
 
 
+_UNIT = "Pass a share of the norm, or a length in the unit of the poses"
 _CHECKS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "reduction": (check_choice, {"choices": ("none", "mean", "sum")}),
     "average": (check_choice, {"choices": ("micro", "macro", "none")}),
@@ -209,15 +206,17 @@ _CHECKS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "mode": (check_choice, {"choices": ("pose", "joint")}),
     "kind": (check_choice, {"choices": ("max", "diagonal")}),
     **dict.fromkeys(("scale", "allow_reflection", "strict", "procrustes", "normalize"), (check_flag, {})),
-    "fps": (check_number, _FPS),
+    **dict.fromkeys(("alpha", "t"), (check_number, {"above": 0, "remedy": "The paper's is 2."})),
+    "fps": (
+        check_number,
+        {"above": 0, "below": 1e9, "remedy": "Pass frames per second, or None for differences per frame."},
+    ),
     "threshold": (check_number, {"least": 0, "remedy": f"{_UNIT}."}),
     "thresholds": (check_numbers, {"least": 0, "remedy": f"{_UNIT}, several of them."}),
-    "alpha": (check_number, _PAPER),
-    "t": (check_number, _PAPER),
     "sigmas": (read_sigmas, {}),
     "root": (list_joints, {}),
     "joints": (_check_joints, {}),
-    "k": (check_counts, _RANKS),
+    "k": (check_counts, {"least": 1, "remedy": "Ranks count from 1: pass k=1, or several such as (1, 5, 10)."}),
     "dim": (check_count, {"least": -(2**63), "remedy": "Name the axis of the hypotheses."}),
 }
 
@@ -321,7 +320,7 @@ def read_lengths(operation: str, name: str, value: object, items: Sequence[int],
 
 def check_values(operation: str, name: str, tensor: Tensor, wrong: Tensor, needed: str, remedy: str) -> None:
     """Raises if any of ``wrong`` is True. On a GPU, in a graph and under a transform values are not checked."""
-    if values_are_free(tensor) and values_are_free(wrong) and bool(wrong.any()):
+    if values_are_free(tensor, wrong) and bool(wrong.any()):
         bad = tensor[wrong].flatten()[0].item()
         raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold {needed}", f"{bad:g}", remedy))
 

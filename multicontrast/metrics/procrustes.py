@@ -153,19 +153,14 @@ class _Standard(NamedTuple):
     centre: Tensor  # (D, n)
 
 
-def _piece_length(target: Tensor) -> int:
-    """On a CPU few enough poses for the cache and enough to hide the cost of a call; elsewhere, and in a graph, all."""
-    if target.device.type != "cpu" or torch.compiler.is_compiling():
-        return target.shape[:-2].numel()
-    return max(_PIECE_BYTES // (target.shape[-2] * target.shape[-1] * target.element_size()), 1)
-
-
-_PIECE_BYTES = 4_000_000
+_PIECE_BYTES = 4_000_000  # of poses at a time on a CPU: they stay in the cache, and hide the cost of a call
 
 
 def _split(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Some poses at a time, ``(n, J, D)``, and their weights ``(n, J)`` over a power of two."""
-    length = _piece_length(target)
+    length = target.shape[:-2].numel()
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        length = max(_PIECE_BYTES // (target.shape[-2] * target.shape[-1] * target.element_size()), 1)
     poses = [pose.reshape(-1, *pose.shape[-2:]).split(length) for pose in (pred, target)]
     if weight is None:
         return zip(*poses, [None] * len(poses[0]))
