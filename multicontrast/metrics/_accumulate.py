@@ -105,7 +105,7 @@ class Accumulator(Metric):
                 _digest(one) if isinstance(one, str) else check_count(name, "ids", one, -(2**63), remedy=remedy)
                 for one in listed
             ]
-            ids = torch.tensor(numbers, dtype=torch.int64)
+            ids = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         if ids.shape != (rows,):
             raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))
         return ids.to(state_device(device), torch.int64)

@@ -189,7 +189,7 @@ def cps(
     worst = errors.amax(-1)  # NaN wins
     if dim is not None:
         worst, counted = worst.amin(0), None if counted is None else counted[0]
-    edges = torch.tensor(limits, dtype=worst.dtype)
+    edges = torch.tensor(limits, dtype=worst.dtype, device="cpu")
     halves = torch.diff(edges) / 2
     share = torch.nn.functional.pad(halves, (1, 0)) + torch.nn.functional.pad(halves, (0, 1))  # trapezoid weights
     remaining = torch.nn.functional.pad(share.flip(0).cumsum(0).flip(0), (0, 1))  # area from a threshold onwards
@@ -328,7 +328,7 @@ def _read_deviations(operation: str, sigmas: Sequence[float] | Tensor, target: T
         check_same_device(operation, ("target", "sigmas"), (target, listed))
         values = torch.where(listed > 0, listed, torch.nan).to(target.dtype)
     else:
-        values = torch.tensor(listed, dtype=target.dtype).to(target.device, non_blocking=True)
+        values = torch.tensor(listed, dtype=target.dtype, device="cpu").to(target.device, non_blocking=True)
     if values.shape != target.shape[-2:-1]:
         remedy = "Pass one deviation per joint; the default is for COCO's 17."
         raise ValueError(three_beats(f"`{operation}` needs {target.shape[-2]} `sigmas`", describe(values), remedy))
@@ -390,13 +390,13 @@ def keypoint_ap(
     area = _read_areas("keypoint_ap", area, target)
     deviations = _read_deviations("keypoint_ap", sigmas.cpu() if isinstance(sigmas, Tensor) else sigmas, target)
     if pred_image is None or target_image is None:
-        pred_image, target_image = torch.zeros(len(pred)), torch.zeros(len(target))
+        pred_image, target_image = pred.new_zeros(len(pred)), target.new_zeros(len(target))
     pred_image, target_image = pred_image.cpu(), target_image.cpu()
     shown = (weight != 0).any(-1)
-    limits = torch.tensor([min(float(limit), 1 - 1e-10) for limit in thresholds], dtype=torch.float64)
+    limits = pred.new_tensor([min(float(limit), 1 - 1e-10) for limit in thresholds])
 
-    kept = [torch.zeros(0, dtype=torch.int64)]
-    hits = [torch.zeros(len(limits), 0, dtype=torch.bool)]
+    kept = [pred.new_zeros(0, dtype=torch.int64)]
+    hits = [pred.new_zeros(len(limits), 0, dtype=torch.bool)]
     for image in torch.unique(pred_image).tolist():
         found = (pred_image == image).nonzero().flatten()
         found = found[torch.argsort(scores[found], descending=True, stable=True)][:max_detections]
@@ -439,11 +439,11 @@ def _check_detections(
 def _match(similarities: Tensor, limits: Tensor) -> Tensor:
     """Which detections (rows, best first) find an object, for each threshold: ``(T, P)`` bool."""
     detections, objects = similarities.shape
-    hit = torch.zeros(len(limits), detections, dtype=torch.bool)
+    hit = limits.new_zeros(len(limits), detections, dtype=torch.bool)
     if objects == 0:
         return hit
-    taken = torch.zeros(len(limits), objects, dtype=torch.bool)
-    rows = torch.arange(len(limits))
+    taken = limits.new_zeros(len(limits), objects, dtype=torch.bool)
+    rows = torch.arange(len(limits), device=limits.device)
     for detection in range(detections):
         free = torch.where(taken, -1.0, similarities[detection])
         best = objects - 1 - free.flip(-1).argmax(-1)  # of equals the last, as in pycocotools
@@ -455,9 +455,9 @@ def _match(similarities: Tensor, limits: Tensor) -> Tensor:
 def _average_precision(hit: Tensor, objects: int) -> Tensor:
     """Mean over 101 recalls of the precision attained at that recall or beyond, ``(T,)``."""
     true = hit.double().cumsum(-1)
-    precision = true / torch.arange(1, hit.shape[-1] + 1)
+    precision = true / torch.arange(1, hit.shape[-1] + 1, device=hit.device)
     precision = precision.flip(-1).cummax(-1).values.flip(-1)
-    recalls = torch.linspace(0, 1, 101, dtype=torch.float64).expand(len(hit), 101).contiguous()
+    recalls = torch.linspace(0, 1, 101, dtype=true.dtype, device=hit.device).expand(len(hit), 101).contiguous()
     place = torch.searchsorted((true / objects).contiguous(), recalls)
     padded = torch.nn.functional.pad(precision, (0, 1))  # a recall that is never attained has precision 0
     return padded.gather(-1, place).mean(-1)

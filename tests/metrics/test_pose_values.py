@@ -303,6 +303,21 @@ def test_keypoint_ap_falls_with_the_threshold_and_is_nan_without_objects():
     assert none == 0
 
 
+def test_the_default_device_does_not_matter():
+    """It is where numbers would go of which a function makes tensors."""
+    pred, target = poses()
+    ones = torch.ones(ITEMS, dtype=torch.float64)
+    calls = (
+        lambda: metrics.cps(pred, target),
+        lambda: metrics.oks(pred, target, 1e4),
+        lambda: metrics.keypoint_ap(pred, target, ones, 1e4 * ones),
+    )
+    for call in calls:
+        expected = call()
+        with torch.device("meta"):
+            assert torch.equal(call(), expected)
+
+
 def test_norms():
     corners = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [50.0, 60.0]]])
     visible = torch.tensor([[True, True, False]])
