@@ -33,8 +33,6 @@ Ids = Sequence[int | str] | Tensor
 _OPTIONS_OF_TORCHMETRICS = (
     "compute_on_cpu", "compute_with_cache", "dist_sync_fn", "dist_sync_on_step", "distributed_available_fn",
 )  # fmt: skip
-
-
 _LISTS = ("rows", "row_groups", "ids")
 
 
@@ -42,13 +40,7 @@ class Accumulator(Metric):
     """Sums and rows gathered over many batches, from which ``compute`` makes one result.
 
     A class either adds what it measures, or keeps a row per sample; with sample ids it does the latter, so that no
-    sample counts twice.
-
-    Args:
-        sync_on_compute: gather from all ranks in ``compute``, where ``torch.distributed`` is initialised. Every rank
-            must then call it, also one without data.
-        process_group: the ranks to gather from; None: all.
-        torchmetrics_options: the other options of ``torchmetrics.Metric``, where that is installed.
+    sample counts twice. `PoseMetric` says what the options of all classes mean.
     """
 
     is_differentiable = False
