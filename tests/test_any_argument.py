@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from any_argument import Subject, falls, show
+from any_argument import Subject, falls, falls_in_twos, show
 from torch import Tensor, nn
 
 import multicontrast as mc
@@ -88,7 +88,9 @@ def _losses() -> dict[str, Subject]:
         inputs = [values[name] for name in inspect.signature(module.forward).parameters if name in _INPUTS]
         found[name] = _subject(getattr(mc, name), values)
         found[module.__name__] = _subject(lambda m=module, xs=inputs, **given: m(**given)(*xs), values, module)
-        found[f"{module.__name__}.forward"] = _subject(module(0.1).forward, values | {"negatives": index})
+        found[f"{module.__name__}.forward"] = _subject(
+            module(0.1).forward, values | {"negatives": index, "diagnostics": None}
+        )
     held, tau, queue = mc.Temperature(0.1), mc.Temperature, mc.MemoryQueue
     optimizer = torch.optim.SGD(mc.param_groups(held, 0.1), lr=0.1)
     module = nn.ModuleList([nn.Linear(2, 2), held])
@@ -523,7 +525,7 @@ def test_every_argument_has_a_value() -> None:
     ("area", "name"), [(area, name) for area, subjects in SUBJECTS.items() for name in subjects], ids=lambda x: x
 )
 def test_any_argument(area: str, name: str, thorough: bool) -> None:
-    found = list(falls(*SUBJECTS[area][name], thorough))
+    found = [*falls(*SUBJECTS[area][name], thorough), *falls_in_twos(*SUBJECTS[area][name])]
     assert not found, "\n".join(f"{fall.kind}: {name}({fall.argument}={fall.value}) {fall.what}" for fall in found)
 
 
@@ -557,6 +559,19 @@ def test_a_function_without_checks_falls_in_every_argument_and_kind() -> None:
     found = list(falls(_careless, _VALID))
     assert {fall.argument for fall in found} == set(_VALID)
     assert {fall.kind for fall in found} >= {"foreign", "unworded", "accepted"}
+
+
+def _crossed(first: float, second: float) -> Tensor:
+    """Refuses each argument in words, and texts for both without any."""
+    if isinstance(first, str) and isinstance(second, str):
+        raise KeyError(second)
+    return torch.tensor(_checks.check_number("f", "first", first) + _checks.check_number("f", "second", second))
+
+
+def test_a_fault_of_two_arguments_together_is_found() -> None:
+    numbers = {"first": 0.5, "second": 0.5}
+    assert list(falls(_crossed, numbers)) == []
+    assert {fall.kind for fall in falls_in_twos(_crossed, numbers, tries=500)} == {"two at once"}
 
 
 def test_an_answer_that_changes_is_found() -> None:
