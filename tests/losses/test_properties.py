@@ -107,12 +107,3 @@ def test_the_eigenvalue_is_blind_to_a_flip_of_two_cosines_and_the_pairs_are_not(
     opposite = [-xs[0], xs[0], xs[0]]
     options = {"negatives": index, "alpha": 1.0}
     assert mc.trimodal_infonce(*aligned, tau, **options) < mc.trimodal_infonce(*opposite, tau, **options)
-
-
-@given(seeds, sizes, dims, taus, schemes)
-def test_float32_follows_float64(seed, size, dim, tau, scheme):
-    xs, generator = draw(seed, size, dim)
-    index = mc.sample_tuples(size, scheme=scheme, generator=generator)
-    wide = mc.trimodal_infonce(*xs, tau, negatives=index)
-    narrow = mc.trimodal_infonce(*(x.float() for x in xs), tau, negatives=index)
-    torch.testing.assert_close(narrow.double(), wide, rtol=1e-5, atol=2e-6 / tau)

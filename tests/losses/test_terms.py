@@ -20,18 +20,6 @@ def temperatures() -> dict:
     return dict(zip((*PAIRS, "triplet"), taus))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_each_term_has_its_own(reduction):
-    xs, taus = embeddings(3, 6), temperatures()
-    index = mc.sample_tuples(6, 3, num_negatives=3, generator=torch.Generator().manual_seed(0))
-    rows = 0.7 * definitions.sampled_infonce(xs, index, taus["triplet"])
-    for m, n in PAIRS:
-        there, back = (definitions.directed_infonce(xs[i], xs[j], taus[m, n]) for i, j in ((m, n), (n, m)))
-        rows = rows + (there + back) / 2
-    ours = mc.trimodal_infonce(*xs, taus, alpha=0.7, negatives=index, reduction=reduction)
-    assert_same(ours, rows if reduction == "none" else rows.mean(), [*xs, *taus.values()])
-
-
 @pytest.mark.parametrize("negatives", ["permutation", "shared", "tied", "all"])
 def test_equal_temperatures_equal_one_shared_temperature(negatives):
     xs = embeddings(3, 6)
