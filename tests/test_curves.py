@@ -64,7 +64,10 @@ def test_a_run_measures_every_line_and_draws_it(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "denominators", lambda *_: {("exact", "loss"): 1.0, ("sampled", "loss"): math.inf})
     rows, folder = tmp_path / "rows.csv", tmp_path / "pictures"
     assert curves.main(["--count", "2", "--csv", str(rows), "--folder", str(folder)]) == 0
+    drawn = {*pictures.CURVES, pictures.FAMILIES}
+    assert {path.name for path in folder.iterdir()} == drawn
     first = (folder / "jacobi.svg").read_bytes()
+    monkeypatch.setattr(pictures, "CURVES", {"jacobi.svg": pictures.CURVES["jacobi.svg"]})
     assert curves.main(["--draw", "--csv", str(rows), "--folder", str(folder)]) == 0
     assert (folder / "jacobi.svg").read_bytes() == first
     assert pictures.digest_in(folder / "jacobi.svg") == pictures.digest(curves.read(rows)) != pictures.digest([])

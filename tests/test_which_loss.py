@@ -72,6 +72,7 @@ def test_recall_counts_codes_and_a_tie_is_a_miss() -> None:
 def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(which_loss, "STEPS", 2)
     monkeypatch.setattr(which_loss, "SEEDS", (0,))
+    monkeypatch.setattr(which_loss, "TEMPERATURES", which_loss.TEMPERATURES[:2])
     path = tmp_path / "rows.csv"
     only = [world("redundancy, missing")]
     planned = len(which_loss.CONTENDERS) - 1  # without the exact one

@@ -185,15 +185,6 @@ def test_derivatives_of_first_and_second_order(function):
     assert torch.autograd.gradgradcheck(function, matrix, check_fwd_over_rev=True)
 
 
-def test_gradients_are_those_of_torch():
-    matrix = separated(6)
-    cotangent = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    (got,) = torch.autograd.grad(linalg.eigvalsh3(matrix), matrix, cotangent)
-    (expected,) = torch.autograd.grad(torch.linalg.eigvalsh(matrix), matrix, cotangent)
-    assert torch.equal(got, got.mT)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-
-
 def test_symmetric_functions_have_the_right_gradient_at_multiple_eigenvalues():
     matrix = exact_multiples(torch.float64).requires_grad_()
     values = linalg.eigvalsh3(matrix)

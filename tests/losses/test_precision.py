@@ -126,8 +126,7 @@ def test_one_graph_forward_and_backward(name):
 
 
 @pytest.mark.filterwarnings("ignore:.*divides by `tau`")
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_compiler_sees_the_formulas_of_all_triplets(reduction):
+def test_a_compiler_sees_the_formulas_of_all_triplets():
     """No operator hides them from fusion, one graph serves every size of the batch and scale of the rows, and the
     gradient is that of float64, ties and zeros included."""
     torch._dynamo.reset()
@@ -139,7 +138,7 @@ def test_a_compiler_sees_the_formulas_of_all_triplets(reduction):
         return make_boxed_func(graph.forward)
 
     def loss(x: Tensor, y: Tensor, z: Tensor, tau: Tensor) -> Tensor:
-        losses = mc.triplet_infonce(x, y, z, tau, negatives="all", normalize=False, reduction=reduction)
+        losses = mc.triplet_infonce(x, y, z, tau, negatives="all", normalize=False, reduction="none")
         return (losses * torch.arange(1, 1 + losses.numel())).sum()
 
     backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)

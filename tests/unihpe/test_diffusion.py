@@ -78,8 +78,8 @@ def test_ode_converges_as_the_steps_grow() -> None:
         start = torch.Generator().manual_seed(1)
         return sample(exact_noise, (64, 3), SDE, sampler="ode", steps=steps, generator=start, dtype=torch.float64)
 
-    limit = drawn(3200)
-    errors = [(drawn(steps) - limit).abs().max().item() for steps in (50, 100, 200, 400)]
+    limit = drawn(1600)
+    errors = [(drawn(steps) - limit).abs().max().item() for steps in (25, 50, 100, 200)]
     assert all(after < 0.6 * before for before, after in itertools.pairwise(errors))
 
 
@@ -204,17 +204,17 @@ def test_preconditioned_target_has_unit_variance_and_its_error_the_same_weight_a
     sde, draw = make_sde(name), torch.Generator().manual_seed(0)
     x0, z = torch.randn(2, 20_000, 3, generator=draw).double()
     for time in (1e-4, 0.1, 0.5, 1.0):
-        t = torch.full((len(x0),), time, dtype=torch.float64)
-        m, s = sde.mean(t)[:, None], sde.std(t)[:, None]
+        t = torch.full((50,), time, dtype=torch.float64)
+        m, s = sde.mean(t[:1]), sde.std(t[:1])
         of_noise = spread**2 * m
         wanted = (s * x0 - of_noise * z) / (of_noise.square() + s.square()).sqrt()
         assert wanted.var().item() == pytest.approx(1, rel=0.02)
         network = preconditioned(sde, spread=spread)
-        projected = network.project(torch.zeros(len(x0), 4).double())
-        x_t = m * x0 + s * z
-        assert_close(stating(network, wanted)(x_t, t, projected), z, atol=1e-8, rtol=1e-8)
-        wrong = torch.randn(x0.shape, generator=draw).double()
-        error = stating(network, wanted + wrong)(x_t, t, projected) - z
+        projected = network.project(torch.zeros(50, 4).double())
+        x_t, noise = (m * x0 + s * z)[:50], z[:50]
+        assert_close(stating(network, wanted[:50])(x_t, t, projected), noise, atol=1e-8, rtol=1e-8)
+        wrong = torch.randn(50, 3, generator=draw).double()
+        error = stating(network, wanted[:50] + wrong)(x_t, t, projected) - noise
         assert_close(network.loss_weight(t)[:, None] * error.square(), wrong.square(), atol=1e-6, rtol=1e-6)
 
 
