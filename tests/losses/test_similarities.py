@@ -6,11 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from multicontrast._workspace import Workspace
-from multicontrast.similarity import _SIMILARITIES as SIMILARITIES
-from multicontrast.similarity import CosineSimilarity
+from multicontrast.similarity import CosineSimilarity, resolve_similarity
+from tests.losses.inputs import SIMILARITIES as NAMES
 
+SIMILARITIES = {name: resolve_similarity("tests", name) for name in NAMES}
 OF_COSINES = [name for name, similarity in SIMILARITIES.items() if isinstance(similarity, CosineSimilarity)]
+
+
+class Poisoned:
+    """A workspace whose buffers hold NaN until somebody writes to them."""
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return torch.full(shape, torch.nan, dtype=like.dtype, device=like.device)
 
 
 def cosines_of(count: int, tuples: int = 40, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -37,7 +44,7 @@ def test_closed_forms_are_the_derivatives(name, count):
     assert type(similarity).with_gradient is not CosineSimilarity.with_gradient
     alone, grads = similarity.with_gradient(cosines)
     kept = [cosine.clone() for cosine in cosines]
-    pulled_value, pullback = similarity.with_pullback(cosines, Workspace())
+    pulled_value, pullback = similarity.with_pullback(cosines, Poisoned())
     pulled_value = pulled_value.clone()
     offset = alone - value  # a constant is allowed
     torch.testing.assert_close(offset, offset[:1].expand_as(offset))
@@ -56,8 +63,8 @@ def test_cosines_may_broadcast(name):
     shaped = [a[:2, None, None].expand(2, 5, 1), b[:2, None, None].expand(2, 1, 5), c.expand(5, 5)[None]]
     weights = torch.randn(2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = [x.contiguous() for x in torch.broadcast_tensors(*shaped)]
-    value, pullback = similarity.with_pullback(shaped, Workspace())
-    expected_value, expected = similarity.with_pullback(whole, Workspace())
+    value, pullback = similarity.with_pullback(shaped, Poisoned())
+    expected_value, expected = similarity.with_pullback(whole, Poisoned())
     assert torch.equal(value, expected_value)
     for got, wanted in zip(pullback(weights), expected(weights)):
         assert torch.equal(got, wanted)

@@ -181,20 +181,28 @@ def test_an_ablation_runs_the_rows_of_a_table_once(capsys, tmp_path, monkeypatch
     assert "rows of two data sets" in capsys.readouterr().err
 
 
-def test_rows_of_an_ablation_get_their_data_and_their_weights(tmp_path):
+def test_rows_of_an_ablation_get_their_data_and_their_weights(tmp_path, monkeypatch):
     """The last row of Table 6 adds a data set to the row before; each image encoder of Table 5 has its own start."""
-    from unihpe_ref.applications.ablation import Ablate
+    from unihpe_ref.applications import ablation
+
+    def planned(table, **options):
+        """The settings of every row, none of which is run."""
+        found = {}
+        monkeypatch.setattr(ablation, "run", lambda config, folder, *_, **__: found.update({folder.name: config}))
+        quiet = Console(file=io.StringIO())
+        ablation.Ablate(table=table, out=tmp_path / "out", device="cpu", **options).execute(quiet)
+        return found
 
     h36m, more = tmp_path / "h36m", tmp_path / "3dhp"
-    six = Ablate(table="6", motion=h36m, also=more)
-    last, before = (six._config(f"table6-pairs-triplet-token{of}", 0, {}) for of in ("-3dhp", ""))
+    six = planned("6", motion=h36m, also=more)
+    last, before = (six[f"table6-pairs-triplet-token{of}-0"] for of in ("-3dhp", ""))
     assert last.override(preset=before.preset).differences(before) == {"also": (str(more), None)}
-    five = Ablate(table="5", also=more, image_weights=("hrnet_w32=a.pth", "vit_s=b.pth"))
-    found = {name: five._config(f"table5-{name}", 0, {}) for name in ("hrnet-w32", "hrnet-w48", "vit-s")}
-    assert [str(config.image_weights) for config in found.values()] == ["a.pth", "None", "b.pth"]
-    assert all(config.also == more for config in found.values())
+    five = planned("5", also=more, image_weights=("hrnet_w32=a.pth", "vit_s=b.pth"))
+    weights = [str(five[f"table5-{name}-0"].image_weights) for name in ("hrnet-w32", "hrnet-w48", "vit-s")]
+    assert weights == ["a.pth", "None", "b.pth"]
+    assert all(config.also == more for config in five.values())
     with pytest.raises(ValueError, match=r"needs `ENCODER` to be one of .* Did you mean 'hrnet_w32'"):
-        Ablate(table="5", image_weights=("hrnet_w23=a.pth",))._config("table5-vit-s", 0, {})
+        planned("5", image_weights=("hrnet_w23=a.pth",))
 
 
 def test_table_6_without_a_second_data_set_leaves_its_last_row_out(capsys, tmp_path, monkeypatch):

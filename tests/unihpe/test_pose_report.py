@@ -141,18 +141,25 @@ def test_the_figure_shows_the_numbers():
         report.plot("MPJP")
 
 
+def drawn(target: np.ndarray, pred: np.ndarray, up: str) -> list[np.ndarray]:
+    """The joints in the picture of one pose: the target's, and the prediction's."""
+    names, parents = [f"joint {k}" for k in range(len(target))], [-1, *[0] * (len(target) - 1)]
+    report = PoseReport(actions=None, root=None, joint_names=names, parents=parents)
+    report.update(100 * torch.from_numpy(pred)[None], 100 * torch.from_numpy(target)[None])
+    dots = [np.stack(line.get_data(), 1) / 100 for line in report.plot(up=up).axes[2].lines if line.get_marker() == "o"]
+    return [points for points in dots if len(points)]  # the legend has none
+
+
 def test_a_pose_is_drawn_from_where_it_is_widest_and_never_mirrored():
     pytest.importorskip("matplotlib")
-    from unihpe_ref.report.figures import _project
-
     flat = np.array([[0.0, 0, 0], [3, 0, 4], [0, 2, 0], [-3, 0, -4]])  # y is up; widest along (3, 4)
-    target, moved = _project(flat, flat + np.array([0, 1, 0]), "y")
+    target, moved = drawn(flat, flat + np.array([0, 1, 0]), "y")
     np.testing.assert_allclose(target[:, 0] - target[0, 0], [0, 5, 0, -5], atol=1e-12)
     np.testing.assert_allclose(moved - target, [[0, 1]] * 4, atol=1e-12)
     person = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 0, 1]])  # z is up, x to the right, seen along y
-    np.testing.assert_allclose(_project(person, person, "z")[0], [[1, 0], [-1, 0], [0, 1]], atol=1e-12)
+    np.testing.assert_allclose(drawn(person, person, "z")[0], [[1, 0], [-1, 0], [0, 1]], atol=1e-12)
     pixels = np.array([[10.0, 20.0], [30.0, 60.0]])
-    np.testing.assert_array_equal(_project(pixels, pixels, "-y")[0], [[10, -20], [30, -60]])
+    np.testing.assert_array_equal(drawn(pixels, pixels, "-y")[0], [[10, -20], [30, -60]])
 
 
 def test_poses_in_a_plane():
