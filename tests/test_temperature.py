@@ -95,6 +95,7 @@ def test_copies_pickles_and_state_dicts_hold_the_value():
     other = mc.TripletInfoNCE(mc.Temperature(0.2, min=0.1))
     stream.seek(0)
     other.load_state_dict(torch.load(stream, weights_only=True))
+    assert list(loss.state_dict()) == ["temperature.log_tau"]
     for twin in (other, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert twin.temperature.tau == loss.temperature.tau
 
@@ -262,6 +263,8 @@ def test_bounds_hold_at_any_magnitude(bound, pushed):
             "`init` to be a finite number and >= 1.17549e-38 and < 3.40282e+38; got 1e-40",
         ),
         (lambda: mc.Temperature(0.1, max=1e39), ValueError, "`max` to be a finite number"),
+        (lambda: mc.Temperature(0.1, min=0.2), ValueError, "`min` <= `init` <= `max`"),
+        (lambda: mc.Temperature(0.1, max=0.05), ValueError, "`min` <= `init` <= `max`"),
         (lambda: mc.Temperature.preset("unihpe_stage2"), ValueError, "Did you mean 'unihpe_stage_2'?"),
         (lambda: mc.Temperature.for_similarity("eigen"), ValueError, "`similarity` to be one of"),
         (lambda: mc.Temperature.for_similarity("multilinear"), TypeError, "`dim` to be an int; got None"),
