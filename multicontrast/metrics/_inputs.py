@@ -32,7 +32,7 @@ from multicontrast._checks import (
     three_beats,
     values_are_free,
 )
-from multicontrast.linalg import _gram3_torch
+from multicontrast.linalg._gram3_torch import power_of_two
 
 Root = int | Sequence[int] | None
 Arguments = ParamSpec("Arguments")
@@ -332,12 +332,6 @@ def length(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors / unit, dim=-1) * unit.squeeze(-1)
 
 
-def power_of_two(values: Tensor) -> Tensor:
-    """A power of two near each non-negative value, 1 for 0: dividing by it is exact, and so is the product."""
-    _, power = _gram3_torch.power_of_two(values.detach())
-    return torch.where(values == 0, 1.0, power)
-
-
 def average_joints(errors: Tensor, weight: Tensor | None) -> Tensor:
     """``(..., J)`` to ``(...)``: the weighted mean over an item's joints, NaN for an item without a visible one."""
     if weight is None:
@@ -349,8 +343,9 @@ def average_joints(errors: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def relative_weights(weight: Tensor, axes: int | tuple[int, ...]) -> Tensor:
-    """Weights over a power of two near their largest: a mean needs their ratios alone, and sums of these are finite."""
-    return weight / power_of_two(weight.amax(axes, keepdim=True))
+    """Weights times a power of two that brings the largest near 1: a mean needs their ratios alone; sums are finite."""
+    power, _ = power_of_two(weight.detach().amax(axes, keepdim=True))
+    return weight * power
 
 
 def weighted(errors: Tensor, weight: Tensor) -> Tensor:

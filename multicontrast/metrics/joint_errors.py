@@ -7,13 +7,13 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from multicontrast._checks import check_count, check_floating, describe, three_beats
+from multicontrast.linalg._gram3_torch import power_of_two
 from multicontrast.metrics._inputs import (
     JointErrors,
     PoseOptions,
     average_joints,
     length,
     pose_metric,
-    power_of_two,
     read_mask,
     read_poses,
     relative_weights,
@@ -86,9 +86,9 @@ def n_mpjpe(pred: Tensor, target: Tensor, **options: Unpack[PoseOptions]) -> Joi
     True
     """
     pred, target, weight = read_poses("n_mpjpe", pred, target, **options)
-    unit = power_of_two(pred.detach().abs().amax((-2, -1), keepdim=True))
-    size = power_of_two(target.detach().abs().amax((-2, -1), keepdim=True))
-    pred, target = pred / unit, target / size  # exact; keeps the products from overflow and underflow
+    unit, _ = power_of_two(pred.detach().abs().amax((-2, -1), keepdim=True))
+    shrink, size = power_of_two(target.detach().abs().amax((-2, -1), keepdim=True))
+    pred, target = pred * unit, target * shrink  # exact; keeps the products from overflow and underflow
     inner, norm = (pred * target).sum(-1), pred.square().sum(-1)
     if weight is not None:
         relative = relative_weights(weight, -1)

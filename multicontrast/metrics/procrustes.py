@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from multicontrast.linalg._gram3_torch import power_of_two
 from multicontrast.linalg.rotation import batch_last_rotation
 from multicontrast.metrics._inputs import (
     JointErrors,
@@ -29,7 +30,6 @@ from multicontrast.metrics._inputs import (
     check_options,
     list_joints,
     pose_metric,
-    power_of_two,
     read_poses,
     relative_weights,
 )
@@ -182,7 +182,8 @@ def _standard(pose: Tensor, w: Tensor | None) -> _Standard:
         first = x.detach().gather(0, w.detach().argmax(0).expand(1, *x.shape[1:]))[0]
         x = (x - first).masked_fill_((w == 0)[:, None], 0.0)
     values = x.detach()
-    size = power_of_two(torch.maximum(values.amax((0, 1)), values.amin((0, 1)).neg()))
+    largest = torch.maximum(values.amax((0, 1)), values.amin((0, 1)).neg())
+    size = torch.where(largest == 0, 1.0, power_of_two(largest)[1])
     x.mul_(size.reciprocal())  # exact, as is the product
     if w is None:
         mean = x.mean(0)
