@@ -33,7 +33,7 @@ LIBRARY_ARROWS: dict[str, set[str]] = {
     "metrics": _GROUND | {"linalg"},
 }
 # The data know no model, and the paper knows no application.
-_SMALL = {"files", "settings", "parts", "config"}
+_SMALL = {"files", "settings", "parts", "config", "unfit"}
 _PAPER = _SMALL | {"data", "diffusion", "models", "flipping", "checkpoint", "evaluation", "training", "stages", "runs"}
 REFERENCE_ARROWS: dict[str, set[str]] = {
     "files": set(),
@@ -54,7 +54,7 @@ REFERENCE_ARROWS: dict[str, set[str]] = {
     "training": _SMALL | {"data", "diffusion", "models"},
     "stages": _SMALL | {"data", "diffusion", "models", "training"},
     "runs": _PAPER - {"runs"} | {"presets"},
-    "applications": _PAPER | {"lifter", "presets", "report", "unfit", "weights"},
+    "applications": _PAPER | {"lifter", "presets", "report", "weights"},
 }
 LEVELS = 6
 

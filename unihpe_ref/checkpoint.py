@@ -19,6 +19,7 @@ from multicontrast._checks import three_beats
 from unihpe_ref.config import RunConfig
 from unihpe_ref.files import write_whole
 from unihpe_ref.models import UniHPE
+from unihpe_ref.unfit import reading, unfit
 
 _FORMAT = "unihpe_ref/1"
 
@@ -72,22 +73,17 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         needed = f"`{path}` needs to be a checkpoint"
         raise FileNotFoundError(three_beats(needed, "no such file", "`unihpe train` writes `model.safetensors`."))
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except SafetensorError as error:
-        came = f"a file that cannot be read ({error})"
-        raise ValueError(
-            three_beats(f"`{path}` needs to be a whole safetensors file", came, "Copy it again, or train again.")
-        ) from None
+    remedy = "Copy it again, or train again."
+    whole = reading(f"`{path}` needs to be a whole safetensors file", remedy, also=(SafetensorError,))
+    with whole, safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     if metadata.get("format") != _FORMAT:
-        needed = f"`{path}` needs to be a checkpoint of format {_FORMAT}"
         came = f"format {metadata.get('format', 'unknown')}"
-        raise ValueError(three_beats(needed, came, "Use a `model.safetensors` that `unihpe train` wrote."))
+        needed = f"`{path}` needs to be a checkpoint of format {_FORMAT}"
+        raise unfit(needed, came, "Use a `model.safetensors` that `unihpe train` wrote.")
     if metadata.get("sha256") != _checksum(tensors):
-        needed = f"`{path}` needs weights that match its checksum"
-        raise ValueError(three_beats(needed, "altered bytes", "Copy it again, or train again."))
+        raise unfit(f"`{path}` needs weights that match its checksum", "altered bytes", remedy)
     return tensors, metadata
 
 

@@ -39,5 +39,5 @@ def reading(needed: str, remedy: str = AGAIN, *, also: tuple[type[Exception], ..
         words = " ".join(str(error).split())
         if isinstance(error, (ValueError, TypeError)) and "; got " in words:
             raise
-        name = "" if isinstance(error, (ValueError, *also)) else f"{type(error).__name__}: "
+        name = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         raise unfit(needed, f"another file or a damaged one ({name}{words[:200]})", remedy) from error

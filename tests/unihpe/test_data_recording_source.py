@@ -346,11 +346,6 @@ def test_protocols_choose_their_samples(tmp_path):
     assert len(source.evaluation_indices(2)) == 8
 
 
-def test_both_averages():
-    errors, action = np.array([1.0, 1.0, 1.0, 5.0]), np.array(["walk", "walk", "walk", "sit"])
-    assert protocol("h36m_lifting").average(errors, action) == {"frames": 2.0, "actions": 3.0}
-
-
 def test_14_joints_are_those_of_the_paper():
     names = ["rank", "rkne", "rhip", "lhip", "lkne", "lank", "rwri", "relb", "rsho", "lsho", "lelb", "lwri"]
     ours = ["pelvis", "rhip", "rkne", "rank", "lhip", "lkne", "lank", "spine", "thorax", "nose", "head"]

@@ -154,9 +154,8 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
     if not is_prepared(folder):
         came = "an unfinished one" if (folder / PROGRESS).exists() else "none"
         remedy = "Run the same `unihpe data prepare` again." if came != "none" else "Run `unihpe data prepare` first."
-        raise FileNotFoundError(
-            three_beats(f"`open_prepared` needs prepared data ({MANIFEST}) in {folder}", came, remedy)
-        )
+        needed = f"`open_prepared` needs prepared data ({MANIFEST}) in {folder}"
+        raise FileNotFoundError(three_beats(needed, came, remedy))
     needed = f"`open_prepared` needs a folder of format {FORMAT} at {folder}"
     with reading(needed, "Prepare it again."):
         manifest = json.loads((folder / MANIFEST).read_bytes())

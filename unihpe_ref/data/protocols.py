@@ -68,15 +68,6 @@ class Protocol:
             raise ValueError(three_beats(needed, came, self.about))
         return rows
 
-    def average(self, errors: Array, action: Array) -> dict[str, float]:
-        """Both means of one error a sample: over frames, and of the actions' means.
-
-        Args:
-            errors: ``(N',)``. action: ``(N',)`` names or numbers.
-        """
-        means = [errors[action == name].mean() for name in np.unique(action)]
-        return {"frames": float(errors.mean()), "actions": float(np.mean(means))}
-
 
 PROTOCOLS = {
     protocol.name: protocol

@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multicontrast._checks import check_choice, check_path, three_beats
 from unihpe_ref.models.hrnet import HRNetEncoder
 from unihpe_ref.models.vit import ViTEncoder
+from unihpe_ref.unfit import reading
 
 FUSE_INITS = ("zero", "imagenet", "random")
 _HEADS = ("final_layer.", "keypoint_head.", "head.")  # official HRNet; mmpose 0.x, ViTPose; mmpose 1.x
@@ -92,18 +94,15 @@ def read_state(weights: Path | str | Mapping[str, Tensor]) -> dict[str, Tensor]:
             needed = f"`{path}` needs to be a checkpoint of a 2D pose network"
             remedy = "Fetch one from the model zoo of HRNet, ViTPose or mmpose."
             raise FileNotFoundError(three_beats(needed, "no such file", remedy))
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            held = load_file(path)
-        else:
-            try:
+        needed = f"`{path}` needs to hold tensors and plain values alone"
+        remedy = "If you trust it, load it yourself and pass its tensors."
+        with reading(needed, remedy, also=(Exception,)):  # torch and safetensors raise many kinds for other files
+            if path.suffix == ".safetensors":
+                held = load_file(path)
+            else:
                 held = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises many kinds of error for other files
-                needed = f"`{path}` needs to hold tensors and plain values alone"
-                came = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-                remedy = "If you trust it, load it yourself and pass its tensors."
-                raise ValueError(three_beats(needed, came, remedy)) from None
+            if not isinstance(held, dict):
+                raise ValueError(f"a {type(held).__name__}")
     for _ in range(3):  # a file can also hold itself
         if isinstance(held.get("state_dict"), Mapping):
             held = dict(held["state_dict"])

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -64,9 +63,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end_stage()
         self._file.close()
 
@@ -112,7 +109,12 @@ class RunLog:
             return
         row |= {name: f"{value:.3f}" for name, value in record.items()}
         self.write("step", stage=self._stage, step=step, **record)
-        self._write_csv({"step": step, **record})
+        assert self._csv is not None
+        writer = csv.DictWriter(self._csv, ["step", *record])
+        if not self._csv.tell():
+            writer.writeheader()
+        writer.writerow({"step": step, **record})
+        self._csv.flush()
         if self._writer is not None:
             for name, value in record.items():
                 self._writer.add_scalar(name, value, step)
@@ -136,14 +138,6 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-    def _write_csv(self, row: dict[str, float]) -> None:
-        assert self._csv is not None
-        writer = csv.DictWriter(self._csv, list(row))
-        if not self._csv.tell():
-            writer.writeheader()
-        writer.writerow(row)
-        self._csv.flush()
 
     def _table(self) -> Table:
         shown = {name for row in self._rows.values() for name in row}

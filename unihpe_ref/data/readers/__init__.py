@@ -38,10 +38,7 @@ def recognise(path: Path) -> str:
 
     Raises: FileNotFoundError if nothing is there; ValueError if no reader knows it.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            three_beats(f"`read_data` needs data at {path}", "no such file or folder", "Check the path.")
-        )
+    _check_there(path)
     for name, module in MODULES.items():
         if module.find(path):
             return name
@@ -51,6 +48,12 @@ def recognise(path: Path) -> str:
     inside = listed((item.name for item in path.iterdir()), 8) if path.is_dir() else path.name
     needed = f"{path} needs to hold one of the known forms ({known}; {MOCAP_NPZ})"
     raise ValueError(three_beats(needed, inside or "an empty folder", "The data pages show each folder's layout."))
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        needed = f"`read_data` needs data at {path}"
+        raise FileNotFoundError(three_beats(needed, "no such file or folder", "Check the path."))
 
 
 def read_data(path: Path, form: str | None = None, joints: Mapping[str, str] | None = None) -> Recording | Motion:
@@ -65,10 +68,7 @@ def read_data(path: Path, form: str | None = None, joints: Mapping[str, str] | N
     if form is None:
         form = recognise(path)
     check_choice("read_data", "form", form, FORMATS)
-    if not path.exists():
-        raise FileNotFoundError(
-            three_beats(f"`read_data` needs data at {path}", "no such file or folder", "Check the path.")
-        )
+    _check_there(path)
     if form == MOCAP_NPZ:
         return read_mocap(path)
     if joints and form != bvh.NAME:

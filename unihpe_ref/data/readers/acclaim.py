@@ -21,7 +21,7 @@ from unihpe_ref.unfit import reading, unfit
 from ..motion import Motion
 from ..skeleton import SKELETON
 from .common import Array, listed, required
-from .takes import Take, read_takes, rotation_about, subject_of_name, to_z_up
+from .takes import Take, read_takes, rotation_about, to_z_up
 
 NAME = "amc"
 TITLE = "motion capture, ASF and AMC"
@@ -77,7 +77,7 @@ def read(path: Path) -> Motion:
             skeletons[skeleton] = read_asf(skeleton)
         return Take(joints_of(skeletons[skeleton], read_amc(file, skeletons[skeleton])), FPS)
 
-    return read_takes(files, read_one, subject_of_name)
+    return read_takes(files, read_one)
 
 
 def _skeleton_of(file: Path) -> Path:

@@ -26,7 +26,7 @@ from unihpe_ref.unfit import reading, unfit
 from ..motion import Motion
 from ..skeleton import SKELETON
 from .common import Array, listed, required
-from .takes import Take, read_takes, rotation_about, subject_of_name, to_z_up
+from .takes import Take, read_takes, rotation_about, to_z_up
 
 NAME = "bvh"
 TITLE = "motion capture, BVH"
@@ -75,7 +75,7 @@ def find(path: Path) -> list[Path]:
 def read(path: Path, joints: Mapping[str, str] | None = None) -> Motion:
     """All takes at or below ``path``; ``joints`` as :func:`read_bvh`."""
     files = required(find(path), path, "BVH files")
-    return read_takes(files, lambda file: read_bvh(file, joints), subject_of_name)
+    return read_takes(files, lambda file: read_bvh(file, joints))
 
 
 _MOST_JOINTS = 1000  # of hands and faces, too

@@ -34,7 +34,7 @@ class Take:
     note: str = ""
 
 
-def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: Callable[[Path], str]) -> Motion:
+def read_takes(files: Sequence[Path], read: Callable[[Path], Take]) -> Motion:
     """Reads and joins takes.
 
     The floor comes to z = 0 take by take: the second percentile of the lower ankle is put 8 cm above it. Every fifth
@@ -54,7 +54,7 @@ def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: 
         if abs(take.fps / slowest - step) > 0.02 * step:
             needed = f"`read_data` needs takes whose frame rates are whole multiples of {slowest:g} a second"
             raise unfit(needed, f"{take.fps:g} in {file}", "Read such takes from a folder of their own.")
-        person = subject_of(file)
+        person = _subject_of(file)
         counted[person] = counted.get(person, 0) + 1
         points = take.joints[::step]
         if not np.isfinite(points).all():
@@ -77,7 +77,7 @@ def read_takes(files: Sequence[Path], read: Callable[[Path], Take], subject_of: 
     )
 
 
-def subject_of_name(file: Path) -> str:
+def _subject_of(file: Path) -> str:
     """CMU's takes are called ``subject_take``; others by their folder."""
     match = re.fullmatch(r"(\d+)_\d+", file.stem)
     return match[1] if match else file.parent.name or "1"
