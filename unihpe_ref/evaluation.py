@@ -11,7 +11,7 @@ print either. Retrieval reports how often the nearest embedding of another modal
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from typing import Any
 
@@ -82,11 +82,7 @@ class Evaluation:
             "frames": self.frames,
             "units": UNITS,
             "paths": {
-                result.name: {
-                    "frame_mean": dict(result.frame_mean),
-                    "action_mean": dict(result.action_mean),
-                    "per_action": {action: dict(values) for action, values in result.per_action.items()},
-                }
+                result.name: {key: held for key, held in asdict(result).items() if key != "name"}
                 for result in self.paths
             },
             "retrieval": {name: dict(values) for name, values in self.retrieval.items()},

@@ -230,7 +230,9 @@ def test_a_score_decoder_that_states_nothing_loses_one_for_each_coordinate(param
     nn.init.zeros_(decoder.network.out.bias)
     target, rows = torch.randn(2000, 51), torch.zeros(2000, 32)
     token, box_info = torch.zeros(2000, dtype=torch.int64), torch.zeros(2000, 3)
-    assert decoder.loss(target, rows, token, box_info, None, Part.whole(2000)).item() == pytest.approx(1, rel=0.03)
+    assert decoder.loss(
+        target, decoder.condition(rows, token, box_info), None, Part.whole(2000)
+    ).item() == pytest.approx(1, rel=0.03)
 
 
 @pytest.mark.parametrize("sampler", ["gfpose", "ode", "sde"])

@@ -1,7 +1,7 @@
 """Decoders from an embedding to a flattened pose in units of the data's scale: score-based, or a residual MLP.
 
-Both have the same two methods: ``loss(target, ...)``
-and ``decode(...)``. ``modality`` is an int64 tensor ``(B,)`` that says where each embedding came from.
+Both have the same two methods: ``loss(target, ...)`` and ``decode(...)``, of what their ``condition`` makes of an
+embedding, of the int64 tensor ``(B,)`` that says which modality each came from, and of the box information.
 """
 
 from __future__ import annotations
@@ -64,17 +64,9 @@ class ScoreDecoder(nn.Module):
             sde=self.sde,
         )
 
-    def loss(
-        self,
-        target: Tensor,
-        embedding: Tensor,
-        modality: Tensor,
-        box_info: Tensor,
-        generator: torch.Generator | None,
-        part: Part,
-    ) -> Tensor:
+    def loss(self, target: Tensor, condition: Tensor, generator: torch.Generator | None, part: Part) -> Tensor:
         """Denoising score matching of ``target`` ``(copies of the part, size)``, each row at ``noise_draws`` times."""
-        projected = self.network.project(self.project(self.condition(embedding, modality, box_info)))
+        projected = self.network.project(self.project(condition))
         return denoising_loss(
             lambda x, t: self.network(x, t, projected),
             target.repeat(self.draws, 1),
@@ -87,26 +79,20 @@ class ScoreDecoder(nn.Module):
         )
 
     def decode(
-        self,
-        embedding: Tensor,
-        modality: Tensor,
-        box_info: Tensor,
-        sampling: SamplerConfig,
-        generator: torch.Generator | None,
-        copies: int = 1,
+        self, condition: Tensor, sampling: SamplerConfig, generator: torch.Generator | None, copies: int = 1
     ) -> Tensor:
         """Samples ``(copies * B, size)``, one copy after the other; see :func:`unihpe_ref.diffusion.sample`."""
         with torch.no_grad():
-            projected = self.network.project(self.project(self.condition(embedding, modality, box_info)))
+            projected = self.network.project(self.project(condition))
         return sample(
             lambda x, t: self.network(x, t, projected),
-            (copies * len(embedding), self.size),
+            (copies * len(condition), self.size),
             self.sde,
             sampler=sampling.sampler,
             steps=sampling.steps,
             generator=generator,
-            device=embedding.device,
-            dtype=embedding.dtype,
+            device=condition.device,
+            dtype=condition.dtype,
         )
 
 
@@ -121,28 +107,14 @@ class MLPDecoder(nn.Module):
             nn.Linear(config.embedding_dim, size),
         )
 
-    def loss(
-        self,
-        target: Tensor,
-        embedding: Tensor,
-        modality: Tensor,
-        box_info: Tensor,
-        generator: torch.Generator | None,
-        part: Part,
-    ) -> Tensor:
+    def loss(self, target: Tensor, condition: Tensor, generator: torch.Generator | None, part: Part) -> Tensor:
         """Mean square error to ``target`` ``(copies of the part, size)``; draws nothing from the generator."""
-        decoded = self.layers(self.condition(embedding, modality, box_info))
+        decoded = self.layers(condition)
         return nn.functional.mse_loss(decoded.to(target.dtype), target)
 
     def decode(
-        self,
-        embedding: Tensor,
-        modality: Tensor,
-        box_info: Tensor,
-        sampling: SamplerConfig,
-        generator: torch.Generator | None,
-        copies: int = 1,
+        self, condition: Tensor, sampling: SamplerConfig, generator: torch.Generator | None, copies: int = 1
     ) -> Tensor:
         """The pose ``(B, size)``; a deterministic decoder needs neither ``sampling`` nor a generator, and has one."""
         assert copies == 1  # UniHPE checks its arguments
-        return self.layers(self.condition(embedding, modality, box_info))
+        return self.layers(condition)

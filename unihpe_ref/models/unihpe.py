@@ -182,7 +182,8 @@ class UniHPE(nn.Module):
         if hypotheses is not None and isinstance(decoder, MLPDecoder):
             needed = "`decode` needs `hypotheses` of at least 1, and a score-based decoder to draw them"
             raise ValueError(three_beats(needed, f"{count} of a MLPDecoder", remedy))
-        decoded = decoder.decode(embedding, token, box_info, sampling or self.sampler, generator, count)
+        condition = decoder.condition(embedding, token, box_info)
+        decoded = decoder.decode(condition, sampling or self.sampler, generator, count)
         joints = decoded.unflatten(-1, (self.config.joints, coordinates)) * scale
         if target == "3d":
             joints = torch.cat((torch.zeros_like(joints[:, :1]), joints[:, 1:]), 1)  # the pelvis is the origin
@@ -264,8 +265,8 @@ class UniHPE(nn.Module):
         target_2d = (joints_2d.flatten(1) / self.config.scale_2d).repeat(sources, 1)
         target_3d = (joints_3d.flatten(1) / self.config.scale_3d).repeat(sources, 1)
         return (
-            self.decoder_2d.loss(target_2d, rows, tokens, box_info, generator, part),
-            self.decoder_3d.loss(target_3d, rows, tokens, box_info, generator, part),
+            self.decoder_2d.loss(target_2d, self.decoder_2d.condition(rows, tokens, box_info), generator, part),
+            self.decoder_3d.loss(target_3d, self.decoder_3d.condition(rows, tokens, box_info), generator, part),
         )
 
     def _token(self, operation: str, embedding: Tensor, modality: str, box_info: Tensor) -> Tensor:
