@@ -62,10 +62,10 @@ class Ablate:
         if self.table == "6" and self.also is None:
             names.remove(SECOND_DATA_SET)
             console.print(f"{SECOND_DATA_SET}: left out, it needs a second data set (`--also`)", highlight=False)
-        cells = [(name, seed, self._config(name, seed, changes)) for seed in self.seeds for name in names]
-        if not cells:
+        trials = [(name, seed, self._config(name, seed, changes)) for seed in self.seeds for name in names]
+        if not trials:
             raise ValueError(three_beats("`--seeds` needs a seed", "none", "Leave it out for seed 0."))
-        for name, seed, config in cells:
+        for name, seed, config in trials:
             folder = self.out / f"{name}-{seed}"
             done = finished(folder, config)
             console.print(f"{name}, seed {seed}: {'done' if done else 'to be run'}", highlight=False)
@@ -73,9 +73,9 @@ class Ablate:
                 continue
             with run_folder(folder, resume=True):
                 run(config, folder, console, device, resume=True)
-            write_whole(self.out / SUMMARY, summary(self.out, cells).encode())
+            write_whole(self.out / SUMMARY, summary(self.out, trials).encode())
         if not self.dry_run:
-            text = summary(self.out, cells)
+            text = summary(self.out, trials)
             write_whole(self.out / SUMMARY, text.encode())
             console.print(text, highlight=False)
             console.print(f"  {self.out / SUMMARY}", highlight=False, soft_wrap=True)
@@ -128,10 +128,10 @@ def finished(folder: Path, config: RunConfig) -> bool:
     return True
 
 
-def summary(out: Path, cells: Sequence[tuple[str, int, RunConfig]]) -> str:
+def summary(out: Path, trials: Sequence[tuple[str, int, RunConfig]]) -> str:
     """A Markdown table of the finished rows: mean over frames / over actions, mm."""
     lines = []
-    for name, seed, _ in cells:
+    for name, seed, _ in trials:
         path = out / f"{name}-{seed}" / EVALUATION
         numbers = [""] * (len(_PATHS) * len(_METRICS))
         if path.is_file():

@@ -45,10 +45,11 @@ class SpacedSampler:
         """Raises ValueError for batches that are empty or larger than the data."""
         if not self.available:
             needed = f"`sampler` needs samples {gap_seconds:g} s apart"
-            raise ValueError(three_beats(needed, "sequences that are shorter", "Lower `min_gap_seconds`, or add data."))
+            remedy = "Lower `data.min_gap_seconds`, or add data."
+            raise ValueError(three_beats(needed, "sequences that are shorter", remedy))
         if not 0 < batch_size <= self.available:
             needed = f"`sampler` needs `batch_size` from 1 to {self.available}, the samples {gap_seconds:g} s apart"
-            raise ValueError(three_beats(needed, str(batch_size), "Lower `min_gap_seconds`, or add data."))
+            raise ValueError(three_beats(needed, str(batch_size), "Lower `data.min_gap_seconds`, or add data."))
 
     def batches(self, batch_size: int, generator: torch.Generator, min_distance: float = 0.0) -> Iterator[Tensor]:
         """Endless batches ``(batch_size,)`` of frame numbers, int64.
