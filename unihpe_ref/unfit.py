@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import pickle
 import struct
@@ -31,13 +32,16 @@ def unfit(needed: str, came: str, remedy: str = AGAIN) -> ValueError:
 def reading(needed: str, remedy: str = AGAIN, *, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Within it an error of a parser, or one of ``also``, becomes a ``ValueError`` in three parts.
 
-    One that says in three parts what is wrong passes as it is.
+    One that says in three parts what is wrong passes as it is, and so does an ``OSError`` of the disk. A parser's has
+    no number, or that of a place before the file's beginning.
     """
     try:
         yield
-    except (*_ERRORS, *also) as error:
+    except (*_ERRORS, OSError, *also) as error:
         words = " ".join(str(error).split())
-        if isinstance(error, (ValueError, TypeError)) and "; got " in words:
+        if isinstance(error, (ValueError, TypeError, OSError)) and "; got " in words:
+            raise
+        if isinstance(error, OSError) and not isinstance(error, also) and error.errno not in (None, errno.EINVAL):
             raise
         name = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         raise unfit(needed, f"another file or a damaged one ({name}{words[:200]})", remedy) from error

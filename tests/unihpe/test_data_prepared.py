@@ -162,6 +162,7 @@ def test_other_options_do_not_reuse_pieces(tmp_path):
         (lambda f: (f / MANIFEST).write_text('{"format": "unihpe_data/9"}'), "format 'unihpe_data/9'"),
         (lambda f: _rename(f, "../../etc/passwd"), "a name that no piece has"),
         (lambda f: _rename(f, "/etc/passwd"), "a name that no piece has"),
+        (lambda f: _cut_table(f, "subject"), "parts that do not fit .*a name, subject, action"),
     ],
 )
 def test_damaged_folders_are_refused(tmp_path, damage, message):
@@ -170,6 +171,12 @@ def test_damaged_folders_are_refused(tmp_path, damage, message):
     damage(tmp_path / "out")
     with pytest.raises(ValueError, match=rf"needs a folder of format.*{message}.*Prepare it again"):
         open_prepared(tmp_path / "out", verify=True)
+
+
+def _cut_table(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["tables"][name] = []
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def _rename(folder: Path, name: str) -> None:

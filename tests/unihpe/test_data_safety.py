@@ -246,9 +246,13 @@ def test_an_npz_comes_back_and_a_damaged_one_is_refused(tmp_path):
     read = read_npz(path)
     assert read["positions"].item()["S1"]["Walking"].tolist() == [[1, 1, 1], [1, 1, 1]]
     assert list(read_npz(path, ("plain", "absent"))) == ["plain"]
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="a whole npz archive"):
-        read_npz(path)
+    content = bytearray(path.read_bytes())
+    start = content.rindex(b"PK\5\6") + 16  # where its list of members begins
+    content[start : start + 4] = b"\xff\xff\xff\x7f"
+    for damaged in (path.read_bytes()[:-30], content):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"data\.npz needs to be a whole npz archive"):
+            read_npz(path)
 
 
 # --- archives -------------------------------------------------------------------------------------------------
@@ -652,6 +656,15 @@ def test_a_changed_byte_of_a_compressed_tar_is_found(tmp_path, kind):
     with pytest.raises(ValueError, match=r"`unpack` needs .*; got another file or a damaged one"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_checksum_that_fails_while_members_are_listed_is_told_in_words(tmp_path):
+    true, longer = tarfile.TarInfo("a"), tarfile.TarInfo("a")
+    longer.size = 100_000
+    content = gzip.compress(true.tobuf() + bytes(20_000), 0)  # not packed
+    (tmp_path / "a.tar.gz").write_bytes(content.replace(true.tobuf(), longer.tobuf()))
+    with pytest.raises(ValueError, match=r"`unpack` needs .*; got another file or a damaged one \(CRC"):
+        unpack(tmp_path / "a.tar.gz", tmp_path / "out")
 
 
 @settings(max_examples=120)

@@ -114,12 +114,11 @@ def _check_end(archive: Path, file: zipfile.ZipFile | tarfile.TarFile, limits: L
     """Reads a compressed tar to its end, where the checksum of the whole is; a zip has one for each member."""
     if not isinstance(file, tarfile.TarFile) or file.fileobj is None:
         return
-    with reading(_needed(archive), also=(OSError,)):
-        left = 0
-        while chunk := file.fileobj.read(_CHUNK):
-            left += len(chunk)
-            if is_bomb(left, archive.stat().st_size, limits.ratio):
-                raise _refused(archive, f"{left / 2**30:.1f} GB after its last member", "Download it again.")
+    left = 0
+    while chunk := file.fileobj.read(_CHUNK):
+        left += len(chunk)
+        if is_bomb(left, archive.stat().st_size, limits.ratio):
+            raise _refused(archive, f"{left / 2**30:.1f} GB after its last member", "Download it again.")
 
 
 class _Header(tarfile.TarInfo):

@@ -170,7 +170,10 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
             if name.startswith("arrays/")
         }
         opened = _open_recording if manifest["kind"] == "recording" else _open_motion
-        return opened(folder, manifest, arrays)
+        try:
+            return opened(folder, manifest, arrays)
+        except (TypeError, ValueError) as error:  # in words, but not of which folder
+            raise unfit(needed, f"parts that do not fit ({error})", "Prepare it again.") from error
 
 
 def _fault(folder: Path, name: str, piece: dict[str, Any], verify: bool) -> str | None:
