@@ -343,9 +343,10 @@ def average_joints(errors: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def relative_weights(weight: Tensor, axes: int | tuple[int, ...]) -> Tensor:
-    """Weights times a power of two that brings the largest near 1: a mean needs their ratios alone; sums are finite."""
+    """Weights times a power of two that brings the largest to 1/8 to 2: a mean needs their ratios alone; sums of these,
+    and of errors that they weight, are as finite as the errors' own."""
     power, _ = power_of_two(weight.detach().amax(axes, keepdim=True))
-    return weight * power
+    return weight * power / 4  # that of True is 1
 
 
 def weighted(errors: Tensor, weight: Tensor) -> Tensor:

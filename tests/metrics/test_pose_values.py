@@ -338,6 +338,16 @@ def test_norms_of_large_boxes_are_finite():
     assert metrics.head_norm(far.flatten()).item() == pytest.approx(3e20)
 
 
+@pytest.mark.parametrize("metric", [metrics.mpjpe, metrics.n_mpjpe, metrics.pa_mpjpe, metrics.epe])
+def test_a_mask_that_hides_nothing_does_not_make_large_errors_infinite(metric):
+    pred, target = (1.5e37 * pose.sign().float() for pose in poses())
+    everything = torch.ones(target.shape[:-1], dtype=torch.bool)
+    expected = metric(pred, target)
+    assert expected.isfinite()
+    torch.testing.assert_close(metric(pred, target, mask=everything), expected)
+    torch.testing.assert_close(metric(pred, target, mask=1e30 * everything), expected)
+
+
 def test_nan_stays_in_its_sample():
     pred, target = poses(size=3)
     pred[4, 2, 1] = math.nan
