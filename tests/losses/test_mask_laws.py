@@ -51,6 +51,13 @@ def test_scaling_all_weights_changes_no_bit_of_a_mean(seed, size, negatives, pow
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_are_taken_as_they_are(dtype):
+    weight = torch.tensor([1.0, 3.0, 0.7, 5.0, 0.3, 2.2, 0.9], dtype=dtype)
+    xs = embeddings(3, len(weight))
+    assert torch.equal(loss_of(xs, 0, weight=weight), loss_of(xs, 0, weight=weight.double()))
+
+
 @given(seeds, sizes, schemes, similarities, st.sampled_from([float("nan"), float("inf"), 1e300]))
 def test_what_absent_rows_hold_changes_no_bit(seed, size, negatives, similarity, value):
     xs, generator = draw(seed, size)

@@ -1,4 +1,4 @@
-// 2D joints to a 3D pose: the residual MLP that `unihpe_ref/applications/browser.py` wrote into `weights.js`, as a stack machine.
+// 2D joints to a 3D pose: the residual MLP that `docs/lift_page.py` wrote into `weights.js`, as a stack machine.
 // Knows nothing of the page.
 "use strict";
 
