@@ -274,6 +274,9 @@ def test_mmposes_inferencer_is_read(tmp_path):
     found = read_keypoints(save(tmp_path / "results.json", held))
     assert (found.layout, found.notes) == ("h36m17", ())
     torch.testing.assert_close(found.joints_px, h36m[..., :2])
+    for odd in (7, ["nose"], {"x": "nose"}, True):
+        with pytest.raises(ValueError, match=r"a whole file of a known form at .*odd\.json; got another file or a dam"):
+            read_keypoints(save(tmp_path / "odd.json", held | {"meta_info": {"keypoint_id2name": odd}}))
 
 
 # --- whose joints these are ------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def _coco(content: Mapping[str, Any], path: Path) -> Iterator[_Person]:
 def _mmpose(items: Sequence[Any], meta: Any, path: Path) -> Iterator[_Person]:
     """A list of people of one picture, or of frames with ``instances``; ``meta_info`` may name the joints."""
     names: Any = meta.get("keypoint_id2name") if isinstance(meta, dict) else None
-    if isinstance(names, dict):
+    if names is not None:
         names = tuple(str(names[key]) for key in sorted(names, key=int))
     for item in items:
         frame = item.get("frame_id")
