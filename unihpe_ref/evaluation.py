@@ -104,7 +104,7 @@ class MeanPose:
             sums_3d.append(batch.joints_3d.double().sum(0))
             sums_2d.append(batch.joints_2d_normalised().double().sum(0))
             count += len(batch)
-        return MeanPose((sum(sums_3d) / count).float(), (sum(sums_2d) / count).float())
+        return MeanPose(*((sum(sums[1:], start=sums[0]) / count).float() for sums in (sums_3d, sums_2d)))
 
 
 def evaluate(
@@ -186,7 +186,7 @@ def _errors(
 ) -> dict[str, dict[str, Tensor]]:
     """Path -> metric -> one number per sample."""
     batch = batch.to(model.device)
-    inputs = batch.inputs_2d()
+    inputs: dict[str, Any] = batch.inputs_2d()
     lifted = model.lift(**inputs, generator=generator)
     found = {}
     if mean_pose is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,6 @@ def lift_flipped(
     Arguments as :meth:`unihpe_ref.models.UniHPE.lift`.
     """
     mirrored = torch.cat((-box_info[:, :1], box_info[:, 1:]), -1)
-    options = {"joint_noise": joint_noise, "generator": generator}
+    options: dict[str, Any] = {"joint_noise": joint_noise, "generator": generator}
     plain = model.lift(kp2d, box_info, **options)
     return (plain + flip_joints(model.lift(flip_joints(kp2d), mirrored, **options))) / 2

@@ -5,13 +5,14 @@ Random numbers are drawn for the whole batch and sliced, so that a batch in part
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 from multicontrast._checks import check_type
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Rows ``start`` to ``stop`` (exclusive) of a batch of ``total``."""
 
     start: int

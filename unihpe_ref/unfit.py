@@ -35,9 +35,10 @@ def reading(needed: str, remedy: str = AGAIN, *, also: tuple[type[Exception], ..
     One that says in three parts what is wrong passes as it is, and so does an ``OSError`` of the disk. A parser's has
     no number, or that of a place before the file's beginning.
     """
+    errors: tuple[type[Exception], ...] = (*_ERRORS, OSError, *also)
     try:
         yield
-    except (*_ERRORS, OSError, *also) as error:
+    except errors as error:
         words = " ".join(str(error).split())
         if isinstance(error, (ValueError, TypeError, OSError)) and "; got " in words:
             raise

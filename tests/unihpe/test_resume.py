@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -47,6 +48,11 @@ def steps(folder: Path) -> list[dict]:
     return [{k: v for k, v in record.items() if k != "seconds"} for record in records if record["event"] == "step"]
 
 
+def train_in_a_process_of_its_own(folder: Path) -> None:
+    torch.manual_seed(os.getpid())  # a new process inherits no state of the generator
+    train(folder, resume=True)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -54,17 +60,18 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     killed.mkdir()
     log = killed / "log.jsonl"
     ends = []
+    # Of a server without threads: torch refuses a backward pass in a fork of a process with threads of autograd.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["unihpe_ref.applications.run"])
     for lines in (12, 25, None):  # of the log when the blow falls: anywhere between two checkpoints, or within one
-        child = os.fork()
-        if child == 0:
-            torch.manual_seed(os.getpid())  # a new process inherits no state of the generator
-            train(killed, resume=True)
-            os._exit(0)
+        child = context.Process(target=train_in_a_process_of_its_own, args=(killed,))
+        child.start()
+        while lines is not None and child.is_alive() and not (log.exists() and log.read_bytes().count(b"\n") > lines):
+            time.sleep(0.001)
         if lines is not None:
-            while not (log.exists() and log.read_bytes().count(b"\n") > lines):
-                time.sleep(0.001)
-            os.kill(child, signal.SIGKILL)
-        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            child.kill()
+        child.join()
+        ends.append(child.exitcode)
     assert ends == [-signal.SIGKILL, -signal.SIGKILL, 0]
     assert steps(killed) == steps(whole)
     for name in ("steps-1-poses.csv", "steps-3-everything.csv", "evaluation.json", "config.json"):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from unihpe_ref.data import PoseSource, flip_joints, look_at, read_mocap
-from unihpe_ref.data.layouts import Array
+from unihpe_ref.data.shapes import Array
 
 LEAST = 6
 """A pose with fewer joints is not completed."""
@@ -143,7 +143,7 @@ def _mixture(view: str = "level") -> tuple[Array, Array, Array]:
     """Weights ``(K,)``, means ``(K, 34)`` and covariances ``(K, 34, 34)`` in units of the box."""
     with as_file(files("unihpe_ref") / "assets" / _ASSET) as path, np.load(path, allow_pickle=False) as held:
         names = ("weights", "means", "covariances")
-        return tuple(held[f"{view}_{name}"].astype(float) for name in names)  # type: ignore[return-value]
+        return tuple(held[f"{view}_{name}"].astype(float) for name in names)
 
 
 def fit(recording: Path) -> dict[str, Array]:
@@ -176,9 +176,9 @@ def _fitted(joints: Tensor) -> dict[str, Array]:
     from sklearn.mixture import GaussianMixture
 
     poses = in_box(joints.double())
-    poses = torch.cat([poses, flip_joints(poses)]).flatten(1).numpy()
+    rows = torch.cat([poses, flip_joints(poses)]).flatten(1).numpy()
     mixture = GaussianMixture(_COMPONENTS, reg_covar=2e-5, max_iter=100, random_state=0, init_params="k-means++")
-    mixture.fit(poses)
+    mixture.fit(rows)
     return {"weights": mixture.weights_, "means": mixture.means_, "covariances": mixture.covariances_}
 
 

@@ -102,8 +102,8 @@ def show(report: Report, console: Console, path: Path) -> None:
     for name, value in report.facts.items():
         console.print(f"  {name}: {value}", soft_wrap=True)
     console.print(_counts(report))
-    for name, value in report.measures.items():
-        console.print(f"  {name}: {_number(name, value)}", soft_wrap=True)
+    for name, number in report.measures.items():
+        console.print(f"  {name}: {_number(name, number)}", soft_wrap=True)
     if report.limbs:
         lengths = ", ".join(f"{limb.name} {limb.millimetres:.0f} ({limb.spread:.1%})" for limb in report.limbs)
         console.print(f"  limbs, mm (spread within a sequence): {lengths}", soft_wrap=True)

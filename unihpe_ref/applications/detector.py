@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from multicontrast._checks import three_beats
-from unihpe_ref.data.layouts import Array
 from unihpe_ref.data.pictures import warp
+from unihpe_ref.data.shapes import Array
 
 FOLDER = "UNIHPE_DETECTOR"
 """The environment variable that names a folder with the two models, where no package brings them."""

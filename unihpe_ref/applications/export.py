@@ -61,6 +61,7 @@ class _Part(nn.Module):
         if self.decoder is None:
             return embedding
         token = torch.full(embedding.shape[:1], MODALITIES.index("2d"))
+        assert isinstance(self.decoder, MLPDecoder)
         decoded = self.decoder.layers(self.decoder.condition(embedding, token, inputs[1]))
         joints = decoded.unflatten(-1, (self.joints, 3)) * self.scales[1]
         return torch.cat((torch.zeros_like(joints[:, :1]), joints[:, 1:]), 1)
@@ -179,7 +180,7 @@ def _compare(lifter: Lifter, part: str, content: bytes, ending: str) -> tuple[fl
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        evaluator = ReferenceEvaluator(onnx.load_from_string(content))
+        evaluator: Any = ReferenceEvaluator(onnx.load_from_string(content))
         checked_by = "onnx's reference evaluator"
 
         def run(values: dict[str, Tensor]) -> Tensor:

@@ -346,8 +346,8 @@ def _joints(values: Any, width: int, path: Path) -> np.ndarray:
     if not len(array) or len(array) % width:
         needed = f"`read_keypoints` needs {width} numbers for each joint in {path}"
         raise unfit(needed, f"{len(array)} for a person", "Write [u, v, confidence, ...].")
-    array = array.reshape(-1, width)
-    return array if width == 3 else np.concatenate([array, np.ones((len(array), 1))], 1)
+    rows = array.reshape(-1, width)
+    return rows if width == 3 else np.concatenate([rows, np.ones((len(rows), 1))], 1)
 
 
 def _array(values: Any, path: Path) -> np.ndarray:

@@ -28,11 +28,13 @@ from unihpe_ref.applications.poses import PoseSet, save_poses
 from unihpe_ref.applications.tracks import number_people, smooth
 from unihpe_ref.applications.turntable import MOST_ROWS, save_pose_view
 from unihpe_ref.data import PoseSource, generate_motion, look_at
-from unihpe_ref.data.layouts import DETECTED, LAYOUTS, Array
+from unihpe_ref.data.layouts import DETECTED, LAYOUTS
 from unihpe_ref.data.pictures import decode
+from unihpe_ref.data.shapes import Array, all_finite
 from unihpe_ref.lifter import LiftedPoses, Lifter, camera_of, load_lifter
 
-LayoutName = Literal[("auto", *DETECTED)]  # type: ignore[valid-type]
+_LAYOUT_NAMES = ("auto", *DETECTED)
+LayoutName = Literal[_LAYOUT_NAMES]  # type: ignore[valid-type]
 VIEWS = (".gif", ".png", ".html")
 _MOST_PICTURES = 240  # of a video, in the page
 _MOST_FRAMES = 5_000_000  # a day of video
@@ -236,7 +238,7 @@ def followed(found: Found, smoothed: bool = True) -> tuple[Found, Tensor, list[s
             "row": rows[np.searchsorted(frames, span, "right") - 1],  # the frame itself, or the last one before it
             "person": np.full(len(span), number),
         }
-        some = np.isfinite(steady).all(-1).any(1)
+        some = all_finite(steady, -1).any(1)
         for name, values in track_of.items():
             columns.setdefault(name, []).append(values[some])
     order = np.argsort(np.concatenate(columns["frame"]), kind="stable")

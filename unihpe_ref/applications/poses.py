@@ -86,7 +86,7 @@ def save_poses(path: Path, poses: PoseSet) -> None:
     if path.suffix.lower() == ".npz":
         head: dict[str, Any] = {"format": FORMAT, "frame_of_axes": _FRAME, "joint_names": SKELETON.joint_names}
         head["assumed_focal"] = poses.assumed_focal
-        entries = {name: np.array(value) for name, value in head.items()} | columns
+        entries: dict[str, Any] = {name: np.array(value) for name, value in head.items()} | columns
         write_whole(path, lambda file: np.savez_compressed(file, **entries))
         return
     for name, values in columns.items():
@@ -94,7 +94,7 @@ def save_poses(path: Path, poses: PoseSet) -> None:
             columns[name] = np.round(values.astype(float), _DIGITS.get(name, 2))
     rounded = {name: values.tolist() for name, values in columns.items()}
     people = [dict(zip(rounded, row)) for row in zip(*rounded.values())]
-    held = {"format": FORMAT, "frame": _FRAME, "joint_names": SKELETON.joint_names}
+    held: dict[str, Any] = {"format": FORMAT, "frame": _FRAME, "joint_names": SKELETON.joint_names}
     held |= {"assumed_focal": poses.assumed_focal, "poses": people}
     write_json(path, held, indent=None)
 

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.signal import savgol_filter
 
 from unihpe_ref.data import SKELETON
-from unihpe_ref.data.layouts import Array
+from unihpe_ref.data.shapes import Array, all_finite
 
 _FAR = 0.5  # of a person's size: a pose further from a track belongs to another person
 _MEMORY = 1.0  # seconds for which a track waits for its person
@@ -77,14 +77,14 @@ def smooth(joints: Array, frame: Sequence[int], fps: float) -> tuple[Array, Arra
     filled = np.zeros(track.shape[:2], bool)
     window = max(3, round(_WINDOW * fps) // 2 * 2 + 1)
     for joint in range(track.shape[1]):
-        known = np.isfinite(track[:, joint]).all(-1)
+        known = all_finite(track[:, joint], -1)
         for start, stop in _runs(~known):  # gaps
             if start > 0 and stop < len(track) and stop - start <= max(1, _GAP * fps):
                 share = (np.arange(start, stop) - start + 1)[:, None] / (stop - start + 1)
                 ends = track[start - 1, joint], track[stop, joint]
                 track[start:stop, joint] = (1 - share) * ends[0] + share * ends[1]
                 filled[start:stop, joint] = True
-        known = np.isfinite(track[:, joint]).all(-1)
+        known = all_finite(track[:, joint], -1)
         for start, stop in _runs(known):
             piece = track[start:stop, joint]
             if len(piece) >= _MEDIAN:

@@ -19,7 +19,7 @@ from .layouts import LAYOUTS
 from .motion import Motion
 from .readers.common import H36M_CAMERAS, listed, picture_size
 from .recording import Recording
-from .shapes import Array
+from .shapes import Array, all_finite
 from .skeleton import SKELETON, limb_lengths
 
 MOST_SAMPLES = 20_000  # for geometry
@@ -141,7 +141,7 @@ def check_recording(recording: Recording) -> Report:
         "3D joints": _share(recording.has_3d) + " with all 17",
     }
     if recording.detected_2d is not None:
-        report.facts["detected 2D"] = _share(np.isfinite(recording.detected_2d).all((1, 2))) + " with all 17"
+        report.facts["detected 2D"] = _share(all_finite(recording.detected_2d, (1, 2))) + " with all 17"
     for row, count in zip(*np.unique(recording.sequence, return_counts=True)):
         key = recording.subject[row], recording.action[row]
         report.counts[key] = report.counts.get(key, 0) + int(count)
@@ -259,15 +259,15 @@ def _check_limbs(report: Report, joints: torch.Tensor, sequence: Array) -> None:
         report.problems.append(
             f"left and right limbs differ by {uneven[worst]:.0%} (to the {worst}s): are the joints in this order?"
         )
-    spread = max(by_child[name].spread for name in RIGID)
-    report.measures["rigid limbs, largest spread"] = spread
-    if spread > STEADY:
+    widest = max(by_child[name].spread for name in RIGID)
+    report.measures["rigid limbs, largest spread"] = widest
+    if widest > STEADY:
         report.problems.append(
-            f"limbs that do not bend change their length by {spread:.0%} within a sequence: wrong joints, or a bad fit."
+            f"limbs that do not bend change their length by {widest:.0%} within a sequence: wrong joints, or a bad fit."
         )
-    elif spread > 0.02:
+    elif widest > 0.02:
         report.notes.append(
-            f"rigid limbs vary by up to {spread:.1%} within a sequence: estimated, not measured, joints"
+            f"rigid limbs vary by up to {widest:.1%} within a sequence: estimated, not measured, joints"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,4 +95,5 @@ class JoinedSource:
 
 def _joined(parts: list[PoseBatch]) -> PoseBatch:
     held = {field.name: [getattr(part, field.name) for part in parts] for field in fields(PoseBatch)}
-    return PoseBatch(**{name: None if values[0] is None else torch.cat(values) for name, values in held.items()})
+    joined: dict[str, Any] = {name: None if values[0] is None else torch.cat(values) for name, values in held.items()}
+    return PoseBatch(**joined)

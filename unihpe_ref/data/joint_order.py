@@ -14,7 +14,8 @@ import numpy as np
 
 from multicontrast._checks import three_beats
 
-from .layouts import DETECTED, LAYOUTS, Array, Layout, layout_of_names, layouts_of
+from .layouts import DETECTED, LAYOUTS, Layout, layout_of_names, layouts_of
+from .shapes import Array
 from .skeleton import SKELETON
 
 _LIMBS = {

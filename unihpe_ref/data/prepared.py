@@ -200,7 +200,7 @@ class _Pieces:
         self.say = say
         self.done: dict[str, dict[str, Any]] = {}
         before = _progress(folder)
-        self._before = before["pieces"] if before.get("key") == key else {}
+        self._before: dict[str, dict[str, Any]] = before["pieces"] if before.get("key") == key else {}
         for name in ("arrays", "pictures"):
             (folder / name).mkdir(exist_ok=True)
 
@@ -208,7 +208,7 @@ class _Pieces:
         """Whether an earlier run finished this piece, and it has not changed since."""
         piece, path = self._before.get(name), self.folder / name
         held = piece is not None and path.is_file() and path.stat().st_size == piece["bytes"]
-        if held and file_hash(path) == piece["sha256"]:
+        if piece is not None and held and file_hash(path) == piece["sha256"]:
             self.done[name] = piece
             self.say(f"{name}: kept from before")
             return True
@@ -391,7 +391,7 @@ def _open_motion(_: Path, manifest: dict[str, Any], arrays: dict[str, Array]) ->
     )
 
 
-def _open_recording(folder: Path, manifest: dict[str, Any], arrays: dict[str, Array]) -> Recording:
+def _open_recording(folder: Path, manifest: dict[str, Any], arrays: dict[str, Any]) -> Recording:
     camera = {
         item.name: torch.from_numpy(np.array(arrays.pop(f"camera_{item.name}"))) for item in dataclasses.fields(Camera)
     }
@@ -401,12 +401,13 @@ def _open_recording(folder: Path, manifest: dict[str, Any], arrays: dict[str, Ar
         files = [folder / f"pictures/{index:05d}.bin" for index in range(len(offsets))]
         pack = Shards(files, np.concatenate(offsets))
         pictures = np.zeros(sum(len(own) - 1 for own in offsets), "S1")
+    tables: dict[str, Any] = {name: tuple(manifest["tables"][name]) for name in _TABLES}
     return Recording(
         format=str(manifest["reader"]),
         cameras=Camera(**camera),
         camera_name=np.char.decode(arrays.pop("camera_names"), "utf-8"),
         calibrated=np.array(arrays.pop("calibrated")),
-        **{name: tuple(manifest["tables"][name]) for name in _TABLES},
+        **tables,
         pictures=pictures,
         folder=Path(manifest["folder"]),
         notes=tuple(manifest["notes"]),

@@ -17,7 +17,7 @@ import torch
 from multicontrast._checks import three_beats
 
 from .camera import TRAILING, Camera
-from .shapes import Array
+from .shapes import Array, all_finite
 from .skeleton import SKELETON
 
 SPLITS = ("train", "validation", "test")
@@ -138,12 +138,12 @@ class Recording:
     @property
     def has_2d(self) -> Array:
         """``(N,)`` bool: all joints annotated in the picture."""
-        return np.isfinite(self.joints_2d).all((1, 2))
+        return all_finite(self.joints_2d, (1, 2))
 
     @property
     def has_3d(self) -> Array:
         """``(N,)`` bool: all joints known in 3D."""
-        return np.isfinite(self.joints_3d).all((1, 2))
+        return all_finite(self.joints_3d, (1, 2))
 
     @property
     def views(self) -> Array:
@@ -291,7 +291,7 @@ class RecordingBuilder:
             joints_3d = joints_cam - joints_cam[:, :1]
         known_2d = unknown[..., :2] if joints_2d is None else joints_2d
         if confidence is None:
-            confidence = np.isfinite(known_2d).all(-1)
+            confidence = all_finite(known_2d, -1)
         known_2d = np.where((np.asarray(confidence) > 0)[..., None], known_2d, np.nan)
         if box is None:
             box = boxes_of(known_2d if joints_2d is not None or detected_2d is None else detected_2d)

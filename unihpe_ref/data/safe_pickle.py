@@ -18,7 +18,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -154,7 +154,8 @@ def _look_through(content: bytes) -> None:
     stack: list[_Part | None] = []  # None: a mark
     memo: dict[int, _Part] = {}
     hashed = 0
-    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+    steps: Iterable[tuple[Any, Any, Any]] = pickletools.genops(content)
+    for number, (operation, argument, _) in enumerate(steps):
         name = operation.name
         if name in ("PUT", "BINPUT", "LONG_BINPUT"):
             if argument > number:
@@ -277,7 +278,7 @@ class _Array(np.ndarray):
                 content = content.encode("latin1")
             if not isinstance(content, bytes) or len(content) != math.prod(shape) * dtype.itemsize:
                 raise UnsafePickle("an array whose bytes do not fill its shape")
-        super().__setstate__((1, shape, dtype, bool(fortran), content))
+        super().__setstate__((1, shape, dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 
 class _Dtype:

@@ -79,7 +79,7 @@ class SpacedSampler:
         position = torch.searchsorted(self._key, self._key[self._first] + phase)
         own = self._group[self._first]
         gap = self._gap
-        parts = []
+        parts: list[Tensor] = []
         while True:
             inside = position < len(self._key)
             inside &= self._group[position.clamp(max=len(self._key) - 1)] == own

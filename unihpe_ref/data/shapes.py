@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,6 +13,11 @@ from multicontrast._checks import check_same_device, check_shape, describe, thre
 
 Array = NDArray[Any]
 Shape = tuple[int | str, ...]
+
+
+def all_finite(array: Array, axes: int | tuple[int, ...]) -> Array:
+    """Where all numbers along the axes are finite."""
+    return np.asarray(np.isfinite(array).all(axes))
 
 
 def check_tensors(operation: str, tensors: dict[str, tuple[Tensor, Shape]], *, one_type: bool = False) -> None:

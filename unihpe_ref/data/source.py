@@ -39,7 +39,8 @@ from .skeleton import SKELETON, flip_joints
 CAMERAS = ("fixed", "random", "varied")
 VIEWS = ("box", "camera")
 _ROAM = 1.5  # metres: largest distance of a person from the middle of the room, as in Human3.6M
-_VARIED = {"distance": (2.5, 8.0), "height": (0.3, 3.0), "roll_degrees": 5.0}  # of :func:`random_camera`
+# What :func:`random_camera` draws from.
+_VARIED: dict[str, Any] = {"distance": (2.5, 8.0), "height": (0.3, 3.0), "roll_degrees": 5.0}
 _VARIED_ROAM = 0.3  # of the camera's distance, if that is less than _ROAM, so that nobody enters the lens
 
 

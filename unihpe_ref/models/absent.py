@@ -26,4 +26,4 @@ class Absent(nn.Module):
         remedy = "Choose another checkpoint; `load_lifter(whole=True)` is the shipped one with all parts."
         raise ValueError(three_beats(needed, "one that only lifts (`lifting_only`)", remedy))
 
-    condition = forward
+    condition = loss = decode = forward

@@ -31,11 +31,11 @@ class HRNetEncoder(nn.Module):
         check_choice("HRNetEncoder", "name", name, ["hrnet_tiny", *timm.list_models("hrnet_*")])
         variant, changes = ("hrnet_w18_small", _tiny()) if name == "hrnet_tiny" else (name, {})
         # feature_location="" gives the maps that pose networks use; the default leads through the classifier's layers.
-        self.backbone = timm.create_model(
+        backbone: Any = timm.create_model(
             variant, pretrained=False, features_only=True, feature_location="", out_indices=(1, 2, 3, 4), **changes
         ).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-        self.name = name
-        self.out = nn.Linear(sum(self.backbone.feature_info.channels()), embedding_dim)
+        self.backbone, self.name = backbone, name
+        self.out = nn.Linear(sum(backbone.feature_info.channels()), embedding_dim)
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, 3, H, W)`` normalised images to features ``(B, D)``; H and W are multiples of 32.

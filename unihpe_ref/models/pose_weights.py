@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -182,5 +183,5 @@ def _classifier(encoder: HRNetEncoder, imagenet: Path | str | Mapping[str, Tenso
         return read_state(imagenet)
     import timm
 
-    kept = {"features_only": True, "feature_location": "", "out_indices": (1, 2, 3, 4)}
+    kept: dict[str, Any] = {"features_only": True, "feature_location": "", "out_indices": (1, 2, 3, 4)}
     return timm.create_model(encoder.name, pretrained=True, **kept).state_dict()

@@ -15,7 +15,7 @@ _BLOCK = 1024  # queries compared at once: memory is this times the gallery
 class Retrieved(NamedTuple):
     """The nearest rows of a gallery, best first."""
 
-    index: Tensor  # (Q, k) int64
+    index: Tensor  # type: ignore[assignment]  # (Q, k) int64; hides the method of tuples
     cosine: Tensor  # (Q, k)
 
 

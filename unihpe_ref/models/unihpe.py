@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +63,13 @@ class UniHPE(nn.Module):
             config, 2, box_token=config.encoder_box_token, noise_token=config.encoder_noise_token
         )
         whole = not config.lifting_only
-        self.encoder_3d = _pose_encoder(config, 3, box_token=False) if whole else Absent("3D encoder")
+        self.encoder_3d: PoseTransformer | PoseMLP | Absent = (
+            _pose_encoder(config, 3, box_token=False) if whole else Absent("3D encoder")
+        )
         decoder = ScoreDecoder if config.decoder == "diffusion" else MLPDecoder
-        self.decoder_2d = decoder(config, 2 * config.joints, len(MODALITIES)) if whole else Absent("2D decoder")
+        self.decoder_2d: ScoreDecoder | MLPDecoder | Absent = (
+            decoder(config, 2 * config.joints, len(MODALITIES)) if whole else Absent("2D decoder")
+        )
         self.decoder_3d = decoder(config, 3 * config.joints, len(MODALITIES))
 
     @property
@@ -214,7 +218,7 @@ class UniHPE(nn.Module):
         """3D poses ``(B, J, 3)`` of 2D poses ``(B, J, 2)``; the options are those of :meth:`encode` and
         :meth:`decode`."""
         embedding = self.encode(kp2d=kp2d, box_info=box_info, joint_noise=joint_noise)
-        options = {"hypotheses": hypotheses, "sampling": sampling, "generator": generator}
+        options: dict[str, Any] = {"hypotheses": hypotheses, "sampling": sampling, "generator": generator}
         return self.decode(embedding, "2d", "3d", box_info, **options)
 
     def estimate(
@@ -229,7 +233,7 @@ class UniHPE(nn.Module):
         """2D and 3D poses of images ``(B, 3, H, W)``, which are encoded once; the options are those of
         :meth:`decode`."""
         embedding = self.encode(image=image)
-        options = {"hypotheses": hypotheses, "sampling": sampling, "generator": generator}
+        options: dict[str, Any] = {"hypotheses": hypotheses, "sampling": sampling, "generator": generator}
         return PoseEstimate(
             self.decode(embedding, "img", "2d", box_info, **options),
             self.decode(embedding, "img", "3d", box_info, **options),

@@ -270,7 +270,7 @@ def _repeat(caught: Sequence[warnings.WarningMessage]) -> None:
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("unihpe_ref."):
         level, frame = level + 1, frame.f_back
-    texts = {}
+    texts: dict[str, warnings.WarningMessage] = {}
     for warning in caught:
         text = str(warning.message)
         texts.setdefault(text.split("`")[-1].split(";")[0] if text.startswith("`") else text, warning)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class ExampleStore(nn.Module):
     Every pose draws a random key; the ``size`` smallest keys stay. That sample can be merged like a sum.
     """
 
-    def __init__(self, size: int, root: int | Sequence[int] | None, process_group: object = None) -> None:
+    def __init__(self, size: int, root: int | Sequence[int] | None, process_group: Any = None) -> None:
         super().__init__()
         self.size, self.root, self.process_group = size, root, process_group
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ class StageState:
     @property
     def result(self) -> UniHPE:
         """The result of the stage at this step: the average if there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(UniHPE, self.average.module)
 
     def beside_the_weights(self) -> dict[str, Any]:
         """Everything else, as tensors and plain values, which ``torch.load`` reads with ``weights_only=True``."""

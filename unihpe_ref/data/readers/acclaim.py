@@ -19,8 +19,9 @@ from multicontrast._checks import three_beats
 from unihpe_ref.unfit import reading, unfit
 
 from ..motion import Motion
+from ..shapes import Array
 from ..skeleton import SKELETON
-from .common import Array, listed, required
+from .common import listed, required
 from .takes import Take, read_takes, rotation_about, to_z_up
 
 NAME = "amc"

@@ -24,8 +24,9 @@ from multicontrast._checks import check_choice
 from unihpe_ref.unfit import reading, unfit
 
 from ..motion import Motion
+from ..shapes import Array
 from ..skeleton import SKELETON
-from .common import Array, listed, required
+from .common import listed, required
 from .takes import Take, read_takes, rotation_about, to_z_up
 
 NAME = "bvh"
@@ -247,7 +248,7 @@ class _Body:
         points.setdefault("thorax", (points["lshoulder"] + points["rshoulder"]) / 2)
         rest = {name: self.rest[number] for name, number in chosen.items()}
         hips, shoulders = ((rest["l" + name] + rest["r" + name]) / 2 for name in ("hip", "shoulder"))
-        leg = sum(np.linalg.norm(rest["r" + a] - rest["r" + b]) for a, b in (("hip", "knee"), ("knee", "ankle")))
+        leg = sum(float(np.linalg.norm(rest["r" + a] - rest["r" + b])) for a, b in (("hip", "knee"), ("knee", "ankle")))
         if "spine" not in points:
             points["spine"] = self._spine(points, hips, shoulders, necks[0] if necks else head)
         self._head(points, shoulders, leg, head, necks)

@@ -22,11 +22,11 @@ from unihpe_ref.unfit import unfit
 from ..layouts import LAYOUTS
 from ..recording import Lens, Recording, RecordingBuilder
 from ..safe_pickle import read_npz
+from ..shapes import Array
 from .common import (
     H36M_FPS,
     H36M_SIZES,
     H36M_TEST,
-    Array,
     fitted_lens,
     h36m_cameras,
     h36m_picture,

@@ -20,7 +20,8 @@ from ..layouts import LAYOUTS
 from ..recording import Lens, Recording, RecordingBuilder
 from ..safe_hdf5 import read_hdf5
 from ..safe_mat import read_cells
-from .common import MILLIMETRE, Array, fitted_lens, required
+from ..shapes import Array
+from .common import MILLIMETRE, fitted_lens, required
 
 NAME = "mpi_inf_3dhp"
 TITLE = "MPI-INF-3DHP"

@@ -24,7 +24,8 @@ from ..camera import project
 from ..layouts import LAYOUTS
 from ..recording import SPLITS, Lens, Recording, RecordingBuilder
 from ..safe_pickle import load_pickle
-from .common import Array, picture_size, required
+from ..shapes import Array
+from .common import picture_size, required
 from .smpl import BodyModels
 
 NAME = "3dpw"

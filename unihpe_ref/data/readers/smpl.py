@@ -22,7 +22,8 @@ from unihpe_ref.unfit import reading, unfit
 
 from ..layouts import LAYOUTS
 from ..safe_pickle import Inert, load_pickle, read_npz
-from .common import Array, existing
+from ..shapes import Array
+from .common import existing
 
 _FILES = {
     "f": ("SMPL_FEMALE", "basicModel_f_lbs_10_207_0_v1.0.0", "basicmodel_f_lbs_10_207_0_v1.1.0"),

@@ -18,7 +18,8 @@ from unihpe_ref.unfit import unfit
 
 from ..body import about
 from ..motion import Motion
-from .common import Array, listed
+from ..shapes import Array
+from .common import listed
 
 ACTIONS_FILE = "actions.csv"
 _HELD_OUT = 5  # every fifth take of a subject is for testing

@@ -20,7 +20,8 @@ from ..camera import project
 from ..layouts import LAYOUTS
 from ..recording import Lens, Recording, RecordingBuilder
 from ..safe_pickle import read_npz
-from .common import H36M_CAMERAS, H36M_FPS, H36M_TEST, Array, h36m_action, h36m_cameras, listed, required
+from ..shapes import Array
+from .common import H36M_CAMERAS, H36M_FPS, H36M_TEST, h36m_action, h36m_cameras, listed, required
 
 NAME = "videopose3d"
 TITLE = "Human3.6M, VideoPose3D's npz files"
