@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from unihpe_ref.data import PoseSource, flip_joints, look_at, read_mocap
-from unihpe_ref.data.shapes import Array
+from unihpe_ref.data.shapes import Array, all_finite
 
 LEAST = 6
 """A pose with fewer joints is not completed."""
@@ -52,7 +52,7 @@ def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
         are estimates.
     """
     values = joints_px.double().numpy().copy()
-    seen = np.isfinite(values).all(-1)
+    seen = all_finite(values, -1)
     estimated = ~seen & (seen.sum(1) >= LEAST)[:, None]
     for pattern in np.unique(seen[estimated.any(1)], axis=0):
         rows = np.flatnonzero((seen == pattern).all(1))

@@ -22,6 +22,7 @@ from torch import Tensor
 from multicontrast._checks import check_choice, check_floating, describe, three_beats
 from unihpe_ref.data.joint_order import named_joints, people_in_h36m
 from unihpe_ref.data.layouts import DETECTED, LAYOUTS
+from unihpe_ref.data.shapes import all_finite
 from unihpe_ref.unfit import reading, unfit
 
 MIN_CONFIDENCE = 0.3
@@ -179,7 +180,7 @@ def _present(values: np.ndarray, min_confidence: float) -> np.ndarray:
     """Joints with confidences in [0, 1]; NaN and 0 where they are missing."""
     values = values.copy()
     confidence = values[..., 2]
-    confidence[_at_origin(values) | ~np.isfinite(values).all(-1) | (confidence <= min_confidence)] = 0
+    confidence[_at_origin(values) | ~all_finite(values, -1) | (confidence <= min_confidence)] = 0
     np.clip(confidence, 0, 1, out=confidence)  # COCO's flag 2; AlphaPose's scores above 1
     values[confidence == 0, :2] = np.nan
     return values

@@ -50,7 +50,7 @@ def number_people(joints: Array, frame: Sequence[int], fps: float) -> Array:
 
 def _distance(pose: Array, other: Array) -> float:
     """Mean distance of the joints that both have, in units of the larger person; infinite without one."""
-    both = np.isfinite(pose).all(-1) & np.isfinite(other).all(-1)
+    both = all_finite(pose, -1) & all_finite(other, -1)
     if not both.any():
         return np.inf
     size = max(np.ptp(pose[both], 0).max(), np.ptp(other[both], 0).max(), 1e-6)
@@ -114,10 +114,10 @@ def _sides_kept(joints: Array) -> tuple[Array, int]:
         own, other = list(members), [mirror[joint] for joint in members]
         for now in range(1, len(joints)):
             before, here, there = result[now - 1, own], joints[now, own], joints[now, other]
-            known = np.isfinite(before).all(-1) & np.isfinite(here).all(-1) & np.isfinite(there).all(-1)
+            known = all_finite(before, -1) & all_finite(here, -1) & all_finite(there, -1)
             if known.sum() < 4:
                 continue
-            size = np.nanmax(np.ptp(joints[now][np.isfinite(joints[now]).all(-1)], axis=0))
+            size = np.nanmax(np.ptp(joints[now][all_finite(joints[now], -1)], axis=0))
             kept, turned = (np.linalg.norm(pose - before, axis=-1)[known].mean() for pose in (here, there))
             if turned < _SWAPPED * kept and kept > _MOVED * size:
                 result[now, own] = there

@@ -149,7 +149,7 @@ def check_recording(recording: Recording) -> Report:
     sample = recording.take(_spaced(len(recording)))
     _check_pixels(report, sample)
     solid = torch.from_numpy(np.asarray(sample.joints_3d)).double()
-    known = torch.from_numpy(np.isfinite(sample.joints_3d).all(-1))
+    known = torch.from_numpy(all_finite(sample.joints_3d, -1))
     if known.any():
         _check_limbs(report, solid, sample.sequence)
         _check_sides(report, solid)
@@ -197,7 +197,7 @@ def _check_completeness(report: Report, recording: Recording) -> None:
 def _check_pixels(report: Report, sample: Recording) -> None:
     """The annotated joints relative to their pictures, and the detected ones relative to them."""
     pixels = np.asarray(sample.joints_2d)
-    known = np.isfinite(pixels).all(-1)
+    known = all_finite(pixels, -1)
     if known.any():
         size = sample.cameras.image_size.numpy()[sample.camera][:, None]
         outside = ((pixels < -0.5) | (pixels > size - 0.5)).any(-1) & known

@@ -18,7 +18,7 @@ import numpy as np
 
 from multicontrast._checks import three_beats
 
-from .shapes import Array
+from .shapes import Array, all_finite
 from .skeleton import SKELETON
 
 _HIPS = {"lhip": 0.5, "rhip": 0.5}
@@ -97,7 +97,7 @@ class Layout:
             )
         if confidence is None:
             confidence = np.ones(joints.shape[:-1], joints.dtype)
-        confidence = np.where(np.isfinite(joints).all(-1) & (confidence > 0), confidence, 0).astype(joints.dtype)
+        confidence = np.where(all_finite(joints, -1) & (confidence > 0), confidence, 0).astype(joints.dtype)
         points = np.full((*joints.shape[:-2], SKELETON.num_joints, joints.shape[-1]), np.nan, joints.dtype)
         least = np.zeros(points.shape[:-1], confidence.dtype)
         for target, alternatives in enumerate(self.sources):

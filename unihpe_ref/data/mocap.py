@@ -18,6 +18,7 @@ from unihpe_ref.unfit import unfit
 
 from .motion import SPLITS, Motion
 from .safe_pickle import read_npz
+from .shapes import all_finite
 from .skeleton import SKELETON
 
 _TEXTS = ("seq_name", "subject", "action", "split")
@@ -59,7 +60,7 @@ def read_mocap(path: str | os.PathLike[str]) -> Motion:
         came = f"{joints.dtype} of shape {joints.shape}"
         raise no("`joints_3d` as floats of shape (N, 17, 3), N > 0", came, "Convert to Human3.6M's 17 joints.")
     if not np.isfinite(joints).all():
-        frame = int(np.flatnonzero(~np.isfinite(joints).all((1, 2)))[0])
+        frame = int(np.flatnonzero(~all_finite(joints, (1, 2)))[0])
         raise no("finite joints", f"NaN or infinity in frame {frame}", "Cut or repair those frames.")
     for name in (*_TEXTS, "seq_start", "seq_end"):
         kind = "U" if name in _TEXTS else "iu"

@@ -35,7 +35,7 @@ from .motion import Motion
 from .pictures import SHARD, Shards, decode, encode, warp
 from .readers import LICENCES, MODULES, read_data
 from .recording import Recording, row_fields
-from .shapes import Array
+from .shapes import Array, all_finite
 
 Say = Callable[[str], object]
 
@@ -278,7 +278,7 @@ def crop_map(box: Array, margin: float = CROP_MARGIN, size: tuple[int, int] = CR
 
 def _pack(recording: Recording, pieces: _Pieces) -> Recording:
     """Cuts every person that has a picture out of it; the pack has a picture for each of these samples."""
-    rows = np.flatnonzero((np.asarray(recording.picture) >= 0) & np.isfinite(recording.box).all(1))
+    rows = np.flatnonzero((np.asarray(recording.picture) >= 0) & all_finite(recording.box, 1))
     if not len(rows):
         raise ValueError(
             three_beats("`prepare` needs, for `crops`, samples with pictures", "none", "Leave the option out.")

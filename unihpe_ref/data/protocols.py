@@ -13,7 +13,7 @@ from multicontrast._checks import check_choice, three_beats
 
 from .layouts import LSP_14
 from .recording import Recording
-from .shapes import Array
+from .shapes import Array, all_finite
 
 ALL_17 = tuple(range(17))
 
@@ -60,7 +60,7 @@ class Protocol:
             keep &= np.isin(recording.camera_name, self.cameras)[recording.camera]
         if self.without:
             keep &= ~np.isin(np.array(recording.sequence_name), self.without)[recording.sequence]
-        keep &= np.isfinite(recording.joints_3d[:, list(self.joints)]).all((1, 2))
+        keep &= all_finite(recording.joints_3d[:, list(self.joints)], (1, 2))
         rows = np.flatnonzero(keep)[:: self.every_sample]
         if not len(rows):
             needed = f"the protocol {self.name} needs {self.split} samples with its {len(self.joints)} joints"

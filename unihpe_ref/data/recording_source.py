@@ -17,6 +17,7 @@ from .pictures import decode, warp
 from .protocols import Protocol
 from .recording import Recording
 from .render import normalise_image
+from .shapes import all_finite
 from .skeleton import SKELETON, flip_joints
 from .source import Augmentation, Change, FrameSource, Seen, mirror_cameras
 
@@ -78,11 +79,11 @@ class RecordingSource(FrameSource):
         self.need_3d = need_3d
         self.protocol = protocol
         self._pixels = pixels
-        usable = np.isfinite(pixels).all((1, 2))
+        usable = all_finite(pixels, (1, 2))
         usable &= recording.has_3d if need_3d else True
         usable &= (recording.picture >= 0) if image_size is not None else True
         if recording.picture_affine is not None and image_size is not None:
-            usable &= np.isfinite(recording.picture_affine).all((1, 2))
+            usable &= all_finite(recording.picture_affine, (1, 2))
         if not usable.any():
             wanted = f"17 {joints_2d} 2D joints" + (", 17 3D joints" if need_3d else "")
             wanted += ", a picture" if image_size is not None else ""

@@ -1,4 +1,4 @@
-"""The shape check of cameras, boxes and joints, and the type of arrays."""
+"""Arrays: their type, where they are finite, and the shape check of cameras, boxes and joints."""
 
 from __future__ import annotations
 

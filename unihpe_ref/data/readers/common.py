@@ -16,7 +16,7 @@ from unihpe_ref.unfit import reading
 from ..pictures import open_picture
 from ..recording import Lens
 from ..safe_pickle import load_pickle
-from ..shapes import Array
+from ..shapes import Array, all_finite
 
 MILLIMETRE = 1e-3
 
@@ -136,7 +136,7 @@ def fitted_lens(joints_cam: Array, joints_2d: Array) -> tuple[Array, Array]:
     Returns: focal ``(2,)`` and principal ``(2,)``.
     """
     points, pixels = joints_cam.reshape(-1, 3).astype(float), joints_2d.reshape(-1, 2).astype(float)
-    known = np.isfinite(points).all(1) & np.isfinite(pixels).all(1) & (points[:, 2] > 0)
+    known = all_finite(points, 1) & all_finite(pixels, 1) & (points[:, 2] > 0)
     points, pixels = points[known], pixels[known]
     rays = points[:, :2] / points[:, 2:]
     solved = [
