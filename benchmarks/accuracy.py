@@ -229,7 +229,7 @@ closed form (Smith, *Communications of the ACM* 4, 1961) with its gradient by au
 
 ![Largest errors of the largest eigenvalue of three cosines and of its gradient, float32](../_static/math/families.svg)
 
-The picture shows the first table. These are observed maxima, not proofs; the derivations are on the pages of
+The picture shows the first table. These errors are observed maxima, not proofs; the derivations are on the pages of
 [three cosines](h-cubic.md) and [symmetric matrices](symmetric-eigenproblems.md), which also show how the errors grow
 near a tie. The tests require ours to be within 1 (value), 1.5 (value − 1), 3 (gradient, general 3x3) and 4 (N x N).
 """
@@ -250,7 +250,7 @@ exactly equal; *scales*, cosines from 1e-30 (1e-200 in float64) to 1; *zeros*, o
     SYMMETRIC3: """\
 ## General 3x3: `eigvalsh3`, `eigh3`
 
-*values* is the largest error of the three, relative to the norm. *deficit* is by how much the Rayleigh quotient of the
+*values* is the largest error of the three, relative to the norm. *deficit* is how far the Rayleigh quotient of the
 top vector is below the eigenvalue: above 1 or 2 the vector is not a top eigenvector. *angle x gap* is the angle to the
 true vector times the distance to the next eigenvalue; no algorithm can bound more than this product.
 

@@ -473,8 +473,8 @@ PAGE_TEXT = """\
 
 <!-- Written by `python -m benchmarks.compiled`: change that, not this page. -->
 
-We have not measured these kernels on a GPU. The figures come from compiling each as a launch would, for five
-architectures, and reading its machine code. `tests/triton` executes the compiled code on a CPU and compares its results
+We have not measured these kernels on a GPU. We compile each as a launch would, for five architectures,
+and read the figures from its machine code. `tests/triton` executes the compiled code on a CPU and compares its results
 with float64 definitions. Triton {triton}, {date}.
 
 ## Resources
@@ -494,8 +494,8 @@ gfx90a and gfx942 have 512, gfx1100 has 256.
 
 *Instructions* are those of a thread for one element, counted in the machine code for an A100 (sm_80) and an H100
 (sm_90). The *time* for a million elements is an **estimate** and a lower bound: it assumes that the unit named beside
-it works without pause at the highest clock, and that all else overlaps. The memory traffic of `gram3 value`, three
-cosines in and one value out, takes {gram3_memory} us on an A100.
+it works without pause at the highest clock, and that everything else overlaps. The memory traffic of `gram3 value`,
+three cosines in and one value out, takes {gram3_memory} us on an A100.
 
 {estimates}
 """

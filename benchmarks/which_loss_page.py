@@ -196,8 +196,8 @@ def page(rows: Rows) -> str:
         parts += ["## Fixed or learned temperature?", filled(LEARNED), folded("By loss", learned)]
     if times:
         told = (
-            f"The median of {times[0]['rounds']} rounds, in which the losses take turns. A step includes the encoders. "
-            f"Process CPU time of one thread, {times[0]['device']}, while other programs ran."
+            f"The table has the median of {times[0]['rounds']} rounds, in which the losses take turns. A step includes "
+            f"the encoders. Times are process CPU time of one thread, {times[0]['device']}, while other programs ran."
         )
         parts += ["## What a step costs", _wrapped(told), times_table(times)]
     lost = missing(rows)
@@ -249,8 +249,8 @@ All figures in these paragraphs are recall at 1.
 
 **Pairs are enough to retrieve one modality from another.** If all three modalities show the same thing, pairs find z
 from one modality in [[redundancy|pairs|one_recall_1]] of the cases, pairs with the eigenvalue in [[redundancy|pairs +
-eigenvalue|one_recall_1]] and pairs with the volume in [[redundancy|pairs + volume, tied|one_recall_1]], which is
-within the spread of the seeds. Noise and missing modalities do not change this.
+eigenvalue|one_recall_1]] and pairs with the volume in [[redundancy|pairs + volume, tied|one_recall_1]]; the
+differences are within the spread of the seeds. Noise and missing modalities do not change this.
 
 **Add the volume with tied negatives to the pairs to retrieve a third modality from two together.** Among 512 poses in
 3D, the right one is found from arms and legs in 2D in [[body halves|pairs|two_recall_1]] of the cases with pairs and in
@@ -279,14 +279,14 @@ We wrote the plan, `benchmarks/which_loss.py`, before the runs. On each kind of 
 encoders (two layers of 64, embeddings of 16 numbers) on the same batches of 128 for 200 steps. We measure on held-out
 samples.
 
-- *From one*: recall at 1 (and at 10) of z, searched with x and with y by cosine; the mean of both.
+- *From one*: recall at 1 (and at 10) of z, searched by cosine with x and with y; the mean of both.
 - *From two*: recall at 1 of z, searched with x and y together *by* the best of five scores. The score and the
   temperature are chosen on validation samples of another seed, from the same lists for every loss.
 - Figures are the mean over three seeds ± half of their range, in percent.
 - *Align.* (alignment) is the mean squared distance of matching embeddings, *unif.* (uniformity) is Wang and Isola's
   (lower is more even), *probe* is the accuracy of a linear classifier in percent.
 
-Encoders are small and runs short, so compare losses with each other; larger models reach other levels.
+Encoders are small and runs are short, so compare losses only with each other; larger models reach other levels.
 
 ## Results by kind of data
 """

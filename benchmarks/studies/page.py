@@ -26,23 +26,22 @@ _Read = Callable[[dict[str, Any]], float]
 _INTRODUCTION = """\
 # The paper's claims on recorded motion
 
-This page is written by `python -m benchmarks.studies page` from one file for each run in
-`benchmarks/results/studies`. What is run was written down first, in `benchmarks/studies/plan.py`: small networks, short
-runs, one recording of CMU motion capture (57,169 frames to train on, held-out takes to judge on), pictures rendered
-from it. In a study all rows take the same number of steps of the same batches. Numbers are the mean over seeds ± half
-the range between them, with the number of seeds in brackets where it is less than three; what is empty has not been
-run.
+`python -m benchmarks.studies page` writes this page from one file for each run in `benchmarks/results/studies`. We
+wrote the plan, `benchmarks/studies/plan.py`, before the runs: small networks, short runs, one recording of CMU motion
+capture (57,169 frames for training, held-out takes for testing), and pictures rendered from it. In a study all rows
+take the same number of steps on the same batches. Numbers are the mean over seeds ± half of their range, with the
+number of seeds in brackets if it is less than three. Empty cells have not been run.
 
-Read differences, not levels: such runs end far from where training would end, and these data are not Human3.6M. What
-the paper reports is beside each row for the order of the rows only.
+Compare rows only with each other: such short runs end far from convergence, and these data are not Human3.6M. The
+paper's numbers are shown only for the order of the rows.
 
-The missing runs are made, one after another, by
+This command makes the missing runs, one after another. It skips finished runs and can be stopped at any time:
 
 ```console
 $ python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_multiview
 ```
 
-which skips finished runs and can be stopped at any time. `python -m benchmarks.studies list` says which are missing.
+`python -m benchmarks.studies list` says which are missing.
 """
 
 
@@ -132,10 +131,10 @@ def _table4(folder: Path) -> str:
     return (
         "## Table 4: encoder and decoder\n\nLifting ground-truth 2D joints, without images. The paper finds the "
         f"transformer with the diffusion decoder far ahead.\n\n{_markdown(head, lines)}\n\nThe order of these rows is "
-        "no property of the parts. The MLP decoder's loss, a mean square, begins at about 1, the score decoder's, half "
-        "a sum, at about 25, beside the same contrastive loss; the transformer encoder has 0.085 million parameters "
-        "and the MLP encoder 0.473; and GFPose's parameterisation does not see errors at high noise "
-        "([the model](model.md)). The next table takes these out."
+        "not a property of the parts, because three other things differ. The MLP decoder's loss, a mean square, begins "
+        "at about 1, and the score decoder's, half a sum, at about 25, beside the same contrastive loss. The "
+        "transformer encoder has 0.085 million parameters and the MLP encoder 0.473. GFPose's parameterisation does "
+        "not see errors at high noise ([the model](model.md)). The next table removes these differences."
     )
 
 
@@ -161,10 +160,10 @@ def _rates_chosen(study: str, folder: Path) -> str:
     """Whether the list of rates was long enough, as a sentence."""
     chosen = [chosen_rate(study, row, folder) for row in TUNED_ROWS[study]]
     edges = {word: chosen.count(RATES[study][end]) for word, end in (("largest", -1), ("smallest", 0))}
-    at_edge = [f"the {word} rate by {count} of {len(chosen)} rows" for word, count in edges.items() if count]
+    at_edge = [f"{count} of {len(chosen)} rows chose the {word} rate" for word, count in edges.items() if count]
     if not at_edge:
-        return "No row chose a rate at an end of the list."
-    return f"Chosen was {' and '.join(at_edge)}, which might gain beyond the list."
+        return "No row chose the largest or the smallest rate."
+    return f"{' and '.join(at_edge)}, so a rate beyond the list might be better."
 
 
 def _apart(one: float, other: float) -> str:
@@ -183,11 +182,11 @@ def _fair(folder: Path) -> str:
     head += ["PA-MPJPE", "CPU s"]
     text = (
         "## Table 4 with equal loss scales, equal parts and tuned learning rates\n\n"
-        "The same question with every decoding loss a mean square that "
-        "begins at about 1 and L_cl at the weight of 0.04; encoders of 0.085 million parameters, decoders of 0.41 "
-        "(MLP) and 0.45 (diffusion); the diffusion decoder [preconditioned](model.md), in two rows told that poses "
-        "spread by 0.2 about their embedding, and with GFPose's parameterisation in the last; and the best of "
-        f"{len(RATES[study])} learning rates by the first seed, repeated with the others. Half the steps of the table "
+        "Here every decoding loss is a mean square that begins at about 1, and L_cl has the weight 0.04. Encoders have "
+        "0.085 million parameters, decoders 0.41 (MLP) and 0.45 (diffusion). The diffusion decoder is "
+        "[preconditioned](model.md); in two rows it is told that poses spread by 0.2 about their embedding "
+        "(`posterior_spread`), and in the last it has GFPose's parameterisation. The first seed chooses the best of "
+        f"{len(RATES[study])} learning rates, and the other seeds repeat it. Runs take half the steps of the table "
         f"above.\n\n{_markdown(head, lines)}"
     )
     tuned = {pair: _tuned(study, pair, folder) for pair in TUNED_ROWS[study]}
@@ -198,15 +197,15 @@ def _fair(folder: Path) -> str:
             return _apart(mean[one], mean[other])
 
         text += (
-            f"\n\nWith equal care the diffusion decoder errs by {apart('mlp-diffusion', 'mlp-mlp')} than the MLP "
-            f"behind the MLP encoder and by {apart('transformer-diffusion', 'transformer-mlp')} behind the "
-            f"transformer; told the spread, by {apart('mlp-spread', 'mlp-mlp')} and "
-            f"{apart('transformer-spread', 'transformer-mlp')}. The order of the first table was that of its "
-            "loss scales. At these sizes the transformer errs by "
-            f"{apart('transformer-mlp', 'mlp-mlp')}, {apart('transformer-diffusion', 'mlp-diffusion')} and "
-            f"{apart('transformer-spread', 'mlp-spread')} than the MLP encoder, and GFPose's parameterisation by "
-            f"{apart('transformer-gfpose', 'transformer-diffusion')} than the preconditioned one. "
-            f"{_rates_chosen(study, folder)} Nothing here says what the paper's sizes would do."
+            f"\n\nWith equal care the error of the diffusion decoder is {apart('mlp-diffusion', 'mlp-mlp')} than that "
+            f"of the MLP decoder behind the MLP encoder, and {apart('transformer-diffusion', 'transformer-mlp')} "
+            f"behind the transformer; if it is told the spread, {apart('mlp-spread', 'mlp-mlp')} and "
+            f"{apart('transformer-spread', 'transformer-mlp')}. The order of the first table was that of its loss "
+            f"scales. At these sizes the error of the transformer is {apart('transformer-mlp', 'mlp-mlp')}, "
+            f"{apart('transformer-diffusion', 'mlp-diffusion')} and {apart('transformer-spread', 'mlp-spread')} than "
+            "that of the MLP encoder, and the error with GFPose's parameterisation "
+            f"{apart('transformer-gfpose', 'transformer-diffusion')} than with the preconditioned one. "
+            f"{_rates_chosen(study, folder)} This says nothing about the paper's sizes."
         )
     return text
 
@@ -258,12 +257,12 @@ def _drawn(folder: Path) -> str:
     if not lines:
         return ""
     text = (
-        "## Poses drawn from the diffusion decoders\n\nOn every other frame of the table above: MPJPE in mm, then the "
-        "root mean square of the ten poses' spread and that of their mean's error. If truth x and draw y come from the "
-        "same distribution given the input, with mean μ, then E|y - x|² = 2 E|x - μ|²: the last column, of root mean "
-        "squares, is 1.41 for a calibrated decoder, and ten draws spread by 0.95 of their mean's error. A single draw "
-        "below 1.3 would therefore be one that spreads too little; the mean of ten can come down to 1.05."
-        f"\n\n{_markdown(head, lines)}"
+        "## Poses drawn from the diffusion decoders\n\nThis table uses every other frame of the table above. It has "
+        "the MPJPE in mm, then the root mean square of the ten poses' spread and that of their mean's error. If truth "
+        "x and draw y come from the same distribution given the input, with mean μ, then E|y - x|² = 2 E|x - μ|². A "
+        "calibrated decoder therefore has 1.41 in the last column, which is a ratio of root mean squares, and ten "
+        "draws spread by 0.95 of their mean's error. Below 1.3 a single draw spreads too little; the mean of ten can "
+        f"come down to 1.05.\n\n{_markdown(head, lines)}"
     )
     told = {
         "0.05": _results("spread", "mlp-0.05", folder),
@@ -280,23 +279,24 @@ def _drawn(folder: Path) -> str:
             means[encoder] = statistics.mean(map(mean, results)) / statistics.mean(map(one, results))
     if len(means) == 2:
         text += (
-            f"\n\nTold 0.2, the mean of ten of the ODE errs by {means['mlp']:.2f} times as much as the one pose behind "
-            f"the MLP encoder and by {means['transformer']:.2f} behind the transformer (MPJPE)."
+            f"\n\nIf the decoder is told 0.2, the MPJPE of the mean of ten ODE draws is {means['mlp']:.2f} times that "
+            f"of the one pose with the MLP encoder, and {means['transformer']:.2f} times with the transformer."
         )
     if len(lines) > 2:
         head[0] = "told"
         text += (
-            "\n\nTold less than 1, draws spread by nearly what is told, 520 mm times that: in so short a training the "
-            "network adds little to the linear part, and all joints of all poses spread alike. MLP encoder, 4e-3:"
+            "\n\nIf the decoder is told less than 1, draws spread by nearly 520 mm times that number: in so short a "
+            "training the network adds little to the linear part, and all joints of all poses spread by the same "
+            "amount. The next table is for the MLP encoder at 4e-3:"
             f"\n\n{_markdown(head, lines)}"
         )
     held = [*told.values(), *(_tuned("table4-fair", pair, folder) for pair in ("mlp-spread", "transformer-spread"))]
     best, one = _hypothesis("ode", "best, by an oracle"), _hypothesis("deterministic")
     gains = [statistics.mean(map(one, results)) - statistics.mean(map(best, results)) for results in held if results]
     return (
-        f"{text}\n\nEven the best of ten, which an oracle chooses, gains {max(0.0, *gains):.1f} mm or less on the one "
-        "pose in these rows: told the right spread, such decoders know how far off they are on the whole, not which "
-        "other poses the input allows."
+        f"{text}\n\nEven the best of ten, which an oracle chooses, gains at most {max(0.0, *gains):.1f} mm over the "
+        "one pose in these rows: with the right spread, such decoders know how large their error is overall, but not "
+        "which other poses the input allows."
     )
 
 
@@ -322,12 +322,12 @@ def _table6(folder: Path) -> str:
     lines.append(["mean pose", *guess, *guess, "", "", ""])
     head = ["aligned by", "GT 2D: MPJPE", "PA", "image: MPJPE", "PA", "cosine img-3D", "paper, GT 2D", "paper, image"]
     return (
-        "## Table 6: what alignment changes\n\nAll three modalities; pictures of 64 x 64. The row without contrast "
-        "trains stage 3 for as many steps as the others take with pictures in all. The paper finds that pairs alone "
-        "help images and harm lifting, that the triplet term restores lifting, and that the token helps both.\n\n"
-        f"{_markdown(head, lines)}\n\nThese rows do not say what alignment is worth: their decoders are GFPose's, "
-        "which does not see errors at high noise, and one learning rate, which nobody tuned, serves all rows. The next "
-        "table takes these out."
+        "## Table 6: what alignment changes\n\nAll three modalities are used, with pictures of 64 x 64. The row "
+        "without contrast trains stage 3 for as many steps as the others take with pictures in total. The paper finds "
+        "that pairs alone help images and harm lifting, that the triplet term restores lifting, and that the token "
+        f"helps both.\n\n{_markdown(head, lines)}\n\nThese rows do not show what alignment is worth: their decoders "
+        "have GFPose's parameterisation, which does not see errors at high noise, and all rows share one learning "
+        "rate, which was not tuned. The next table removes both problems."
     )
 
 
@@ -350,11 +350,11 @@ def _fair6(folder: Path) -> str:
     head = ["aligned by", *(f"at {rate}" for rate in RATES[study]), "chosen", "GT 2D: MPJPE", "PA"]
     head += ["image: MPJPE", "PA", "cosine img-3D", "M parameters", "CPU s"]
     text = (
-        "## Table 6 with equal losses and care\n\nThe same steps of the same batches, with decoders that are "
-        "[preconditioned](model.md), decoding losses that are mean squares and begin at about 1, L_cl at the weight of "
-        f"0.04, and for each row the best of {len(RATES[study])} learning rates of stage 3: that with the least sum of "
-        "both errors, from 2D and from pictures, by the first seed (the first columns), repeated with the others. "
-        "The row without contrast spends the pictures of stage 2 on stage 3, 550 steps instead of 400."
+        "## Table 6 with equal losses and care\n\nThe steps and batches are the same. Decoders are "
+        "[preconditioned](model.md), decoding losses are mean squares that begin at about 1, and L_cl has the weight "
+        f"0.04. For each row the first seed chooses the best of {len(RATES[study])} learning rates of stage 3, by the "
+        "sum of both errors, from 2D and from pictures (the first columns); the other seeds repeat it. The row without "
+        "contrast spends the pictures of stage 2 on stage 3, with 550 steps instead of 400."
         f"\n\n{_markdown(head, lines)}"
     )
     if not all(len(results) == len(SEEDS) for results in tuned.values()):
@@ -373,10 +373,10 @@ def _fair6(folder: Path) -> str:
     ]
     shown = f"Outside the seeds' ranges: {'; '.join(certain)}." if certain else "All lie within the seeds' ranges."
     return (
-        f"{text}\n\nWhat each step changes, MPJPE in mm; in brackets where the seeds' ranges overlap:\n\n"
-        f"{_markdown(['step', 'from GT 2D', 'from pictures'], rows_of)}\n\n{shown} {_rates_chosen(study, folder)} Not "
-        "concluded: anything about the paper's sizes, about trainings to the end, or about batches of 180, whose "
-        "triplets are more; rates of stages 1 and 2 are the same in all rows and were not tuned. "
+        f"{text}\n\nThis is how each step changes the MPJPE in mm, in brackets if the seeds' ranges overlap:\n\n"
+        f"{_markdown(['step', 'from GT 2D', 'from pictures'], rows_of)}\n\n{shown} {_rates_chosen(study, folder)} This "
+        "says nothing about the paper's sizes, about training to convergence, or about batches of 180, which have more "
+        "triplets. Rates of stages 1 and 2 are the same in all rows and were not tuned. "
         "[When does a tuple term pay?](../when-a-tuple-term-pays.md) says where one does."
     )
 
@@ -394,9 +394,10 @@ def _figures(folder: Path) -> str:
         )
     head = ["aligned by", "cosine img-2D", "img-3D", "2D-3D", "recall@10 img-2D (%)", "img-3D (%)"]
     text = (
-        "## Figures 5 and 6: the shared space\n\nStage 2 for 800 steps of 32. The table is of held-out frames at its "
-        "end; the curves are of the training batches. The paper finds that the triplet term raises the cosines of "
-        f"matching embeddings to about 0.95 where pairs alone let them fall.\n\n{_markdown(head, lines)}"
+        "## Figures 5 and 6: the shared space\n\nStage 2 runs for 800 steps with batches of 32. The table shows "
+        "held-out frames at its end; the curves show the training batches. The paper finds that the triplet term "
+        "raises the cosines of matching embeddings to about 0.95, while with pairs alone they "
+        f"fall.\n\n{_markdown(head, lines)}"
     )
     if lines[0][1] and lines[1][1]:
         text += (
@@ -433,11 +434,11 @@ def _exact(folder: Path) -> str:
     head = ["negatives of the triplet term", "R@1 img-2D (%)", "img-3D", "R@10 img-2D (%)", "img-3D", "cosine img-2D"]
     head += ["img-3D", "steps", "CPU s"]
     return (
-        "## Does the exact denominator train better?\n\nOur own question. Stage 2 with batches of 64, judged by "
-        "retrieval among held-out frames. A step takes 0.19 s with the sampled and 0.21 s "
-        "with the exact loss, nearly all of it in the image encoder: equal steps are nearly equal time. Processor time "
-        "varies by a quarter between runs beside other work, and so do the steps of the last row, taken from "
-        f"it.\n\n{_markdown(head, lines)}"
+        "## Does the exact denominator train better?\n\nThe paper does not ask this. We train stage 2 with batches of "
+        "64 and measure retrieval among held-out frames. A step takes 0.19 s with the sampled and 0.21 s with the "
+        "exact loss, nearly all of it in the image encoder, so equal steps take nearly equal time. Processor time "
+        "varies by a quarter between runs because other work ran beside them, and so do the steps of the last row, "
+        f"which are computed from it.\n\n{_markdown(head, lines)}"
     )
 
 
@@ -451,12 +452,12 @@ def _photos(folder: Path) -> str:
         [path, *(_spread(results, read(path, metric)) for metric in ("MPJPE", "PA-MPJPE"))]
         for path in ("mean pose, 3D", "2D to 3D", "image to 3D")
     ]
-    count = f"{results[0]['result']['photographs']['photographs']} crops" if results else "Crops"
+    count = f"{results[0]['result']['photographs']['photographs']} crops" if results else "crops"
     return (
-        f"## Real photographs\n\n{count} of one person on a treadmill, filmed by four calibrated cameras "
+        f"## Real photographs\n\nWe test on {count} of one person on a treadmill, filmed by four calibrated cameras "
         "(Pose2Sim's demonstration, BSD-3-Clause, © 2022 perfanalytics); joints are pseudo-labels. The networks of "
-        "Table 6's last row have seen nothing but renders, so this shows that photographs go through, and how far "
-        f"renders carry.\n\n{_markdown(['path', 'MPJPE (mm)', 'PA-MPJPE (mm)'], lines)}"
+        "Table 6's last row were trained on renders alone, so this shows how well they transfer to photographs."
+        f"\n\n{_markdown(['path', 'MPJPE (mm)', 'PA-MPJPE (mm)'], lines)}"
     )
 
 

@@ -93,31 +93,32 @@ _TABLES: dict[str, tuple[str, str, list[tuple[str, str, str, str, str]]]] = {
 }
 
 _TRAINED_ON_BOTH = (
-    "The paper does not say what these rows were trained on. HRNet-w32's 55.2 / 40.0 is the last row of Table 6 "
-    "(55.1 / 40.0), so both data sets (`--also`). PA-MPJPE is Protocol 2 as the paper defines it, the metric on all "
-    "cameras; others call the frontal camera alone Protocol 2 (`--protocol h36m_p2_image`)."
+    "The paper does not say what these rows were trained on. HRNet-w32's 55.2 / 40.0 is the last row of Table 6 (55.1 "
+    "/ 40.0), so we assume both data sets (`--also`). PA-MPJPE is Protocol 2 as the paper defines it, the metric on "
+    "all cameras; others call the frontal camera alone Protocol 2 (`--protocol h36m_p2_image`)."
 )
 _NOTES = {
     "2": _TRAINED_ON_BOTH,
     "3": "PCK's norm is the larger side of mmpose's box, 1.2 times the tight one, as in the HRNet rows of the paper's "
-    "table, which are mmpose's for inputs of 256 x 256; UniHPE's is 192 x 256.",
+    "table. Those are mmpose's for inputs of 256 x 256; UniHPE's inputs are 192 x 256.",
     "5": _TRAINED_ON_BOTH + " Each encoder starts from pose weights of its own (`unihpe ablate --image-weights`).",
-    "6": "The marks of the paper's table are for the stages before the last: rows differ there, and stage 3 is that of "
-    "equation (5) but for the first row, which has no contrastive loss at all. The last row needs "
-    "`unihpe ablate --also`. The small rows here leave the triplet out of stage 3 too.",
+    "6": "The marks of the paper's table refer to the stages before the last, where the rows differ. Stage 3 follows "
+    "equation (5), except in the first row, which has no contrastive loss at all. The last row needs "
+    "`unihpe ablate --also`. The small rows here leave the triplet out of stage 3, too.",
 }
 
 _INTRODUCTION = """\
 # The paper's tables
 
-What the paper prints, beside what was measured here. Human3.6M, MPI-INF-3DHP and 3DPW may not be redistributed and were
-not at hand, so the column *here* is empty on their rows: nobody has run them with this code yet. If you have the data,
-prepare them with `unihpe data prepare`, train with `unihpe train --preset PRESET --motion PREPARED`, and evaluate
-with `unihpe evaluate RUN --motion PREPARED --protocol ...`; `unihpe ablate --table 4` runs all rows of a table.
+The tables show what the paper reports beside what we measured. Human3.6M, MPI-INF-3DHP and 3DPW may not be
+redistributed and we do not have them, so the column *here* is empty in their rows: nobody has run them with this code
+yet. If you have the data, prepare them with `unihpe data prepare`, train with `unihpe train --preset PRESET --motion
+PREPARED`, and evaluate with `unihpe evaluate RUN --motion PREPARED --protocol ...`; `unihpe ablate --table 4` runs all
+rows of a table.
 
 The rows on CMU motion capture are the small runs of [the studies](studies.md), the shipped lifter, and the paper's
-pair of Table 4 in its full size ([how it was trained](training-on-mocap.md)): other data, not to be compared with the
-paper's numbers.
+pair of Table 4 in its full size ([how it was trained](training-on-mocap.md)). Do not compare them with the paper's
+numbers, because the data differ.
 
 This page is written by `python -m benchmarks.studies page`.
 """
