@@ -234,7 +234,9 @@ def _half_synergy(count: int, generator: torch.Generator) -> tuple[list[Tensor],
 
 # In the order in which they are run.
 WORLDS = (
-    Description("redundancy", "all show the same six numbers, a third as much noise", _synthetic(_redundancy, 0.3)),
+    Description(
+        "redundancy", "all show the same six numbers, with a third as much noise", _synthetic(_redundancy, 0.3)
+    ),
     Description("synergy", "z = x XOR y in four bits", _synthetic(_synergy, 0.3)),
     Description("body halves", "2D arms and trunk, 2D legs, 3D pose", _mocap(_halves)),
     Description("digits", "Fourier coefficients, profiles, pixels", _digits),
