@@ -50,7 +50,7 @@ class KernelUnavailable(RuntimeError):
     """A Triton kernel could not be built or launched here; the message names the cause and the remedy."""
 
 
-# Whether the package is installed, not whether a device can run it; finding it does not import it.
+# Whether the package is installed, not whether a device can run it; `find_spec` does not import it.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -71,7 +71,7 @@ def use_triton(tensor: Tensor) -> bool:
 def run_kernel(kernel: Callable[..., T], plain: Callable[..., T], *arguments: object) -> T:
     """The result of ``kernel``; under ``auto`` that of ``plain`` where the kernel cannot be built or launched.
 
-    Every operator that has a kernel calls it through this, so that none fails where plain PyTorch would do.
+    Every operator that has a kernel calls it through this function, so none fails where plain PyTorch would work.
     """
     try:
         return kernel(*arguments)
@@ -97,7 +97,7 @@ def give_way(error: Exception) -> None:
 
 
 def is_transformed(*tensors: Tensor) -> bool:
-    """Whether a transform of ``torch.func`` or a forward-mode derivative is under way, which operators refuse."""
+    """Whether a ``torch.func`` transform or a forward-mode derivative is active; custom operators refuse both."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or any(
@@ -106,22 +106,23 @@ def is_transformed(*tensors: Tensor) -> bool:
 
 
 def is_captured(device: torch.device) -> bool:
-    """Whether what a device is given now is captured in a CUDA graph, for replays in which no Python runs."""
+    """Whether the device's current stream is being captured in a CUDA graph, whose replays run no Python."""
     if device.type != "cuda" or torch.compiler.is_compiling() or not torch.cuda.is_initialized():
         return False
     return torch.cuda.is_current_stream_capturing()
 
 
 def refuse_capture(device: torch.device, needed: str, came: str, remedy: str) -> None:
-    """Raise if a CUDA graph is being captured, whose replays would not be right."""
+    """Raise if a CUDA graph is being captured, because its replays would be wrong."""
     if is_captured(device):
         raise RuntimeError(three_beats(needed, came, remedy))
 
 
 def tf32_allowed() -> bool:
-    """Whether PyTorch's switches, the old ones or those of torch 2.9, let float32 products be rounded to TF32.
+    """Whether PyTorch's settings allow TF32 in float32 matrix products.
 
-    Asked of the new one where there is one: it answers for both, and the old one raises once the new one was set.
+    From torch 2.9 on this reads ``fp32_precision``, which also reflects ``allow_tf32``. Reading ``allow_tf32`` raises
+    once ``fp32_precision`` has been set.
     """
     matmul = torch.backends.cuda.matmul
     precision = getattr(matmul, "fp32_precision", None)
@@ -130,7 +131,7 @@ def tf32_allowed() -> bool:
 
 @functools.cache
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16: every GPU that Triton knows but those before Ampere."""
+    """Whether a device multiplies bfloat16: every GPU that Triton supports, except NVIDIA's before Ampere."""
     if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
         return True
     return torch.cuda.get_device_capability(device) >= (8, 0)

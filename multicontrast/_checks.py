@@ -1,8 +1,8 @@
-"""Errors in three beats, and the checks that every function of the library shares.
+"""Errors in three parts, and the checks that every function of the library shares.
 
-A check raises before any work is done. It says what was needed, what came, and what to do about it. There is one check
-for each kind of argument: a choice, a flag, a count, a number, a list of numbers, a tensor. A check of a Python value
-returns it as plain Python: the scalars of NumPy are taken for the numbers that they hold, and a bool is never a number.
+A check raises before any work is done. It says what was needed, what came, and what to do. There is one check for each
+kind of argument: a choice, a flag, a count, a number, a list of numbers, a tensor. A check of a Python value returns it
+as plain Python: a NumPy scalar counts as its number, a bool does not count as a number.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def check_list(operation: str, name: str, values: object, *, remedy: str = "Pass
 def check_numbers(
     operation: str, name: str, values: object, *, remedy: str = "Pass a list of numbers.", **bounds: float
 ) -> list[float]:
-    """A list, an array or a dense tensor of one axis as floats, each as :func:`check_number` takes it; one at least."""
+    """A list, 1-dim array or 1-dim dense tensor, not empty, as floats; :func:`check_number` checks each."""
     if isinstance(values, Tensor):
         check_dense(operation, name, values)
         values = values.tolist() if values.ndim == 1 and values.device.type != "meta" else object()
@@ -141,7 +141,7 @@ def check_numbers(
 def check_counts(
     operation: str, name: str, values: object, least: int = 0, most: int = 2**63 - 1, *, remedy: str = ""
 ) -> list[int]:
-    """One int or a list of them, each as :func:`check_count` takes it; one at least."""
+    """One int, or a list of them that is not empty; :func:`check_count` checks each."""
     if isinstance(values, numbers.Integral):
         return [check_count(operation, name, values, least, most, remedy=remedy)]
     listed = check_list(operation, name, values, remedy=remedy or "Pass an int, or a list of them.")
@@ -167,7 +167,7 @@ def check_size(
 
 
 def check_texts(operation: str, name: str, values: object, *, remedy: str = "Pass a list of text.") -> list[str]:
-    """A list of text; one text on its own, which is a list of letters to Python, raises ``TypeError``."""
+    """A list of strings; a single string raises ``TypeError``."""
     listed = check_list(operation, name, values, remedy=remedy)
     for k, value in enumerate(listed):
         if not isinstance(value, str):
@@ -188,7 +188,7 @@ def call(needed: str, function: Callable[..., Any], *arguments: Any, remedy: str
     try:
         return function(*arguments)
     except TypeError as error:
-        if "; got " in str(error):  # in three beats already
+        if "; got " in str(error):  # already in three parts
             raise
         raise TypeError(three_beats(needed, f"TypeError: {describe(str(error))}", remedy)) from error
 
@@ -259,9 +259,9 @@ def check_bools(operation: str, name: str, value: object, remedy: str) -> None:
 def check_shape(
     operation: str, name: str, value: object, shape: Sequence[int | str], remedy: str = "Reshape it."
 ) -> None:
-    """Raise unless ``value`` is a tensor as :func:`check_floating` takes it, of that shape.
+    """Raise unless ``value`` passes :func:`check_floating` and has that shape.
 
-    A name stands for any size, ``"..."`` in front for any number of axes.
+    In ``shape`` a name stands for any size, and a leading ``"..."`` for any number of axes.
     """
     check_floating(operation, name, value)
     assert isinstance(value, Tensor)
@@ -273,7 +273,7 @@ def check_shape(
 
 
 def check_like(operation: str, name: str, value: Tensor, weight: Tensor) -> None:
-    """Raise unless ``value`` is of the type and on the device of a model's ``weight``; under autocast any type."""
+    """Raise unless ``value`` has the type and device of a model's ``weight``; under autocast any type is accepted."""
     kind = value.device.type
     casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if value.device != weight.device or (value.dtype != weight.dtype and not casts):
@@ -293,7 +293,7 @@ def check_same_device(operation: str, names: Sequence[str], tensors: Sequence[Te
         )
 
 
-def values_are_free(*tensors: Tensor) -> bool:
+def can_read_values(*tensors: Tensor) -> bool:
     """Whether reading the values of the tensors costs nothing: on a CPU, in eager mode, not under a transform, and
     without a forward-mode derivative."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -301,7 +301,7 @@ def values_are_free(*tensors: Tensor) -> bool:
     for tensor in tensors:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.is_cpu:
             return False
-        if torch._C._functorch.is_legacy_batchedtensor(tensor):  # as `is_grads_batched` makes
+        if torch._C._functorch.is_legacy_batchedtensor(tensor):  # made by `is_grads_batched`
             return False
     return forward_ad._current_level < 0 or all(forward_ad.unpack_dual(x).tangent is None for x in tensors)
 

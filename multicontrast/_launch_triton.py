@@ -21,8 +21,8 @@ from multicontrast._backend import KernelUnavailable, is_captured
 
 _AUTOTUNE = "MULTICONTRAST_AUTOTUNE"
 
-# Contraction of a * b + c to one rounding is what the kernels' error bounds and counts of instructions assume; Triton
-# announced that it will stop being the default.
+# The kernels' error bounds and instruction counts assume that a * b + c is fused, with one rounding. Triton announced
+# that this will stop being the default.
 _COMPILER_OPTIONS = {"enable_fp_fusion": True}
 
 
@@ -32,8 +32,8 @@ class Tuning:
 
     Args:
         default: for every architecture that has no entry of its own.
-        by_architecture: ``"cuda:90"`` or ``"hip"`` to configuration. An architecture that has no entry has that of
-            the first of its generation, as ``"cuda:121"`` has that of ``"cuda:120"``.
+        by_architecture: maps ``"cuda:90"`` or ``"hip"`` to a configuration. An architecture without an entry uses that
+            of the first of its generation: ``"cuda:121"`` uses that of ``"cuda:120"``.
         candidates: for the autotuner, if it is enabled.
     """
 
@@ -71,9 +71,9 @@ def architecture() -> str:
 def dot_precision(tf32: bool) -> str:
     """The precision of ``tl.dot`` for float32 on the current device, by its name in this Triton.
 
-    Without TF32 with float32's accuracy, to 1e-7: six products of bfloat16 or three of TF32, on tensor cores. With
-    TF32 three products of bfloat16, which err by 1e-6, or TF32's own. Where tensor cores have neither type
-    the scalar units multiply; the interpreter knows one way.
+    Without TF32, six bfloat16 products or three TF32 products on tensor cores have float32's accuracy, to 1e-7. With
+    TF32, three bfloat16 products with an error of 1e-6, or one of TF32. Tensor cores without either type, and the
+    interpreter, use ``"ieee"``: the scalar units multiply.
     """
     family, _, number = architecture().partition(":")
     if family == "interpreter" or (family == "cuda" and int(number) < 80):
@@ -101,12 +101,12 @@ def launch(
     """Launches ``kernel`` on the device of its first argument.
 
     Args:
-        grid: from the compile-time constants to the numbers of programs; the large axis first, the others stay small.
+        grid: maps the compile-time constants to the number of programs on each axis. Only the first axis may be large.
         tuning: the kernel's configurations.
         arguments: in the kernel's order, tensors and numbers.
         key: names of arguments whose values the autotuner should tell apart.
         zeroed: names of arguments the kernel adds to, which the autotuner must clear between its trials.
-        constants: compile-time constants that are not the configuration's, and options of the compiler.
+        constants: further compile-time constants, and options of the compiler.
 
     Raises:
         KernelUnavailable: the kernel cannot be built or launched here.
@@ -119,8 +119,8 @@ def launch(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # The interpreter builds nothing: an error is the kernel's own. What fails in a capture, where nothing may be
-        # loaded, works after a step that is not captured.
+        # The interpreter builds nothing, so an error is the kernel's own. During a capture no kernel may be loaded, so
+        # a launch that fails then works after a step outside the capture.
         if interpreted() or is_captured(device.device):
             raise
         _failed[kernel, device.device] = unavailable = KernelUnavailable(_cause(kernel, error))
@@ -140,11 +140,11 @@ def _cause(kernel: Any, error: Exception) -> str:
 
 
 _REMEDIES = {
-    "C compiler": "Triton compiles its launcher with it: install gcc or clang, or name one in the variable CC.",
+    "C compiler": "Triton needs one for its launcher: install gcc or clang, or name one in the variable CC.",
     "Python.h": "Triton's launcher needs Python's headers: install the package `python3-dev`.",
-    "active drivers": "Triton finds no driver: install that of the graphics card.",
-    "gpu-name": "This Triton does not know the graphics card: install a newer Triton, which comes with a newer torch.",
-    "out of resource": "The card has less shared memory or registers than the kernel takes; please report this.",
+    "active drivers": "Triton finds no driver: install that of the GPU.",
+    "gpu-name": "This Triton does not know the GPU: install a newer Triton, which comes with a newer torch.",
+    "out of resource": "The GPU has less shared memory or registers than the kernel needs; please report this.",
 }
 
 

@@ -1,4 +1,4 @@
-"""Buffers that are used again for one block after another."""
+"""Buffers that are reused from block to block."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """One training step whose encoders see the batch in chunks and whose loss sees it whole.
 
-Contrastive losses want large batches, and what fills the memory is the encoders' activations. Gradient accumulation
-does not help, because each chunk has only its own candidates. The encoders' backward pass needs only the gradient by
-the embeddings (Gao et al., arXiv 2101.06983):
+Contrastive losses need large batches, and the encoders' activations fill the memory. Gradient accumulation does not
+help, because each chunk has only its own candidates. The encoders' backward pass needs only the gradient w.r.t. the
+embeddings (Gao et al., arXiv 2101.06983):
 
 1. encode chunk by chunk without a graph, and keep the random state before each chunk,
-2. compute the loss of all embeddings, and its gradient by them,
+2. compute the loss of all embeddings, and its gradient w.r.t. them,
 3. encode each chunk again from the same random state, and backpropagate its rows of that gradient.
 """
 
@@ -195,7 +195,7 @@ def _tensors(batch: Any, name: str = "inputs") -> list[Tensor]:
 
 
 def _checked(encoders: Any, inputs: Any) -> tuple[list[Encoder], list[Any], int]:
-    """The encoders and their inputs as lists, and the number of rows; raises for what does not fit."""
+    """The encoders and their inputs as lists, and the number of rows; raises if they do not fit together."""
     if not isinstance(encoders, (list, tuple, nn.ModuleList)):
         check_callable("cached_step", "encoders", encoders, "Pass [image_encoder, ...], one for each input.")
         encoders, inputs = [encoders], [inputs]

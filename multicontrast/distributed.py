@@ -37,7 +37,7 @@ __all__ = ["Gather", "gather_rows"]
 Gather: TypeAlias = "bool | dist.ProcessGroup"
 """The values of ``gather=``, which are False, True for the default process group, or a process group."""
 
-# The names from torch 2.14 on, and those before.
+# The names since torch 2.14, and before it.
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -87,11 +87,11 @@ class Ranks:
         return loss + torch.stack([x.reshape(-1)[:0].sum().to(loss) for x in inputs]).sum()
 
     def gather(self, *tensors: Tensor, tau: Tensor | None = None) -> tuple[Tensor | None, list[Tensor]]:
-        """The rows of all ranks, in their order, in float32 at least; and ``tau`` as it came.
+        """The rows of all ranks, in rank order, in float32 at least; and ``tau`` unchanged.
 
         Differentiable twice. ``tau`` passes through the same node of the graph and gets its gradient after the
-        collective, so that the collectives of a backward pass have one order on all ranks, whatever hooks parameters
-        have.
+        collective, so that the collectives of a backward pass have one order on all ranks, whatever hooks the
+        parameters have.
         """
         dtype = compute_dtype(*tensors)
         tau, *gathered = _GatherRows.apply(self, dtype, tau, *tensors)
@@ -112,10 +112,10 @@ class Ranks:
 
 def gather_rows(x: Tensor, group: Any = None) -> Tensor:
     """The rows of all ranks in rank order. In the backward pass each rank gets the sum over all ranks of the gradients
-    by its own rows.
+    w.r.t. its own rows.
 
-    Ranks may have different numbers of rows, also none. Averaged over the ranks, as DistributedDataParallel does, the
-    gradients are those of the *mean* of the ranks' losses.
+    Ranks may have different numbers of rows, including none. Averaged over the ranks, as DistributedDataParallel does,
+    the gradients are those of the *mean* of the ranks' losses.
 
     Args:
         x: ``(B_local, ...)``, floating; equal on all ranks but for the number of rows.
@@ -242,7 +242,7 @@ class Handshake:
         return ranks
 
     def leave(self) -> None:
-        """From here on an error occurs on every rank, so none tells the others."""
+        """From here on an error occurs on every rank, so no rank needs to tell the others."""
         self._open = False
 
     def reopen(self) -> None:
@@ -250,7 +250,7 @@ class Handshake:
         self._open = True
 
     def close(self) -> None:
-        """All checks passed here; after :meth:`reopen`, learn whether they did on the other ranks."""
+        """All checks passed on this rank; after :meth:`reopen`, learn whether they did on the others."""
         if self._open and self._group is not None:
             self._open = False
             _agree(self._group, self.operation, 0, 0, [], [])
@@ -258,8 +258,8 @@ class Handshake:
 
 # --- The small exchange before the collectives ---------------------------------------------------------------------
 #
-# int64: [failed, operation, rows, seed, codes of what must be the same ...], of one length for every operation, so that
-# ranks in different losses raise instead of misreading each other.
+# int64: [failed, operation, rows, seed, codes of what must be the same ...]. Every operation sends the same length, so
+# that ranks in different losses raise instead of misreading each other.
 
 _HEADER = 32
 
@@ -292,7 +292,7 @@ def _compare(operation: str, table: list[list[int]], place: int, name: str, reme
         raise ValueError(
             three_beats(
                 f"`{operation}` needs the same {name} on all ranks",
-                f"another one than rank 0's on rank {listed} of the group",
+                f"one that differs from rank 0's on rank {listed} of the group",
                 remedy,
             )
         )
@@ -405,7 +405,7 @@ def _gathered(ranks: Ranks, dtype: torch.dtype, xs: Sequence[Tensor]) -> list[Te
 
 
 def _all_gather(x: Tensor, ranks: Ranks) -> Tensor:
-    """``(B_local, C)`` of each rank to ``(B, C)`` on all; shorter ranks are padded on the way."""
+    """From ``(B_local, C)`` of each rank to ``(B, C)`` on all; ranks with fewer rows are padded for the exchange."""
     longest = max(ranks.counts)
     received = _all_gather_even(_padded(x, longest), ranks.group)
     if min(ranks.counts) == longest:
@@ -414,14 +414,14 @@ def _all_gather(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _all_gather_even(x: Tensor, group: Any) -> Tensor:
-    """The stack of the tensors of all ranks, which have one shape."""
+    """The tensors of all ranks, which have one shape, stacked."""
     received = x.new_empty(dist.get_world_size(group), *x.shape)
     _all_gather_single(received.view(-1), x.contiguous().view(-1), group=group)
     return received
 
 
 def _reduce_scatter(x: Tensor, ranks: Ranks) -> Tensor:
-    """``(B, C)`` on each rank to the sum over the ranks of one's own rows, ``(B_local, C)``."""
+    """From ``(B, C)`` on each rank to the sum over the ranks of this rank's own rows, ``(B_local, C)``."""
     if "nccl" not in dist.get_backend(ranks.group):
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ranks.group)

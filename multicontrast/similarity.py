@@ -69,7 +69,7 @@ class CosineSimilarity:
         """The similarity of the present members, by the formula for that many modalities.
 
         ``present`` says for each modality which tuples have it, broadcastable to the cosines. Cosines of absent
-        members are 0. What is returned for tuples with fewer than two members is finite and means nothing.
+        members are 0. The value for tuples with fewer than two members is finite and meaningless.
         """
         nowhere = torch.zeros((), dtype=torch.bool, device=cosines[0].device)
         everything = cosines[0]
@@ -91,9 +91,9 @@ class CosineSimilarity:
         return value
 
     def with_gradient(self, cosines: Sequence[Tensor]) -> tuple[Tensor, Gradient]:
-        """Value and derivative by each cosine, without a graph.
+        """Value and derivative w.r.t. each cosine, without a graph.
 
-        The value may leave out a constant that is the same for every tuple, because it does not change a loss.
+        The value may leave out a constant that is the same for every tuple, because that does not change a loss.
         """
         with torch.enable_grad():
             leaves = [cosine.detach().requires_grad_() for cosine in cosines]
@@ -102,11 +102,11 @@ class CosineSimilarity:
         return value.detach(), list(grads)
 
     def with_pullback(self, cosines: Sequence[Tensor], workspace: Workspace | None) -> tuple[Tensor, Pullback]:
-        """The value, and a function from a weight for each tuple to weight x derivative by each cosine.
+        """The value, and a function that maps a weight for each tuple to weight x derivative w.r.t. each cosine.
 
         The cosines may broadcast to the shape of the tuples and are only read. Results live in the workspace, if there
-        is one, until its next use, and may share memory. The value may be overwritten before the function is called,
-        which is once.
+        is one, until its next use, and may share memory. The function may be called once; the value may be overwritten
+        before.
         """
         value, grads = self.with_gradient(torch.broadcast_tensors(*cosines))
         return value, lambda weights: [grad * weights for grad in grads]
@@ -120,7 +120,7 @@ class CosineSimilarity:
 class Eigenvalue(CosineSimilarity):
     """Largest eigenvalue of the Gram matrix (UniHPE, arXiv 2311.16477, eq. 3). In [1, N]; blind to signs."""
 
-    homogeneous = True  # the excess over 1 is
+    homogeneous = True  # for the excess over 1
 
     def __call__(self, cosines: Sequence[Tensor]) -> Tensor:
         return 1 + gram_eigmax_excess(cosines)
@@ -199,7 +199,7 @@ class MeanCosine(CosineSimilarity):
 
 
 def _safe_sqrt(square: Tensor) -> Tensor:
-    """Square root of the non-negative part; where that is exactly 0 so is the gradient (a convention)."""
+    """Square root of the non-negative part; where that is exactly 0 the gradient is 0 by convention."""
     positive = ~(square <= 0)  # NaN passes through
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
@@ -351,7 +351,7 @@ class Area(CosineSimilarity):
         volume, gradient = _root_of_determinant_with_gradient(self._edges(cosines))
         count = len(gradient)
         share = 1 / math.factorial(n - 1)
-        # A cosine with the first corner is in a whole row of edge products, any other in one and its mirror.
+        # A cosine with the first corner is in a whole row of edge products, any other in one product and its mirror.
         first = [share * _sum([gradient[max(m, k)][min(m, k)] for k in range(count)]) for m in range(count)]
         others = [-share * gradient[k][m] for m in range(count) for k in range(m + 1, count)]
         return -share * volume, [*first, *others]
@@ -407,7 +407,7 @@ class _UserSimilarity(CosineSimilarity):
         if len(grads) != len(cosines):
             raise ValueError(
                 three_beats(
-                    "`with_gradient` of a similarity needs to return the value and a derivative by each cosine",
+                    "`with_gradient` of a similarity needs to return the value and a derivative w.r.t. each cosine",
                     f"{len(grads)} derivatives for {len(cosines)} cosines",
                     "Return (value, [derivative, ...]) in the order of the cosines.",
                 )
@@ -450,7 +450,7 @@ def resolve_similarity(operation: str, similarity: str | Similarity) -> CosineSi
 
 
 def has_closed_form(similarity: CosineSimilarity | Multilinear, num_modalities: int) -> bool:
-    """Whether a formula gives the derivative by the cosines, and nothing else requires a gradient."""
+    """Whether a formula gives the derivative w.r.t. the cosines, and nothing else requires a gradient."""
     if isinstance(similarity, Multilinear):
         return False
     own = similarity.function if isinstance(similarity, _UserSimilarity) else similarity

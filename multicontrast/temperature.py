@@ -54,7 +54,7 @@ class Temperature(nn.Module):
     """
 
     log_tau: Tensor
-    _own: tuple[Tensor | None]  # tells it from one that `functional_call` passes; a tuple is not registered
+    _own: tuple[Tensor | None]  # the module's own `log_tau`, not one from `functional_call`; a tuple is not registered
 
     def __init__(self, init: float, min: float | None = None, max: float | None = None, learnable: bool = True) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Temperature(nn.Module):
         max: float | None = None,
         learnable: bool = True,
     ) -> Temperature:
-        r"""A start for a similarity at which its logits differ as much as those of a cosine at ``base``.
+        r"""A temperature at which a similarity's logits differ as much as those of a cosine at ``base``.
 
         Similarities live on different scales. The start is ``base`` times the difference between a perfect match and
         a tuple of orthogonal embeddings, which for the cosine is 1 and for three modalities is
@@ -222,13 +222,13 @@ class Temperature(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
-        self._own = (param,)  # also what `load_state_dict(assign=True)` assigns
+        self._own = (param,)  # also for `load_state_dict(assign=True)`
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Moves between devices, but keeps float32: bfloat16 has temperatures in steps of a per cent.
+        # Follows moves between devices but stays float32: bfloat16 has temperatures in steps of a per cent.
         def move(x: Tensor) -> Tensor:
             moved = fn(x)
-            if x.is_meta and not moved.is_meta:  # it never had a value
+            if x.is_meta and not moved.is_meta:  # a meta tensor has no value to keep
                 return torch.full_like(x, math.log(self.init), device=moved.device)
             return moved if moved.dtype == x.dtype else x.to(moved.device)
 

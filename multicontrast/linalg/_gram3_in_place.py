@@ -1,9 +1,9 @@
 r"""The h-cubic in place, for the losses and for large batches on a CPU, where passes over a block are the cost.
 
 It computes the equations of :mod:`multicontrast.linalg._gram3_torch` in some fifty-five passes, without a mask or an
-allocation. Out of place the exact loss misses its bar by far and the cyclic trimodal loss just: the rows "eigenvalue
-out of place" of ``benchmarks/results/losses.csv``. The gradient alone differs, and saves passes: it comes from the
-eigenvector, by two quotients,
+allocation. Out of place the exact loss misses its required speed by far and the cyclic trimodal loss by little (the
+rows "eigenvalue out of place" of ``benchmarks/results/losses.csv``). Only the gradient is computed differently, which
+saves passes: it comes from the eigenvector, by two quotients,
 
 .. math:: \sigma = \frac{u_2 + u_3}{u_1} = \frac{a + b}{x - c},
           \qquad \tau = \frac{u_2 - u_3}{u_1} = \frac{a - b}{x + c},
@@ -13,7 +13,7 @@ eigenvector, by two quotients,
 
 These formulas fail for some elements: zeros, denormals, NaN, infinity, ties of all three magnitudes with a negative
 product, :math:`u_1 = 0`. Such elements show as a very small root or as infinity or NaN, and are computed again by
-``_gram3_torch``. Finding them brings numbers to the host, so a GPU does not use this form.
+``_gram3_torch``. Finding them reads numbers on the host, so a GPU does not use this form.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def eigmax_with_gradient_into(x: Tensor, gradient: Triple, cosines: Triple, rows
 
 
 def eigmax_with_pullback(cosines: Triple, scratch: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-    """``lambda_max - 1`` and a function that maps a weight for each element to weight x derivative by each cosine.
+    """``lambda_max - 1`` and a function that maps a weight for each element to weight x derivative w.r.t. each cosine.
 
     Both live in ``scratch`` ``(SCRATCH_ROWS, *shape)``. The cosines are only read, and may be of any shapes that
     broadcast to that one; the weights may be the value's own memory. The pullback works once.
@@ -81,14 +81,14 @@ class _Ratios(NamedTuple):
     length: Tensor  # 1 / u_1^2
     free: Triple  # rows that may be overwritten
     exceptions: tuple[Tensor, ...] | None  # index of the exceptions; None where there are none
-    recomputed: Sequence[Tensor]  # their derivatives by a, b and c
+    recomputed: Sequence[Tensor]  # their derivatives w.r.t. a, b and c
 
 
 def _value_and_ratios(x: Tensor, cosines: Triple, rows: tuple[Tensor, ...]) -> _Ratios:
     """Writes ``x``, and the ratios into ``rows``."""
     a, b, c = cosines
     gamma, e, r0, r1, r2, r3, r4 = _root(a, b, c, x, rows)
-    # x + c and x - c: the sums with gamma first, which are exact where they are small.
+    # x + c and x - c: add gamma first, because those sums are exact where they are small.
     plus = torch.add(gamma, c, out=r0).add_(e, alpha=2)
     minus = torch.sub(gamma, c, out=r1).add_(e, alpha=2)
     first = torch.add(a, b, out=r2).div_(minus)
@@ -135,7 +135,7 @@ def _exceptions(x: Tensor, length: Tensor | None) -> tuple[Tensor, ...] | None:
 def _root(a: Tensor, b: Tensor, c: Tensor, x: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Writes ``x``; returns ``(gamma, e)`` as in ``_gram3_torch`` and five rows that are free."""
     r0, r1, r2, r3, r4, r5, r6 = rows
-    # Cosines of a smaller shape (of all triplets of a batch, say) are broadcast where they meet the others.
+    # Cosines of smaller shapes (those of all triplets of a batch) are broadcast only where they are combined.
     size_a, size_b, size_c = (
         torch.abs(z, out=row) if z.shape == x.shape else z.abs() for z, row in ((a, r0), (b, r1), (c, r2))
     )
@@ -147,7 +147,7 @@ def _root(a: Tensor, b: Tensor, c: Tensor, x: Tensor, rows: tuple[Tensor, ...]) 
         t = torch.addcmul(middle, low, sign, out=r3)
     else:
         t = torch.copysign(low, torch.mul(a, b, out=r3).mul_(c), out=r3).add_(middle)
-    # k = (gamma - middle)(gamma + middle) + (gamma - low)(gamma + low): differences first, they are exact.
+    # k = (gamma - middle)(gamma + middle) + (gamma - low)(gamma + low): differences first, because they are exact.
     difference = torch.sub(gamma, middle, out=r4)
     k = middle.add_(gamma).mul_(difference)
     difference = torch.sub(gamma, low, out=r4)
@@ -157,7 +157,7 @@ def _root(a: Tensor, b: Tensor, c: Tensor, x: Tensor, rows: tuple[Tensor, ...]) 
     root = torch.mul(k, k, out=r4).addcmul_(gamma, g, value=12).sqrt_()
     e = torch.add(k, root, out=r5)
     torch.div(g, e, out=e)
-    # One step of a secant fitted to the whole range, then Newton.
+    # One step of a secant that is fitted to the whole range, then Newton.
     cube = torch.mul(e, e, out=x)
     root.add_(cube, alpha=SECANT[0])
     cube.mul_(e)

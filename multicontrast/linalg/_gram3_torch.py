@@ -23,40 +23,40 @@ from torch import Tensor
 from multicontrast._backend import is_transformed
 
 # The first step from the start h0, the root of the cubic without h^3: h0 - h0^3 / (r + 4 c0 z + 4 c1 z h0 / 2), where
-# z = h0^2 / 4 and r is the root of the discriminant in h0. Fitted: 9e-5 off at most, on all k and g that occur.
-# Newton then leaves 5e-9, and a second step rounding.
+# z = h0^2 / 4 and r is the root of the discriminant in h0. The fitted step errs by at most 9e-5 for all k and g that
+# occur. A Newton step reduces the error to 5e-9, a second one to rounding.
 SECANT = (4 * 2.70762551, -4 * 0.76873623)
 NEWTON_STEPS = {torch.float32: 1, torch.float64: 2}
 
-# Integer type, mask of the exponent without its two lowest bits, and the exponents of the powers, all in place.
+# Integer type, mask of the exponent without its two lowest bits, and the two constants that give the powers' exponents.
 _EXPONENT = {
     torch.float32: (torch.int32, 0x7E000000, 0x7E800000, 0x00800000),
     torch.float64: (torch.int64, 0x7FC0000000000000, 0x7FD0000000000000, 0x0010000000000000),
 }
-_MAPS_NO_VIEWS = torch.__version__ < "2.13"  # before it `vmap` had no rule for a view as another type: pytorch#180727
+_MAPS_NO_VIEWS = torch.__version__ < "2.13"  # until then `vmap` has no rule for `view(dtype)`: pytorch#180727
 
 
 def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
     """``(p, 1/p)``: exact powers of two with ``largest * p`` in [0.5, 8), or less where ``largest`` is denormal.
 
-    Both are normal numbers for every input. Scaling by them costs no accuracy, so that the formulas need not care for
-    overflow and underflow.
+    Both are normal numbers for every input. Scaling by them costs no accuracy, and the formulas then neither overflow
+    nor underflow.
     """
     if _MAPS_NO_VIEWS and is_transformed():
-        return _power_of_two_by_table(largest)  # the compiler would make of it a loop over single numbers
+        return _power_of_two_by_table(largest)  # not in general: a compiler would make a loop over single numbers of it
     integer, mask, high, low = _EXPONENT[largest.dtype]
     exponent = largest.view(integer) & mask
     return (high - exponent).view(largest.dtype), (low + exponent).view(largest.dtype)
 
 
 def _power_of_two_by_table(largest: Tensor) -> tuple[Tensor, Tensor]:
-    """The same bits without a view as integers."""
+    """The same bits without viewing floats as integers."""
     bias = 127 if largest.dtype == torch.float32 else 1023
     steps = range(2 * (bias + 1) // 4)
     powers = largest.new_tensor([2.0 ** (bias - 1 - 4 * k) for k in steps])
     inverses = largest.new_tensor([2.0 ** (4 * k - bias + 1) for k in steps])
     exponent = torch.frexp(largest.detach()).exponent.long() - 1 + bias
-    exponent = torch.where(largest == 0, 0, exponent)  # as the bits of 0 have it
+    exponent = torch.where(largest == 0, 0, exponent)  # as in the bits of 0
     step = (exponent.clamp(0, 2 * bias + 1) // 4).reshape(-1)
     return powers.index_select(0, step).reshape(largest.shape), inverses.index_select(0, step).reshape(largest.shape)
 
@@ -71,8 +71,8 @@ def _scaled(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 def to_one_scale(*blocks: Tensor) -> tuple[list[Tensor], Tensor]:
     """Blocks of cosines times one power of two, for formulas that do not scale each triplet, and its inverse.
 
-    Cosines that are smaller than the largest by more than 2^30 (float64: 2^200) become 0; rounding of the products
-    that they come from is larger.
+    Cosines that are more than 2^30 times (float64: 2^200 times) smaller than the largest become 0. The products that
+    give them have larger rounding errors.
     """
     finite = [torch.where(block.isfinite(), block.detach().abs(), 0).amax() for block in blocks]
     power, inverse = power_of_two(torch.stack(finite).amax())
@@ -84,17 +84,17 @@ def to_one_scale(*blocks: Tensor) -> tuple[list[Tensor], Tensor]:
 def _root(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(gamma, e, gamma^2 k)`` of scaled cosines, with ``x = gamma + 2 e``; ``e = gamma h / 2`` saves operations.
 
-    In it the cubic, times gamma^3, is ``8 e^3 + 12 gamma e^2 + 2 (gamma^2 k) e - gamma t^2``; one division by gamma is
-    left, in the fitted step.
+    In terms of ``e`` the cubic, times gamma^3, is ``8 e^3 + 12 gamma e^2 + 2 (gamma^2 k) e - gamma t^2``. Only the
+    fitted step divides by gamma.
     """
-    tiny = torch.finfo(a.dtype).smallest_normal  # keeps 0 / 0 from arising at exact ties; beyond reach otherwise
+    tiny = torch.finfo(a.dtype).smallest_normal  # prevents 0 / 0 at exact ties; negligible elsewhere
     size_a, size_b, size_c = a.abs(), b.abs(), c.abs()
     larger, low = torch.maximum(size_a, size_b), torch.minimum(size_a, size_b)
     gamma = torch.maximum(larger, size_c)
-    middle = torch.minimum(larger, size_c)  # `middle` and `low` are the two lesser magnitudes in either order
+    middle = torch.minimum(larger, size_c)  # `middle` and `low` are the two smaller magnitudes, in either order
     # The sign of abc from the signs alone: the product keeps it even where it underflows.
     t = middle + torch.copysign(low, a * b * c)
-    # Differences before anything else: they are exact where the magnitudes are close.
+    # Differences first, because they are exact where the magnitudes are close.
     k = (gamma - middle) * (gamma + middle) + (gamma - low) * (gamma + low)
     g = gamma * (t * t)
     root = torch.sqrt(k * k + 12 * (gamma * g))
@@ -115,7 +115,7 @@ def eigmax_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def eigmax_excess_at_one_scale(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The same of cosines that :func:`to_one_scale` made."""
+    """The same for cosines from :func:`to_one_scale`."""
     gamma, e, _ = _root(a, b, c)
     return gamma + 2 * e
 
@@ -132,7 +132,7 @@ def eigmax_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tenso
 
 
 def eigmax_with_gradient_at_one_scale(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same of cosines that :func:`to_one_scale` made."""
+    """The same for cosines from :func:`to_one_scale`."""
     gamma, e, k = _root(a, b, c)
     return gamma + 2 * e, *_gradient(a, b, c, gamma, e, _denominator(gamma, e, k))
 
@@ -147,8 +147,8 @@ def _gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # 2 (a gamma + bc) = (a + b)(gamma + c) + (a - b)(gamma - c): near a double root each product has a small factor
     # that is an exact difference, where a gamma + bc would cancel. The rest of x follows: x = gamma + 2 e.
-    # Where all magnitudes are equal and abc < 0 all of this is 0: there the projector on the double eigenvalue's plane,
-    # halved, has thirds with the cosines' signs.
+    # Where all magnitudes are equal and abc < 0, numerators and denominator are 0. There half the projector on the
+    # double eigenvalue's plane has entries of 1/3 with the cosines' signs.
     multiple = denominator == 0
     rest = torch.where(multiple, 1, 4 * e)
     share = 1 / torch.where(multiple, 3 * gamma, denominator).clamp_min(torch.finfo(gamma.dtype).smallest_normal)
@@ -174,7 +174,7 @@ def eigmax_hessian_product(
     ga, gb, gc = _gradient(a, b, c, gamma, e, denominator)
     rest = 4 * e * (gamma + e)  # x^2 - gamma^2
     p1, p2, p3 = (((gamma - z) * (gamma + z) + rest) / safe for z in (c, b, a))  # the projector's diagonal
-    pa, pb, pc = ga / 2, gb / 2, gc / 2  # and the rest of it
+    pa, pb, pc = ga / 2, gb / 2, gc / 2  # and its other entries
     # The columns of V P, less their part along u.
     columns = []
     for q1, q2, q3 in (
@@ -192,7 +192,7 @@ def eigmax_hessian_product(
     (_, y21, y31), (y12, _, y32), (y13, y23, _) = columns
     (y11, _, _), (_, y22, _), (_, _, y33) = columns
     trace = 2 * (gamma + 2 * e)
-    # Two off-diagonal entries of (2 x I + B) Y to each cosine.
+    # Each cosine collects two off-diagonal entries of (2 x I + B) Y.
     over_a = trace * (y12 + y21) + a * (y22 + y11) + b * y32 + c * y31
     over_b = trace * (y13 + y31) + b * (y33 + y11) + a * y23 + c * y21
     over_c = trace * (y23 + y32) + c * (y33 + y22) + a * y13 + b * y12

@@ -9,8 +9,8 @@ With :math:`\gamma \ge m \ge |s|` the magnitudes of the three cosines, :math:`s`
 Nothing cancels in :math:`K` and :math:`G`, so the one non-negative root is as accurate as they are, at any gap between
 eigenvalues (``docs/math/h-cubic.md``). This is the cubic of ``_gram3_torch`` before the division by :math:`\gamma^3`;
 here a power of two, taken from the exponent bits, does the scaling. The start needs one more step than there, but no
-division: reciprocals are squares of ``rsqrt``, one instruction each, and their rounding is gone after the last step,
-which is Newton's.
+division: reciprocals are squares of ``rsqrt``, one instruction each, and the last step, which is Newton's, removes
+their rounding.
 
 The device functions are shared with the kernels of the losses.
 """
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from multicontrast._launch_triton import Tuning, config, launch
 
-# Elementwise and bound by memory: wide loads and enough warps are all that matters. A lane takes one or two loads of 16
-# bytes from each input; with the gradient, and in float64, more would leave no registers for further warps.
+# Elementwise and bound by memory: only wide loads and enough warps matter. A lane takes one or two loads of 16 bytes
+# from each input. With the gradient, and in float64, more loads would leave no registers for further warps.
 _CANDIDATES = [config(num_warps=w, BLOCK=b) for w, b in ((4, 256), (4, 512), (4, 1024), (8, 1024), (8, 2048))]
 _VALUE = {
     torch.float32: Tuning(default=config(num_warps=4, BLOCK=1024), candidates=_CANDIDATES),
@@ -86,7 +86,7 @@ def _root(a, b, c):
     odd = _sign_bit(a) ^ _sign_bit(b) ^ _sign_bit(c)  # the product itself may underflow
 
     power, inverse = power_of_two(gamma)
-    gamma, m = gamma * power, middle * power  # an infinite gamma leaves NaN in its differences below
+    gamma, m = gamma * power, middle * power  # an infinite gamma makes the differences below NaN
     s = _flip(least * power, odd)
     # 2^-100 keeps both radicands positive and is lost in rounding beside any other value.
     k = (gamma - m) * (gamma + m) + ((gamma - s) * (gamma + s) + 7.888609052210118e-31)
@@ -128,8 +128,8 @@ def _weight(y, gamma, cosine, power):
 def _total(w1, w2, w3, gamma, inverse):
     """``(total, tied, third)``: a derivative is ``2 sqrt(w_i w_j) / total``, but where tied it is ``third``.
 
-    Where the eigenvalue is double the subgradient of least norm has the signs of the cosines over three, at zero it is
-    zero. A denormal gamma counts as zero. Comparisons are such that NaN takes the branch that keeps it.
+    Where the eigenvalue is double, the subgradient of least norm is a third of the cosines' signs; at zero it is zero.
+    A denormal gamma counts as zero. The comparisons are written so that NaN takes the branch that keeps it.
     """
     total = w1 + w2 + w3
     if total.dtype == tl.float64:
@@ -143,7 +143,7 @@ def _total(w1, w2, w3, gamma, inverse):
 
 @triton.jit
 def _slope(product, scale, tied, third, cosine, least, odd):
-    """The derivative by ``cosine``, whose sign it has; but where abc < 0, the smallest cosine has the other sign.
+    """The derivative w.r.t. ``cosine``. It has the cosine's sign, except for the smallest cosine where abc < 0.
 
     If two cosines are smallest and abc < 0, both derivatives are zero, so it does not matter that both are flipped.
     """
@@ -164,7 +164,7 @@ def eigmax_with_gradient_of(a, b, c, ROUNDED: tl.constexpr):
     w2 = _weight(y, gamma, b, power)
     w3 = _weight(y, gamma, a, power)
     total, tied, third = _total(w1, w2, w3, gamma, inverse)
-    if a.dtype == tl.float64:  # has correctly rounded operations only
+    if a.dtype == tl.float64:  # all its operations are correctly rounded
         scale = 2 / total
         ga, gb, gc = tl.sqrt(w1 * w2), tl.sqrt(w1 * w3), tl.sqrt(w2 * w3)
     elif ROUNDED:
@@ -209,7 +209,7 @@ def eigmax_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 def eigmax_with_gradient(
     a: Tensor, b: Tensor, c: Tensor, *, correctly_rounded: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(x, dx/da, dx/db, dx/dc)`` with ``x = lambda_max - 1``, for inputs as :func:`eigmax_excess` takes.
+    """``(x, dx/da, dx/db, dx/dc)`` with ``x = lambda_max - 1``, for the same inputs as :func:`eigmax_excess`.
 
     The gradient errs by at most 5.5 eps where square root and division are the device's approximate ones, by 3 eps
     with ``correctly_rounded=True``; the value's accuracy is the same in both.
@@ -232,7 +232,7 @@ def _launch(a: Tensor, b: Tensor, c: Tensor, gradient: bool, rounded: bool) -> l
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """``(n,)`` in row-major order: a view with one stride where there is one, a copy elsewhere."""
+    """``(n,)`` in row-major order: a view if one stride describes it, otherwise a copy."""
     if tensor.numel() and all(stride == 0 or size == 1 for size, stride in zip(tensor.shape, tensor.stride())):
-        return tensor.as_strided((tensor.numel(),), (0,))  # one number, expanded
+        return tensor.as_strided((tensor.numel(),), (0,))  # one expanded number
     return tensor.reshape(-1)

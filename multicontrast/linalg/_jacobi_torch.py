@@ -15,7 +15,7 @@ import itertools
 import torch
 from torch import Tensor
 
-# Sweeps after which neither values nor vectors get better; in float64 one to spare.
+# Sweeps after which neither values nor vectors improve; float64 has one more than needed.
 SWEEPS = {
     torch.float32: {2: 1, 3: 4, 4: 5, 5: 5, 6: 6, 7: 6, 8: 6},
     torch.float64: {2: 1, 3: 5, 4: 6, 5: 7, 6: 7, 7: 7, 8: 7},
@@ -55,7 +55,7 @@ def _rotate(work: Tensor, p: int, q: int, spare: tuple[Tensor, Tensor]) -> None:
     cos = (t * t).add_(1).rsqrt_()
     sin = t * cos
     tau = sin / cos.add_(1)
-    # Rutishauser's form: small changes are added to what is there, and their roundings are as small.
+    # Rutishauser's form adds small changes to the entries, so the rounding errors of the changes are small, too.
     first, second = work[:, p], work[:, q]
     down = torch.addcmul(second, tau, first, out=spare[0])
     up = torch.addcmul(first, tau, second, value=-1, out=spare[1])

@@ -28,7 +28,7 @@ from multicontrast.linalg._gram3_triton import power_of_two  # noqa: F401, for t
 from multicontrast.linalg._jacobi_torch import SWEEPS
 from multicontrast.linalg._symmetric3_triton import inverse_root, reciprocal
 
-_SWEEPS = SWEEPS | {torch.float32: SWEEPS[torch.float32] | {4: 4}}  # in this order one less does for 4 x 4
+_SWEEPS = SWEEPS | {torch.float32: SWEEPS[torch.float32] | {4: 4}}  # in this order 4 x 4 needs one sweep fewer
 
 _TUNING = Tuning(
     default=config(num_warps=2, BLOCK=64),
@@ -38,7 +38,7 @@ _TUNING = Tuning(
 
 @triton.jit
 def _angle(app, aqq, apq):
-    """``(t, cos, sin)`` of the rotation that makes ``apq`` zero; none if it is zero or negligible beside them."""
+    """``(t, cos, sin)`` of the rotation that makes ``apq`` zero; no rotation if all three are negligible."""
     gap = aqq - app
     twice = 2 * apq
     divisor = tl.abs(gap) + tl.sqrt(gap * gap + twice * twice)
@@ -110,7 +110,7 @@ def _source(n: int, columns: int) -> Iterator[str]:
 
 @functools.cache
 def _kernel(n: int, columns: int) -> Any:
-    """The kernel of these lines. Triton reads its source, which ``linecache`` has under a name of no file."""
+    """The compiled lines. Triton reads a kernel's source, so ``linecache`` gets it under a made-up file name."""
     name, lines = f"<jacobi {n}x{n}, {columns} columns>", [f"{line}\n" for line in _source(n, columns)]
     text = "".join(lines)
     linecache.cache[name] = (len(text), None, lines, name)
@@ -126,7 +126,7 @@ def rounds(n: int, dtype: torch.dtype) -> int:
 
 @functools.cache
 def _places(n: int) -> tuple[int, ...]:
-    """From which place the row of each place comes: all but the first of an even number move one place on."""
+    """For each place, the place its next row comes from: all rows but the first of an even number move one place on."""
     rows = n + n % 2  # with an odd number, a dummy in the first place leaves its neighbour without a partner
     source = [0] * rows
     for place in range(1, rows):

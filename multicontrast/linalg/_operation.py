@@ -1,8 +1,8 @@
 """How the operations of this package are registered: each states its implementations and derivatives once.
 
-From one :class:`Operation` come a ``torch.autograd.Function``, which eager PyTorch and the transforms of ``torch.func``
-call, and operators of the same formulas, each of which compilers and exporters keep as one node. Which implementation
-computes the numbers is decided in one place, :meth:`Operation.evaluate`.
+One :class:`Operation` makes a ``torch.autograd.Function``, which eager PyTorch and the transforms of ``torch.func``
+call, and custom operators with the same formulas, each of which compilers and exporters keep as one node.
+:meth:`Operation.evaluate` alone decides which implementation computes the numbers.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from multicontrast._backend import is_transformed, run_kernel, use_triton
-from multicontrast._checks import three_beats, values_are_free
+from multicontrast._checks import can_read_values, three_beats
 
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -27,18 +27,18 @@ Gradients = tuple[Tensor | None, ...]
 class Operation:
     """A differentiable operation on tensors of one type (float32 or float64) and device.
 
-    The implementations return the results, or the first of them alone where that is all that is asked for. Results are
-    new tensors. The last arguments may be Python values.
+    The implementations return all results, or may return only the first if ``alone``. Results are new tensors. The last
+    arguments may be Python values.
     """
 
     function: str
     """The public function, for error messages."""
     name: str
-    """Of the operator ``multicontrast::name`` that returns all results."""
+    """The name of the operator ``multicontrast::name`` that returns all results."""
     value_name: str | None = None
-    """Of the operator that returns the first alone; None where there is only one."""
+    """The name of the operator that returns only the first; None if there is no such operator."""
     arguments = "Tensor matrix"
-    """In the language of operator schemas."""
+    """The arguments in the operator's schema."""
     results = 1
     constants = 0
     """How many of the last results have no derivative."""
@@ -47,12 +47,12 @@ class Operation:
     inlined = False
     """Whether :meth:`evaluate` shows a compiler the plain formulas instead of an operator."""
     saved_inputs, saved_results = 0, slice(None)
-    """The tensors that the derivatives are made of, the residuals: so many of the first inputs, and these results."""
+    """The tensors that are saved for the derivatives, the residuals: the number of first inputs, and which results."""
 
-    # What an operation states ----------------------------------------------------------------------------------------
+    # What a subclass defines -----------------------------------------------------------------------------------------
 
-    def plain(self, alone: bool, may_look: bool, *inputs: Any) -> Tensor | Results:
-        """In PyTorch. Only on a CPU in eager mode it ``may_look`` at values; elsewhere it has no branch on them."""
+    def plain(self, alone: bool, can_read: bool, *inputs: Any) -> Tensor | Results:
+        """In PyTorch. It may branch on values only if ``can_read``, which is True on a CPU in eager mode."""
         raise NotImplementedError
 
     def triton(self, alone: bool, *inputs: Any) -> Tensor | Results:
@@ -64,7 +64,7 @@ class Operation:
         raise NotImplementedError
 
     def backward(self, residuals: tuple[Any, ...], *cotangents: Tensor | None) -> Gradients:
-        """One gradient for each tensor; ``residuals`` are followed by the arguments that are no tensors."""
+        """One gradient for each tensor; the arguments that are not tensors follow the ``residuals``."""
         remedy = "Use it where a first derivative is enough."
         raise NotImplementedError(
             three_beats(f"`{self.function}` can be differentiated once", "a request for its second derivative", remedy)
@@ -77,7 +77,7 @@ class Operation:
             three_beats(f"`{self.function}` is differentiated in reverse mode", "forward mode", remedy)
         )
 
-    # What is made of it ----------------------------------------------------------------------------------------------
+    # What this class makes of it -------------------------------------------------------------------------------------
 
     def __init__(self) -> None:
         self._function = _function(self)
@@ -100,7 +100,7 @@ class Operation:
         if torch.compiler.is_compiling():
             return _first(self._operator_alone(*inputs))
         if is_transformed(*tensors):
-            return _first(self(*inputs))  # a transform may hide from this one that somebody outside differentiates
+            return _first(self(*inputs))  # an outer transform may differentiate without showing it here
         return _first(self.evaluate(True, *inputs))
 
     def evaluate(self, alone: bool, *inputs: Any) -> Any:
@@ -113,7 +113,7 @@ class Operation:
         elif use_triton(tensor):
             results = run_kernel(partial(self.triton, alone), partial(self.plain, alone, False), *inputs)
         else:
-            results = self.plain(alone, values_are_free(tensor), *inputs)
+            results = self.plain(alone, can_read_values(tensor), *inputs)
         return _first(results) if alone or self.results == 1 else results
 
     def residuals(self, inputs: tuple[Any, ...], results: Results) -> Results:
@@ -187,7 +187,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None: 
 def _mapped(
     operation: Operation, call: Callable[..., Any], info: Any, in_dims: Sequence[int | None], inputs: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """The ``vmap`` rule: the mapped axis joins the batch, in front or, where that is last, folded into it."""
+    """The ``vmap`` rule: the mapped axis becomes a leading batch axis, or is folded into a batch that is last."""
     tensors = _tensors(inputs)
     place = -2 if operation.batch_last else 0
 
@@ -217,9 +217,9 @@ def _first(results: Tensor | Results) -> Tensor:
 def _refuse_nested_forward_mode(operation: str) -> None:
     """Raise inside a forward-mode derivative of a forward-mode derivative.
 
-    PyTorch drops the outer tangent of a custom function there and would return a Hessian of zeros without a word.
+    PyTorch drops the outer tangent of a custom function there and would silently return a Hessian of zeros.
     """
-    try:  # private, and only for a better message: without it the result is PyTorch's
+    try:  # a private function of PyTorch; without it there is no check
         from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
     except ImportError:  # pragma: no cover
         return

@@ -1,25 +1,25 @@
 r"""Nearest proper rotation of small matrices, in plain PyTorch, without iteration.
 
-Matrices are ``(D, D, N)``: each scalar of the algorithm is a contiguous vector over the batch, and every step is in
-place, because on a CPU the cost is passes over memory and the calls that start them. No LAPACK, no branch on data, no
-host synchronisation; a matrix that holds NaN spoils its own result and no other.
+Matrices are ``(D, D, N)``: each scalar of the algorithm is a contiguous vector over the batch. Every step is in place,
+because on a CPU the cost is passes over memory and the calls that start them. There is no LAPACK, no branch on data and
+no host synchronisation. NaN in a matrix affects its own result only.
 
 For :math:`K = U \Sigma V^\top` of size 3 one pair of singular vectors :math:`u, v` is split off, and what is left of
 :math:`K` turns in a plane, where the best angle has a closed form:
 
-1. :math:`v` is the eigenvector of :math:`K^\top K` whose eigenvalue lies furthest from the other two. Being isolated it
-   is found to rounding, by the deflation of ``_symmetric3_torch``. Where all eigenvalues are equal any vector will do.
+1. :math:`v` is the eigenvector of :math:`K^\top K` whose eigenvalue lies furthest from the other two. The deflation of
+   ``_symmetric3_torch`` finds an isolated eigenvector to rounding. Where all eigenvalues are equal any vector will do.
 2. :math:`a, b` complete :math:`v` to a right-handed frame. Where its eigenvalue is the largest,
    :math:`u = K v / |K v|`. Where it is the least, :math:`K v` may be 0 or point either way, and
    :math:`u = K a \times K b / |K a \times K b|`. Neither norm is small.
 3. :math:`c, d` complete :math:`u`. The rotation maps :math:`v` to :math:`u`, and turns the plane by the angle whose
-   cosine and sine are as :math:`c \cdot K a + d \cdot K b` to :math:`d \cdot K a - c \cdot K b`.
+   cosine and sine are proportional to :math:`c \cdot K a + d \cdot K b` and :math:`d \cdot K a - c \cdot K b`.
 
 The frames are right-handed, so the determinant is +1 by construction. Where a reflection is allowed, :math:`u` changes
 its sign if that makes :math:`u \cdot K v` positive, and the plane is mirrored if that leaves more of :math:`K` in it.
 
-The digits of :math:`v` that squaring :math:`K` costs leave a coupling of a few eps of the norm between the plane and
-its normal, as if :math:`K` had been rounded. A choice is a `lerp` with a weight of 0 or 1.
+Squaring :math:`K` costs digits of :math:`v`. This leaves a coupling of a few eps of the norm between the plane and its
+normal, as if :math:`K` had been rounded. A choice is written as a `lerp` with a weight of 0 or 1.
 """
 
 from __future__ import annotations
@@ -39,23 +39,24 @@ def nearest(matrix: Tensor, allow_reflection: bool) -> Tensor:
         matrix: float32 or float64, of any scale. NaN or infinity in a matrix gives NaN for it; 0 gives the identity.
     """
     scale, empty = _scale(matrix)
-    scaled = matrix / scale  # NaN and infinity stay, and spoil the whole matrix
+    scaled = matrix / scale  # NaN and infinity remain and make the whole result NaN
     scaled.diagonal().add_(empty[:, None])
     return _nearest2(scaled, allow_reflection) if len(matrix) == 2 else _nearest3(scaled, allow_reflection)
 
 
-def backward(grad: Tensor, matrix: Tensor, rotation: Tensor, may_look: bool) -> Tensor:
+def backward(grad: Tensor, matrix: Tensor, rotation: Tensor, can_read: bool) -> Tensor:
     r"""Gradient for ``K`` from the gradient ``G`` for its rotation ``R``, damped where ``R`` jumps.
 
     ``K = R H`` with ``H`` symmetric gives :math:`dR = R\,[\omega]_\times` and
     :math:`(\operatorname{tr}(H) I - H)\,\omega = \operatorname{vee}(R^T dK - dK^T R)`. Hence
     :math:`\partial L/\partial K = R\,[z]_\times` with :math:`z = (\operatorname{tr}(H) I - H)^{-1}
     \operatorname{vee}(R^T G - G^T R)`. An eigenvalue ``a`` of that operator is inverted exactly while
-    :math:`a \ge \delta = \sqrt\epsilon \max(1, \operatorname{tr} H)`; below, where two rotations are about
-    equally good and the derivative is about to be undefined, its inverse falls linearly to 0: ``a / delta**2``. So the
-    result is always finite, and at most ``1 / delta`` times the gradient that came. At ``K = 0`` it is 0.
+    :math:`a \ge \delta = \sqrt\epsilon \max(1, \operatorname{tr} H)`. Below that, two rotations are about equally good
+    and the derivative is nearly undefined; there the inverse falls linearly to 0: ``a / delta**2``. So the result is
+    always finite, and at most ``1 / delta`` times the incoming gradient. At ``K = 0`` it is 0.
 
-    ``may_look`` is that of :func:`multicontrast.linalg._symmetric3_torch.solve`, which finds the eigenvectors of ``H``.
+    ``can_read`` is passed to :func:`multicontrast.linalg._symmetric3_torch.solve`, which finds the eigenvectors of
+    ``H``.
     """
     scale, empty = _scale(matrix)
     turned, stretch = _transposed_product(rotation, grad), _transposed_product(rotation, matrix / scale)
@@ -63,7 +64,7 @@ def backward(grad: Tensor, matrix: Tensor, rotation: Tensor, may_look: bool) -> 
         trace = stretch[0, 0] + stretch[1, 1]
         z = (turned[1, 0] - turned[0, 1]) * _damped_inverse(trace, trace, scale, empty)
         return torch.stack((rotation[:, 1] * z, rotation[:, 0] * -z), 1)
-    values, vectors = _symmetric3_torch.solve(stretch.permute(2, 0, 1), may_look=may_look)
+    values, vectors = _symmetric3_torch.solve(stretch.permute(2, 0, 1), can_read=can_read)
     values, axes = values.mT, vectors.permute(2, 1, 0)  # (3, N), (3, 3, N): axis i in row i
     twist = torch.stack((turned[2, 1] - turned[1, 2], turned[0, 2] - turned[2, 0], turned[1, 0] - turned[0, 1]))
     trace = values.sum(0)
@@ -75,7 +76,7 @@ def backward(grad: Tensor, matrix: Tensor, rotation: Tensor, may_look: bool) -> 
 
 
 def _scale(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest magnitude of each matrix, 1 where that is 0; and whether it is."""
+    """The largest magnitude of each matrix, or 1 where that is 0; and whether it is 0."""
     scale = matrix.abs().amax((0, 1))
     empty = scale == 0
     return torch.where(empty, 1.0, scale), empty
@@ -135,7 +136,7 @@ def _nearest3(scaled: Tensor, allow_reflection: bool) -> Tensor:
     cosine.add_(dkb)
     sine.sub_(ckb)
     square = torch.mul(cosine, cosine, out=rows[3]).addcmul_(sine, sine)
-    # Where no angle is better than another, 0.
+    # The angle is 0 where all angles are equally good.
     lost = torch.le(square, one * (torch.finfo(scaled.dtype).eps / 8) ** 2, out=rows[4])
     cosine.add_(lost)
     inverse = square.add_(lost).rsqrt_()
@@ -153,7 +154,7 @@ def _nearest3(scaled: Tensor, allow_reflection: bool) -> Tensor:
 
 
 def _mirrored(cka: Tensor, dka: Tensor, dkb: Tensor, ckb: Tensor, spare: Sequence[Tensor]) -> Tensor:
-    """-1 where the plane is better mirrored, and there the second vector changes its sign; 1 elsewhere."""
+    """-1 where mirroring the plane is better, 1 elsewhere; the second vector is multiplied by it."""
     cosine, sine, best, other = spare
     torch.add(cka, dkb, out=cosine), torch.sub(dka, ckb, out=sine)
     torch.mul(cosine, cosine, out=best).addcmul_(sine, sine)

@@ -75,7 +75,7 @@ def _nearest(k00, k01, k02, k10, k11, k12, k20, k21, k22, REFLECTION: tl.constex
         v0, v1, v2 = tl.where(against, -v0, v0), tl.where(against, -v1, v1), tl.where(against, -v2, v2)
     cos, sin = ca + db, da - cb
     square = cos * cos + sin * sin
-    # (eps / 8)^2: where no angle is better than another, 0.
+    # (eps / 8)^2: the angle is 0 where all angles are equally good.
     LOST: tl.constexpr = 7.703719777548943e-34 if k00.dtype == tl.float64 else 2.220446049250313e-16
     lost = square <= LOST
     scale = inverse_root(tl.where(lost, 1.0, square))
@@ -118,7 +118,8 @@ def _rotation3_kernel(
             _dot(m00, m10, m20, k00, k10, k20), _dot(m01, m11, m21, k01, k11, k21), _dot(m02, m12, m22, k02, k12, k22),
             _dot(m01, m11, m21, k00, k10, k20), _dot(m02, m12, m22, k00, k10, k20), _dot(m02, m12, m22, k01, k11, k21),
         )  # fmt: skip
-        # The inverse of each gap, which falls to 0 below the limit: of 1 in units of the largest entry, or the trace.
+        # The inverse of each gap, which falls to 0 below the limit: sqrt(eps) times the trace of H or the largest entry
+        # of K, whichever is larger.
         ROOT_OF_EPS: tl.constexpr = 1.4901161193847656e-08 if k00.dtype == tl.float64 else 3.4526698300124393e-04
         limit = ROOT_OF_EPS * tl.maximum(s0 + s1 + s2, tl.where(empty, 1.0, largest * power))
         scale = tl.where(empty, 0.0, power)

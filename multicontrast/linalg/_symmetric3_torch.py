@@ -16,13 +16,13 @@ conditioned:
 The deflation is Scherzinger and Dohrmann's (CMAME 2008), the differences in the deviator Habera and Zilian's (arXiv
 2111.02117), the pair that of Duff et al. (JCGT 2017). More in docs/math/symmetric-eigenproblems.md.
 
-Everything is done in place, in rows that are contiguous over the batch: on a CPU the passes over memory and the calls
-are the cost, and ``torch.where`` costs as much as ten passes, so a choice is a `lerp` with a weight of 0 or 1. Out of
-place the values took 1.7 times as long and the pairs 2.2 times (float32, 10,000 matrices), and the gradient of the
-values would miss its bar of 8 times LAPACK's speed.
+Everything is done in place, in rows that are contiguous over the batch: on a CPU the cost is the passes over memory and
+the calls. ``torch.where`` costs as much as ten passes, so a choice is a `lerp` with a weight of 0 or 1. Out of place
+the values took 1.7 times as long and the pairs 2.2 times (float32, 10,000 matrices), and the gradient of the values
+would miss its required speed of 8 times LAPACK's.
 
 Scaling by a power of two is exact and keeps every matrix from overflow and underflow, from 1e-38 to 1e38 in float32 and
-denormals included. Most matrices need none: where values may be looked at, only those whose deviator is out of range
+denormals included. Most matrices need no scaling: where values can be read, only those whose deviator is out of range
 (entries far from 1, multiples of the identity, NaN, infinity) are scaled and solved again.
 """
 
@@ -33,49 +33,49 @@ from torch import Tensor
 
 from multicontrast.linalg._gram3_torch import power_of_two
 
-# The parabola in z, of y(z) on [0, 1] to 7e-5; Newton then leaves 4e-9, and a second step rounding.
+# A cubic in z that fits y(z) on [0, 1] to 7e-5. A Newton step reduces the error to 4e-9, a second one to rounding.
 START = (1.73211581, 0.33095066, -0.08214052, 0.01913906)
 _C0, _C1, _C2, _C3 = (c / 2**power for power, c in enumerate(START))  # in 2 z
 _NEWTON_STEPS = {torch.float32: 1, torch.float64: 2}
-# Far below rounding beside any adjugate that matters, with a square that is a normal number.
+# Negligible beside any adjugate that matters, with a square that is a normal number.
 _LEAST = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
-# Half the squared norm of the deviator, where squares of the smallest differences are still normal numbers and the
-# fourth power of the largest entry is one.
+# The range of half the squared norm of the deviator in which the squares of the smallest differences and the fourth
+# power of the largest entry are normal numbers.
 _RANGE = {torch.float32: (2.0**-36, 2.0**50), torch.float64: (2.0**-440, 2.0**480)}
 VALUE_ROWS, PAIR_ROWS = 14, 19  # buffers that values alone, and values with vectors, need
 _BLOCK = 1 << 17  # matrices at a time on a CPU: enough to hide the cost of a call
 
 
-def solve(matrix: Tensor, with_vectors: bool = True, *, may_look: bool) -> tuple[Tensor, Tensor]:
+def solve(matrix: Tensor, with_vectors: bool = True, *, can_read: bool) -> tuple[Tensor, Tensor]:
     """Eigenvalues ``(..., 3)``, ascending, and orthonormal eigenvectors, the columns of ``(..., 3, 3)``.
 
     Args:
         matrix: ``(..., 3, 3)``, float32 or float64; the lower triangle is read.
-        with_vectors: whether the eigenvectors are wanted; if not, they are an empty tensor. In memory the batch is
-            their last axis, for what is done with them is done entry by entry.
-        may_look: whether values may be brought to the host, on a CPU in eager mode.
+        with_vectors: whether to compute the eigenvectors; if not, they are an empty tensor. In memory the batch is
+            their last axis, because they are used entry by entry.
+        can_read: whether values may be read on the host: on a CPU in eager mode.
     """
     flat = matrix.reshape(-1, 3, 3)
     count = len(flat)
     values, vectors = matrix.new_empty(matrix.shape[:-1]), _batch_last(matrix) if with_vectors else None
     value_rows, vector_rows = values.view(-1, 3), None if vectors is None else vectors.view(-1, 3, 3)
-    length = _BLOCK if may_look else max(count, 1)
+    length = _BLOCK if can_read else max(count, 1)
     scratch = flat.new_empty(PAIR_ROWS if with_vectors else VALUE_ROWS, min(length, count))
     for start in range(0, count, length):
         block = slice(start, min(start + length, count))
         rows = scratch[:, : block.stop - start]
-        _solve(value_rows[block], None if vector_rows is None else vector_rows[block], flat[block], rows, may_look)
+        _solve(value_rows[block], None if vector_rows is None else vector_rows[block], flat[block], rows, can_read)
     return values, flat.new_empty(0) if vectors is None else vectors
 
 
 def _batch_last(matrix: Tensor) -> Tensor:
-    """An empty ``(..., 3, 3)`` whose entries are contiguous over the batch; no view, for users may write into it."""
+    """An empty ``(..., 3, 3)`` whose entries are contiguous over the batch; not a view, as users may write into it."""
     *batch, row, column = range(matrix.dim())
     return torch.empty_permuted(matrix.shape, (row, column, *batch), dtype=matrix.dtype, device=matrix.device)
 
 
-def _solve(values: Tensor, vectors: Tensor | None, matrix: Tensor, rows: Tensor, may_look: bool) -> None:
-    if not may_look:
+def _solve(values: Tensor, vectors: Tensor | None, matrix: Tensor, rows: Tensor, can_read: bool) -> None:
+    if not can_read:
         _solve_scaled(values, vectors, matrix.tril(), rows)
         return
     _load(matrix, rows)
@@ -95,7 +95,7 @@ def _solve(values: Tensor, vectors: Tensor | None, matrix: Tensor, rows: Tensor,
 
 
 def _exceptions(j2: Tensor) -> Tensor | None:
-    """Indices of the matrices that need scaling; None where there are none."""
+    """Indices of the matrices that need scaling; None if there are none."""
     lowest, highest = _RANGE[j2.dtype]
     if len(j2) == 0:
         return None
@@ -116,7 +116,7 @@ def _solve_scaled(values: Tensor, vectors: Tensor | None, lower: Tensor, rows: T
 
 
 def _load(matrix: Tensor, rows: Tensor) -> None:
-    """The lower triangle into the first six rows: the diagonal, then 10, 20, 21."""
+    """Copies the lower triangle into the first six rows: the diagonal, then 10, 20, 21."""
     for row, i, j in zip(rows, (0, 1, 2, 1, 2, 2), (0, 1, 2, 0, 0, 1)):
         row.copy_(matrix[:, i, j])
 

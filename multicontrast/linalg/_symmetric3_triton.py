@@ -25,7 +25,7 @@ _TUNING = Tuning(
 
 @triton.jit
 def larger(largest, a, b, c):
-    """The largest of a magnitude and those of three numbers; NaN if one is."""
+    """The largest of ``largest`` and the magnitudes of three numbers; NaN if one is NaN."""
     largest = tl.maximum(largest, tl.abs(a), propagate_nan=tl.PropagateNan.ALL)
     largest = tl.maximum(largest, tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
     return tl.maximum(largest, tl.abs(c), propagate_nan=tl.PropagateNan.ALL)
@@ -33,7 +33,7 @@ def larger(largest, a, b, c):
 
 @triton.jit
 def third(x):
-    """``x / 3``; a float32 division is an approximate one, and slow."""
+    """``x / 3``; a float32 division would be approximate and slow."""
     if x.dtype == tl.float64:
         y = x / 3
     else:
@@ -115,7 +115,7 @@ def frame(x, y, z):
 @triton.jit
 def isolate(b00, b11, b22, b10, b20, b21):
     """``(eta, v, p, q)`` of a traceless matrix: the isolated eigenvalue, its vector, and a frame across that."""
-    # 2^-1000 or 2^-120: nothing beside numbers of about 1, and far from where the arithmetic flushes to zero.
+    # 2^-1000 or 2^-120: negligible beside numbers of about 1, and far above the range that is flushed to zero.
     TINY: tl.constexpr = 9.332636185032189e-302 if b00.dtype == tl.float64 else 7.52316384526264e-37
     eta = _isolated_root(b00, b11, b22, b10, b20, b21, TINY)
     x, y, z = _isolated_vector(eta - b00, eta - b11, eta - b22, b10, b20, b21, TINY)
@@ -125,7 +125,7 @@ def isolate(b00, b11, b22, b10, b20, b21):
 
 @triton.jit
 def deviator(a00, a11, a22):
-    """The diagonal less its mean, from differences: exact where its entries are close, as ``a00 - mean`` is not."""
+    """The diagonal less its mean, from differences; unlike ``a00 - mean`` these are exact where entries are close."""
     d0, d1, d2 = a00 - a11, a00 - a22, a11 - a22
     return third(d0 + d1), third(d2 - d0), -third(d1 + d2)
 
@@ -140,13 +140,13 @@ def eigenpairs_of(a00, a11, a22, a10, a20, a21):
     centre = third(a00 + a11 + a22) + poison
     b00, b11, b22 = deviator(a00, a11, a22)
     b10, b20, b21 = a10 * power, a20 * power, a21 * power
-    # A multiple of the identity and little else: the little has eigenvectors too.
+    # Scale the deviator again: it may be tiny beside the identity's part, and its eigenvectors matter all the same.
     power, unit = power_of_two(larger(larger(tl.abs(b00), b00, b11, b22), b10, b20, b21))
     b00, b11, b22, b10, b20, b21 = b00 * power, b11 * power, b22 * power, b10 * power, b20 * power, b21 * power
     eta, x, y, z, p0, p1, p2, q0, q1, q2 = isolate(b00, b11, b22, b10, b20, b21)
 
-    # [[d, e], [e, -d]] in the plane, of eigenvalues +-delta. B + eta / 2 is as small there as the two other eigenvalues
-    # -eta / 2 +- delta are close, and so are the roundings of its products.
+    # [[d, e], [e, -d]] in the plane, with eigenvalues +-delta. In the plane B + eta / 2 is as small as the gap between
+    # the two other eigenvalues, -eta / 2 +- delta, and so are the rounding errors of its products.
     TINY: tl.constexpr = 9.332636185032189e-302 if a00.dtype == tl.float64 else 7.52316384526264e-37
     s00, s11, s22 = b00 + 0.5 * eta, b11 + 0.5 * eta, b22 + 0.5 * eta
     i0, i1, i2 = s00 * p0 + b10 * p1 + b20 * p2, b10 * p0 + s11 * p1 + b21 * p2, b20 * p0 + b21 * p1 + s22 * p2
@@ -168,7 +168,7 @@ def eigenpairs_of(a00, a11, a22, a10, a20, a21):
     cos, sin = tl.where(null, 1.0, cos * scale) + poison, tl.where(null, 0.0, sin * scale)
     h0, h1, h2 = cos * p0 + sin * q0, cos * p1 + sin * q1, cos * p2 + sin * q2
     l0, l1, l2 = cos * q0 - sin * p0, cos * q1 - sin * p1, cos * q2 - sin * p2
-    scale = 1.5 - 0.5 * (h0 * h0 + h1 * h1 + h2 * h2)  # what roundings added to the length
+    scale = 1.5 - 0.5 * (h0 * h0 + h1 * h1 + h2 * h2)  # corrects the rounding error of the length
     h0, h1, h2 = h0 * scale, h1 * scale, h2 * scale
     scale = 1.5 - 0.5 * (l0 * l0 + l1 * l1 + l2 * l2)
     l0, l1, l2 = l0 * scale, l1 * scale, l2 * scale

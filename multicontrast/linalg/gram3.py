@@ -85,7 +85,7 @@ def evaluate_with_gradient(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Ten
 
 
 def num_vectors(num_cosines: int) -> int:
-    """N of the N (N - 1) / 2 cosines; ValueError where there is no such N in 2..8."""
+    """N of the N (N - 1) / 2 cosines; ValueError if there is no such N in 2..8."""
     for n in range(2, 9):
         if n * (n - 1) // 2 == num_cosines:
             return n
@@ -140,7 +140,7 @@ def _prepare(operation: str, *cosines: Tensor) -> Triple:
 
 
 class _Excess(Operation):
-    """``lambda_max - 1`` and its gradient, which is a result so that it can be differentiated again."""
+    """``lambda_max - 1`` and its gradient. The gradient is a result, so that it can be differentiated again."""
 
     function = "gram3_eigmax"
     name = "gram3_with_gradient"
@@ -150,8 +150,8 @@ class _Excess(Operation):
     inlined = True
     saved_inputs, saved_results = 3, slice(1, None)
 
-    def plain(self, alone: bool, may_look: bool, *cosines: Tensor) -> Tensor | Results:
-        if not may_look:
+    def plain(self, alone: bool, can_read: bool, *cosines: Tensor) -> Tensor | Results:
+        if not can_read:
             return _gram3_torch.eigmax_excess(*cosines) if alone else _gram3_torch.eigmax_with_gradient(*cosines)
         like = cosines[0]
         results = [torch.empty(like.shape, dtype=like.dtype, device=like.device) for _ in range(1 if alone else 4)]

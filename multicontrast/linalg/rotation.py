@@ -52,7 +52,7 @@ def batch_last_rotation(matrix: Tensor, allow_reflection: bool = False) -> Tenso
 
 
 class _RotationBackward(Operation):
-    """The gradient by the matrices, from that by their rotations."""
+    """The gradient w.r.t. the matrices, from that w.r.t. their rotations."""
 
     function = "proper_rotation"
     name = "rotation_backward"
@@ -60,14 +60,14 @@ class _RotationBackward(Operation):
     batch_last = True
     saved_results = slice(0)
 
-    def plain(self, alone: bool, may_look: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, _: bool) -> Tensor:
-        return _rotation_torch.backward(grad, matrix, rotation, may_look)
+    def plain(self, alone: bool, can_read: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, _: bool) -> Tensor:
+        return _rotation_torch.backward(grad, matrix, rotation, can_read)
 
     def triton(self, alone: bool, grad: Tensor, matrix: Tensor, rotation: Tensor, allow_reflection: bool) -> Tensor:
         from multicontrast.linalg import _rotation_triton
 
         if len(matrix) == 2:
-            return _rotation_torch.backward(grad, matrix, rotation, may_look=False)
+            return _rotation_torch.backward(grad, matrix, rotation, can_read=False)
         return _rotation_triton.rotation3_backward(grad, matrix, allow_reflection)
 
     def fake(self, grad: Tensor, *_: Any) -> Results:
@@ -83,7 +83,7 @@ class _Rotation(Operation):
     batch_last = True
     saved_inputs = 1
 
-    def plain(self, alone: bool, may_look: bool, matrix: Tensor, allow_reflection: bool) -> Tensor:
+    def plain(self, alone: bool, can_read: bool, matrix: Tensor, allow_reflection: bool) -> Tensor:
         return _rotation_torch.nearest(matrix, allow_reflection)
 
     def triton(self, alone: bool, matrix: Tensor, allow_reflection: bool) -> Tensor:

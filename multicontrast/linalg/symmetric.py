@@ -14,16 +14,17 @@ from multicontrast.linalg import _jacobi_torch, _symmetric3_torch
 from multicontrast.linalg._gram3_torch import power_of_two
 from multicontrast.linalg._operation import Operation, Results
 
-# Eigenvalues closer than this, in eps of the largest magnitude, count as one: so far does rounding part equal ones. For
-# the largest alone not more, since the mean over two projectors is a subgradient only to half their distance.
+# Eigenvalues closer than this, in eps of the largest magnitude, count as equal, because rounding separates equal ones
+# by as much. For the largest alone the limit is lower: the mean of two projectors is a subgradient only to within half
+# the distance of their eigenvalues.
 _TIE, _TIE_OF_LARGEST = 4.0, 2.0
 _BLOCK = 1 << 17  # entries at a time on a CPU: they stay in the cache
 
 Solver = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def eigvalsh3(A: Tensor) -> Tensor:  # the name of the contract
-    r"""Eigenvalues of symmetric ``(..., 3, 3)``, ascending: as :func:`torch.linalg.eigvalsh`, closer and faster.
+def eigvalsh3(A: Tensor) -> Tensor:  # `A` as in `torch.linalg`
+    r"""Eigenvalues of symmetric ``(..., 3, 3)``, ascending: a more accurate and faster :func:`torch.linalg.eigvalsh`.
 
     Args:
         A: the lower triangle is read. Half precision is computed and returned in float32.
@@ -59,7 +60,7 @@ def eigh3(A: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
-def eigmax(A: Tensor) -> Tensor:  # the name of the contract
+def eigmax(A: Tensor) -> Tensor:  # `A` as in `torch.linalg`
     r"""Largest eigenvalue of symmetric ``(..., N, N)``, N = 2..8, at any scale.
 
     Args:
@@ -101,8 +102,8 @@ class _Eigenpairs(Operation):
     value_name = "symmetric3_eigenvalues"
     results = 2
 
-    def plain(self, alone: bool, may_look: bool, matrix: Tensor) -> Tensor | Results:
-        values, vectors = _symmetric3_torch.solve(matrix, not alone, may_look=may_look)
+    def plain(self, alone: bool, can_read: bool, matrix: Tensor) -> Tensor | Results:
+        values, vectors = _symmetric3_torch.solve(matrix, not alone, can_read=can_read)
         return values if alone else (values, vectors)
 
     def triton(self, alone: bool, matrix: Tensor) -> Tensor | Results:
@@ -127,13 +128,13 @@ class _Eigenpairs(Operation):
         (values, vectors), (tangent,) = residuals, tangents
         assert tangent is not None  # the only argument
         moved = product(product(vectors.mT, (tangent + tangent.mT) / 2), vectors)
-        # A copy: forward mode takes no view for the tangent of an output.
+        # A copy, because forward mode accepts no view as the tangent of an output.
         slope = moved.diagonal(dim1=-2, dim2=-1).clone(memory_format=torch.contiguous_format)
         return slope, product(vectors, _inverse_gaps(values) * moved)
 
 
 def _inverse_gaps(values: Tensor) -> Tensor:
-    """``1 / (l_j - l_i)``, 0 on the diagonal and where the two count as one."""
+    """``1 / (l_j - l_i)``, 0 on the diagonal and where the two count as equal."""
     difference = values.unsqueeze(-2) - values.unsqueeze(-1)
     norm = values.detach().abs().amax(-1)[..., None, None]
     tied = difference.detach().abs() <= _TIE * torch.finfo(values.dtype).eps * norm
@@ -141,9 +142,9 @@ def _inverse_gaps(values: Tensor) -> Tensor:
 
 
 class _Eigmax(Operation):
-    """Largest eigenvalue ``(...)``; its gradient ``(..., N, N)``, a result so that it can be differentiated again; the
-    distances ``(..., N)`` of all eigenvalues from it, 0 for those that count as equal; and the eigenvectors, the
-    columns of ``(..., N, N)``."""
+    """Largest eigenvalue ``(...)``; its gradient ``(..., N, N)``, which is a result so that it can be differentiated
+    again; the distances ``(..., N)`` of all eigenvalues from it, 0 for those that count as equal; and the eigenvectors,
+    the columns of ``(..., N, N)``."""
 
     function = "eigmax"
     name = "symmetric_eigmax"
@@ -151,12 +152,12 @@ class _Eigmax(Operation):
     constants = 2
     saved_results = slice(1, None)
 
-    def plain(self, alone: bool, may_look: bool, matrix: Tensor) -> Results:
+    def plain(self, alone: bool, can_read: bool, matrix: Tensor) -> Results:
         n = matrix.shape[-1]
-        solver: Solver = _lapack if may_look and n > 3 else _jacobi_torch.eigenpairs
+        solver: Solver = _lapack if can_read and n > 3 else _jacobi_torch.eigenpairs
         if n == 3:
-            solver = partial(_symmetric3_torch.solve, may_look=may_look)
-        if n == 2 or not may_look:
+            solver = partial(_symmetric3_torch.solve, can_read=can_read)
+        if n == 2 or not can_read:
             return _evaluate(matrix, solver)
         found = [_evaluate(batch_last(part), solver) for part in matrix.reshape(-1, n, n).split(max(_BLOCK // n**2, 1))]
         results = self.fake(matrix)
@@ -197,7 +198,7 @@ def _evaluate(matrix: Tensor, solver: Solver) -> Results:
     shift = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1)
     symmetric.diagonal(dim1=-2, dim2=-1).sub_(shift[..., None])
     _, vectors = solver(symmetric)
-    # The solver leaves some eps in its eigenvalues; Rayleigh quotients with the matrix itself take them out.
+    # The solver's eigenvalues err by some eps; Rayleigh quotients with the matrix itself are more accurate.
     spectrum = (product(symmetric, vectors) * vectors).sum(-2) / vectors.square().sum(-2)
     distances = spectrum.amax(-1, keepdim=True) - spectrum
     tied = distances <= _TIE_OF_LARGEST * torch.finfo(matrix.dtype).eps * spectrum.abs().amax(-1, keepdim=True)
@@ -238,7 +239,7 @@ EIGENPAIRS, EIGMAX = _Eigenpairs(), _Eigmax()
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` of small matrices, in full precision whatever autocast and the settings for TF32 say."""
+    """``a @ b`` of small matrices, in full precision regardless of autocast and the settings for TF32."""
     total = a[..., :, :1] * b[..., :1, :]
     for k in range(1, a.shape[-1]):
         total = torch.addcmul(total, a[..., :, k : k + 1], b[..., k : k + 1, :])
@@ -246,5 +247,5 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def batch_last(matrices: Tensor) -> Tensor:
-    """``(n, N, M)`` in memory where the entries are contiguous over the batch, as a CPU wants them entry by entry."""
+    """``(n, N, M)`` with each entry contiguous over the batch, for CPU code that works entry by entry."""
     return matrices.permute(1, 2, 0).contiguous().permute(2, 0, 1)

@@ -80,7 +80,7 @@ def multimodal_infonce(embeddings: Sequence[Tensor], tau: float | Tensor, **opti
 
     Returns:
         The loss in float32 (float64 for float64 input); 0 for a batch of one. Negatives are drawn anew at each call;
-        for one value pass an index, or a generator in one state.
+        for the same value twice pass an index, or a generator in the same state.
 
     Raises:
         ValueError, TypeError: for arguments that do not fit; before any work. On CUDA and in compiled graphs values
@@ -296,7 +296,7 @@ def run(
 def _taus_by_name(
     operation: str, taus: Mapping[Any, Any], terms: Sequence[Pair | str], dtype: torch.dtype, like: Tensor
 ) -> tuple[list[Pair | str], Tensor]:
-    """The names of the terms, pairs sorted, and their temperatures stacked in one tensor, which is gathered at once."""
+    """The names of the terms, pairs sorted, and their temperatures stacked in one tensor, so that one gather does."""
     found = {tuple(sorted(key)) if isinstance(key, tuple) else key: tau for key, tau in taus.items()}
     wanted: list[Any] = [tuple(sorted(term)) if isinstance(term, tuple) else term for term in terms]
     if len(found) < len(taus) or set(found) != set(wanted):
@@ -314,7 +314,7 @@ def _taus_by_name(
 
 
 def _check_capture(operation: str, device: torch.device, tau: Any, handshake: Handshake | None) -> None:
-    """Raise in a CUDA graph's capture for arguments that are read on the host, so once for all replays."""
+    """Raise in a CUDA graph's capture for arguments that the host reads, because replays would not read them again."""
     if device.type == "cpu" or not is_captured(device):
         return
     if handshake is not None:
@@ -324,9 +324,7 @@ def _check_capture(operation: str, device: torch.device, tau: Any, handshake: Ha
     taus = tau.values() if isinstance(tau, Mapping) else (tau,)
     if any(isinstance(x, Tensor) and x.device != device for x in taus):
         needed = f"`{operation}` needs `tau` on {device} in a CUDA graph's capture"
-        raise RuntimeError(
-            three_beats(needed, "a tensor of the CPU", "Move the tensor or the loss with `.to(device)`.")
-        )
+        raise RuntimeError(three_beats(needed, "a CPU tensor", "Move the tensor or the loss with `.to(device)`."))
 
 
 def _check_ring(operation: str, options: Mapping[str, Any]) -> None:
@@ -386,7 +384,7 @@ def _draws(options: Mapping[str, Any]) -> bool:
 
 
 def _fingerprint(option: object) -> object:
-    """An option in a form that reads the same in every process."""
+    """An option in a form that is the same in every process."""
     if isinstance(option, Tensor):
         return ("a tensor", str(option.dtype), tuple(option.shape[1:]))
     if isinstance(option, (tuple, list)):

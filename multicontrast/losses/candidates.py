@@ -33,6 +33,7 @@ from torch import Tensor
 
 from multicontrast._backend import refuse_capture
 from multicontrast._checks import (
+    can_read_values,
     check_choice,
     check_count,
     check_device,
@@ -41,7 +42,6 @@ from multicontrast._checks import (
     check_whole,
     describe,
     three_beats,
-    values_are_free,
 )
 
 __all__ = ["sample_tuples"]
@@ -124,11 +124,11 @@ class Candidates:
     anchored = True
     """Whether modality 0 of every candidate of an anchor is the anchor's own row."""
     are_tied = False
-    """Whether the candidates are the other samples, each with all its members: a matmul reads them."""
+    """Whether the candidates are the other samples, each with all its members, so that a matmul gives their cosines."""
     are_all = False
     """Whether the candidates are all tuples with the anchor, which need whole Gram blocks."""
     earlier: tuple[int, ...] = ()
-    """Modalities in which a candidate must not hold the anchor's sample: those tuples are in another part."""
+    """Modalities in which a candidate must not hold the anchor's sample, because another part has those tuples."""
 
     def __init__(self, size: int, num_modalities: int, device: torch.device) -> None:
         self.size, self.num_modalities, self.device = size, num_modalities, device
@@ -167,7 +167,7 @@ class Candidates:
         """The cosines of the candidates of anchors ``start..stop``, and their gradient function.
 
         Returns: for each pair of modalities the differentiable cosines, broadcastable to the shape of the candidates;
-        and a function that adds the gradients by them, in that whole shape, to the gradients of the blocks.
+        and a function that adds the gradients w.r.t. them, in that whole shape, to the gradients of the blocks.
         """
         raise NotImplementedError
 
@@ -242,8 +242,8 @@ class Cyclic(Sampled):
 
     @classmethod
     def draw(cls, draw: Draw) -> Cyclic:
-        # A round is one permutation of the B shifts for each modality. If one of its columns is the positive, that one
-        # is left out, else the last.
+        # A round is one permutation of the B shifts for each modality. It leaves out the column that is the positive,
+        # or the last column if none is.
         rounds, drawn = [], 0
         while True:
             shifts = draw.permutations(draw.num_modalities - 1)
@@ -509,12 +509,12 @@ class Draw:
         if device != self.device:
             needed = "Negatives that are drawn in a CUDA graph need a generator of the embeddings' device"
             remedy = "Leave `generator` out, or make one there and call `graph.register_generator_state(generator)`."
-            refuse_capture(self.device, needed, f"one of the {device.type}, which draws once and for all", remedy)
+            refuse_capture(self.device, needed, f"one of the {device.type}, whose draw all replays would reuse", remedy)
         # `randperm` with `generator=None` would fix the size of an exported batch.
         source: dict[str, Any] = {} if self.generator is None else {"generator": self.generator}
         if 0 < number <= MAX_MODALITIES or (device.type == "cpu" and number and not torch.compiler.is_compiling()):
             return torch.stack([torch.randperm(length, device=device, **source) for _ in range(number)])
-        # One sort of random keys is one launch; a CPU takes four times as long for it as for one `randperm` each.
+        # Sorting random keys is one launch; on a CPU it takes four times as long as a `randperm` for each row.
         return torch.rand(number, length, dtype=torch.float64, device=device, **source).argsort(-1)
 
     def cut(self, drawn: Tensor) -> Tensor:
@@ -523,9 +523,9 @@ class Draw:
 
 
 def _exchange(permutations: Tensor, offending: Tensor) -> Tensor:
-    """Permutations ``(K, B)`` with their offending entries rotated among themselves, a single one swapped with another.
+    """Permutations ``(K, B)`` with their offending entries rotated among themselves; a single one swaps with another.
 
-    An offending entry makes its candidate the positive. It moves to another sample's place, where it is a negative.
+    An offending entry makes its candidate the positive. At another sample's place it makes a negative.
     """
     size = permutations.shape[1]
     order = offending.int().argsort(dim=1, descending=True, stable=True)  # offending entries first
@@ -561,17 +561,17 @@ def sample_tuples(
     r"""Draw the tuples that each anchor is compared with (UniHPE, arXiv 2311.16477, Algorithm 1).
 
     Column 0 is the positive ``(i, i, ..., i)``; modality 0 is always the anchor's own row. The paper's Algorithm 1 is
-    ``scheme="permutation"`` with ``exclude_positive=False``. Its first loop, as printed, runs over the batch where the
-    three modalities are meant, and a negative can be the positive again. Here it never is, unless asked for.
+    ``scheme="permutation"`` with ``exclude_positive=False``. As printed, its first loop runs over the batch, where it
+    should run over the three modalities, and a negative can be the positive again. Here it never is by default.
 
     Args:
         batch_size: number of samples, B.
         num_modalities: N >= 2.
         num_negatives: K, the negatives of each anchor; ``None`` means B - 1. ``"shared"`` and ``"tied"`` have at most
-            B - 1, ``"permutation"`` and ``"cyclic"`` any number.
+            B - 1, ``"permutation"`` and ``"cyclic"`` have any number.
         scheme: ``"permutation"``, ``"cyclic"``, ``"shared"`` or ``"tied"``; see :mod:`multicontrast.losses.candidates`.
         exclude_positive: whether the positive is kept out of the negatives.
-        generator: source of randomness; by default torch's own of the device. It draws on its own device.
+        generator: source of randomness, which draws on its own device; by default torch's generator of the device.
         device: where the index is put; by default torch's default device.
 
     Returns:
@@ -636,8 +636,8 @@ class Given(Sampled):
         super().__init__(size, index.shape[2], index.device)
         self._first, self._begin = first, 1
         index = index.long()
-        if values_are_free(index):  # `check_index` found no stray; modality 0 may be the anchors' own rows
-            if index.is_neg() or index._is_zerotensor():  # torch would index with the stored memory
+        if can_read_values(index):  # `check_index` found no stray; modality 0 may be the anchors' own rows
+            if index.is_neg() or index._is_zerotensor():  # torch would index with the memory as stored
                 index = torch.empty(index.shape, dtype=torch.int64).copy_(index)
             self._index, self._strays = index, None
             rows = torch.arange(first, first + index.shape[0], device=index.device)[:, None]
@@ -673,7 +673,7 @@ def check_index(
     operation: str, index: Tensor, anchors: int, num_modalities: int, device: torch.device, size: int
 ) -> None:
     """Raise unless ``index`` is integer ``(anchors, 1 + K, N)`` on ``device``, with row numbers of the batch
-    (checked only where reading the values is free)."""
+    (checked only where the values can be read)."""
     check_whole(operation, "negatives", index)
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(
@@ -689,7 +689,7 @@ def check_index(
         remedy = "Move it with `.to(device)`, or pass `device=` to `sample_tuples`."
         needed = f"`{operation}` needs the index on the embeddings' device {device}"
         raise ValueError(three_beats(needed, str(index.device), remedy))
-    if values_are_free(index) and index.numel() > 0:
+    if can_read_values(index) and index.numel() > 0:
         low, high = (int(bound) for bound in index.aminmax())
         if low < 0 or high >= size:
             needed = f"`{operation}` needs row numbers from 0 to {size - 1} in the index"

@@ -1,11 +1,11 @@
 r"""Means and sums on a CPU with closed-form gradients: each Gram block is overwritten by its own gradient.
 
-One matmul for each pair of modalities, then blocks of rows that stay in cache: read the candidates' cosines, similarity
-and derivative, softmax, write the weighted derivative back; then two matmuls for each block in the backward pass.
-It also needs one more Gram block for each pair of modalities without the anchor's. For few samples, where the cost is
-that of the calls, one operation computes all modalities and all pairs. For many samples it takes 0.5 to 0.8 of the
-reference's time (B = 180 to 2,048, D = 1,024; rows in ``benchmarks/results/losses.csv``). The second derivative is the
-reference's.
+The forward pass takes one matmul for each pair of modalities. It then works on blocks of rows that stay in cache: read
+the candidates' cosines, compute similarity, derivative and softmax, and write the weighted derivative back. The
+backward pass takes two matmuls for each block, and one more Gram block for each pair of modalities without the
+anchor's. For few samples, where the cost is that of the calls, one operation computes all modalities and all pairs. For
+many samples this takes 0.5 to 0.8 of the reference's time (B = 180 to 2,048, D = 1,024; rows in
+``benchmarks/results/losses.csv``). The second derivative is the reference's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from multicontrast._backend import use_triton
-from multicontrast._checks import values_are_free
+from multicontrast._checks import can_read_values
 from multicontrast._workspace import Workspace
 from multicontrast.losses import reference
 from multicontrast.losses.candidates import Blocks, Pair
@@ -56,8 +56,8 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
         and plan.diagnostics is None
         and not plan.tiled
         and (term is None or _has_formula(term))
-        and (weight is None or (values_are_free(weight) and not weight.requires_grad))
-        and values_are_free(*embeddings, *plan.taus)
+        and (weight is None or (can_read_values(weight) and not weight.requires_grad))
+        and can_read_values(*embeddings, *plan.taus)
     )
 
 
@@ -80,7 +80,7 @@ def row_blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
 
 
 class _Fused(torch.autograd.Function):
-    """Forward saves the gradients by the Gram blocks; backward multiplies them with the rows."""
+    """Forward saves the gradients w.r.t. the Gram blocks; backward multiplies them by the rows."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, count: int, *inputs: Tensor) -> Tensor:
@@ -114,8 +114,8 @@ class _Fused(torch.autograd.Function):
         groups, inverses = _cut(saved, 1 if ctx.together else modalities)
         rows = groups[0].unbind() if ctx.together else groups
         blocks = dict(zip(plan.blocks, gram.unbind()))
-        # A gradient that cannot be read, as under `is_grads_batched`, multiplies at the end.
-        plain = values_are_free(grad_loss)
+        # If the incoming gradient cannot be read, as under `is_grads_batched`, it multiplies the results at the end.
+        plain = can_read_values(grad_loss)
         scale = grad_loss.item() if plain else 1.0
         radial, sum_radial = 0.0, not ctx.direct and any(ctx.needs_input_grad[2 : 2 + count])
         wanted = ctx.needs_input_grad[2 + count :]
@@ -156,7 +156,7 @@ def _cut(values: Sequence[Tensor], *lengths: int) -> list[list[Tensor]]:
 
 
 def _gradient_by_rows(m: int, blocks: dict[Pair, Tensor], rows: Sequence[Tensor], out: Tensor) -> None:
-    """Write the gradient by the rows of modality ``m``."""
+    """Write the gradient w.r.t. the rows of modality ``m``."""
     is_first = True
     for (first, second), block in blocks.items():
         if m in (first, second):
@@ -174,7 +174,7 @@ class _Work:
         rows: the factors of the Gram blocks.
         inverses: their inverse lengths, which the products are scaled by; None if they are unit rows.
         direct: whether to sum gradient x cosine of each temperature, in :attr:`slopes`.
-        together: whether equal pair terms are computed in one pass.
+        together: whether pair terms with equal options are computed in one pass.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class _Work:
         self.slopes = [0.0] * len(taus)
         self.place = {id(tau): k for k, tau in enumerate(taus)}
         term = plan.tuples
-        # The product can give logits to the base 2 at no cost; the similarity has to be homogeneous for that.
+        # The product can give base-2 logits at no cost if the similarity is homogeneous.
         scalable = len(taus) == 1 and not direct and (term is None or term.similarity.homogeneous)
         scale = LOG2_E / self.tau[id(taus[0])]
         self.scale = scale if scalable and scale < LARGEST_SCALE else 1.0
@@ -217,12 +217,12 @@ class _Work:
             self.undo_lengths((m, n))
 
     def undo_lengths(self, pair: Pair) -> None:
-        """From products to cosines, or from gradients by cosines to those by products."""
+        """Turns products into cosines, or gradients w.r.t. cosines into those w.r.t. products."""
         if self.inverses is not None:
             scale_products_(self.blocks[pair], self.inverses[pair[0]], self.inverses[pair[1]])
 
     def run(self) -> Tensor:
-        """The loss; with ``needs_gradient`` the blocks become its gradients by the products of the rows."""
+        """The loss; with ``needs_gradient`` the blocks become its gradients w.r.t. the products of the rows."""
         plan, term = self.plan, self.plan.tuples
         if term is not None and term.directions[0][0].width == 0:
             term = None  # no negatives, no loss
@@ -243,8 +243,8 @@ class _Work:
         return sum(values[1:], start=values[0]) if values else self.gram.new_zeros(())
 
     def _pair_terms(self, may_overwrite: bool) -> list[tuple[list[Pair], Tensor, PairSoftmax]]:
-        """Pair terms over their blocks: which blocks, the temperature, and the softmaxes. Few samples are computed in
-        one pass over all blocks, if the terms are alike."""
+        """Pair terms over their blocks: which blocks, the temperature, and the softmaxes. For few samples, one pass
+        over all blocks computes the terms if their options are equal."""
         terms = {(min(term.pair), max(term.pair)): term for term in self.plan.pairs}
         alike = {(id(term.tau), term.symmetric or term.pair == pair, term.symmetric) for pair, term in terms.items()}
         whole = self.together and len(alike) == 1 and len(terms) == len(self.blocks)
@@ -275,8 +275,8 @@ class _Work:
             self.blocks[pair][start:stop].zero_()
 
     def _tuples(self, term: Term) -> tuple[Tensor, dict[Pair, Tensor], set[Pair]]:
-        """The tuple term: its value, the buffers of the blocks' gradients, and the blocks that already hold those of
-        their pair terms, because their cosines are not read again."""
+        """The tuple term: its value, the buffers of the blocks' gradients, and the blocks that already hold the
+        gradients of their pair terms, because their cosines are not read again."""
         similarity, candidates = term.similarity, term.directions[0][0]
         assert isinstance(similarity, CosineSimilarity)
         size, tau, kind = self.plan.size, self.tau[id(term.tau)], self.rows[0]
@@ -352,18 +352,18 @@ class PairSoftmax:
     One power of two for each logit serves the softmax of its row and that of its column: cosines are at most 1, so that
     :math:`2^{z}, z = \cos \cdot \log_2 e / \tau`, stays within the range of float32 down to ``tau`` of about 0.01
     without subtracting the largest. The sums are checked afterwards, unless rows of length 1 and ``tau`` keep them in
-    range. If one is out of it (longer rows, a smaller ``tau``, NaN), each row and each column gets its own shift, which
-    takes one exponential for each direction.
+    range. If a sum is out of range (longer rows, a smaller ``tau``, NaN), each row and each column gets its own shift,
+    which takes one exponential for each direction.
 
     Args:
-        gram: ``(P, B, B)`` cosines times ``scale``, which :meth:`gradient_rows_` overwrites with the gradient by the
-            cosines.
+        gram: ``(P, B, B)`` cosines times ``scale``, which :meth:`gradient_rows_` overwrites with the gradient w.r.t.
+            the cosines.
         share: the factor of one anchor's loss in the result.
-        rows, columns: whether each are anchors.
+        rows, columns: whether the rows are anchors, and whether the columns are.
         weight: factors ``(B,)`` of the samples' losses; None for 1.
         is_unit: whether all rows have length 1.
-        restore: computes the blocks again. Given if nothing else reads them, so that the powers may replace the
-            cosines at once.
+        restore: computes the blocks again. It is given if nothing else reads them, so that the powers may overwrite
+            the cosines.
     """
 
     def __init__(
@@ -382,7 +382,7 @@ class PairSoftmax:
         self.gram, self.weight, self.rows, self.columns = gram, weight, rows, columns
         self.factor = LOG2_E / (tau * scale)
         self.share, self.scale = share, share / tau
-        # Sums of the rows and of the columns, if they are anchors; and the positives, whose quotient has the loss 0.
+        # Sums of the rows and of the columns, if they are anchors; then the positives.
         self.sums = gram.new_empty(int(rows) + int(columns) + 1, *gram.shape[:2])
         *of_anchors, self.positives = self.sums.unbind()
         self.row_sum, self.column_sum = of_anchors[0], of_anchors[-1]
@@ -451,7 +451,7 @@ class PairSoftmax:
         return torch.exp2(block, out=out)
 
     def _scratch(self, rows: int) -> Tensor | None:
-        """A reused buffer for some rows; none for all of them."""
+        """A reused buffer for some rows; None for all rows."""
         if rows == self.gram.shape[1]:
             return None
         if self._buffer is None or self._buffer.shape[1] < rows:
@@ -484,8 +484,8 @@ def _rows(x: Tensor, start: int, stop: int) -> Tensor:
 
 
 def lengths_to_undo(xs: Sequence[Tensor], may_scale: bool) -> tuple[list[Tensor], list[Tensor], bool]:
-    """Rows to multiply in place of unit rows, their inverse lengths ``(..., B, 1)``, and whether the products must be
-    scaled by both inverses. Not differentiable.
+    """Rows to use instead of unit rows, their inverse lengths ``(..., B, 1)``, and whether the products must be scaled
+    by both inverses. Not differentiable.
 
     Scaling the products of the embeddings needs no copy of them, and fewer passes if there are no more rows than
     columns. Otherwise, and for lengths near the limits of the type, the rows are unit rows.
@@ -530,7 +530,7 @@ def dot(x: Tensor, y: Tensor) -> float:
 
 
 def row_products(x: Tensor, y: Tensor) -> float:
-    """The same for many rows, some at a time: the sums are added in double precision."""
+    """The same, some rows at a time; their sums are added in double precision."""
     step = max(1, _CHUNK // x.shape[1])
     return sum(dot(x[start : start + step], y[start : start + step]) for start in range(0, len(x), step))
 
@@ -538,8 +538,8 @@ def row_products(x: Tensor, y: Tensor) -> float:
 def undo_lengths_backward_(
     grad: Tensor, rows: Tensor, inverse: Tensor, scaled: bool, factor: float, sum_radial: bool
 ) -> float:
-    """``factor`` times the gradient by the embeddings, from that by the rows of :func:`lengths_to_undo`, in place:
-    project off the radial part, undo the scale.
+    """``factor`` times the gradient w.r.t. the embeddings, from that w.r.t. the rows of :func:`lengths_to_undo`, in
+    place: project off the radial part, undo the scale.
 
     Returns the sum of the radial parts, if asked for.
     """

@@ -1,4 +1,4 @@
-r"""The mean cosine over every tuple of the batch: its exponential is a product over the pairs of modalities.
+r"""The mean cosine over every tuple of the batch. Its exponential is a product over the pairs of modalities.
 
 For three modalities :math:`\sum_{jk} e^{a_{ij} + b_{ik} + c_{jk}} = \sum_j A_{ij} (B C^\top)_{ij}` with
 :math:`A = e^a, B = e^b, C = e^c`: one matmul of size B instead of :math:`B^3` exponentials. More modalities fix the
@@ -66,6 +66,6 @@ def _log_sum(rows: Mapping[int, Tensor], inner: Mapping[tuple[int, int], Tensor]
 
 
 def _peak(x: Tensor, dim: int) -> Tensor:
-    """The largest finite entry, a constant for the gradient; 0 where there is none."""
+    """The largest finite entry, detached; 0 if there is none."""
     peak = x.detach().amax(dim, keepdim=dim == 1)
     return torch.where(peak == -torch.inf, 0, peak)

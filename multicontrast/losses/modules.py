@@ -176,8 +176,8 @@ class TrimodalInfoNCE(_Loss):
     """:func:`multicontrast.trimodal_infonce` with its own or a shared temperature.
 
     Args:
-        temperature: as for :class:`multicontrast.PairwiseInfoNCE`; or one of these for each term, by its name as for
-            the function.
+        temperature: as for :class:`multicontrast.PairwiseInfoNCE`; or a mapping with one for each term, by the names
+            that the function takes.
         {options}
     """
 

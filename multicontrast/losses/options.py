@@ -1,7 +1,7 @@
-"""Every option of the losses: its type, default, meaning and check, once.
+"""Every option of the losses, defined once: its type, default, meaning and check.
 
-A loss is written ``def loss(x, y, tau, **options: Unpack[PairOptions])``; :func:`with_options` gives it the signature
-and the docstring that the options spell out. Type checkers read the same classes.
+A loss is written ``def loss(x, y, tau, **options: Unpack[PairOptions])``; :func:`with_options` writes the options into
+its signature and docstring. Type checkers read the same classes.
 """
 
 # No `from __future__ import annotations`: the annotations are read at run time.
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from multicontrast._checks import (
     as_float,
+    can_read_values,
     check_bools,
     check_choice,
     check_count,
@@ -35,7 +36,6 @@ from multicontrast._checks import (
     check_whole,
     describe,
     three_beats,
-    values_are_free,
 )
 from multicontrast.distributed import Gather
 from multicontrast.losses.candidates import MAX_MODALITIES
@@ -254,7 +254,7 @@ class StoredTupleOptions(StoredOptions, total=False):
         torch.Generator | None,
         Option(
             None,
-            "source of the drawn tuples, on any device; by default torch's own of the embeddings' device.",
+            "source of the drawn tuples, on any device; by default torch's generator of the embeddings' device.",
             _generator,
         ),
     ]
@@ -357,7 +357,7 @@ def with_options(kind: type) -> Callable[[Function], Function]:
 
 
 def with_documented_options(cls: Class) -> Class:
-    """The same for the docstring of a module, whose options are those of its constructor."""
+    """The same for a module's docstring, with the options of its constructor."""
     cls.__doc__ = _with_lines(cls.__doc__, cls._kind)  # type: ignore[attr-defined]
     return cls
 
@@ -440,7 +440,7 @@ _warned_of_scale: set[str] = set()
 
 def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> Any:
     """``tau``, a tensor or a float; raises unless it is a number or a 0-dim floating tensor, positive and finite in
-    ``dtype`` (checked only where reading the value is free). Warns once if it looks like a logit scale."""
+    ``dtype`` (checked only where the value can be read). Warns once if it looks like a logit scale."""
     remedy = "Temperatures divide the similarities: 0.07 is a usual value, `Temperature` learns one."
     if isinstance(tau, Tensor):
         if not tau.dtype.is_floating_point:
@@ -450,7 +450,7 @@ def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> Any:
         if tau.ndim != 0:
             squeeze = "Call `.squeeze()` on it." if tau.numel() == 1 else remedy
             raise ValueError(three_beats(f"`{operation}` needs `tau` to be a 0-dim tensor", describe(tau), squeeze))
-        if not values_are_free(tau):
+        if not can_read_values(tau):
             return tau
         value = tau.item()
     else:
@@ -459,7 +459,7 @@ def check_tau(operation: str, tau: Any, dtype: torch.dtype) -> Any:
         value = as_float(tau)
     finfo = torch.finfo(dtype)
     if value != value:  # NaN, in a form that a compiler can trace
-        remedy = "Look at what it is made from: a step with NaN gradients makes a learned temperature NaN."
+        remedy = "Check what it is computed from: a step with NaN gradients makes a learned temperature NaN."
         raise ValueError(three_beats(f"`{operation}` needs `tau` to be positive and finite", "NaN", remedy))
     if not 0 < value < math.inf:
         came = repr(value) if isinstance(tau, Tensor) else describe(tau)
@@ -493,7 +493,7 @@ def check_per_sample(operation: str, embeddings: Sequence[Tensor], options: Mapp
         remedy = "Weights are finite and not negative; the mean divides by their sum."
         check_weights(operation, "weight", weight, remedy)
         _check_shape(operation, "weight", weight, (size,), "(B,)", device, remedy)
-        if values_are_free(weight) and not bool(((weight >= 0) & (weight < math.inf)).all()):
+        if can_read_values(weight) and not bool(((weight >= 0) & (weight < math.inf)).all()):
             came = f"values from {weight.min().item():g} to {weight.max().item():g}"
             raise ValueError(three_beats(f"`{operation}` needs `weight` >= 0 and finite", came, remedy))
     if extra is not None:

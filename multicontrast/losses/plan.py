@@ -1,5 +1,5 @@
-"""The plan of a call: terms over the Gram blocks of a batch, each with a similarity and candidates, made from a loss's
-options."""
+"""The plan of a call, made from a loss's options: terms over the Gram blocks of a batch, each with a similarity and
+candidates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from multicontrast._checks import check_choice, describe, three_beats, values_are_free
+from multicontrast._checks import can_read_values, check_choice, describe, three_beats
 from multicontrast.losses.candidates import (
     SCHEMES,
     All,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from multicontrast.losses.diagnostics import Diagnostics
 
 TRIPLET = "triplet"
-_ALWAYS_HELD = 1 << 28  # bytes of Gram blocks and gradients that are held whatever the free memory
+_ALWAYS_HELD = 1 << 28  # bytes of Gram blocks and gradients that are held regardless of the free memory
 _SMALLEST_TAU = 1e-3  # exp(-2 / (3 tau)), a lower bound of the largest term, does not vanish in float64
 
 
@@ -68,7 +68,7 @@ class Term:
         ``_SMALLEST_TAU``, where its value can be read, are summed one by one."""
         if not (self.directions[0][0].are_all and isinstance(self.similarity, MeanCosine)):
             return False
-        return len(self.modalities) > 3 or not values_are_free(self.tau) or self.tau.item() >= _SMALLEST_TAU
+        return len(self.modalities) > 3 or not can_read_values(self.tau) or self.tau.item() >= _SMALLEST_TAU
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ class Plan:
         self.tuples = None if first is None or first.is_pair else first
         self.pairs = list(self.terms if self.tuples is None else self.terms[1:])
         self.taus = []
-        for term in self.terms:  # told apart by `is`: a compiler would recompile for a tensor of another `id`
+        for term in self.terms:  # compared by `is`: a compiler would recompile for a tensor with another `id`
             if not any(term.tau is tau for tau in self.taus):
                 self.taus.append(term.tau)
         if self.tuples is None:
@@ -177,8 +177,8 @@ _COSINE = MeanCosine()
 
 
 def _holds_blocks(operation: str, plan: Plan, like: Tensor, tiled: bool | None) -> bool:
-    """Whether the Gram blocks are held whole: as ``tiled`` says, or if they and their gradients take at most half the
-    free memory."""
+    """Whether the Gram blocks are held whole: as ``tiled`` says, or by default if they and their gradients take at most
+    half the free memory."""
     every = any(part.are_all for term in plan.terms for parts in term.directions for part in parts)
     if every and tiled:
         needed = f"`{operation}` streams negatives='all' over whole Gram blocks"
@@ -196,7 +196,7 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "cpu" and os.path.exists("/proc/meminfo"):
-        with open("/proc/meminfo") as lines:  # with the memory of file caches
+        with open("/proc/meminfo") as lines:  # MemAvailable includes the file caches
             available = next((line for line in lines if line.startswith("MemAvailable:")), "")
         if available:
             return 1024 * int(available.split()[1])
@@ -229,7 +229,7 @@ def _directions(
     if is_index:
         check_index(operation, negatives, stop - start, count, device, size)
         if num_negatives is not None and num_negatives != negatives.shape[1] - 1:
-            needed = f"`{operation}` reads the number of negatives off the index, {negatives.shape[1] - 1}"
+            needed = f"`{operation}` takes the number of negatives from the index, {negatives.shape[1] - 1}"
             raise ValueError(three_beats(needed, f"num_negatives={num_negatives!r}", "Leave `num_negatives` out."))
         return ((Given(size, negatives, start),),)
     check_choice(operation, "negatives", negatives, (*SCHEMES, "all"))

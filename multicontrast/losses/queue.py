@@ -74,7 +74,7 @@ class MemoryQueue(nn.Module):
             needed = "A `MemoryQueue` that is read in a CUDA graph needs to be full: its length is captured"
             came = f"{len(self)} of {self.rows.shape[1]} samples"
             refuse_capture(self.rows.device, needed, came, "Push until `len(queue)` is its size, then capture.")
-        return [rows[: len(self)].clone() for rows in self.rows]  # the next push must not change what a graph holds
+        return [rows[: len(self)].clone() for rows in self.rows]  # the next push must not change tensors in a graph
 
     @torch.no_grad()
     def push(self, embeddings: Sequence[Tensor]) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from multicontrast._checks import values_are_free
+from multicontrast._checks import can_read_values
 from multicontrast.linalg.gram3 import gram_eigmax_with_gradient
 from multicontrast.losses.candidates import FEW, All, Blocks, Candidates, pairs_of
 from multicontrast.losses.diagnostics import Diagnostics, TermDiagnostics
@@ -184,8 +184,8 @@ class Evaluation:
         return self.masks.only_weigh and not self.stats and self.plan.size > 1 and self.term.factorises
 
     def _look_up(self, part: Candidates, start: int, stop: int) -> tuple[list[Tensor] | None, Tensor | None]:
-        """For each modality which members of the candidates are present, None if all are; and which candidates are
-        negatives, None if all are."""
+        """Which members of the candidates are present, for each modality, or None if all are; and which candidates are
+        negatives, or None if all are."""
         masks, modalities = self.masks, self.term.modalities
         members, own = part.members(start, stop), part.own(start, stop)
         own = own.view(-1, *[1] * (max(member.ndim for member in members) - 1))
@@ -215,7 +215,7 @@ class Evaluation:
         if isinstance(self.similarity, Multilinear):
             return part.multilinear(self.blocks.units, start, stop)
         cosines = torch.broadcast_tensors(*part.read(self.blocks, start, stop)[0])
-        if self.term.is_pair:  # it needs both members, so its cosine is enough
+        if self.term.is_pair:  # a pair needs both members, so its cosine is enough
             present = None
         return self.similarity(cosines) if present is None else self.similarity.of_present(cosines, present)
 
@@ -242,7 +242,7 @@ class Evaluation:
 
     def _extra(self, start: int, stop: int, reverse: bool) -> tuple[Tensor, Tensor] | None:
         """The similarity ``(R, E)`` of the tuples of the anchors' own rows and the extra samples, and which of these
-        tuples have two present members. The anchor's part is its first embedding, in reverse all but the first."""
+        tuples have two present members. The anchor gives its first embedding, or with ``reverse`` all but the first."""
         count = len(self.extra)
         is_own = [(m == 0) != reverse for m in range(count)]
         given = [x for m, x in enumerate(self.extra) if x is not None and not is_own[m]]
@@ -319,22 +319,22 @@ class Evaluation:
 
 
 def _warn_if_no_anchor_is_left(taking_part: Sequence[Tensor | None]) -> None:
-    if all(who is not None and values_are_free(who) and not bool(who.any()) for who in taking_part):
+    if all(who is not None and can_read_values(who) and not bool(who.any()) for who in taking_part):
         _warn_once_of_no_anchor()
 
 
 @functools.cache
 def _warn_once_of_no_anchor() -> None:
-    """Warn once in a process."""
+    """Warn once per process."""
     warnings.warn(
         "No sample of this batch has the two modalities that a term of the loss needs: loss and gradient are 0. "
-        "Further such batches pass in silence.",
+        "Further such batches give no warning.",
         stacklevel=2,
     )
 
 
 def second_order(plan: Plan, embeddings: Sequence[Tensor], grad: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-    """The differentiable gradients by the plan's temperatures and the embeddings, for the backward passes of
+    """The differentiable gradients w.r.t. the plan's temperatures and the embeddings, for the backward passes of
     implementations whose own gradients are not differentiable."""
     count = len(plan.taus)
     inputs = [x.view_as(x) for x in (*plan.taus, *embeddings)]  # one tensor may be passed twice

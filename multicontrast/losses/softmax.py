@@ -1,6 +1,6 @@
-r"""Masks, log-sums, cross-entropy and averages: where logits become losses, each equation once.
+r"""Masks, log-sums, cross-entropy and averages: turns logits into losses, with each equation written once.
 
-With z the logits, :math:`z_i^+` that of the positive and a sum over the C_i - 1 negatives of anchor i,
+With z the logits, :math:`z_i^+` that of the positive and sums over the C_i - 1 negatives of anchor i,
 
 .. math:: \mathcal L_i = \log\Big(e^{z_i^+} + \sum_j w_{ij} e^{z_{ij}}\Big)
           - (1 - \epsilon) z_i^+ - \frac{\epsilon}{C_i} \Big(z_i^+ + \sum_j z_{ij}\Big),
@@ -35,7 +35,7 @@ class Masks:
     extra: tuple[Tensor | None, ...] | None = None
 
     shape_nothing: bool = field(init=False)  # whether they leave each anchor's loss unchanged, except for smoothing
-    only_weigh: bool = field(init=False)  # whether they leave it unchanged
+    only_weigh: bool = field(init=False)  # whether they leave each anchor's loss unchanged
 
     def __post_init__(self) -> None:
         """Compute the derived fields."""
@@ -59,14 +59,14 @@ class Sums(NamedTuple):
     """Sums over some negatives, ``(R,)`` each."""
 
     number: Tensor
-    log: Tensor  # log sum exp(z); -inf where there is none
+    log: Tensor  # log sum exp(z); -inf for an anchor without negatives
     hard: Hard | None  # only with a hardness
     total: Tensor | None  # sum of z: only with label smoothing
     stats: Stats | None  # only for diagnostics
 
 
 class Hard(NamedTuple):
-    """Sums that weigh near negatives more, ``(R,)`` each. With the peak, no hardness overflows."""
+    """Sums that weigh near negatives more, ``(R,)`` each. Subtracting the peak keeps every hardness from overflow."""
 
     peak: Tensor  # the largest logit, detached: the loss does not depend on it
     tilted: Tensor  # log sum exp(z + hardness (z - peak))
@@ -213,7 +213,7 @@ def weigh(
 
 
 def scale_free(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights divided by the largest, so that none overflows or vanishes; a mean does not change."""
+    """Weights divided by the largest, so that none overflows or vanishes; this does not change a mean."""
     weight = weight.to(torch.promote_types(weight.dtype, dtype))
     largest = weight.detach().amax()
     return weight / torch.where(largest > 0, largest, 1)
@@ -277,7 +277,7 @@ def describe_term(
 
 
 def _floor(number: Tensor, positive: Tensor, negative: Tensor, masks: Masks) -> Tensor:
-    """The loss of anchors with these logits, the same for all negatives."""
+    """The loss of anchors with these logits, if all negatives have the same."""
     log = number.clamp_min(1).to(positive.dtype).log()
     log_sum = torch.where(number > 0, log + negative, -torch.inf)
     hard = Hard(negative, log_sum, log) if masks.hardness > 0 else None

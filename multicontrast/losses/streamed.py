@@ -86,7 +86,7 @@ def ring_loss(plan: Plan, embeddings: Sequence[Tensor], ranks: Ranks) -> Tensor:
         else:
             if blocks is None:
                 blocks = Blocks(ranks.gather(*units)[1], plan.start, plan.stop)
-            held = term.directions[0][0].holds_positive  # all tuples read whole blocks again and again
+            held = term.directions[0][0].holds_positive  # all tuples read whole blocks repeatedly
             blocks.held = held
             evaluation = Evaluation(term, dataclasses.replace(plan, tiled=not held), blocks, [None] * len(units))
             by_anchor = mean_of(direction.loss for direction in evaluation.directions())
@@ -163,7 +163,7 @@ class _LogSum(torch.autograd.Function):
         grad_tau, grad_anchors = torch.zeros_like(tau), torch.zeros_like(anchors)
         rows, by_rows = rows[:, None], by_rows[:, None]
         block = torch.cat(lists, dim=1)
-        # Sent with the candidates: their gradient so far, and as anchors of the reverse direction their log-sum.
+        # Sent with the candidates: their gradient so far, and their log-sum as anchors of the reverse direction.
         carried = torch.cat(
             [torch.zeros_like(block), *([sums[:, None], by_columns[:, None]] if ctx.columns else [])], 1
         )

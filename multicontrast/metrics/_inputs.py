@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from multicontrast._checks import (
+    can_read_values,
     check_choice,
     check_count,
     check_counts,
@@ -30,7 +31,6 @@ from multicontrast._checks import (
     compute_dtype,
     describe,
     three_beats,
-    values_are_free,
 )
 from multicontrast.linalg._gram3_torch import power_of_two
 
@@ -40,7 +40,7 @@ Result = TypeVar("Result", covariant=True)
 
 
 class JointErrors(NamedTuple):
-    """What a metric measures, before any average: ``(..., J)`` errors, and weights where not every joint counts 1."""
+    """What a metric measures, before any average: errors ``(..., J)``, and weights unless every joint counts 1."""
 
     errors: Tensor
     weight: Tensor | None
@@ -65,20 +65,20 @@ class ItemOptions(TypedDict, total=False):
 
 
 class PoseOptions(ItemOptions, total=False):
-    """And of those that move the root to the origin; `mpjpe` says what they mean."""
+    """The options of metrics that also move the root to the origin; `mpjpe` documents them."""
 
     root: Root
 
 
 class ShareOptions(PoseOptions, total=False):
-    """And of shares of joints; `pck` says what they mean."""
+    """The options of metrics that give shares of joints; `pck` documents them."""
 
     strict: bool
     average: str
 
 
 class RankOptions(TypedDict, total=False):
-    """The options of every metric of retrieval; `retrieval_ranks` says what they mean."""
+    """The options of every metric of retrieval; `retrieval_ranks` documents them."""
 
     match: Tensor | None
     ties: str
@@ -92,9 +92,9 @@ _DEFAULTS = {
 
 
 def with_options(kind: type, **changed: Any) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Gives a function with ``**options: Unpack[kind]`` the signature that they spell out, and checks what is passed.
+    """Gives a function with ``**options: Unpack[kind]`` a signature that lists the options, and checks what is passed.
 
-    ``changed`` are the defaults that are not those of `_DEFAULTS`.
+    ``changed`` are the defaults that differ from those of `_DEFAULTS`.
     """
     keywords = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
@@ -122,7 +122,7 @@ def with_options(kind: type, **changed: Any) -> Callable[[Callable[Arguments, Re
 
 
 class PoseFunction(Protocol[Arguments]):
-    """A metric of poses: called it gives averages; ``measure`` gives what they are made of."""
+    """A metric of poses: a call gives averages, and ``measure`` gives the errors and weights behind them."""
 
     __name__: str
     measure: Callable[..., JointErrors]
@@ -133,7 +133,7 @@ class PoseFunction(Protocol[Arguments]):
 def pose_metric(
     kind: type = PoseOptions, *, pooled: bool = False, **changed: Any
 ) -> Callable[[Callable[Arguments, JointErrors]], PoseFunction[Arguments]]:
-    """Makes a metric of a function that measures joints: checks its options, and averages over items.
+    """Turns a function that measures joints into a metric, which checks its options and averages over items.
 
     Args:
         kind, changed: as for `with_options`.
@@ -160,7 +160,7 @@ _OPTIONAL = ("root", "joints", "fps", "dim")
 
 
 def check_options(operation: str, **options: object) -> None:
-    """Raises unless every option is of its kind; what is not in the table is data, or of a user's own function."""
+    """Raises unless every option is valid. Options that are not in the table are data, or a user's own function's."""
     for name, value in options.items():
         if name in _CHECKS and not (value is None and name in _OPTIONAL):
             check, settings = _CHECKS[name]
@@ -176,8 +176,8 @@ def _check_joints(operation: str, name: str, value: object) -> None:
 
 
 def read_sigmas(operation: str, name: str, value: Any) -> Tensor | list[float]:
-    """One deviation per joint. On a GPU and in a graph, where the values of a tensor are not read, as they come."""
-    if isinstance(value, Tensor) and not values_are_free(value):
+    """One deviation per joint. A tensor whose values cannot be read, on a GPU or in a graph, is returned unchecked."""
+    if isinstance(value, Tensor) and not can_read_values(value):
         check_floating(operation, name, value)
         return value
     return check_numbers(operation, name, value, above=0, remedy="Pass one deviation per joint.")
@@ -235,7 +235,7 @@ def read_poses(
 ) -> Poses:
     """Poses ``(..., J, D)`` of one shape and at least one joint, promoted, with the root at the origin.
 
-    Hidden joints are blanked, or left as they are for a caller who does that.
+    Hidden joints are set to 0, or left as they are for a caller who does that.
     """
     check_floating(operation, "pred", pred)
     check_floating(operation, "target", target)
@@ -244,7 +244,7 @@ def read_poses(
         needed = f"`{operation}` needs `target` of shape (..., J, 2) or (..., J, 3)"
         raise ValueError(three_beats(needed, describe(target), remedy))
     if pred.shape != target.shape:
-        remedy = "Bring both to one shape (`expand`, `unsqueeze`); nothing is broadcast, as that pairs the wrong poses."
+        remedy = "Bring both to one shape (`expand`, `unsqueeze`); broadcasting could pair the wrong poses."
         came = f"`pred` {tuple(pred.shape)} and `target` {tuple(target.shape)}"
         needed = f"`{operation}` needs `pred` of shape {tuple(target.shape)} for this target"
         raise ValueError(three_beats(needed, came, remedy))
@@ -269,7 +269,7 @@ def read_mask(operation: str, mask: Tensor, shape: Sequence[int], like: Tensor, 
     """The mask as weights of that shape.
 
     Bools and COCO's visibility flags (integers 0, 1, 2; above 0 is visible) give 0 and 1. Any other integer, a negative
-    weight and, where ``flags`` are to be expected, a weight above 1 raise, or are NaN where values are not checked.
+    weight and, with ``flags``, a weight above 1 raise an error, or give NaN where values are not checked.
     """
     check_weights(operation, "mask", mask, "Pass bools (True where the joint is visible) or non-negative weights.")
     check_same_device(operation, ("target", "mask"), (like, mask))
@@ -283,7 +283,7 @@ def read_mask(operation: str, mask: Tensor, shape: Sequence[int], like: Tensor, 
     if mask.dtype is torch.bool:
         return weight
     if not mask.is_floating_point():
-        needed, remedy = "flags 0, 1 or 2 where it is integers", "Weights are floating-point numbers: `mask.float()`."
+        needed, remedy = "flags 0, 1 or 2 if it is integer", "Weights are floating-point numbers: `mask.float()`."
         wrong, weight = (mask < 0) | (mask > 2), (mask > 0).to(like.dtype)
     elif flags:
         needed = "weights from 0 to 1"
@@ -296,12 +296,12 @@ def read_mask(operation: str, mask: Tensor, shape: Sequence[int], like: Tensor, 
 
 
 def take_joints(tensor: Tensor, joints: Sequence[int], axis: int) -> Tensor:
-    """Some joints along ``axis``. In slices: a list as index would be copied to a GPU, which makes the host wait."""
+    """Some joints along ``axis``, by slices: a list as index would be copied to a GPU, which makes the host wait."""
     return torch.cat([tensor.narrow(axis, joint, 1) for joint in joints], axis)
 
 
 def read_lengths(operation: str, name: str, value: object, items: Sequence[int], like: Tensor) -> Tensor:
-    """A number, or one per item, as a tensor in the type of the poses. Signs are for the caller to check."""
+    """A number, or one per item, as a tensor in the type of the poses. The caller checks the signs."""
     if not isinstance(value, Tensor):
         remedy = "Pass a number, or a tensor with one per item."
         number = check_number(operation, name, value, remedy=remedy)
@@ -320,7 +320,7 @@ def read_lengths(operation: str, name: str, value: object, items: Sequence[int],
 
 def check_values(operation: str, name: str, tensor: Tensor, wrong: Tensor, needed: str, remedy: str) -> None:
     """Raises if any of ``wrong`` is True. On a GPU, in a graph and under a transform values are not checked."""
-    if values_are_free(tensor, wrong) and bool(wrong.any()):
+    if can_read_values(tensor, wrong) and bool(wrong.any()):
         bad = tensor[wrong].flatten()[0].item()
         raise ValueError(three_beats(f"`{operation}` needs `{name}` to hold {needed}", f"{bad:g}", remedy))
 
@@ -337,20 +337,20 @@ def average_joints(errors: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return errors.mean(-1)
     weight = relative_weights(weight, -1)
-    counted = (weight != 0).any(-1)  # a NaN weight is not "hidden": it spoils the item
+    counted = (weight != 0).any(-1)  # a NaN weight does not hide a joint: it makes the item NaN
     total = torch.where(counted, weight.sum(-1), 1.0)
     return torch.where(counted, weighted(errors, weight).sum(-1) / total, torch.nan)
 
 
 def relative_weights(weight: Tensor, axes: int | tuple[int, ...]) -> Tensor:
-    """Weights times a power of two that brings the largest to 1/8 to 2: a mean needs their ratios alone; sums of these,
-    and of errors that they weight, are as finite as the errors' own."""
+    """Weights times a power of two that brings the largest to 1/8 to 2. A mean needs only their ratios, and this keeps
+    sums of weights and of weighted errors as finite as those of the errors."""
     power, _ = power_of_two(weight.detach().amax(axes, keepdim=True))
-    return weight * power / 4  # that of True is 1
+    return weight * power / 4  # True becomes 1
 
 
 def weighted(errors: Tensor, weight: Tensor) -> Tensor:
-    """Errors times weights, 0 where the weight is 0, whatever the error."""
+    """Errors times weights; 0 where the weight is 0, even for NaN or infinite errors."""
     return (errors * weight).masked_fill(weight == 0, 0.0)
 
 
@@ -360,7 +360,7 @@ def reduce_items(errors: Tensor, weight: Tensor | None, reduction: str) -> Tenso
 
 
 def reduce_values(values: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
-    """One value per item to the value asked for; only items that are ``counted`` enter."""
+    """Reduces one value per item, over the items that are ``counted``."""
     if reduction == "none":
         return values
     if counted is None:
@@ -370,7 +370,7 @@ def reduce_values(values: Tensor, counted: Tensor | None, reduction: str) -> Ten
 
 
 def reduce_joints(errors: Tensor, weight: Tensor | None, reduction: str, average: str) -> Tensor:
-    """Pools the visible joints of all items, for ``average`` other than ``"micro"`` each joint apart."""
+    """Pools the visible joints of all items; each joint separately unless ``average`` is ``"micro"``."""
     if reduction == "none":
         return average_joints(errors, weight)
     if average == "micro":

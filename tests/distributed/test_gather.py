@@ -303,7 +303,8 @@ DIFFERENT: dict[str, tuple[Any, Any, str]] = {
 def test_what_one_rank_passes_alone_raises_on_all(pool, name):
     for words in pool.run(another_option, name):
         needed = (
-            f"needs the same {DIFFERENT[name][2]} on all ranks; got another one than rank 0's on rank 1 of the group"
+            f"needs the same {DIFFERENT[name][2]} on all ranks; "
+            "got one that differs from rank 0's on rank 1 of the group"
         )
         assert needed in words, words
 

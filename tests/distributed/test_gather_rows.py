@@ -111,12 +111,12 @@ def meet(group, case):
 
 
 REFUSED = {
-    "gradient": "same inputs that require a gradient on all ranks; got another one than rank 0's on rank 1",
+    "gradient": "same inputs that require a gradient on all ranks; got one that differs from rank 0's on rank 1",
     "empty": "at least one row on one of the ranks; got none on any of 3",
-    "type": "same type of the embeddings on all ranks; got another one than rank 0's on rank 2",
-    "dimension": "same dimension of the embeddings on all ranks; got another one than rank 0's on rank 1, 2",
-    "loss": "same loss on all ranks; got another one than rank 0's on rank 1",
-    "generator": "same state of the generator on all ranks; got another one than rank 0's on rank 2",
+    "type": "same type of the embeddings on all ranks; got one that differs from rank 0's on rank 2",
+    "dimension": "same dimension of the embeddings on all ranks; got one that differs from rank 0's on rank 1, 2",
+    "loss": "same loss on all ranks; got one that differs from rank 0's on rank 1",
+    "generator": "same state of the generator on all ranks; got one that differs from rank 0's on rank 2",
     "options": "same options on all ranks",
 }
 

@@ -25,7 +25,7 @@ VALUES, DEFICIT, LENGTH, ANGLE = 3, 1, 2, 3
 def test_values_and_vectors_against_fifty_digits(dtype, name):
     matrices = symmetric3_families(dtype)[name](20, dtype, 1)
     alone, (values, vectors) = linalg.eigvalsh3(matrices), linalg.eigh3(matrices)
-    scaled, _ = _symmetric3_torch.solve(matrices, False, may_look=False)
+    scaled, _ = _symmetric3_torch.solve(matrices, False, can_read=False)
     eps = torch.finfo(dtype).eps
     denormal = torch.finfo(dtype).smallest_normal * eps
     for k, matrix in enumerate(matrices):
@@ -58,8 +58,8 @@ def test_values_and_vectors_against_fifty_digits(dtype, name):
 def test_scaling_every_matrix_changes_nothing(dtype, name):
     """On a CPU only those out of range are scaled; other devices scale all. The values are equal to the last bit."""
     matrices = symmetric3_families(dtype)[name](100, dtype, 4)
-    values, vectors = _symmetric3_torch.solve(matrices, True, may_look=False)
-    assert torch.equal(values, _symmetric3_torch.solve(matrices, False, may_look=False)[0])
+    values, vectors = _symmetric3_torch.solve(matrices, True, can_read=False)
+    assert torch.equal(values, _symmetric3_torch.solve(matrices, False, can_read=False)[0])
     assert torch.equal(values, linalg.eigvalsh3(matrices))
     # Signs and bases of close eigenvalues are free; the matrices that they make are not.
     eps = torch.finfo(dtype).eps
@@ -153,8 +153,8 @@ def test_non_finite_matrices_are_nan_where_all_are_scaled(bad):
     matrices = symmetric3_families(torch.float64)["random"](7, torch.float64, 5)
     for k, (i, j) in enumerate([(0, 0), (1, 1), (2, 2), (1, 0), (2, 0), (2, 1)]):
         matrices[k, i, j] = bad
-    values, vectors = _symmetric3_torch.solve(matrices, True, may_look=False)
-    for result in (values, vectors, _symmetric3_torch.solve(matrices, False, may_look=False)[0]):
+    values, vectors = _symmetric3_torch.solve(matrices, True, can_read=False)
+    for result in (values, vectors, _symmetric3_torch.solve(matrices, False, can_read=False)[0]):
         assert result[:6].isnan().all()
         assert result[6].isfinite().all()
 

@@ -50,19 +50,19 @@ class Graph(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _values_cost() -> Iterator[None]:
-    """Values are not looked at, as those of a card are not."""
+    """Values are not read, as on a GPU."""
     from multicontrast import _checks
 
-    original, patched = _checks.values_are_free, []
+    original, patched = _checks.can_read_values, []
     for module in list(sys.modules.values()):
-        if getattr(module, "values_are_free", None) is original:
-            module.values_are_free = lambda *_: False
+        if getattr(module, "can_read_values", None) is original:
+            module.can_read_values = lambda *_: False
             patched.append(module)
     try:
         yield
     finally:
         for module in patched:
-            module.values_are_free = original
+            module.can_read_values = original
 
 
 def _inputs(size: int = 5) -> tuple[list[Tensor], Tensor]:
@@ -189,7 +189,7 @@ def test_draws_of_a_generator_of_the_cpu_are_refused(capturing):
     xs = [capturing(8, 4) for _ in range(3)]
     with pytest.raises(RuntimeError, match=r"need a generator of the embeddings' device.*register_generator_state"):
         mc.trimodal_infonce(*xs, 0.1, generator=torch.Generator())
-    with pytest.raises(RuntimeError, match="once and for all"):
+    with pytest.raises(RuntimeError, match="all replays would reuse"):
         mc.sample_tuples(8, generator=torch.Generator(), device="cuda")
 
 

@@ -229,7 +229,7 @@ def test_a_batch_of_one_has_the_loss_and_the_gradient_zero():
 
 
 @on("interpreter", "gpu")
-def test_bad_temperatures_and_members_are_nan_where_nobody_may_look():
+def test_bad_temperatures_and_members_are_nan_where_values_cannot_be_read():
     """A CUDA tensor's values are not looked at; neither is a tensor's under compilation."""
     xs, tau, index = _inputs(6)
     index[2, 1, 1] = 99

@@ -42,8 +42,8 @@ def exact_logsumexp(a: Tensor, b: Tensor, c: Tensor, tau: Tensor, version: str =
         a, b, c: Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)`` of the anchor's modality with the other two, and
             of those two; float32 or float64.
         tau: 0-dim tensor of their type; a temperature that is not positive gives NaN.
-        version: of the package. PyTorch keeps what it compiled on disk, under the operator's name and arguments and not
-            under the formulas that a compiler saw in its place.
+        version: of the package. PyTorch caches compiled code on disk under the operator's name and arguments, not under
+            the formulas that a compiler saw instead of the operator.
     """
     return run_kernel(_by_kernels, _one_by_one, a, b, c, tau) if _streamed(a) else _one_by_one(a, b, c, tau)
 
@@ -70,7 +70,7 @@ def _at_once(a: Tensor, b: Tensor, c: Tensor, tau: Tensor, version: str = "") ->
     x = eigmax_excess_at_one_scale(*_all_triplets(*scaled))
     z = x * (inverse / torch.where(tau > 0, tau, torch.nan))
     lse = torch.logsumexp(z.flatten(1), 1)
-    return lse, (torch.exp(z - lse[:, None, None]) * x).sum((1, 2)) * inverse  # which the gradient does without
+    return lse, (torch.exp(z - lse[:, None, None]) * x).sum((1, 2)) * inverse  # the gradient does not use the mean
 
 
 @exact_logsumexp.register_fake
@@ -119,17 +119,17 @@ def _backward_at_once(
 ) -> Gradients:
     (rows, columns, inner), inverse = _to_one_scale(a, b, c)
     by_a, by_b, dc = [], [], c.new_zeros(1, c.numel())
-    # Half of the anchors at a time: an allocator gives the memory of all back to the system after each step, and the
-    # next step gets it page by page, which takes as long as the formulas.
+    # Half of the anchors at a time: the allocator would return the memory of all to the system after each step, and
+    # getting it back page by page takes as long as the formulas.
     for row, column, log, scale in zip(*(x.tensor_split(2) for x in (rows, columns, lse, grad / tau))):
         x, ga, gb, gc = eigmax_with_gradient_at_one_scale(*_all_triplets(row, column, inner))
         weight = torch.exp(x * (inverse / tau) - log[:, None, None])
         by_a.append(scale[:, None] * _in_memory(weight * ga).sum(2))
         by_b.append(scale[:, None] * _in_memory(weight * gb).sum(1))
         dc = torch.addmm(dc, scale[None], (weight * gc).flatten(1))
-        inner = _in_memory(inner + 0 * dc.nan_to_num(0, 0, 0).view_as(c))  # so the second half waits for the first
+        inner = _in_memory(inner + 0 * dc.nan_to_num(0, 0, 0).view_as(c))  # makes the second half wait for the first
     da, db, dc = torch.cat(by_a), torch.cat(by_b), dc.view_as(c)
-    # x is the sum of cosine times derivative (Euler), which spares the mean.
+    # x is the sum of cosine times derivative (Euler), so the mean is not needed.
     return da, db, dc, -((a * da).sum() + (b * db).sum() + (c * dc).sum()) / tau
 
 
@@ -181,12 +181,12 @@ def _to_one_scale(*blocks: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def _in_memory(x: Tensor) -> Tensor:
-    """``x``, which a compiler then computes once and not in each loop that reads it."""
+    """``x``, marked so that a compiler computes it once and not in each loop that reads it."""
     return x.as_strided(x.shape, x.stride())
 
 
 def _show_to_compilers(operator: Any, formulas: Callable[..., Any]) -> None:
-    """Let a compiler for a CPU, once it has the derivatives, see the formulas in place of the operator."""
+    """Show a compiler for a CPU the formulas instead of the operator, once it has the derivatives."""
 
     def decompose(mode: Any, op: Any, types: Any, inputs: Any, keywords: Any) -> Any:
         if mode.export or inputs[0].device.type != "cpu" or use_triton(inputs[0]):

@@ -5,9 +5,10 @@ With :math:`x_{ijk} = \lambda_{max} - 1` for the cosines :math:`a_{ij}, b_{ik}, 
 .. math:: \ell_i = \log \sum_{jk} e^{x_{ijk} / \tau}, \qquad w_{ijk} = e^{x_{ijk} / \tau - \ell_i}, \qquad
           \mu_i = \sum_{jk} w_{ijk} x_{ijk}, \qquad \partial \ell_i / \partial \tau = -\mu_i / \tau^2.
 
-The gradient by :math:`a_{ij}` is a sum over k, that by :math:`b_{ik}` over j, that by :math:`c_{jk}` over i. One
-kernel, launched three times, computes them: each lane owns one entry and loops over the third index. This computes each
-eigenvalue three times, but needs no atomics and no reduction between lanes, and every run gives the same bits.
+The gradient w.r.t. :math:`a_{ij}` is a sum over k, that w.r.t. :math:`b_{ik}` over j, that w.r.t. :math:`c_{jk}` over
+i. One kernel, launched three times, computes them: each lane owns one entry and loops over the third index. This
+computes each eigenvalue three times, but needs no atomics and no reduction between lanes, and every run gives the same
+bits.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _exact_forward_kernel(
             w2, w3 = tl.exp2(x2 * scale - higher), tl.exp2(x3 * scale - higher)
             rescale = tl.exp2(highest - higher)
             total = total * rescale + ((w0 + w1) + (w2 + w3))
-            # 0 * -inf beyond the end would be NaN; an excess is at least -1. NaN stays.
+            # Beyond the end x is -inf, and 0 * -inf would be NaN; elsewhere x is at least -1. NaN stays.
             moment = moment * rescale + (
                 (w0 * tl.where(x0 < -1, 0, x0) + w1 * tl.where(x1 < -1, 0, x1))
                 + (w2 * tl.where(x2 < -1, 0, x2) + w3 * tl.where(x3 < -1, 0, x3))

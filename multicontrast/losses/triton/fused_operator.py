@@ -99,7 +99,7 @@ def fused_loss_backward(
     scheme: str, reduction: str, normalize: bool, tiled: bool,
     scaled: Tensor, scale: Tensor, power: Tensor, grams: Tensor, sums: Tensor, grad: Tensor, tf32: bool,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Gradients by the embeddings and by tau. ``scaled`` to ``sums`` are results of :func:`fused_loss`; ``tf32`` says
+    """Gradients w.r.t. the embeddings and tau. ``scaled`` to ``sums`` are results of :func:`fused_loss`; ``tf32`` says
     whether its products in tiles were rounded to TF32."""
 
     def by_kernels() -> tuple[list[Tensor], Tensor]:
@@ -134,7 +134,7 @@ def _backward_fake(
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
-    """With Triton as back end: a whole batch with one temperature, pairs, and if the blocks fit in memory sampled
+    """With Triton as back end: pairs of a whole batch with one temperature and, if the blocks fit in memory, sampled
     triplets with the largest eigenvalue; without extra negatives, label smoothing or hardness."""
     first, masks, tuples = embeddings[0], plan.masks, plan.tuples
     if not use_triton(first) or not plan.is_whole or plan.size == 1 or plan.diagnostics is not None:
@@ -222,7 +222,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.terms, ctx.count = inputs[6:], len(embeddings)
     ctx.given = [mask is not None for mask in masks]
     ctx.save_for_backward(*embeddings, tau, *(mask for mask in masks if mask is not None), *output[1:])
-    ctx.tf32 = tf32_allowed()  # the backward pass multiplies as this one did
+    ctx.tf32 = tf32_allowed()  # the backward pass multiplies with the same precision
     ctx.set_materialize_grads(False)
 
 

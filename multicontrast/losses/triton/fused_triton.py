@@ -2,7 +2,7 @@ r"""Eq. (4), pairs and sampled triplets, forward and backward: each pass reads e
 
 Rows :math:`x_i` of modality m enter the products times an exact power of two; scales :math:`s = 1 / |x|` of rows and
 columns then normalise the products. With :math:`g_{ij} = x_i \cdot y_j` and the logits
-:math:`z_{ij} = g_{ij} s_i t_j / \tau`, a pair's losses and its gradient by the products are
+:math:`z_{ij} = g_{ij} s_i t_j / \tau`, a pair's losses and its gradient w.r.t. the products are
 
 .. math:: \ell_i = \log \sum_j e^{z_{ij}} - z_{ii}, \qquad
           \frac{\partial L}{\partial g_{ij}} = \frac{s_i t_j}{\tau} W_{ij}
@@ -15,7 +15,7 @@ Order of the launches:
 :func:`prepare`     scaled rows and the inverses of their lengths
 :func:`products`    all Gram blocks, one batched product; none if they are tiled
 :func:`forward`     sums of rows and columns; triplets; one number
-:func:`backward`    gradient by the blocks; two batched products; gradient by the embeddings
+:func:`backward`    gradient w.r.t. the blocks; two batched products; gradient w.r.t. the embeddings
 ==================  ================================================================================================
 """
 
@@ -90,8 +90,8 @@ def _triplets(
     c = tl.load(gram_ptr + ct, mask=read, other=0.0) * sc
     valid, whole = inside, exists
     if HAS_PRESENT or HAS_IDS:
-        # A candidate is a negative if a present member is of another sample or id, all its members' samples take part,
-        # and two members are present. A member out of range must show as NaN.
+        # A candidate is a negative if a present member has another sample or id, all its members' samples take part,
+        # and two members are present. A member out of range must give NaN.
         hi, hj, hk = read, read, read
         if HAS_PRESENT:
             hi = is_present(present_ptr, i, 0, read, 3)
@@ -100,7 +100,7 @@ def _triplets(
             valid &= takes_part(present_ptr, i, read, 3) & takes_part(present_ptr, j, read, 3)
             valid &= takes_part(present_ptr, k, read, 3)
             two = (hi & hj) | (hi & hk) | (hj & hk)
-            whole &= two | (columns > 0)  # a caller's positive without two present members is an error, so NaN
+            whole &= two | (columns > 0)  # a caller's positive with fewer than two present members is an error: NaN
             valid &= two
         if HAS_IDS:
             me = tl.load(ids_ptr + own)
@@ -312,7 +312,7 @@ def backward(
     grad: Tensor,
     normalize: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """``(gradients by the embeddings, in their type; gradient by tau, float32)``.
+    """``(gradients w.r.t. the embeddings, in their type; gradient w.r.t. tau, in float32)``.
 
     Args:
         grams, rows, scale, power, tau, terms, samples, index: those of the forward pass; ``grams`` is not read if
@@ -320,7 +320,7 @@ def backward(
         sums: the buffer that :func:`forward` returned.
         grad: the cotangent of its loss, 0-dim or ``(B,)``.
     """
-    is_short = rows.dtype == torch.float16  # scaled into its range: the largest weight becomes about 2^8
+    is_short = rows.dtype == torch.float16  # weights are scaled into its range: the largest becomes about 2^8
     if terms.tiled:
         unit = _unit(_largest_weight(tau, terms, samples, sums, grad, rows.shape[1])) if is_short else None
         kept = Sums.of(sums, len(terms.pairs), rows.shape[1])
@@ -342,7 +342,7 @@ def _unit(largest: Tensor) -> Tensor:
 
 
 def _largest_weight(tau: Tensor, terms: Terms, samples: Samples, sums: Tensor, grad: Tensor, size: int) -> Tensor:
-    """A bound of every gradient by a product: two softmaxes and the positive are each at most 1."""
+    """A bound on every gradient w.r.t. a product: two softmaxes and the positive are each at most 1."""
     each = grad.abs() if samples.weight is None else (grad * samples.weight).abs()
     return 2 * each.amax() / Sums.of(sums, len(terms.pairs), size).totals[:-1].amin() / tau
 
@@ -357,8 +357,8 @@ def gram_gradient(
     sums: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """``(gradient by the products (P, B, B), parts of the gradient by tau)``, float32. Triplets add theirs by atomics,
-    whose order is not fixed."""
+    """``(gradient w.r.t. the products (P, B, B), parts of the gradient w.r.t. tau)``, float32. Triplets add theirs by
+    atomics, whose order is not fixed."""
     blocks, size, _ = grams.shape
     kept = Sums.of(sums, blocks, size)
     dgrams = torch.empty_like(grams) if terms.has_pairs else torch.zeros_like(grams)

@@ -1,4 +1,4 @@
-"""Terms that run as Triton kernels of their own, where Triton is in charge.
+"""Terms that run as Triton kernels of their own, where Triton is the back end.
 
 ===========================================  ======================================================
 term                                         operator
@@ -8,7 +8,7 @@ sampled triplets, largest eigenvalue         ``sampled_loss``: nothing of size (
 all triplets of an anchor, likewise          ``exact_logsumexp``: nothing of size B^3
 ===========================================  ======================================================
 
-Terms that are not in the table are plain PyTorch's. Differentiable twice.
+Plain PyTorch computes the terms that are not in the table. Differentiable twice.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -36,8 +36,8 @@ from multicontrast.similarity import Eigenvalue
 
 
 def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
-    """Where Triton is in charge, nothing but weights masks, and one of the terms has a kernel; all triplets also where
-    a CPU's compiler is."""
+    """Where Triton is the back end, the only masks are weights, and one of the terms has a kernel. All triplets also
+    under a compiler for a CPU."""
     tuples = plan.tuples
     if plan.tiled:
         return bool(plan.pairs) and all(fused_operator.applies(part, embeddings) for part in _pairs_by_tau(plan))
@@ -46,7 +46,7 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
     fuses = torch.compiler.is_compiling() and embeddings[0].device.type == "cpu"
     if not (by_kernels or fuses) or not plan.masks.only_weigh or plan.diagnostics is not None:
         return False
-    # A batch of one has the gradient 0 exactly, which only subtraction of equals gives.
+    # A batch of one must have a gradient of exactly 0, which only the subtraction of equal numbers gives.
     if plan.size == 1 or is_transformed(*embeddings, *plan.taus):
         return False
     if tuples is None or len(embeddings) != 3 or type(tuples.similarity) is not Eigenvalue or tuples.symmetric:
@@ -60,7 +60,7 @@ def applies(plan: Plan, embeddings: Sequence[Tensor]) -> bool:
 
 
 def _pairs_by_tau(plan: Plan) -> list[Plan]:
-    """The pairs, those with one temperature together."""
+    """The pairs, grouped by temperature."""
     found = (tuple(term for term in plan.pairs if term.tau is tau) for tau in plan.taus)
     return [dataclasses.replace(plan, terms=terms) for terms in found if terms]
 
@@ -81,7 +81,7 @@ def loss(plan: Plan, embeddings: Sequence[Tensor]) -> Tensor:
 def _by_anchor(evaluation: Evaluation) -> Tensor | None:
     term, plan, tau = evaluation.term, evaluation.plan, evaluation.tau
     start, stop = plan.start, plan.stop
-    if term.is_pair:  # whose blocks the tuples need as well
+    if term.is_pair:  # the tuples need its blocks as well
         return None
     blocks, candidates = evaluation.blocks, term.directions[0][0]
     c = blocks.whole(1, 2)

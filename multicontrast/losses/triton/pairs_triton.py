@@ -10,12 +10,12 @@ its gradients :math:`W y` and :math:`W^\top x` to those of the rows. In tiles
 
 * programs are numbered so that those that run at the same time share rows and columns in the cache;
 * the gradient skips tiles away from the diagonal whose softmaxes are all at most :math:`2^{-24} / B`. The skipped
-  weights of a row sum to at most :math:`2^{-24}` of its softmax and as much of its columns', the rounding error of a
-  weight of 1 in float32. For B = 65,536 these tiles have cosines :math:`27.8 \tau` below the largest of their rows and
-  columns: 0.28 at tau = 0.01, never at tau = 0.07. Their part of the gradient of tau is kept;
+  weights of a row sum to at most :math:`2^{-24}` of its softmax and as much of its columns' softmaxes, the rounding
+  error of a weight of 1 in float32. For B = 65,536 these tiles have cosines :math:`27.8 \tau` below the largest of
+  their rows and columns: 0.28 at tau = 0.01, never at tau = 0.07. Their part of the gradient w.r.t. tau is kept;
 * under ``torch.use_deterministic_algorithms(True)`` no tile is skipped, and each gradient has its own pass, in which
-  one program sums each row in a fixed order. It adds to memory (a block of gradients does not fit registers) by
-  atomics, whose order is fixed for one thread, so no barrier is needed.
+  one program sums each row in a fixed order. It adds to memory by atomics, because a block of gradients does not fit in
+  registers; the order of atomics is fixed within a thread, so no barrier is needed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from multicontrast.losses.triton.rows_triton import (
     two_bits,
 )
 
-# Rows of a strip. Each strip stores its sums of columns, which are then added in a fixed order.
+# Rows of a strip. Each strip stores its column sums, which are then added in a fixed order.
 _STRIP = 16
 _PAIRS = Tuning(
     default=config(num_warps=8, BLOCK_COLUMNS=256),
@@ -51,14 +51,14 @@ _PAIRS = Tuning(
 _SUMS = Tuning(default=config(num_warps=4, BLOCK_STRIPS=16, BLOCK=64))
 
 
-# The largest tiles that spill no register; `_tile_rows` gives their rows. Splitting a float32 into three bfloat16 costs
-# as much as the products, and a larger tile splits each row and column less often.
+# The largest tiles that spill no register; `_tile_rows` gives their rows. Large tiles are better because splitting a
+# float32 into three bfloat16 costs as much as the products, and a larger tile splits each row and column less often.
 def _tile(columns: int, depth: int = 16, num_warps: int = 8, num_stages: int = 2) -> triton.Config:
     return config(num_warps=num_warps, num_stages=num_stages, BLOCK_COLUMNS=columns, BLOCK_DEPTH=depth)
 
 
 _TILES = [_tile(64), _tile(64, 32), _tile(64, 32, 4), _tile(64, 32, 8, 3), _tile(128, 32)]
-_SCALAR = {"cuda:75": _tile(32, num_warps=4, num_stages=1)}  # no tensor core to feed
+_SCALAR = {"cuda:75": _tile(32, num_warps=4, num_stages=1)}  # its tensor cores multiply neither type
 _AMD = {"hip": _tile(64, num_warps=4), "hip:gfx1100": _tile(16)}
 _TILE_SUMS = Tuning(
     _tile(64), {"cuda:90": _tile(64, 32), "cuda:100": _tile(64, 32), "cuda:120": _tile(32), **_SCALAR}, _TILES
@@ -77,7 +77,7 @@ if VERSION == (3, 6):  # it spills with a larger tile for sm_90
 
 _PROGRAMS = 264  # two for each multiprocessor of a large device
 _GROUP = 16  # strips of a group, over at least as many parts of the columns: 16 x 16 programs run at a time
-_PARTIAL = 1 << 24  # entries of partial sums of columns
+_PARTIAL = 1 << 24  # entries of partial column sums that are held at a time
 _NEGLIGIBLE = 2.0**-24
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -109,7 +109,7 @@ def _logits(
 
 @triton.jit
 def _add_rows(z, match, peak, total, positive):
-    """The largest logit of each row, the sum of ``exp(z - largest)`` and the positive's logit, with one more tile."""
+    """The largest logit of each row, the sum of ``exp(z - largest)`` and the positive's logit, after one more tile."""
     higher = tl.maximum(peak, tl.max(z, 1))
     total = total * tl.exp(peak - higher) + tl.sum(tl.exp(z - higher[:, None]), 1)
     return higher, total, positive + tl.sum(tl.where(match, z, 0.0), 1)
@@ -138,7 +138,7 @@ def _side(
 def _less_positive(weight, positive, z, match):
     """The weights less the positive's, and for each row the sum of weight times logit."""
     weight -= tl.where(match, positive[:, None], 0.0)
-    weight = tl.where(z == -float("inf"), 0.0, weight)  # minus infinity less a largest of minus infinity is NaN
+    weight = tl.where(z == -float("inf"), 0.0, weight)  # it is NaN if the largest logit is minus infinity, too
     return weight, tl.sum(tl.where(weight == 0, 0.0, weight * z), 1)
 
 
@@ -229,7 +229,7 @@ def _pair_losses_kernel(
     MODALITIES: tl.constexpr, HAS_PRESENT: tl.constexpr,
     BLOCK_STRIPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Combines the strips' sums of columns, and computes each anchor's loss of a pair."""
+    """Combines the strips' column sums, and computes each anchor's loss of a pair."""
     program = tl.program_id(0).to(tl.int64)
     place = program // programs
     m, n = two_bits(LEFT, place), two_bits(RIGHT, place)
@@ -299,7 +299,7 @@ def _products(
 
 @triton.jit
 def _softmax(z, peak):
-    """``exp(z - peak)``, at most 1: the backward pass may round a product differently, magnified by a tiny tau."""
+    """``exp(z - peak)``, at most 1: the backward pass may round a product differently, and a tiny tau magnifies it."""
     return tl.exp(tl.minimum(z - peak, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
@@ -390,7 +390,7 @@ def _tile_gradient_kernel(
             if PRECISION == "ieee":
                 factor = factor.to(tl.float32)
             _add_products(dx_ptr, factor, y_ptr, i, j, size, depth, BLOCK_DEPTH, PRECISION)
-            if BOTH:  # in its own loop: registers hold one shape of the factor at a time
+            if BOTH:  # in its own loop, because registers hold one shape of the factor at a time
                 _add_products(dy_ptr, tl.trans(factor), x_ptr, j, i, size, depth, BLOCK_DEPTH, PRECISION)
     tl.store(slope_ptr + tl.program_id(0), -tl.sum(slope, 0) * inverse_tau)
 
@@ -435,8 +435,8 @@ def pair_gradient(
     source: Tensor, scale: Tensor, tau: Tensor, terms: Terms, samples: Samples, sums: Sums, grad: Tensor,
     dgrams: Tensor, slopes: Tensor,
 ) -> None:  # fmt: skip
-    """Fills ``dgrams`` ``(P, B, B)``, the gradient by the products of held blocks, and ``slopes``, the
-    :func:`slopes_of_held` parts of the gradient by tau.
+    """Fills ``dgrams`` ``(P, B, B)``, the gradient w.r.t. the products of held blocks, and ``slopes``, the
+    :func:`slopes_of_held` parts of the gradient w.r.t. tau.
 
     Args:
         grad: the cotangent of the loss, 0-dim or ``(B,)``.
@@ -453,7 +453,7 @@ def pair_gradient(
 
 
 def slopes_of_held(blocks: int, size: int) -> int:
-    """The number of parts of the gradient by tau that :func:`pair_gradient` stores."""
+    """The number of parts of the gradient w.r.t. tau that :func:`pair_gradient` stores."""
     return blocks * triton.cdiv(size, _STRIP)
 
 
@@ -519,7 +519,7 @@ def gradient_in_tiles(
     rows: Tensor, scale: Tensor, tau: Tensor, terms: Terms, samples: Samples, sums: Sums, grad: Tensor,
     unit: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``(gradient by the rows (N, B, D), times the unit; parts of the gradient by tau)``, float32.
+    """``(gradient w.r.t. the rows (N, B, D), times the unit; parts of the gradient w.r.t. tau)``, float32.
 
     Args:
         unit: a power of two that brings the weights into the range of the rows' type; None for 1.

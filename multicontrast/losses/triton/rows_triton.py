@@ -1,4 +1,4 @@
-"""Rows ready for products, and the gradient of the embeddings; what the kernels of eq. (4) share.
+"""What the kernels of eq. (4) share: rows ready for products, and the gradient of the embeddings.
 
 A row enters the products times an exact power of two, so that it neither overflows nor vanishes. The products are
 scaled by the inverse lengths of their rows afterwards, so half precision needs no conversion.
@@ -107,7 +107,7 @@ class Sums(NamedTuple):
 
 
 def grad_stride_of(grad: Tensor) -> int:
-    """Of a cotangent that is 0-dim or ``(B,)``."""
+    """The stride of a cotangent that is 0-dim or ``(B,)``."""
     return grad.stride(0) if grad.dim() else 0
 
 
@@ -120,7 +120,7 @@ def inverse_of(tau_ptr):
 
 @triton.jit
 def cotangent(grad_ptr, grad_stride, weight_ptr, totals_ptr, term, i, inside, HAS_WEIGHT: tl.constexpr):
-    """The derivative of the result by each anchor's loss of a term."""
+    """The derivative of the result w.r.t. each anchor's loss of a term."""
     grad = tl.load(grad_ptr + i * grad_stride, mask=inside, other=0.0).to(tl.float32)
     if HAS_WEIGHT:
         grad *= tl.load(weight_ptr + i, mask=inside, other=0.0).to(tl.float32)
@@ -129,7 +129,7 @@ def cotangent(grad_ptr, grad_stride, weight_ptr, totals_ptr, term, i, inside, HA
 
 @triton.jit
 def two_bits(codes, place):
-    """A number that :func:`packed` coded."""
+    """One of the numbers that :func:`packed` encoded."""
     return (codes >> (2 * place)) & 3
 
 
@@ -160,7 +160,7 @@ def takes_part(present_ptr, i, mask, MODALITIES: tl.constexpr):
 
 @triton.jit
 def add_exponential(z, highest, total):
-    """The largest logit of each lane and the sum of ``exp(z - largest)``, with one more."""
+    """The largest logit of each lane and the sum of ``exp(z - largest)``, after one more logit."""
     higher = tl.maximum(highest, z)
     return higher, total * tl.exp(highest - higher) + tl.exp(z - higher)
 
@@ -319,8 +319,8 @@ def prepare(
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
-    """A batched product in float32 of factors of one type. Tensor cores multiply 16-bit factors without conversion
-    where PyTorch can (on a GPU, since 2.8); float32 follows PyTorch's switch for TF32."""
+    """A batched product in float32 of factors of one type. Where PyTorch can (on a GPU, since 2.8), tensor cores
+    multiply 16-bit factors without conversion; float32 follows PyTorch's setting for TF32."""
     if left.dtype == torch.float32:
         return torch.bmm(left, right)
     if left.is_cuda and _HAS_WIDE_OUTPUT:
@@ -337,7 +337,7 @@ def products(rows: Tensor) -> Tensor:
     return multiply(left, right.mT)
 
 
-# Tiled blocks give one gradient for each modality, which is read as the left factor of a block without a right one.
+# Tiled blocks give one gradient for each modality. It is read as the left factor of a block that has no right factor.
 _EACH, _NONE = 0b100100, 0b111111
 
 
@@ -348,7 +348,7 @@ def embedding_gradient(
 
     Args:
         by_left, by_right: ``(P, B, D)`` in float32: the blocks' gradients times their right and left factors. If
-            blocks are tiled, both are the gradients by the rows, ``(N, B, D)``.
+            blocks are tiled, both are the gradients w.r.t. the rows, ``(N, B, D)``.
         rows, scale, power: from :func:`prepare`.
     """
     _, size, depth = rows.shape

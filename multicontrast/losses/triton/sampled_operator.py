@@ -1,7 +1,7 @@
 """Eq. (3) over sampled triplets as an operator: ``multicontrast::sampled_loss`` and its backward.
 
-Plain PyTorch on a CPU, Triton on a GPU or under ``MULTICONTRAST_BACKEND=triton``: the same numbers, and one node for
-``torch.compile`` and ``torch.export``. Differentiable twice: the second derivative is that of the plain form, which
+Plain PyTorch on a CPU, Triton on a GPU or under ``MULTICONTRAST_BACKEND=triton``, both with the same numbers. One node
+for ``torch.compile`` and ``torch.export``. Differentiable twice: the second derivative is that of the plain form, which
 stores every triplet's cosines.
 """
 

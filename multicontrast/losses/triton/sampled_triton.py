@@ -186,14 +186,14 @@ def _sampled_backward_kernel(
 def sampled_forward(
     a: Tensor, b: Tensor, c: Tensor, index: Tensor, tau: Tensor, scheme: str = "index", first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """``(logsumexp of x / tau, loss)`` of each row, ``(R,)`` both; the loss is it minus the positive's logit.
+    """``(lse, loss)`` of each row, ``(R,)`` both: the logsumexp of x / tau, and that minus the positive's logit.
 
     Args:
         a, b, c: the Gram blocks ``(B0, B1)``, ``(B0, B2)``, ``(B1, B2)`` of modalities 0, 1 and 2, of one type
             (float32 or float64) and device, with any strides.
         index: integers in the layout of ``scheme``, any strides; column 0 is the positive. A row with a member out of
             range is NaN, and nothing is read for that member. A list or shifts serve every row of ``a``.
-        tau: 0-dim tensor on the same device. It divides ``x = lambda_max - 1``; the 1 would cancel in the loss.
+        tau: 0-dim tensor on the same device. It divides ``x = lambda_max - 1``; the 1 cancels in the loss.
         scheme: one of :data:`SCHEMES`.
         first: the number of the first row of ``a`` and ``b``, if they hold only the rows of some anchors.
     """
@@ -226,8 +226,8 @@ def sampled_backward(
         a, b, c, index, tau, scheme, first: the arguments of :func:`sampled_forward`.
         loss: its second result.
         grad: ``(R,)``, any stride.
-        deterministic: whether every run gives the same bits. Contributions are added in fixed point, with a unit of
-            about ``max|grad| / tau * R * 2**-60``, which takes 8 more bytes for each entry of a block.
+        deterministic: whether every run gives the same bits. If so, contributions are added in fixed point, with a unit
+            of about ``max|grad| / tau * R * 2**-60``, which takes 8 more bytes for each entry of a block.
     """
     rows, count, strides = extent(len(a), index, scheme)
     blocks = (a, b, c)

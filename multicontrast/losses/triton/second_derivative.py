@@ -14,8 +14,8 @@ def second_derivative(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The derivative of ``(cotangents * (J' grads)).sum()``, with ``J`` the Jacobian of ``function``.
 
-    Returns the derivatives by ``inputs`` and by ``grads``. ``function`` maps the inputs to one tensor, or to as many as
-    ``grads`` has.
+    Returns the derivatives w.r.t. ``inputs`` and ``grads``. ``function`` maps the inputs to one tensor, or to as many
+    as ``grads`` has.
     """
     with torch.enable_grad():
         inputs = tuple(x.detach().requires_grad_() for x in inputs)
