@@ -1,8 +1,8 @@
-"""The base of the accumulating metrics: states that add or grow, merging, ranks, checkpoints, devices.
+"""The base of the accumulating metrics: states that add up or grow, merging, ranks, checkpoints, devices.
 
-Where torchmetrics is installed they are its ``Metric`` and use its machinery; elsewhere that of ``_standalone``. Either
-way a *sum* is a tensor that adds, a scalar 0 until its shape is known, and *rows* are a list of tensors that are joined
-along their first axis. Both merge exactly, whatever the sizes of the batches and however they are spread over ranks.
+If torchmetrics is installed they are its ``Metric`` and use its machinery; otherwise they use that of ``_standalone``.
+Either way a *sum* is a tensor that adds up, a scalar 0 until its shape is known, and *rows* are a list of tensors that
+are joined along their first axis. Both merge exactly, whatever the batch sizes and the split over ranks.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _LISTS = ("rows", "row_groups", "ids")
 class Accumulator(Metric):
     """Sums and rows gathered over many batches, from which ``compute`` makes one result.
 
-    A class either adds what it measures, or keeps a row per sample; with sample ids it does the latter, so that no
-    sample counts twice. `PoseMetric` says what the options of all classes mean.
+    A class either adds up what it measures, or keeps a row per sample. With sample ids it keeps rows, so that no sample
+    counts twice. `PoseMetric` documents the options of all classes.
     """
 
     is_differentiable = False
@@ -62,8 +62,8 @@ class Accumulator(Metric):
         check_names(name, [one for one in torchmetrics_options if one not in _OPTIONS_OF_TORCHMETRICS], own)
         torchmetrics_options.setdefault("dist_sync_fn", self._gather)
         super().__init__(sync_on_compute=bool(sync_on_compute), process_group=process_group, **torchmetrics_options)
-        # MetricCollection lets metrics whose states are equal after one batch share them: two thresholds that agree on
-        # it are not one metric, and this state tells them apart.
+        # MetricCollection lets metrics share their states if these are equal after one batch. Metrics with different
+        # options may agree on that batch, so this state tells them apart.
         self.add_state("fingerprint", torch.tensor(_digest(self._signature())), "max", True)
         self.add_state("sums", torch.zeros((), dtype=torch.float64), "sum", True)
         for state in _LISTS:
@@ -80,7 +80,7 @@ class Accumulator(Metric):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def _read_ids(self, ids: Ids | None, rows: int, device: torch.device) -> Tensor | None:
-        """One int64 for each row of a batch, names hashed to 64 bits, or None, as with the batches before."""
+        """One int64 for each row of a batch, with names hashed to 64 bits, or None; as in the batches before."""
         if (self.rows or self.sums.dim()) and bool(self.ids) != (ids is not None):
             self._refuse_mixture()
         if ids is None:
@@ -102,8 +102,8 @@ class Accumulator(Metric):
             raise ValueError(three_beats(f"`{name}` needs {rows} integer `ids`", describe(ids), remedy))
         return ids.to(state_device(device), torch.int64)
 
-    def _take_in(self, measured: Tensor, keys: Tensor | None, labels: Tensor, groups: int = 1) -> None:
-        """Adds the measurements ``(rows, ...)`` to the sums of their groups, or keeps them by their keys."""
+    def _add(self, measured: Tensor, keys: Tensor | None, labels: Tensor, groups: int = 1) -> None:
+        """Adds the measurements ``(rows, ...)`` to the sums of their groups, or keeps them as rows with their keys."""
         if keys is None:
             self._join("sums", measured.new_zeros(groups, *measured.shape[1:]).index_add_(0, labels, measured))
         else:
@@ -111,7 +111,7 @@ class Accumulator(Metric):
                 self._join(name, rows)
 
     def _totals(self, groups: int = 1) -> Tensor | None:
-        """``(groups, ...)``: what was added, or the sum of the rows whose ids differ; None where nothing came."""
+        """``(groups, ...)``: the sums, or the sum over rows with different ids; None if there was no data."""
         ids, rows, labels = self._joined("ids"), self._joined("rows"), self._joined("row_groups")
         if ids is None or rows is None or labels is None:
             return self.sums if self.sums.dim() else None
@@ -127,13 +127,13 @@ class Accumulator(Metric):
         raise ValueError(three_beats(needed, "a mixture", remedy))
 
     def _joined(self, name: str) -> Tensor | None:
-        """All rows of a state; None where there are none."""
+        """All rows of a state; None if there are none."""
         held = getattr(self, name)
         held = torch.cat(held) if isinstance(held, list) and held else held
         return held if len(held) else None
 
     def _join(self, name: str, value: Tensor) -> None:
-        """Adds to the sums, or to the rows that are kept, on the device of what is there."""
+        """Adds to the sums or to the kept rows, on the device of what they already hold."""
         held, value = getattr(self, name), value.detach()
         listed = isinstance(held, list)
         first = next(iter(held), None) if listed else held if held.dim() else None
@@ -145,13 +145,13 @@ class Accumulator(Metric):
         setattr(self, name, [*held, value] if listed else held.to(value.device) + value)
 
     def reset(self) -> None:
-        """Forgets everything taken in."""
-        for name in _LISTS:  # torchmetrics empties the list itself, which a wrapper or a copy may still hold
+        """Clears all states."""
+        for name in _LISTS:  # torchmetrics would empty the list in place, which a wrapper or a copy may still hold
             setattr(self, name, [])
         super().reset()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes in one batch, and returns the result for that batch alone. A batch that raises changes nothing."""
+        """Adds one batch, and returns the result for that batch alone. A batch that raises changes nothing."""
         batch = copy.copy(self)
         batch.reset()
         batch._one_batch, batch._to_sync, batch.process_group = True, self.dist_sync_on_step, self.process_group
@@ -162,7 +162,7 @@ class Accumulator(Metric):
         return value
 
     def merge(self, other: Self) -> None:
-        """Takes in everything that ``other``, a metric of the same class and options, has taken in."""
+        """Adds all data of ``other``, a metric of the same class and options."""
         if not isinstance(other, Accumulator) or other._signature() != self._signature():
             came = other._signature() if isinstance(other, Accumulator) else f"a {type(other).__name__}"
             remedy = "Merge metrics of one class that were made with the same options."
@@ -191,7 +191,7 @@ class Accumulator(Metric):
     # --- devices, copies and checkpoints ----------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
-        """Follows moves between devices, and no change of type: sums stay float64."""
+        """Follows moves between devices, but no change of type: sums stay float64."""
 
         def moved(state: Tensor) -> Tensor:
             probe = fn(torch.empty(0, dtype=torch.uint8, device=state.device))
@@ -200,7 +200,7 @@ class Accumulator(Metric):
         return super()._apply(moved, *args, **kwargs)
 
     def get_extra_state(self) -> Tensor:
-        """What a checkpoint says of the metric beside its states."""
+        """The metric's class and options, as a checkpoint stores them beside the states."""
         return torch.tensor(list(f"{self._update_count} {self._signature()}".encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -224,9 +224,10 @@ class Accumulator(Metric):
     # --- ranks ------------------------------------------------------------------------------------------------
 
     def _gather(self, local: Tensor, group: Any = None) -> list[Tensor]:
-        """One state of every rank, in their order, so that every rank has the same bits.
+        """One state of every rank, in rank order, so that every rank has the same bits.
 
-        Rows may differ in number. A rank that took nothing in gives zeros, or no rows, in the shape of the others.
+        Ranks may have different numbers of rows. A rank without data gives zeros, or no rows, in the shape of the
+        others.
         """
         offers: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(offers, (self._signature(), tuple(local.shape), local.dtype), group=group)

@@ -1,7 +1,7 @@
-"""What the accumulating metrics need of ``torchmetrics.Metric``, for where that is not installed.
+"""The part of ``torchmetrics.Metric`` that the accumulating metrics need, for use without torchmetrics.
 
-The same names with the same meaning, and nothing more: states that are declared once, reset, joined over ranks, moved
-and saved. Where torchmetrics is installed this file is not imported.
+It has the same names with the same meaning: states that are declared once, reset, joined over ranks, moved and saved.
+If torchmetrics is installed this file is not imported.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Metric(nn.Module):
         setattr(self, name, copy.copy(default))
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Takes in one batch."""
+        """Adds one batch."""
         raise NotImplementedError
 
     def compute(self) -> Any:
-        """The result over everything taken in, on all ranks."""
+        """The result over all batches of all ranks."""
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -78,12 +78,12 @@ class Metric(nn.Module):
 
     @property
     def update_count(self) -> int:
-        """How many batches were taken in."""
+        """The number of batches added."""
         return self._update_count
 
     @property
     def update_called(self) -> bool:
-        """Whether any was."""
+        """Whether any batch was added."""
         return self._update_count > 0
 
     def set_dtype(self, dst_type: torch.dtype) -> Self:

@@ -1,7 +1,7 @@
 """The metrics that accumulate over batches: one class for each pose metric, and those of embeddings.
 
-What pose metrics keep does not grow with the data: float64 sums per group and joint. With sample ids a row of them per
-sample is kept instead, so that no sample counts twice.
+Pose metrics keep float64 sums per group and joint, which do not grow with the data. With sample ids they keep a row per
+sample instead, so that no sample counts twice.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ from multicontrast.metrics.joint_errors import accel_error, epe, min_mpjpe, mpjp
 from multicontrast.metrics.keypoints import auc3d, cps, oks, pck, pck3d, pckh
 from multicontrast.metrics.procrustes import pa_mpjpe
 
-EVERYTHING = "all"  # the one group where no groups are named
-Group = str | Sequence[str] | Tensor  # of all rows of a batch, or of each
+EVERYTHING = "all"  # the only group if none are named
+Group = str | Sequence[str] | Tensor  # one for all rows of a batch, or one for each
 
 
 class Tally(NamedTuple):
-    """What is kept, columns of one tensor ``(G, 6 + 3 J)``, all of it float64, which counts exactly to 9e15."""
+    """The kept sums: columns of one float64 tensor ``(G, 6 + 3 J)``. float64 counts exactly to 9e15."""
 
-    item_sum: Tensor  # (G,) of the items' values
-    pred_size: Tensor  # (G,) of the poses' sizes, for the warning about units
+    item_sum: Tensor  # (G,) sum of the items' values
+    pred_size: Tensor  # (G,) sum of the poses' sizes, for the warning about units
     target_size: Tensor  # (G,)
-    items: Tensor  # (G,) with a visible joint
-    hidden: Tensor  # (G,) without
-    invalid: Tensor  # (G,) with a visible joint, and NaN
-    joint_sum: Tensor  # (G, J) of weighted errors
+    items: Tensor  # (G,) number of items with a visible joint
+    hidden: Tensor  # (G,) number of items without one
+    invalid: Tensor  # (G,) number of items with a visible joint that are NaN
+    joint_sum: Tensor  # (G, J) sum of weighted errors
     joint_weight: Tensor  # (G, J)
-    joint_count: Tensor  # (G, J) of items in which the joint is visible
+    joint_count: Tensor  # (G, J) number of items in which the joint is visible
 
 
 class Summary(NamedTuple):
@@ -76,13 +76,13 @@ class Summary(NamedTuple):
     per_group: dict[str, Tensor]  # groups in the order they were named, NaN for one without items
     per_joint: Tensor  # (J,), over all items in which the joint is visible; empty for metrics of whole poses
     items: dict[str, int]  # how many items count in each group
-    hidden: int  # items left out: no joint was visible
-    invalid: int  # items that are NaN, and make the means NaN
+    hidden: int  # number of items left out, because no joint was visible
+    invalid: int  # number of items that are NaN, which make the means NaN
     tally: Tally  # the sums behind it
 
 
 class Batch(TypedDict, total=False):
-    """What every pose metric may be told of a batch beside the poses."""
+    """What an update of every pose metric accepts beside the poses."""
 
     mask: Tensor | None
     group: Group | None
@@ -96,14 +96,14 @@ class PoseMetric(Accumulator):
     Args:
         options: those of the function.
         groups: names, such as actions, by which results are kept apart; the same list on every rank.
-        sync_on_compute: gather from all ranks in `compute`, where ``torch.distributed`` is initialised. Every rank must
-            then call it, also one without data.
+        sync_on_compute: gather from all ranks in `compute`, if ``torch.distributed`` is initialised. Every rank must
+            then call it, even one without data.
         process_group: the ranks to gather from; None: all.
 
-    Where torchmetrics is installed this is a ``torchmetrics.Metric`` and takes its other options too.
+    If torchmetrics is installed this is a ``torchmetrics.Metric`` and takes its other options too.
     """
 
-    function: ClassVar[Callable[..., Any]]  # a metric, or what gives the errors ``(..., J)`` and weights of its joints
+    function: ClassVar[Callable[..., Any]]  # a metric, or a function that gives errors ``(..., J)`` and weights
     pooled: ClassVar[bool] = False  # whether the mean is over visible joints, rather than over items
     unit: ClassVar[str] = "length"  # how a report prints the value: also "share", in [0, 1], and "number"
     thresholds_are_lengths: ClassVar[bool] = False  # for the warning about units
@@ -151,24 +151,24 @@ class PoseMetric(Accumulator):
         self._options = {**self._of_call, "groups": self.groups}
         super().__init__(sync_on_compute=sync_on_compute, process_group=process_group, **options)
 
-    # --- taking in --------------------------------------------------------------------------------------------
+    # --- adding batches ---------------------------------------------------------------------------------------
 
     @with_options(Batch)
     def update(self, pred: Tensor, target: Tensor, **batch: Unpack[Batch]) -> None:
-        """Takes in one batch; an empty one is fine.
+        """Adds one batch, which may be empty.
 
         Args:
             pred, target, mask: as for the function.
             group: for a metric with ``groups``: the name of all rows' group, or one name (or index) for each entry of
                 the target's first axis.
-            ids: one for each entry of the target's first axis. A sample whose id was taken in, here or on another
+            ids: one for each entry of the target's first axis. A sample whose id was already added, here or on another
                 rank, is not counted again (``DistributedSampler`` repeats samples to fill the last batch). Keeps a row
-                of three numbers per joint for each sample. All updates give ids, or none does.
+                of three numbers per joint for each sample. All updates need ids, or none.
         """
-        self._take(pred, target, {}, **batch)
+        self._measure(pred, target, {}, **batch)
 
-    def _take(self, pred: Tensor, target: Tensor, data: dict[str, Any], **batch: Unpack[Batch]) -> None:
-        """Adds what the function measures; ``data`` is what it reads beside the poses."""
+    def _measure(self, pred: Tensor, target: Tensor, data: dict[str, Any], **batch: Unpack[Batch]) -> None:
+        """Adds what the function measures; ``data`` are its arguments beside the poses."""
         name, mask = type(self).__name__, batch.get("mask")
         check_floating(name, "pred", pred)
         check_floating(name, "target", target)
@@ -183,21 +183,21 @@ class PoseMetric(Accumulator):
             measured = JointErrors(*measure(pred, target, **data, mask=mask, **self._of_call))
             single = pred if self._of_call.get("dim") is None else pred.select(self._of_call["dim"], 0)
             packed = _pack(measured, rows, *(_size(pose, mask) for pose in (single, target)))
-        self._take_in(packed, keys, labels, len(self.groups or (EVERYTHING,)))
+        self._add(packed, keys, labels, len(self.groups or (EVERYTHING,)))
 
-    # --- giving out -------------------------------------------------------------------------------------------
+    # --- results ----------------------------------------------------------------------------------------------
 
     def compute(self) -> Tensor:
-        """The mean over everything taken in, on all ranks; NaN where that is nothing. Warns of mistaken units."""
+        """The mean over all batches of all ranks; NaN if there was no data. Warns if the units look wrong."""
         return self._summary().value
 
     def report(self) -> Summary:
-        """Everything that was measured: per group, per joint, both means, and what was left out. Gathers all ranks."""
+        """All results: per group, per joint, both means, and what was left out. Gathers from all ranks."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute):
             return self._summary()
 
     def mean_of(self, tally: Tally, names: Iterable[str] | None = None) -> Tensor:
-        """The metric over some groups of a tally together, all of them by default: NaN without an item."""
+        """The metric over some groups of a tally together, by default all; NaN if they have no item."""
         groups = list(self.groups or (EVERYTHING,))
         rows = slice(None) if names is None else [groups.index(name) for name in names]
         joint_sum, joint_weight, joint_count = (part[rows].sum(0) for part in tally[6:])
@@ -288,7 +288,7 @@ class PCK(PoseMetric, function=pck, pooled=True, unit="share"):
     @with_options(Batch)
     def update(self, pred: Tensor, target: Tensor, norm: Tensor | float | None = None, **batch: Unpack[Batch]) -> None:
         """As for every pose metric; ``norm`` as for `pck`."""
-        self._take(pred, target, {"norm": norm}, **batch)
+        self._measure(pred, target, {"norm": norm}, **batch)
 
 
 class PCKh(PoseMetric, function=pckh, pooled=True, unit="share"):
@@ -299,7 +299,7 @@ class PCKh(PoseMetric, function=pckh, pooled=True, unit="share"):
         self, pred: Tensor, target: Tensor, norm: Tensor | float, **batch: Unpack[Batch]
     ) -> None:
         """As for every pose metric; ``norm``, the head sizes, as for `pckh`."""
-        self._take(pred, target, {"norm": norm}, **batch)
+        self._measure(pred, target, {"norm": norm}, **batch)
 
 
 class OKS(PoseMetric, function=oks, unit="number"):
@@ -310,7 +310,7 @@ class OKS(PoseMetric, function=oks, unit="number"):
         self, pred: Tensor, target: Tensor, area: Tensor | float, **batch: Unpack[Batch]
     ) -> None:
         """As for every pose metric; ``area`` as for `oks`."""
-        self._take(pred, target, {"area": area}, **batch)
+        self._measure(pred, target, {"area": area}, **batch)
 
 
 class ModalityAlignment(Accumulator):
@@ -333,10 +333,10 @@ class ModalityAlignment(Accumulator):
         super().__init__(**accumulation)
 
     def update(self, embeddings: Sequence[Tensor], *, ids: Ids | None = None) -> None:
-        """Takes in one batch: N >= 2 tensors ``(B, D)``, row ``i`` of each from sample ``i``. An empty one is fine.
+        """Adds one batch, which may be empty: N >= 2 tensors ``(B, D)``, row ``i`` of each from sample ``i``.
 
-        ``ids``: ``(B,)`` integers or names; a sample whose id was taken in, here or on another rank, is not counted
-        again. Keeps a row of ``N (2 N + D + 1)`` numbers for each sample. All updates give ids, or none does.
+        ``ids``: ``(B,)`` integers or names; a sample whose id was already added, here or on another rank, is not
+        counted again. Keeps a row of ``N (2 N + D + 1)`` numbers for each sample. All updates need ids, or none.
         """
         name = type(self).__name__
         rows = read_embeddings(name, embeddings, **self._options, least=2, may_be_empty=True)
@@ -348,10 +348,10 @@ class ModalityAlignment(Accumulator):
         squared = pairwise(rows, lambda x, y: (x - y).square().sum(-1))
         stacked = torch.stack(rows, 1)
         parts = (cosine.movedim(-1, 0), squared.movedim(-1, 0), stacked, torch.ones_like(stacked[..., :1]))
-        self._take_in(torch.cat(parts, -1), keys, torch.zeros(len(stacked), dtype=torch.int64, device=stacked.device))
+        self._add(torch.cat(parts, -1), keys, torch.zeros(len(stacked), dtype=torch.int64, device=stacked.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """The three matrices over everything taken in, on all ranks; of no size where that is nothing."""
+        """The three matrices over all batches of all ranks; empty if there was no data."""
         totals = self._totals()
         if totals is None:
             nothing = torch.full((0, 0), torch.nan, dtype=torch.float64)
@@ -363,7 +363,7 @@ class ModalityAlignment(Accumulator):
 
 
 class RetrievalRecall(Accumulator):
-    """`retrieval_recall` over everything taken in: each query searches the gallery of all batches and all ranks.
+    """`retrieval_recall` over many batches: each query searches the gallery of all batches and all ranks.
 
     Embeddings are kept (float32 unless they are float64), and the search is blocked, so memory grows with the samples
     and not with their square. ``compute`` gives a dict: ``"recall@k"`` for each ``k``, ``"median_rank"`` and
@@ -392,9 +392,9 @@ class RetrievalRecall(Accumulator):
         super().__init__(**accumulation)
 
     def update(self, query: Tensor, gallery: Tensor, *, ids: Ids | None = None) -> None:
-        """Takes in one batch: row ``i`` of ``query`` should find row ``i`` of ``gallery``. An empty one is fine.
+        """Adds one batch, which may be empty: row ``i`` of ``query`` should find row ``i`` of ``gallery``.
 
-        ``ids``: ``(B,)`` integers or names; a pair whose id was taken in, here or on another rank, is not counted
+        ``ids``: ``(B,)`` integers or names; a pair whose id was already added, here or on another rank, is not counted
         again.
         """
         name = type(self).__name__
@@ -408,7 +408,7 @@ class RetrievalRecall(Accumulator):
             self._join("ids", keys)
 
     def compute(self) -> dict[str, Tensor]:
-        """Recalls and ranks over everything taken in, on all ranks; NaN where that is nothing."""
+        """Recalls and ranks over all batches of all ranks; NaN if there was no data."""
         options = dict(self._options)
         limits = options.pop("k")
         names = [f"recall@{limit}" for limit in limits]
@@ -429,7 +429,7 @@ class RetrievalRecall(Accumulator):
 
 
 def _plain(value: Any) -> Any:
-    """An option as it is stored and shown: sequences as tuples, NumPy's numbers as Python's."""
+    """An option as it is stored and shown: sequences as tuples, NumPy scalars as Python numbers."""
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         value = value.tolist()
     return tuple(map(_plain, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
@@ -452,7 +452,7 @@ def _pack(measured: JointErrors, rows: int, pred_size: Tensor, target_size: Tens
 
 
 def _size(pose: Tensor, mask: Tensor | None) -> Tensor:
-    """Root mean square distance of the visible joints from their centroid, ``(...)``; NaN where none is."""
+    """Root mean square distance of the visible joints from their centroid, ``(...)``; NaN if none is visible."""
     visible = torch.ones_like(pose[..., :1]) if mask is None else (mask != 0).expand(pose.shape[:-1]).unsqueeze(-1)
     pose = pose.masked_fill(visible == 0, 0.0)
     count = visible.sum(-2, keepdim=True)
@@ -461,7 +461,7 @@ def _size(pose: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _warn_of_units(name: str, tally: Tally, longest: float | None) -> None:
-    """Warns where predictions and targets differ by about a thousand, and where no joint, or each, is close enough."""
+    """Warns if predictions and targets differ by a factor of about 1000, or if thresholds do not fit the pose size."""
     pred, target = float(tally.pred_size.sum()), float(tally.target_size.sum())
     if min(pred, target) > 0 and 10**2.5 < max(pred, target) / min(pred, target) < 10**3.5:
         larger, smaller = ("predictions", "targets") if pred > target else ("targets", "predictions")
@@ -469,7 +469,7 @@ def _warn_of_units(name: str, tally: Tally, longest: float | None) -> None:
         needed = f"`{name}` compares predictions and targets in one unit"
         remedy = "Is one in metres and the other in millimetres? Multiply or divide by 1000."
         _warn(three_beats(needed, f"{larger} {ratio:.0f} times as large as {smaller}", remedy))
-    # A body's size, as measured here, is 0.4 m; thresholds in use are between a hundredth and four times their pose's.
+    # A body's size, as measured here, is 0.4 m; thresholds in use are between 0.01 and 4 times the pose's size.
     size = target / max(int(tally.items.sum()), 1)
     if longest and size > 0 and not 1 / 500 < longest / size < 10:
         needed = f"`{name}` needs its thresholds in the unit of the poses"
@@ -478,7 +478,7 @@ def _warn_of_units(name: str, tally: Tally, longest: float | None) -> None:
 
 
 def _warn(text: str) -> None:
-    """Warns at the first line that is neither ours nor torchmetrics'."""
+    """Warns at the first line outside this package and torchmetrics."""
     level, frame = 1, inspect.currentframe()
     inside = ("multicontrast.", "torchmetrics.", "torch.", "contextlib")
     while frame is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(inside):

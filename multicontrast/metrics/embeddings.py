@@ -39,7 +39,7 @@ def cosine_alignment(x: Tensor, y: Tensor, *, normalize: bool = True, reduction:
 
     Args:
         x, y: ``(B, D)`` embeddings. Half precision is computed in float32. A zero row has cosine 0.
-        normalize: False promises rows of length one. This, and the errors, are alike for all metrics of embeddings.
+        normalize: False promises rows of length one. All metrics of embeddings share this option and these errors.
         reduction: ``"none"`` for ``(B,)``, ``"mean"`` or ``"sum"``.
     Raises: ValueError, TypeError for shapes, types or devices that do not fit, and for an empty batch.
 
@@ -76,7 +76,7 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
     check_options("alignment", alpha=alpha, reduction=reduction)
     x, y = read_embeddings("alignment", (x, y), normalize, names=("x", "y"))
     distance = length(x - y)
-    together = distance == 0  # where a power below 1 has no derivative
+    together = distance == 0  # a power below 1 has no derivative there
     powers = torch.where(together, 0.0, torch.where(together, 1.0, distance) ** float(alpha))
     return reduce_values(powers, None, reduction)
 
@@ -100,7 +100,7 @@ def uniformity(x: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
     block = max(_HELD_AT_ONCE // rows, 1)
     for start in range(0, rows - 1, block):
         left, right = x[start : start + block], x[start + 1 :]
-        # |x - y|^2 = 2 - 2 cosine for unit rows; a zero row is at distance 1 from the others, and so is not exact there
+        # Not 2 - 2 cosine, because a zero row is at distance 1 from the others.
         squared = left.square().sum(-1, keepdim=True) + right.square().sum(-1) - 2 * products(left, right)
         earlier = torch.ones_like(squared, dtype=torch.bool).tril(-1)  # pairs (i, j) with j <= i, already counted
         parts.append(torch.logsumexp((-float(t) * squared.clamp_min(0)).masked_fill(earlier, -torch.inf).flatten(), 0))
@@ -124,9 +124,9 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
     """Share of tuples in which the eigenvalue similarity takes a modality for its opposite.
 
     The largest eigenvalue of a tuple's Gram matrix does not change when an embedding is negated: three vectors of which
-    one points the other way score 3, like three equal ones. A tuple is sign-flipped where the leading eigenvector has
-    entries of both signs: there the eigenvalue pulls an embedding towards the *opposite* of another. A model trained
-    with the triplet alone can end so; the pairwise terms prevent it. For two modalities it is a negative cosine.
+    one points the other way score 3, like three equal ones. A tuple is sign-flipped if the leading eigenvector has
+    entries of both signs: then the eigenvalue pulls an embedding towards the *opposite* of another. A model trained
+    with the triplet alone can end like this; the pairwise terms prevent it. For two modalities it is a negative cosine.
 
     From N >= 2 tensors ``(B, D)``, a scalar in [0, 1]. A tuple with NaN makes it NaN.
 
@@ -140,13 +140,13 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
     modalities = gram.shape[-1]
     gram = torch.where(invalid[:, None, None], 0.0, gram)
     least = _leading_projector(gram).flatten(1).amin(-1)
-    flipped = least < -modalities * torch.finfo(gram.dtype).eps  # a modality at right angles has no side
+    flipped = least < -modalities * torch.finfo(gram.dtype).eps  # a modality at right angles has no sign
     return torch.where(invalid, torch.nan, flipped.to(gram.dtype)).mean()
 
 
 def _leading_projector(gram: Tensor) -> Tensor:
-    """``u u'`` of the leading eigenvector of each ``(B, N, N)``; of several, the mean over their space."""
-    if gram.shape[-1] <= 8:  # it is the derivative of the largest eigenvalue, and needs no LAPACK
+    """``u u'`` of the leading eigenvector of each ``(B, N, N)``; for N <= 8 the mean over the space of several."""
+    if gram.shape[-1] <= 8:  # it is the derivative of the largest eigenvalue, which needs no LAPACK
         _, projector, *_ = EIGMAX(gram)
         return projector
     leading = torch.linalg.eigh(gram).eigenvectors[..., -1:]
@@ -156,9 +156,9 @@ def _leading_projector(gram: Tensor) -> Tensor:
 def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     r"""Effective rank: the exponential of the entropy of the singular values, between 1 and ``min(B, D)``.
 
-    Of ``x``, ``(B, D)``, the scalar :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k = \sigma_k / \sum \sigma`, in
-    float64 (on the CPU for devices without it). It falls towards 1 as embeddings collapse. RankMe takes the same number
-    of features that are not normalised: ``normalize=False``. NaN where all rows are zero or where any is NaN.
+    Of ``x``, ``(B, D)``, the scalar :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k = \sigma_k / \sum \sigma`,
+    computed in float64 (on the CPU for devices without it). It falls towards 1 as embeddings collapse. RankMe is the
+    same number for features that are not normalised: ``normalize=False``. NaN if all rows are zero or any is NaN.
 
     Reference: Roy and Vetterli, EUSIPCO 2007; Garrido et al., RankMe, ICML 2023.
 
@@ -173,7 +173,7 @@ def effective_rank(x: Tensor, *, normalize: bool = True) -> Tensor:
     invalid = small.isnan().any()
     eigenvalues = torch.linalg.eigvalsh(torch.where(invalid, 0.0, small)).clamp_min(0)
     floor = len(small) * torch.finfo(small.dtype).eps * eigenvalues.amax()
-    singular = torch.where(eigenvalues > floor, eigenvalues, 0.0).sqrt()  # below the floor they are rounding
+    singular = torch.where(eigenvalues > floor, eigenvalues, 0.0).sqrt()  # below the floor they are rounding errors
     shares = singular / singular.sum()
     rank = torch.exp(-torch.special.xlogy(shares, shares).sum())
     return torch.where(invalid, torch.nan, rank).to(x.device, dtype)
@@ -190,18 +190,18 @@ def retrieval_ranks(
     """The rank of each query's match in the gallery by cosine: 1 is first.
 
     Equal similarities are counted *against* the query by default. A model that maps everything to one point then ranks
-    every match last; with ties broken by position it would look perfect. Similarities are equal within ``sqrt(D)`` eps
-    of the product of lengths, since a matrix product does not give one pair of rows the same bits at every place of its
-    result.
+    every match last; with ties broken by position it would look perfect. Similarities count as equal within ``sqrt(D)``
+    eps of the product of lengths, because a matrix product may round the same pair of rows differently at different
+    places of its result.
 
     Args:
         query: ``(Q, D)``.
         gallery: ``(G, D)``, compared in blocks: 1e5 x 1e5 takes 16 MiB at a time.
         match: ``(Q,)`` int64, the row of the gallery that each query should find. None: row ``i`` for query ``i``.
-        ties: ``"pessimistic"`` (the last of the equals), ``"optimistic"`` (the first) or ``"mean"``.
+        ties: the place among equal similarities, ``"pessimistic"`` (last), ``"optimistic"`` (first) or ``"mean"``.
         normalize: False promises rows of length one (or ranks by inner product).
-    Returns: ``(Q,)`` float32, exact to 16 million; a half-integer under ``"mean"``. NaN for a query with NaN or
-        infinity, and for all where a row of the gallery has one: it cannot be ranked among the others.
+    Returns: ``(Q,)`` float32, exact to 16 million; possibly a half-integer under ``"mean"``. NaN for a query with NaN
+        or infinity, and for all queries if a row of the gallery has one, because it cannot be ranked.
     Raises: as for `cosine_alignment`; a match outside the gallery (on the CPU; elsewhere its rank is NaN).
 
     >>> gallery = torch.eye(3)
@@ -217,7 +217,7 @@ def retrieval_ranks(
     with torch.no_grad():
         finite = query.isfinite().all(-1) & gallery.isfinite().all() & inside
         lengths = None if normalize else (length(query).unsqueeze(-1), length(gallery))
-        # One tensor for all results: small ones, kept between blocks, would split the heap that the blocks come from.
+        # One tensor for all results: small tensors kept between blocks would fragment the heap.
         ranks = torch.empty_like(query[:, 0], dtype=torch.float32)
         block = max(_HELD_AT_ONCE // len(gallery), 1)
         for start in range(0, len(query), block):
@@ -269,7 +269,8 @@ def recall_of_ranks(ranks: Tensor, k: int | Sequence[int], reduction: str = "mea
 
 @with_options(RankOptions)
 def median_rank(query: Tensor, gallery: Tensor, **options: Unpack[RankOptions]) -> Tensor:
-    """Median of `retrieval_ranks` ("MedR"): 1 is perfect. Of an even number the mean of the middle two; NaN if any is.
+    """Median of `retrieval_ranks` ("MedR"): 1 is perfect. For an even number of queries the mean of the middle two; NaN
+    if any rank is.
 
     >>> median_rank(torch.eye(3), torch.eye(3))
     tensor(1.)
@@ -300,7 +301,7 @@ def _read_match(match: Tensor | None, query: Tensor, gallery: Tensor) -> Tensor:
     if match is None:
         if len(query) != len(gallery):
             came = f"{len(query)} queries and {len(gallery)} gallery rows"
-            remedy = "Say with `match` which gallery row each query should find."
+            remedy = "Name the gallery row that each query should find in `match`."
             raise ValueError(three_beats("`retrieval_ranks` needs one gallery row per query", came, remedy))
         return torch.arange(len(query), device=query.device)
     check_whole("retrieval_ranks", "match", match)
@@ -324,7 +325,7 @@ def read_embeddings(
     least: int = 1,
     may_be_empty: bool = False,
 ) -> list[Tensor]:
-    """Checks, promotes, and brings rows to length one; a zero row stays zero. No rows at all only where they may be."""
+    """Checks, promotes, and scales rows to length one; a zero row stays zero. Raises for no rows unless allowed."""
     check_options(operation, normalize=normalize)
     remedy = "Pass a list with one (B, D) tensor per modality."
     if len(check_list(operation, "embeddings", embeddings, remedy=remedy)) < least:
@@ -359,6 +360,6 @@ def pairwise(parts: Sequence[Tensor], function: Callable[[Tensor, Tensor], Tenso
 
 
 def products(x: Tensor, y: Tensor) -> Tensor:
-    """All inner products, in the type of the rows whatever autocast says."""
+    """All inner products, in the type of the rows regardless of autocast."""
     with without_autocast(x.device):
         return x @ y.mT

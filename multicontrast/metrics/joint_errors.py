@@ -35,8 +35,8 @@ def mpjpe(pred: Tensor, target: Tensor, **options: Unpack[PoseOptions]) -> Joint
         pred, target: ``(..., J, 3)`` or ``(..., J, 2)``, any unit, one shape. Half precision is computed in float32.
         mask: ``(..., J)`` or ``(J,)``: bool, COCO's visibility flags (integers; above 0 is visible) or non-negative
             weights (floating point). A hidden joint may hold anything, even NaN.
-        root: joint subtracted from both poses, several for their mean, or None. It is read even where ``mask``
-            leaves it out of the average; where its position is unknown let it be NaN.
+        root: joint subtracted from both poses, several for their mean, or None. It is read even if ``mask`` leaves it
+            out of the average; set it to NaN where its position is unknown.
         reduction: ``"none"`` for one value per item, ``"mean"`` or ``"sum"`` over the items.
     Returns: ``(...)`` or a scalar, in the unit of the input. An item without a visible joint is NaN, and left out of
         mean and sum. Error at most 16 eps times the largest coordinate.
@@ -75,11 +75,11 @@ def epe(pred: Tensor, target: Tensor, **options: Unpack[PoseOptions]) -> JointEr
 
 @pose_metric()
 def n_mpjpe(pred: Tensor, target: Tensor, **options: Unpack[PoseOptions]) -> JointErrors:
-    r"""MPJPE after the one scale per pose that fits best ("Protocol 3", N-MPJPE; Rhodin et al., ECCV 2018).
+    r"""MPJPE after scaling each pose by the factor that fits best ("Protocol 3", N-MPJPE; Rhodin et al., ECCV 2018).
 
     The prediction is multiplied by :math:`s = \sum_j w_j\, p_j \cdot q_j \,/ \sum_j w_j \lVert p_j \rVert^2`, or 0
-    where it is all 0. Poses are *not* centred (as in VideoPose3D, MotionBERT and mmpose), so scale turns about the
-    origin: with absolute coordinates pass ``root=0``. Otherwise as `mpjpe`.
+    where it is all 0. Poses are *not* centred (as in VideoPose3D, MotionBERT and mmpose) but scaled about the origin:
+    with absolute coordinates pass ``root=0``. Otherwise as `mpjpe`.
 
     >>> target = torch.rand(4, 17, 3)
     >>> bool(n_mpjpe(3.0 * target, target) < 1e-6)
@@ -88,7 +88,7 @@ def n_mpjpe(pred: Tensor, target: Tensor, **options: Unpack[PoseOptions]) -> Joi
     pred, target, weight = read_poses("n_mpjpe", pred, target, **options)
     unit, _ = power_of_two(pred.detach().abs().amax((-2, -1), keepdim=True))
     shrink, size = power_of_two(target.detach().abs().amax((-2, -1), keepdim=True))
-    pred, target = pred * unit, target * shrink  # exact; keeps the products from overflow and underflow
+    pred, target = pred * unit, target * shrink  # exact; prevents overflow and underflow of the products
     inner, norm = (pred * target).sum(-1), pred.square().sum(-1)
     if weight is not None:
         relative = relative_weights(weight, -1)
@@ -108,16 +108,16 @@ def min_mpjpe(
     procrustes: bool = False,
     **options: Unpack[PoseOptions],
 ) -> JointErrors:
-    """MPJPE of the best of several hypotheses: an oracle, to be labelled as such (Li and Lee, CVPR 2019).
+    """MPJPE of the best of several hypotheses (Li and Lee, CVPR 2019). An oracle metric; label it as such.
 
     Args:
         pred: the shape of ``target`` and an axis ``dim`` of hypotheses: ``(H, ..., J, 3)`` by default.
-        mode: ``"pose"`` takes the best whole pose (the usual "minMPJPE"); ``"joint"`` the best of each joint apart,
-            a lower number that no single hypothesis attains.
+        mode: ``"pose"`` takes the best whole pose (the usual "minMPJPE"); ``"joint"`` takes the best of each joint
+            separately, a lower number that no single hypothesis attains.
         procrustes: align each hypothesis first, as `pa_mpjpe` does.
 
-    Otherwise as `mpjpe`. ``mask`` has no axis of hypotheses. One with NaN makes its item NaN: it is not passed over as
-    a worse one.
+    Otherwise as `mpjpe`. ``mask`` has no axis of hypotheses. A hypothesis with NaN makes its item NaN; it is not merely
+    skipped.
 
     >>> target = torch.zeros(3, 17, 3)
     >>> min_mpjpe(torch.stack((target + 1.0, target + 2.0)), target)
@@ -129,7 +129,7 @@ def min_mpjpe(
     if mode == "joint":
         best = errors.min(0).values
     else:
-        chosen = average_joints(errors, weight).argmin(0, keepdim=True)  # NaN counts as the smallest, and so is kept
+        chosen = average_joints(errors, weight).argmin(0, keepdim=True)  # NaN counts as the smallest, so it is chosen
         best = errors.gather(0, chosen.unsqueeze(-1).expand(1, *errors.shape[1:])).squeeze(0)
     return JointErrors(best, None if weight is None else weight[0])
 
@@ -161,7 +161,7 @@ def mpjve(pred: Tensor, target: Tensor, *, fps: float | None = None, **options: 
     Poses are ``(..., T, J, 3)`` or ``(..., T, J, 2)`` with ``T >= 2``: time is axis -3, the axes before it are clips,
     and differences never cross clips. (VideoPose3D differences axis 0, which is time only for a single clip.) An item
     is one difference, ``(..., T - 1)``, per frame or, with ``fps``, per second. It counts with the smaller of its two
-    weights: a hidden frame takes two differences with it. Otherwise as `mpjpe`.
+    weights, so a hidden frame hides both differences that touch it. Otherwise as `mpjpe`.
 
     >>> still = torch.zeros(5, 17, 3)
     >>> moving = torch.arange(5.0)[:, None, None] * torch.tensor([0.0, 0.0, 2.0]) + still
@@ -178,7 +178,7 @@ def accel_error(
     """Acceleration error: the mean distance between second differences, per frame squared (Kanazawa et al., CVPR 2019).
 
     As `mpjve`, with ``T >= 3`` and an item, ``(..., T - 2)``, for each three frames. As in VIBE's evaluation there is
-    no division by the frame time unless ``fps`` is given, which makes it per second squared, and a hidden frame takes
+    no division by the frame time unless ``fps`` is given, which makes it per second squared, and a hidden frame hides
     the three second differences that touch it.
 
     >>> still = torch.zeros(5, 17, 3)

@@ -61,10 +61,10 @@ def pck(
 ) -> JointErrors:
     """Percentage of correct keypoints, as a share in [0, 1]: joints closer than ``threshold * norm``.
 
-    A joint counts where it is strictly closer, as in mmpose, HRNet and MPI-INF-3DHP. Pooled over all visible joints, as
-    MPII's own figures are; mmpose and HRNet average the joints' shares (``"macro"``). The norm is yours to give:
-    `bbox_norm`, `torso_norm` or `head_norm` compute the usual ones; mmpose's torso falls back to the *predicted* torso
-    where the true one is under a pixel, which ours never does.
+    A joint is correct if it is strictly closer, as in mmpose, HRNet and MPI-INF-3DHP. Shares are pooled over all
+    visible joints, as MPII's own figures are; mmpose and HRNet average the joints' shares (``"macro"``). The caller
+    passes the norm: `bbox_norm`, `torso_norm` or `head_norm` compute the usual ones. (mmpose falls back to the
+    *predicted* torso where the true one is under a pixel; `torso_norm` does not.)
 
     Args:
         pred, target, mask, root: as for `mpjpe`.
@@ -72,7 +72,7 @@ def pck(
         threshold: share of the norm, or a length where ``norm`` is None.
         strict: whether a joint exactly at the threshold is wrong.
         average: under ``reduction="mean"`` or ``"sum"``: ``"micro"`` pools the visible joints, ``"macro"`` averages the
-            shares of the joints that are visible anywhere, ``"none"`` gives them apart, ``(J,)``, NaN where hidden.
+            shares of the joints that are visible anywhere, ``"none"`` gives each joint's, ``(J,)``, NaN where hidden.
         reduction: ``"mean"`` for the share, ``"sum"`` for how many are correct, ``"none"`` for each item's share.
     Returns: a scalar, ``(J,)``, or ``(...)``. NaN where nothing is visible, where a visible coordinate is NaN, and
         where the norm of an item with visible joints is not positive (on the CPU that raises).
@@ -93,7 +93,7 @@ def pckh(
     """PCKh@0.5: `pck` with the size of the head as norm and half of it as threshold (Andriluka et al., CVPR 2014).
 
     ``norm`` is the head size, ``(...)``: for MPII `head_norm` of the annotated head box. (MPII's own code compares in
-    one-based pixels by adding 1 to predictions; give both poses in the same pixels and there is nothing to add.)
+    one-based pixels by adding 1 to predictions. If both poses use the same pixels there is nothing to add.)
 
     >>> target = torch.zeros(1, 2, 2)
     >>> pckh(torch.tensor([[[9.0, 0.0], [11.0, 0.0]]]), target, torch.tensor([20.0]))
@@ -153,14 +153,15 @@ def cps(
 ) -> JointErrors:
     """Correct Poses Score: the area under the share of poses *all* of whose joints are close enough.
 
-    Poses are aligned as in `pa_mpjpe`; a pose is correct at a threshold where its worst joint is closer. The area is
-    the trapezoid over thresholds 1, 2, ..., 300 mm and is not normalised, so a perfect score is 299. The authors check
+    Poses are aligned as in `pa_mpjpe`; a pose is correct at a threshold if its worst joint is closer. The area is by
+    the trapezoid rule over thresholds 1, 2, ..., 300 mm, not normalised, so a perfect score is 299. The authors check
     16 of 17 joints, without the root: ``joints=range(1, 17)``; the alignment uses all visible joints regardless.
 
     Args:
         pred, target, mask, root, reduction: as for `pa_mpjpe`; with ``dim``, ``pred`` has one more axis, of hypotheses.
         joints: the joints that are checked. None: all.
-        thresholds: ascending, in the unit of the input, and so is the area: for poses in metres pass them in metres.
+        thresholds: ascending, in the unit of the input, which is also the unit of the area. For poses in metres pass
+            them in metres.
         strict: whether a joint exactly at the threshold is wrong.
         dim: the axis of ``pred`` that holds several hypotheses, of which the best counts (an oracle). None: one pose.
     Returns: a scalar or ``(...)``. A pose without a visible joint among those checked is NaN and left out.
@@ -186,7 +187,7 @@ def cps(
     if weight is not None:
         errors = errors.masked_fill(weight == 0, 0.0)
         counted = (weight != 0).any(-1)
-    worst = errors.amax(-1)  # NaN wins
+    worst = errors.amax(-1)  # NaN if any error is NaN
     if dim is not None:
         worst, counted = worst.amin(0), None if counted is None else counted[0]
     edges = torch.tensor(limits, dtype=worst.dtype, device="cpu")
@@ -209,7 +210,7 @@ def _shares(
     average: str = "micro",  # noqa: ARG001  of the shares: `pose_metric`'s business
     **options: Unpack[PoseOptions],
 ) -> JointErrors:
-    """For each joint the share of the thresholds that it is closer than."""
+    """For each joint, the share of the thresholds that its error is below."""
     errors, weight = distances(operation, pred, target, **options)
     if norm is not None:
         lengths = read_lengths(operation, "norm", norm, errors.shape[:-1], errors).expand(errors.shape[:-1])
@@ -225,8 +226,8 @@ def _shares(
 def bbox_norm(target: Tensor, *, mask: Tensor | None = None, kind: str = "max") -> Tensor:
     """Size of the box around the visible joints: ``"max"`` of its sides (mmpose's "bbox") or its ``"diagonal"``.
 
-    ``(..., J, D)`` to ``(...)``, NaN without a visible joint; ``mask`` as for `mpjpe`. With annotated boxes (which are
-    larger than the joints' own) compute it from those instead: ``wh.amax(-1)``.
+    ``(..., J, D)`` to ``(...)``, NaN without a visible joint; ``mask`` as for `mpjpe`. Annotated boxes are larger than
+    the box around the joints; if you have them compute the norm from them: ``wh.amax(-1)``.
 
     >>> corners = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
     >>> bbox_norm(corners), bbox_norm(corners, kind="diagonal")
@@ -246,8 +247,8 @@ def bbox_norm(target: Tensor, *, mask: Tensor | None = None, kind: str = "max") 
 def torso_norm(target: Tensor, first: int, second: int) -> Tensor:
     """Distance between two joints, such as a shoulder and the opposite hip: ``(..., J, D)`` to ``(...)``.
 
-    Which two is the data set's business (JHMDB's neck and belly are joints 0 and 1, others take left shoulder to right
-    hip). A torso that is not visible should be hidden with ``mask`` in the metric.
+    The two joints depend on the data set (JHMDB's neck and belly are joints 0 and 1, others take left shoulder to right
+    hip). Hide items whose torso is not visible with ``mask`` in the metric.
 
     >>> torso_norm(torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]), 0, 1)
     tensor([5.])
@@ -292,8 +293,8 @@ def oks(
         pred, target, reduction: as for `mpjpe`.
         area: ``(...)``, or a number: the object's area, in squared units of the poses.
         sigmas: one per joint; COCO's 17 by default.
-        mask: as for `mpjpe`, but weights are from 0 to 1: COCO's flags that came as floating-point numbers are refused
-            rather than counted double.
+        mask: as for `mpjpe`, but weights are from 0 to 1: COCO's flags as floating-point numbers raise an error,
+            because a flag of 2 would count double.
     Returns: ``(...)`` or a scalar.
     Raises: as for `mpjpe`; a number of sigmas that is not that of the joints; a negative area (on the CPU; elsewhere
         the item is NaN).
@@ -309,20 +310,20 @@ def oks(
 
 def _similarity(pred: Tensor, target: Tensor, area: Tensor, deviations: Tensor) -> Tensor:
     """The similarity of each joint, ``(..., J)``."""
-    spacing = torch.finfo(torch.float64).eps  # pycocotools' guard: an area of 0 tolerates no distance
+    spacing = torch.finfo(torch.float64).eps  # as in pycocotools, for an area of 0
     squared = (pred - target).square().sum(-1)
     return torch.exp(-squared / deviations.square() / (area + spacing).unsqueeze(-1) / 2)
 
 
 def _read_areas(operation: str, area: Tensor | float, target: Tensor) -> Tensor:
-    """One area, or one per item; NaN where one that was not looked at is negative."""
+    """One area, or one per item; NaN for a negative one that was not checked."""
     areas = read_lengths(operation, "area", area, target.shape[:-2], target)
     check_values(operation, "area", areas, areas < 0, "areas of at least 0", "Pass the object's area.")
     return torch.where(areas < 0, torch.nan, areas)
 
 
 def _read_deviations(operation: str, sigmas: Sequence[float] | Tensor, target: Tensor) -> Tensor:
-    """``2 sigma``, ``(J,)`` on the device of the poses; NaN where a sigma that was not looked at is not positive."""
+    """``2 sigma``, ``(J,)`` on the device of the poses; NaN for a sigma that is not positive and was not checked."""
     listed = read_sigmas(operation, "sigmas", sigmas)
     if isinstance(listed, Tensor):
         check_same_device(operation, ("target", "sigmas"), (target, listed))
@@ -351,22 +352,22 @@ def keypoint_ap(
 ) -> Tensor:
     """Average precision of detected poses over thresholds of `oks` (COCO's keypoint AP).
 
-    In each image the ``max_detections`` best-scored poses take, in that order, the free object of highest similarity,
-    if it reaches the threshold. Precision is made monotone and averaged over the recalls 0, 0.01, ..., 1. As in
+    In each image the ``max_detections`` best-scored poses take, best first, the free object of highest similarity, if
+    that reaches the threshold. Precision is made monotone and averaged over the recalls 0, 0.01, ..., 1. As in
     pycocotools, with two simplifications: there are no crowd regions and no ranges of area, and an object without a
-    visible joint is left out (there a detection near its box is forgiven). The matching is a sequence of choices, so it
-    runs on the CPU, and synchronises.
+    visible joint is left out (pycocotools ignores a detection near its box). The matching is a sequence of choices, so
+    it runs on the CPU and synchronises with the device.
 
     Args:
         pred: ``(P, J, 2)`` detected poses; may be empty.
         target: ``(G, J, 2)`` annotated poses.
-        scores: ``(P,)``, higher is surer.
+        scores: ``(P,)``, higher is more confident.
         area: ``(G,)`` annotated areas.
-        pred_image, target_image: ``(P,)`` and ``(G,)`` integers that say which image; both None: one image.
+        pred_image, target_image: ``(P,)`` and ``(G,)`` image numbers, integers; both None: one image.
         sigmas, mask: of the annotation, as for `oks`.
         thresholds: of similarity; the mean over all of them is COCO's AP. ``(0.5,)`` gives AP50.
         max_detections: per image.
-        reduction: ``"mean"`` over the thresholds or ``"none"`` for each apart, ``(T,)``.
+        reduction: ``"mean"`` over the thresholds, or ``"none"`` for one value per threshold, ``(T,)``.
     Returns: a scalar or ``(T,)``, NaN without any annotated pose or with NaN among the scores or coordinates.
     Raises: ValueError, TypeError for shapes that do not fit; one of the image indices without the other.
 
@@ -418,7 +419,7 @@ def _check_detections(
     check_floating("keypoint_ap", "target", target)
     if pred.dim() != 3 or target.dim() != 3 or pred.shape[1:] != target.shape[1:] or pred.shape[-1] not in (2, 3):
         came = f"`pred` {tuple(pred.shape)} and `target` {tuple(target.shape)}"
-        remedy = "Flatten images and people into one axis, and say which image each is in with the image indices."
+        remedy = "Flatten images and people into one axis, and name each one's image by the image indices."
         raise ValueError(three_beats("`keypoint_ap` needs `pred` (P, J, 2) and `target` (G, J, 2)", came, remedy))
     if (pred_image is None) != (target_image is None):
         remedy = "Pass both, or neither where all poses are in one image."
@@ -446,7 +447,7 @@ def _match(similarities: Tensor, limits: Tensor) -> Tensor:
     rows = torch.arange(len(limits), device=limits.device)
     for detection in range(detections):
         free = torch.where(taken, -1.0, similarities[detection])
-        best = objects - 1 - free.flip(-1).argmax(-1)  # of equals the last, as in pycocotools
+        best = objects - 1 - free.flip(-1).argmax(-1)  # the last of equal ones, as in pycocotools
         hit[:, detection] = free[rows, best] >= limits
         taken[rows, best] |= hit[:, detection]
     return hit

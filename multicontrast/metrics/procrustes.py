@@ -2,15 +2,14 @@
 
 The steps, per pose, with visible joints only (hidden ones have weight 0):
 
-1. centre both poses twice: on a joint of the largest weight, which is exact enough to remove any offset, then on the
-   mean;
+1. centre both poses twice: on a joint of the largest weight, which removes any offset accurately, then on the mean;
 2. divide each by a power of two, so that no product can overflow or underflow at any scale;
 3. ``K = sum_j w_j y_j x_j^T`` and its nearest proper rotation ``R`` (`multicontrast.linalg.rotation`);
 4. ``s = <R, K> / sum_j w_j |x_j|^2``, or 0 for a collapsed prediction;
 5. the distances ``|y_j - s R x_j|`` and their weighted mean.
 
-Nothing is clamped by an absolute epsilon and nothing depends on a branch over the data. On a CPU a piece of the poses
-is turned so that the batch is innermost, and stays in the cache until its distances are known.
+Nothing is clamped by an absolute epsilon, and there is no branch on values. On a CPU the poses are processed in pieces,
+each transposed so that the batch is innermost; a piece stays in the cache until its distances are computed.
 """
 
 from __future__ import annotations
@@ -58,16 +57,16 @@ def pa_mpjpe(
     Aligns with the similarity :math:`(s, R, t)` that minimises :math:`\sum_j w_j \lVert s R\,p_j + t - q_j \rVert^2`
     (Umeyama, TPAMI 1991), then averages the *distances*, not their squares. Reflections are excluded, so a mirrored
     pose keeps its error. Hidden joints enter neither the alignment nor the average. A collapsed prediction aligns to
-    the centroid and keeps the target's mean distance from it. Who differs is on the page :doc:`/metrics/which-metric`.
+    the centroid and keeps the target's mean distance from it. :doc:`/metrics/which-metric` lists other definitions.
 
     Args:
-        pred, target, mask, reduction: as for `mpjpe`; weights are linear, in alignment and average alike.
-        scale: False for the rigid variant, rotation and translation alone.
+        pred, target, mask, reduction: as for `mpjpe`; weights are linear both in the alignment and in the average.
+        scale: False for the rigid variant, with rotation and translation only.
         allow_reflection: let the alignment mirror the pose.
-        root: accepted so that all pose errors are called alike; alignment undoes any translation.
+        root: accepted so that all pose errors have the same arguments; alignment undoes any translation.
     Returns: as for `mpjpe`; NaN in a pose stays in that pose. Error at most 16 eps x size x (1 + condition), where size
-        is the target's extent and the condition that of the alignment; see the page on accuracy for the one family, two
-        nearly straight poses, whose condition is that of the 3x3 covariance. The gradient is finite everywhere.
+        is the target's extent and the condition that of the alignment. The page on accuracy names the one exception,
+        two nearly straight poses, whose condition is that of the 3x3 covariance. The gradient is finite everywhere.
     Raises: as for `mpjpe`.
 
     >>> target = torch.rand(4, 17, 3)
@@ -86,7 +85,7 @@ def aligned_distances(
     allow_reflection: bool = False,
     **options: Unpack[PoseOptions],
 ) -> JointErrors:
-    """The distance of every joint after alignment, which undoes any translation: the root is checked and no more."""
+    """The distance of every joint after alignment. That undoes any translation, so ``root`` is only checked."""
     root = options.pop("root", None)
     poses = read_poses(operation, pred, target, blank=False, **options)
     if root is not None:
@@ -100,7 +99,7 @@ def _distances(pred: Tensor, target: Tensor, weight: Tensor | None, scale: bool,
     x, y, linear, *_ = _align(pred, target, weight, scale, allow_reflection)
     vectors = _add_turned(y.points, linear, x.points, -1).movedim(1, 0)
     square = _inner(vectors, vectors)  # of about 1; `vector_norm` is slow along a middle axis
-    return square * square.clamp_min(torch.finfo(square.dtype).smallest_normal).rsqrt() * y.size  # with slope 0 at 0
+    return square * square.clamp_min(torch.finfo(square.dtype).smallest_normal).rsqrt() * y.size  # with gradient 0 at 0
 
 
 def procrustes_align(
@@ -111,15 +110,16 @@ def procrustes_align(
     allow_reflection: bool = False,
     mask: Tensor | None = None,
 ) -> Alignment:
-    r"""The similarity (or, with ``scale=False``, the rigid motion) that best lays ``pred`` over ``target``.
+    r"""The similarity (or, with ``scale=False``, the rigid motion) that best maps ``pred`` onto ``target``.
 
     Minimises :math:`\sum_j w_j \lVert s R\,p_j + t - q_j \rVert^2` over ``s``, ``R`` with ``det R = +1`` (any sign with
     ``allow_reflection``) and ``t``. Arguments and errors are those of `pa_mpjpe`.
 
     Returns: `Alignment` of ``aligned (..., J, D)``, ``rotation (..., D, D)`` for column vectors, ``scale (...)`` and
-        ``translation (..., D)``: ``aligned = scale * pred @ rotation.mT + translation``. Hidden joints do not steer the
-        alignment but are carried along by it. An item without a visible joint is NaN. Differentiable once. ``aligned``
-        is computed about the centroids, and so stays accurate far from the origin, where ``translation`` cancels.
+        ``translation (..., D)``: ``aligned = scale * pred @ rotation.mT + translation``. Hidden joints do not affect
+        the alignment but are transformed by it. An item without a visible joint is NaN. Differentiable once.
+        ``aligned`` is computed about the centroids, so it stays accurate far from the origin, where ``translation``
+        cancels.
 
     >>> target = torch.rand(17, 3)
     >>> fit = procrustes_align(2.0 * target + 1.0, target)
@@ -146,18 +146,18 @@ def procrustes_align(
 
 
 class _Standard(NamedTuple):
-    """Poses, batch innermost, centred and divided by a power of two; and what was taken away."""
+    """Poses, batch innermost, centred and divided by a power of two; with that power and the centre."""
 
     points: Tensor  # (J, D, n)
     size: Tensor  # (n,)
     centre: Tensor  # (D, n)
 
 
-_PIECE_BYTES = 4_000_000  # of poses at a time on a CPU: they stay in the cache, and hide the cost of a call
+_PIECE_BYTES = 4_000_000  # of poses at a time on a CPU: few enough to stay in cache, enough to hide the cost of a call
 
 
 def _split(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Some poses at a time, ``(n, J, D)``, and their weights ``(n, J)`` over a power of two."""
+    """Some poses at a time, ``(n, J, D)``, and their weights ``(n, J)`` divided by a power of two."""
     length = target.shape[:-2].numel()
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         length = max(_PIECE_BYTES // (target.shape[-2] * target.shape[-1] * target.element_size()), 1)
@@ -168,13 +168,13 @@ def _split(pred: Tensor, target: Tensor, weight: Tensor | None) -> Iterator[tupl
 
 
 def _standard(pose: Tensor, w: Tensor | None) -> _Standard:
-    """Of ``(n, J, D)`` and weights ``(J, n)``.
+    """Standard poses of ``(n, J, D)`` with weights ``(J, n)``.
 
     Centred twice, on a joint of the largest weight and then on the mean, so that a distant origin costs no digits. The
     size is a power of two: dividing by it is exact, and afterwards no product overflows or underflows.
     """
     x = torch.empty_like(pose.permute(1, 2, 0), memory_format=torch.contiguous_format)
-    x.flatten(0, 1).copy_(pose.flatten(1).mT)  # in two axes: PyTorch transposes those in blocks
+    x.flatten(0, 1).copy_(pose.flatten(1).mT)  # as two axes, because PyTorch transposes those in blocks
     if w is None:
         first = x.detach()[0].clone()
         x.sub_(first)
@@ -188,14 +188,14 @@ def _standard(pose: Tensor, w: Tensor | None) -> _Standard:
     if w is None:
         mean = x.mean(0)
         return _Standard(x.sub_(mean), size, mean * size + first)
-    mean = _inner(x, w[:, None]) / w.sum(0)  # 0 / 0, NaN, without a visible joint
+    mean = _inner(x, w[:, None]) / w.sum(0)  # NaN, as 0 / 0, without a visible joint
     return _Standard(x - mean, size, mean * size + first)
 
 
 def _align(
     pred: Tensor, target: Tensor, weight: Tensor | None, with_scale: bool, allow_reflection: bool
 ) -> tuple[_Standard, _Standard, Tensor, Tensor, Tensor]:
-    """The standard poses, the ``s R`` between them, ``R``, and the ``s`` between the poses that came."""
+    """The standard poses, the ``s R`` between them, ``R``, and the ``s`` between the original poses."""
     w = None if weight is None else weight.mT.contiguous()
     x, y = _standard(pred, w), _standard(target, w)
     wx = x.points if w is None else x.points * w[:, None]
@@ -205,7 +205,7 @@ def _align(
     between = y.size / x.size
     if not with_scale:
         return x, y, rotation / between, rotation, torch.where(variance.isnan(), torch.nan, 1.0)
-    # R maximises <R, K>: its change adds nothing to the change of the maximum, and it is a constant here.
+    # R maximises <R, K>, so to first order a change of R does not change the maximum: R is a constant here.
     trace = (rotation.detach() * covariance).sum((0, 1))
     ratio = trace / torch.where(variance == 0, 1.0, variance)
     return x, y, ratio * rotation, rotation, ratio * between
@@ -220,7 +220,8 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _add_turned(base: Tensor, linear: Tensor, pose: Tensor, sign: int = 1) -> Tensor:
-    """``base +- L p`` for every joint, ``(D, D, n)`` and ``(J, D, n)``; `@` would follow TF32 and autocast."""
+    """``base +- L p`` for every joint, with ``L`` ``(D, D, n)`` and ``p`` ``(J, D, n)``; `@` would obey TF32 and
+    autocast."""
     for column, coordinate in zip(linear.unbind(1), pose.unbind(1)):
         base = torch.addcmul(base, column, coordinate[:, None], value=sign)
     return base

@@ -87,7 +87,7 @@ MISTAKES = [
     ("oks(pose, pose, torch.ones(3))", r"`area` of shape \(2,\)"),
     ("oks(pose, pose, torch.tensor([1.0, -1.0]))", "areas of at least 0; got -1"),
     ("oks(pose, pose, 1.0, mask=flags)", "weights from 0 to 1; got 2.*flags as integers"),
-    ("oks(pose, pose, 1.0, mask=3 * flags.long())", "flags 0, 1 or 2 where it is integers; got 6"),
+    ("oks(pose, pose, 1.0, mask=3 * flags.long())", "flags 0, 1 or 2 if it is integer; got 6"),
     ("keypoint_ap(pose, pose, ones, ones, mask=flags)", "weights from 0 to 1; got 2"),
     ("keypoint_ap(pose, pose, ones, ones, pred_image=ones.long())", "both image indices"),
     ("keypoint_ap(pose, pose, ones, ones, pred_image=[0, 0], target_image=[0, 0])", "`pred_image` to be a tensor"),
