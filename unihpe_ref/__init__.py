@@ -11,9 +11,9 @@ Python::
     model, config = load_model("runs/demo/model.safetensors")
     joints_3d = model.lift(joints_2d, box_info)      # (B, 17, 3) metres, pelvis at the origin, camera axes
 
-The package has three parts. The paper: ``runs -> stages -> training, evaluation -> models, diffusion``, with
-``config``, ``presets``, ``checkpoint``, and ``lifter``, a trained model on pixels. ``data``, which imports no model.
-``applications``: the commands and what they need, which nothing else imports.
+The package has three parts. The paper is ``runs -> stages -> training, evaluation -> models, diffusion``, with
+``config``, ``presets``, ``checkpoint``, and ``lifter``, a trained model on pixels. ``data`` imports no model.
+``applications`` holds the commands and what they need; nothing else imports it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["load_lifter"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports :func:`unihpe_ref.lifter.load_lifter`, which takes long, on first access."""
+    """Imports :func:`unihpe_ref.lifter.load_lifter` on first access, because the import is slow."""
     if name == "load_lifter":
         from unihpe_ref.lifter import load_lifter
 

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     Args:
-        arguments: without the program's name; default: those of the process.
+        arguments: without the program's name; by default those of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _worded(error: Exception) -> str:
-    """An error of the file system in three parts, as the others."""
+    """An error of the file system, in three parts like the others."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     place = "a file" if error.filename is None else f"`{error.filename}`"
-    return f"reading or writing {place} failed; got {error.strerror}. Look at the path, its permissions and the disk."
+    return f"reading or writing {place} failed; got {error.strerror}. Check the path, its permissions and the disk."
 
 
 if __name__ == "__main__":

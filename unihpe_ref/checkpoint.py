@@ -1,7 +1,7 @@
 """A model file: safetensors with the weights, the configuration and a checksum of the weights.
 
 It never reads pickle, so an untrusted model cannot run code. A file gets its name only when it is complete.
-``runs/resume.py`` holds the rest that a run needs to resume.
+``runs/resume.py`` stores what else a run needs to resume.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[Un
     remedy = "It was written by another version; train again."
     try:
         config = RunConfig.from_dict(json.loads(metadata["config"]))
-        with torch.device("meta"):  # before memory is allocated for tensors that the file lacks
+        with torch.device("meta"):  # so that no memory is allocated for tensors that the file lacks
             described = UniHPE(config.model, config.sampler).state_dict()
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(three_beats(needed, f"no configuration of ours ({error})", remedy)) from None
+        raise ValueError(three_beats(needed, f"no configuration of this package ({error})", remedy)) from None
     for name in sorted(described.keys() | tensors.keys()):
         shapes = [tuple(held[name].shape) if name in held else "none" for held in (tensors, described)]
         if shapes[0] != shapes[1]:

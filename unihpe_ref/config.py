@@ -22,19 +22,19 @@ Negatives = Literal["permutation", "shared", "cyclic", "tied", "all"]
 class DataConfig(Settings):
     """Cameras, crops and augmentation; and the amount of generated motion if none is given."""
 
-    cameras: Literal["random", "varied", "fixed"] = "random"  # of training: like Human3.6M's, any, or those of tests
-    view: Literal["camera", "box"] = "camera"  # "box": as if the camera faced the person; for poses alone
+    cameras: Literal["random", "varied", "fixed"] = "random"  # in training: like Human3.6M's, any, or the tests'
+    view: Literal["camera", "box"] = "camera"  # "box": as if the camera faced the person; only without images
     image_size: tuple[int, int] = option((256, 192), at_least=32)  # height, width; multiples of 32; section 4.2
     crop: Literal["aligned", "classic", "udp"] = "aligned"  # of recorded pictures; "classic" and "udp" as mmpose's
     joints_2d: Literal["annotated", "detected"] = "annotated"  # of a recording: true joints, or a detector's
     flip: float = option(0.5, at_least=0)  # probability; augmentation as mmpose's for Human3.6M
-    scale: float = option(0.25, at_least=0)  # of the box, up to this share
+    scale: float = option(0.25, at_least=0)  # the box grows or shrinks by up to this share
     rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
-    joint_noise: float = option(0.0, at_least=0)  # of 2D joints, up to this share of the box; not in the paper
+    joint_noise: float = option(0.0, at_least=0)  # error of 2D joints, up to this share of the box; not in the paper
     bodies: float = option(0.0, at_least=0)  # probability that a sample gets other limb lengths; not in the paper
-    limb_degrees: float = option(0.0, at_least=0)  # of limbs about their joints, deviation up to this; not in the paper
+    limb_degrees: float = option(0.0, at_least=0)  # limbs turn about their joints by up to this; not in the paper
     min_gap_seconds: float = option(1.0, at_least=0)  # between two frames of one sequence in one batch
-    min_distance: float = option(0.0, at_least=0)  # metres between any two poses of one batch of a recording; 0: any
+    min_distance: float = option(0.0, at_least=0)  # metres between two poses of one batch of a recording; 0: no limit
     subjects: int = option(7, at_least=3)  # generated bodies; the last two are the test split
     takes: int = option(1, at_least=1)  # generated sequences for each subject and action
     seconds: float = option(8.0, above=0)  # length of each
@@ -46,8 +46,8 @@ class ModelConfig(Settings):
 
     joints: int = option(17, at_least=2)  # the Human3.6M skeleton
     embedding_dim: int = option(1024, at_least=1, at_most=2**16)  # D; supplement B.2
-    image_encoder: str = "hrnet_w32"  # a HRNet of timm, vit_s or vit_b, or "none" for a model of poses alone
-    lifting_only: bool = False  # 2D encoder and 3D decoder, and no other part: a lifter to be shipped
+    image_encoder: str = "hrnet_w32"  # a HRNet of timm, vit_s or vit_b, or "none" for a model without images
+    lifting_only: bool = False  # 2D encoder and 3D decoder, and no other part: the shipped lifter
     pose_encoder: Literal["transformer", "mlp"] = "transformer"  # section 3.1, or the ablation of Table 4
     encoder_width: int = option(256, at_least=1, at_most=2**16)  # MPM (same authors); the paper gives none
     encoder_layers: int = option(3, at_least=1, at_most=1000)  # supplement B.2
@@ -64,7 +64,7 @@ class ModelConfig(Settings):
     decoder_box_token: bool = True  # supplement B.0 (2D), B.3 (both)
     modality_token: bool = True  # section 3.1; Table 6 has a row without
     condition: Literal["normalised", "raw"] = "normalised"  # sqrt(D) x the unit embedding, or the features themselves
-    sde: Literal["subvp", "vp", "ve"] = "subvp"  # GFPose; the paper cites NCSN (VE) beside it
+    sde: Literal["subvp", "vp", "ve"] = "subvp"  # GFPose; the paper also cites NCSN (VE)
     time_steps: int = option(0, at_least=0)  # of training; 0: t from the whole interval, as GFPose. 1000: as printed
     parameterisation: Literal["noise", "preconditioned"] = "noise"  # GFPose; the other serves every sampler
     posterior_spread: float = option(1.0, above=0)  # of a pose given its embedding, over the scale; "preconditioned"
@@ -103,7 +103,7 @@ class StageConfig(Settings):
     steps: int = option(8000, at_least=0)  # 0 leaves the stage out. Figure 5 shows about 8000
     batch_size: int = option(180, at_least=2)  # section 4.2
     learning_rate: float = option(1e-4, above=0)  # Adam, peak; section 4.2
-    final_learning_rate: float = option(1.0, at_least=0)  # fraction left at the end of a cosine; 1 is constant (paper)
+    final_learning_rate: float = option(1.0, at_least=0)  # fraction at the end of a cosine decay; 1: constant (paper)
     warmup_steps: int = option(1000, at_least=0)  # linear; the paper gives none
     clip: float = option(1.0, above=0)  # largest norm of the gradient; GFPose
     weight_decay: float = option(0.0, at_least=0)  # decoupled; never on the temperature
@@ -111,10 +111,8 @@ class StageConfig(Settings):
     temperature_min: float = option(0.1, above=0)
     temperature_max: float = option(1e4, above=0)
     accumulate: int = option(1, at_least=1)  # micro-batches in a step, to fit a smaller memory
-    cached_gradients: bool = (
-        True  # then the contrastive loss still sees the whole batch; without, each micro-batch alone
-    )
-    symmetric: bool = True  # each pair is the mean of both directions; equation (1) has one
+    cached_gradients: bool = True  # the contrastive loss sees the whole batch; False: each micro-batch on its own
+    symmetric: bool = True  # each pair is the mean of both directions; equation (1) has one direction
     freeze_batch_norm: bool = False  # keeps the statistics of BatchNorm; for batches below about 32
 
     def __post_init__(self) -> None:
@@ -149,7 +147,7 @@ class Stage2(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage3(StageConfig):
-    """Everything together: contrastive and decoding losses (section 3.3)."""
+    """All parts together: contrastive and decoding losses (section 3.3)."""
 
     steps: int = option(20000, at_least=0)
     temperature_min: float = option(0.2, above=0)  # section 4.2: the stage starts on its bound
@@ -157,12 +155,12 @@ class Stage3(StageConfig):
     similarity: Similarity = "eigenvalue"
     negatives: Negatives = "permutation"
     contrastive_weight: float = option(1.0, at_least=0)  # of L_cl in equation (5), where it is 1
-    ema_decay: float = option(0.9999, at_least=0, below=1)  # GFPose; the average is what is evaluated and saved
+    ema_decay: float = option(0.9999, at_least=0, below=1)  # GFPose; the average is evaluated and saved
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiftingStage(StageConfig):
-    """2D to 3D alone, before the paper's stages; not in the paper, and off unless a preset asks."""
+    """2D to 3D alone, before the paper's stages; not in the paper, and off unless a preset turns it on."""
 
     steps: int = option(0, at_least=0)
     batch_size: int = option(512, at_least=2)
@@ -171,7 +169,7 @@ class LiftingStage(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CompanionStage(StageConfig):
-    """3D encoder and 2D decoder around a frozen lifter; not in the paper, and off unless a preset asks."""
+    """3D encoder and 2D decoder around a frozen lifter; not in the paper, and off unless a preset turns it on."""
 
     steps: int = option(0, at_least=0)
     batch_size: int = option(512, at_least=2)
@@ -184,23 +182,23 @@ class CompanionStage(StageConfig):
 class EvaluationConfig(Settings):
     """Which poses are evaluated."""
 
-    stride: int = option(64, at_least=1)  # every so many frames of the test sequences
+    stride: int = option(64, at_least=1)  # evaluates every stride-th frame of the test sequences
     joint_noise: float = option(0.0, at_least=0)  # of 2D joints, standard deviation in shares of the box's longer side
-    protocol: str | None = None  # of a recording: whose frames and joints; unihpe_ref.data.PROTOCOLS names them
+    protocol: str | None = None  # for a recording: sets frames and joints; unihpe_ref.data.PROTOCOLS lists them
     batch_size: int = option(256, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
-    """A whole run: what is printed at its start and saved with its weights."""
+    """The settings of a whole run, which are printed at its start and saved with its weights."""
 
     preset: str = "paper"  # the name of the preset
     seed: int = option(0, at_least=0)  # weights, poses, cameras, negatives, noise
     motion: Path | None = None  # motion or a recording, as `unihpe data` reads it; None generates motion
-    also: Path | None = None  # more training data, drawn by size; Table 6 adds MPI-INF-3DHP to Human3.6M
-    start: Path | None = None  # a model of the same parts and sizes whose weights the run begins with: fine-tuning
+    also: Path | None = None  # more data, drawn in proportion to its size; Table 6 adds MPI-INF-3DHP to Human3.6M
+    start: Path | None = None  # fine-tuning: a model of the same parts and sizes whose weights the run begins with
     image_weights: Path | None = None  # COCO pose checkpoint that the image encoder starts from; section 4.4
-    fuse_init: Literal["zero", "imagenet", "random"] = "zero"  # of what a HRNet pose checkpoint lacks; not said
+    fuse_init: Literal["zero", "imagenet", "random"] = "zero"  # of the layers that a HRNet pose checkpoint lacks
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; losses stay in float32
     workers: int = option(0, at_least=0)  # processes that prepare batches; any number gives the same batches
     log_every: int = option(10, at_least=1)  # steps between two records of log.jsonl

@@ -3,9 +3,9 @@
 3D errors are millimetres relative to the pelvis: MPJPE (Protocol 1, all joints, no scaling) and PA-MPJPE (Protocol 2,
 after a similarity without reflection), the latter also over LSP's 14 joints, as on 3DPW. MPI-INF-3DHP's protocol adds
 3DPCK at 150 mm and its AUC, as the data set's own evaluation has them. 2D errors follow mmpose, with which the paper
-compares: PCK@0.05 with the larger side of the box as norm, the tight one times 1.2, and EPE in pixels of the full
-image. Every number is reported as a mean over frames and as the unweighted mean over the actions' means, because papers
-print either. Retrieval reports how often the nearest embedding of another modality is of the same frame.
+compares: PCK@0.05, whose norm is the larger side of the tight box times 1.2, and EPE in pixels of the full image. Every
+number is reported as a mean over frames and as the unweighted mean over the actions' means, because papers print
+either. Retrieval reports how often the nearest embedding of another modality is from the same frame.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from unihpe_ref.models import UniHPE
 from unihpe_ref.models.decoders import MLPDecoder
 
 _MILLIMETRES = 1000.0
-_PCK_THRESHOLD, _PCK_BOX = 0.05, 1.2  # mmpose's box of Human3.6M, over the tight one
+_PCK_THRESHOLD, _PCK_BOX = 0.05, 1.2  # mmpose's box for Human3.6M relative to the tight one
 _RETRIEVED = 10
 _PCK3D_THRESHOLD = 150.0  # mm
 UNITS = {
@@ -73,7 +73,7 @@ class Evaluation:
     retrieval: Mapping[str, Mapping[str, float]]  # "img to 3d" -> recall@1, recall@10 (%), median rank, cosine
 
     def path(self, name: str) -> PathResult:
-        """The result of that name; KeyError where the model lacks the path."""
+        """The result of that name; KeyError if the model lacks the path."""
         return {result.name: result for result in self.paths}[name]
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def evaluate(
 
     Args:
         model: in evaluation mode.
-        source: the split to evaluate; with images where the model encodes them.
+        source: the split to evaluate; with images if the model encodes them.
         mean_pose: of the training split; None leaves the baseline out.
         config: which frames.
         seed: of the score-based decoders' noise.
@@ -154,7 +154,7 @@ def evaluate(
 
 @torch.no_grad()
 def _embed(model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
-    """Modality -> embeddings."""
+    """Embeddings by modality."""
     batch = batch.to(model.device)
     rows = {"2d": model.encode(**batch.inputs_2d()).cpu()}
     if model.config.lifting_only:
@@ -184,7 +184,7 @@ def _retrieval(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, flo
 def _errors(
     model: UniHPE, batch: PoseBatch, mean_pose: MeanPose | None, source: FrameSource, generator: torch.Generator
 ) -> dict[str, dict[str, Tensor]]:
-    """Path -> metric -> one number per sample."""
+    """One number per sample, by path and by metric."""
     batch = batch.to(model.device)
     inputs: dict[str, Any] = batch.inputs_2d()
     lifted = model.lift(**inputs, generator=generator)
@@ -193,7 +193,7 @@ def _errors(
         guess = mean_pose.joints_3d.to(model.device).expand_as(batch.joints_3d)
         found["mean pose, 3D"] = _errors_3d(guess, batch, source)
     found["2D to 3D"] = _errors_3d(lifted, batch, source)
-    if isinstance(model.decoder_3d, MLPDecoder):  # where encoding twice is cheap
+    if isinstance(model.decoder_3d, MLPDecoder):  # decoding twice is cheap
         found["2D to 3D, flip"] = _errors_3d(lift_flipped(model, **inputs), batch, source)
     if model.image_encoder is not None and batch.image is not None:
         estimate = model.estimate(batch.image, batch.box_info(), generator=generator)
@@ -206,7 +206,7 @@ def _errors(
 
 
 def _errors_3d(joints: Tensor, batch: PoseBatch, source: FrameSource) -> dict[str, Tensor]:
-    """From the pelvis, whichever joints are chosen for the average (and for the alignment of PA-MPJPE)."""
+    """3D errors relative to the pelvis, whichever joints are averaged (and aligned for PA-MPJPE)."""
     chosen, lsp = list(source.evaluated_joints), list(LSP_14)
     estimate, truth = joints[:, chosen], batch.joints_3d[:, chosen]
     errors = {
@@ -216,7 +216,7 @@ def _errors_3d(joints: Tensor, batch: PoseBatch, source: FrameSource) -> dict[st
     estimate, truth = joints[:, lsp], batch.joints_3d[:, lsp]
     if len(chosen) == SKELETON.num_joints:
         errors["PA-MPJPE-14"] = pa_mpjpe(estimate, truth, reduction="none") * _MILLIMETRES
-    if "3DPCK@150" in source.evaluated_metrics:  # over the same 14, all but pelvis, spine and the head's middle
+    if "3DPCK@150" in source.evaluated_metrics:  # over the same 14: without pelvis, spine and the middle of the head
         poses = estimate * _MILLIMETRES, truth * _MILLIMETRES
         share = pck3d(*poses, threshold=_PCK3D_THRESHOLD, root=None, reduction="none")
         area = auc3d(*poses, thresholds=AUC3D_THRESHOLDS, root=None, reduction="none")

@@ -1,4 +1,4 @@
-"""Files that are complete or absent even if the process is killed, and folders that one process at a time writes.
+"""Files that are complete or absent even if the process is killed, and folders that only one process at a time writes.
 
 A file is written under a name that begins with a dot and ends in ``.tmp``, and renamed when it is on the disk. A file
 that is removed is first renamed to such a name. So a file under its own name is complete, and the next :func:`locked`
@@ -21,11 +21,11 @@ from multicontrast._checks import three_beats
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes in one folder are not told apart
+except ImportError:  # Windows, where two processes in one folder are not detected
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_held: set[Path] = set()  # by this process, to which the system would give the same lock again
+_held: set[Path] = set()  # locks of this process, because the system would grant it the same lock again
 
 
 def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -55,7 +55,7 @@ def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> N
     except OSError as error:
         if error.errno is None:
             raise
-        needed, came = f"writing `{path}` needs room and permission", error.strerror or str(error)
+        needed, came = f"writing `{path}` needs space and permission", error.strerror or str(error)
         remedy = "Free some space there, or choose another folder; what was written before is unchanged."
         raise type(error)(three_beats(needed, came, remedy)) from error
     flush_names(path.parent)
@@ -65,7 +65,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Makes a folder so that it is never partial under its name; replaces an existing one.
 
     Args:
-        folder: its parent is there, and locked by the caller. fill: is given a folder to write in.
+        folder: its parent exists and is locked by the caller. fill: is given a folder to write in.
     """
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
@@ -94,9 +94,9 @@ def remove_whole(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Locks ``folder``, which exists, against other processes, and removes what a killed one left in it.
+    """Locks an existing ``folder`` against other processes, and removes what a killed one left in it.
 
-    The system releases the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, even if it is killed.
 
     Raises: FileExistsError when another process holds it.
     """
@@ -130,7 +130,7 @@ def clear_partial(folder: Path) -> None:
 
 
 def flush_names(folder: Path) -> None:
-    """Flushes a folder, so that new names in it are on the disk, where the system can."""
+    """Flushes a folder, so that new names in it are on the disk, if the system supports that."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

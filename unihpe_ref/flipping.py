@@ -19,9 +19,9 @@ def lift_flipped(
     joint_noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The mean of a pose lifted as it is, and lifted in the mirror and mirrored back: ``(B, 17, 3)``.
+    """The mean of the lifted pose and of the lifted mirror image, mirrored back: ``(B, 17, 3)``.
 
-    Arguments as :meth:`unihpe_ref.models.UniHPE.lift`.
+    The arguments are those of :meth:`unihpe_ref.models.UniHPE.lift`.
     """
     mirrored = torch.cat((-box_info[:, :1], box_info[:, 1:]), -1)
     options: dict[str, Any] = {"joint_noise": joint_noise, "generator": generator}

@@ -39,22 +39,23 @@ from unihpe_ref.models import UniHPE
 from unihpe_ref.weights import lifter_path, whole_path
 
 BOX_LIMIT = {"fixed": 3.0, "random": 3.0, "varied": 8.0}
-"""Standard deviations of the box information that training has seen, by its cameras."""
+"""The range of the box information in training, in standard deviations, by the cameras of training."""
 LEAST_NOISE = 0.004
-"""What a lifter is told at least of its joints' error, as a share of the box. Told 0, it trusts to the pixel what the
-bones of its training allow, and errs on other skeletons."""
+"""The smallest error of the joints that a lifter is told, as a share of the box. Told 0, it fits every pixel with the
+bones of its training data, and errs on other skeletons."""
 _CHUNK = 4096  # poses at a time
 
 
 @dataclass(frozen=True)
 class LiftedPoses:
-    """What :meth:`Lifter.lift` returns, for N poses.
+    """The result of :meth:`Lifter.lift` for N poses.
 
     Attributes:
         joints_3d: ``(N, 17, 3)`` metres, pelvis at the origin, camera axes (x right, y down, z forward).
-        root: ``(N, 3)`` metres, the pelvis in camera coordinates, placed so that the joints project best.
+        root: ``(N, 3)`` metres, the pelvis in camera coordinates, where the joints' projections fit best.
         reprojection_px: ``(N,)`` mean distance of the projected joints from the given ones, pixels.
-        clamped: ``(N,)`` bool, poses nearer, further or further aside than any in training, lifted as if at the limit.
+        clamped: ``(N,)`` bool, True for poses nearer, further or further aside than any in training, which are lifted
+            as if at the limit.
     """
 
     joints_3d: Tensor
@@ -64,7 +65,7 @@ class LiftedPoses:
 
 
 class EstimatedPoses(NamedTuple):
-    """What :meth:`Lifter.estimate` returns, for N pictures."""
+    """The result of :meth:`Lifter.estimate` for N pictures."""
 
     joints_px: Tensor  # (N, 17, 2), pixels of the full image
     joints_3d: Tensor  # (N, 17, 3), metres, pelvis at the origin, camera axes
@@ -76,7 +77,7 @@ class Lifter:
 
     Args:
         model: in evaluation mode.
-        config: what trained it.
+        config: the configuration that trained it.
 
     Example:
         >>> lifter = load_lifter()
@@ -106,7 +107,7 @@ class Lifter:
             image_size: ``(2,)`` or ``(N, 2)`` width and height. Without intrinsics the focal length is the
                 diagonal of the image, as in CLIFF, and the principal point its centre.
             intrinsics: ``(3, 3)`` or ``(N, 3, 3)``; takes precedence.
-            flip: average with the mirrored pose, mirrored back. Takes twice the time; a little more accurate.
+            flip: average with the mirrored pose, mirrored back. Takes twice the time and is a little more accurate.
             generator: of a score-based decoder's noise.
         Raises: ValueError or TypeError for shapes that do not fit, missing joints, or no description of the camera.
         """
@@ -134,7 +135,7 @@ class Lifter:
         Args:
             joints_3d: ``(N, 17, 3)`` metres from the pelvis, camera axes.
             root: ``(N, 3)``, the pelvis in camera coordinates; straight ahead unless given. A model trained on people
-                straight ahead (``data.view``) uses it to turn them.
+                straight ahead (``data.view``) uses it to turn the poses.
         Raises: ValueError or TypeError for shapes that do not fit.
         """
         _check_rows("embed_3d", "joints_3d", joints_3d, SKELETON.num_joints, 3)
@@ -168,7 +169,7 @@ class Lifter:
         """2D and 3D poses of pictures, by a model with an image encoder.
 
         Args:
-            image: ``(N, 3, H, W)`` normalised crops. box: ``(N, 3)``, what was cropped, pixels of the full image.
+            image: ``(N, 3, H, W)`` normalised crops. box: ``(N, 3)``, the cropped boxes, pixels of the full image.
             focal, principal: ``(N, 2)`` pixels.
             generator: of a score-based decoder's noise.
         """
@@ -181,7 +182,7 @@ class Lifter:
     def _seen(
         self, joints_px: Tensor, focal: Tensor, principal: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What the encoder takes, which rows were clamped, and how the camera was turned."""
+        """The encoder's inputs, which rows were clamped, and how the camera was turned."""
         box, rotation = joint_box(joints_px), None
         if self.config.data.view == "box":
             rotation = facing_rotation(box, focal, principal)
@@ -215,7 +216,7 @@ class Lifter:
 
 
 def place(joints: Tensor, joints_px: Tensor, focal: Tensor, principal: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The place of a pose that projects its joints best.
+    r"""The position of a pose at which the projections of its joints fit best.
 
     The least-squares solution t of :math:`X_j + t_{xy} = r_j (Z_j + t_z)` for all joints, linear in t, with
     :math:`r_j` the pixels minus the principal point, over the focal length.
@@ -230,7 +231,7 @@ def place(joints: Tensor, joints_px: Tensor, focal: Tensor, principal: Tensor) -
     points = joints.double()
     count = rays.shape[1]
     wanted = rays * points[..., 2:] - points[..., :2]  # (N, J, 2): t_xy - r t_z
-    # Normal equations; t_xy follows from t_z, so only t_z has to be solved for.
+    # Normal equations. t_xy follows from t_z, so only t_z has to be solved for.
     mean_ray, mean_wanted = rays.mean(1), wanted.mean(1)
     ray, wish = rays - mean_ray[:, None], wanted - mean_wanted[:, None]
     depth = -(ray * wish).sum((-2, -1)) / ray.square().sum((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny * count)
@@ -254,8 +255,8 @@ def load_lifter(
         device: where it runs.
         joints_2d: the accuracy of the 2D joints, for a model with ``encoder_noise_token`` such as the shipped one:
             "detected" for a detector's, "annotated" if they are exact to the pixel.
-        whole: with the shipped lifter's 3D encoder and 2D decoder, for ``Lifter.embed_3d``; they are not in the
-            wheel (see ``weights.py``).
+        whole: whether to load the shipped lifter's 3D encoder and 2D decoder, too, for ``Lifter.embed_3d``; they are
+            not in the wheel (see ``weights.py``).
     Raises: FileNotFoundError or ValueError as :func:`unihpe_ref.checkpoint.load_model`; ValueError for a model whose
         joints are not Human3.6M's 17.
     """

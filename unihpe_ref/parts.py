@@ -40,7 +40,7 @@ class Part:
         return slice(self.start, self.stop)
 
     def split(self, pieces: int) -> list[Part]:
-        """``pieces`` consecutive parts whose lengths differ by one at most.
+        """``pieces`` consecutive parts whose lengths differ by at most one.
 
         Example:
             >>> [part.count for part in Part.whole(7).split(3)]
@@ -51,6 +51,6 @@ class Part:
 
 
 def check_part(operation: str, part: Part | None, total: int) -> Part:
-    """``part``, or all ``total`` rows where it is None; another type raises ``TypeError``."""
+    """``part``, or all ``total`` rows if it is None; another type raises ``TypeError``."""
     check_type(operation, "part", part, Part, "Leave it out for all rows.", optional=True)
     return part or Part.whole(total)

@@ -10,7 +10,7 @@ from typing import Any
 from multicontrast._checks import check_choice
 from unihpe_ref.config import RunConfig
 
-# Table 6, row 1: "without contrastive learning", which leaves stages 1 and 2 nothing to do.
+# Table 6, row 1: "without contrastive learning", so stages 1 and 2 have nothing to do.
 _NO_CONTRAST = {"stage1.steps": 0, "stage2.steps": 0, "stage3.contrastive_weight": 0.0, "model.modality_token": False}
 # "Applying those losses on the pre-training stage" (Table 6's caption): stage 3 is that of equation (5) in every row.
 _PAIRS = {"stage2.alpha": 0.0, "model.modality_token": False}
@@ -56,8 +56,8 @@ _LIFTER = _RESIDUAL_MLP | {
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    # Table 4: 2D encoder and 3D decoder, trained on Human3.6M. Not said: what 3D encoder and 2D decoder were; here the
-    # same kinds.
+    # Table 4: 2D encoder and 3D decoder, trained on Human3.6M. The paper does not name the 3D encoder and 2D decoder;
+    # here they are of the same kinds.
     "table4-mlp-mlp": {"model.pose_encoder": "mlp", "model.decoder": "mlp"},
     "table4-transformer-mlp": {"model.decoder": "mlp"},
     "table4-mlp-diffusion": {"model.pose_encoder": "mlp"},
@@ -125,14 +125,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "stage3.warmup_steps": 50,
         "stage3.ema_decay": 0.999,
     },
-    # The lifter that is shipped: 2D to 3D alone, on the reported error, for any body, camera and level of noise in the
+    # The shipped lifter: 2D to 3D alone, trained on the reported error, for any body, camera and level of noise in the
     # 2D joints; then the 3D encoder and the 2D decoder around it.
     "lifter": _LIFTER,
 }
 
 PRESETS = tuple(_PRESETS)
 SECOND_DATA_SET = "table6-pairs-triplet-token-3dhp"
-"""The row of Table 6 whose only change is a second data set."""
+"""The row of Table 6 that only adds a second data set."""
 
 
 def preset(name: str) -> RunConfig:
@@ -144,7 +144,7 @@ def preset(name: str) -> RunConfig:
     return RunConfig(preset=name).override(**_PRESETS[name])
 
 
-# Not settings of the paper: data, device and logging.
+# Options that are not settings of the paper: data, device and logging.
 _NO_SETTING = {
     "preset",
     "seed",
@@ -162,7 +162,7 @@ _NO_SETTING = {
 def deviations(config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """The differences of a run from the paper: dotted name to (value here, the paper's).
 
-    The page ``docs/unihpe/deviations.md`` explains our decisions where the paper is silent.
+    ``docs/unihpe/deviations.md`` explains our decisions where the paper says nothing.
 
     Example:
         >>> deviations(preset("table4-transformer-mlp"))

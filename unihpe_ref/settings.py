@@ -33,7 +33,7 @@ def option(
 
 
 class Settings:
-    """Base of the configuration's frozen dataclasses. Every value is checked when one is made."""
+    """Base of the configuration's frozen dataclasses. Creating one checks every value."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -70,7 +70,7 @@ class Settings:
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     def flat(self) -> dict[str, Any]:
-        """Dotted names to plain values: what :meth:`override` takes."""
+        """Plain values by dotted names, as :meth:`override` takes them."""
         found: dict[str, Any] = {}
         for name, value in self.to_dict().items():
             inner = getattr(self, name)

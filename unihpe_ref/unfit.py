@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from multicontrast._checks import three_beats
 
 AGAIN = "Copy or download it again."
-# What parsers raise for other files and for damaged ones.
+# Errors that parsers raise for files of other kinds and for damaged ones.
 _ERRORS = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, ImportError, MemoryError,
     RuntimeError, SyntaxError, lzma.LZMAError, pickle.UnpicklingError, struct.error, tarfile.TarError,
@@ -30,10 +30,10 @@ def unfit(needed: str, came: str, remedy: str = AGAIN) -> ValueError:
 
 @contextmanager
 def reading(needed: str, remedy: str = AGAIN, *, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Within it an error of a parser, or one of ``also``, becomes a ``ValueError`` in three parts.
+    """Turns an error of a parser, or one of ``also``, into a ``ValueError`` in three parts.
 
-    One that says in three parts what is wrong passes as it is, and so does an ``OSError`` of the disk. A parser's has
-    no number, or that of a place before the file's beginning.
+    Errors that are already in three parts pass unchanged, and so does an ``OSError`` of the disk. An ``OSError`` of a
+    parser has no errno, or that of a position before the file's beginning.
     """
     errors: tuple[type[Exception], ...] = (*_ERRORS, OSError, *also)
     try:

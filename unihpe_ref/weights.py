@@ -1,8 +1,8 @@
 """The paths of the shipped lifter's weights.
 
-``lifter.safetensors`` is in the package. ``lifter-whole.safetensors``, the same with a 3D encoder and a 2D
-decoder, is for retrieval and for the export of encoders; it stays out of the wheel. It is searched beside the first,
-where a checkout has it, and in the folder ``UNIHPE_WEIGHTS``, and used if its checksum is that of the lifter's card.
+``lifter.safetensors`` is in the package. ``lifter-whole.safetensors``, the same with a 3D encoder and a 2D decoder, is
+for retrieval and for the export of encoders; it is not in the wheel. It is searched beside the first, where a checkout
+has it, and in the folder ``UNIHPE_WEIGHTS``, and used if its checksum is that of the lifter's model card.
 """
 
 from __future__ import annotations

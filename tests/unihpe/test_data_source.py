@@ -334,7 +334,7 @@ def test_bad_requests_are_refused_in_words(motion):
         PoseSource(motion, cameras="fix")
     with pytest.raises(ValueError, match=r"\(height, width\).*Try \(64, 48\)"):
         PoseSource(motion, image_size=(64, 0))
-    with pytest.raises(ValueError, match="hold every action there is; got no 'dance'"):
+    with pytest.raises(ValueError, match="hold every action of the data; got no 'dance'"):
         PoseSource(motion, action_names=("walk",))
     with pytest.raises(ValueError, match=r"indices` from 0 to \d+; got 0 \.\. 99999"):
         source.batch(torch.tensor([0, 99999]), generator())

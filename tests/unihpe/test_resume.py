@@ -236,7 +236,7 @@ def test_a_checkpoint_cannot_run_code(copied):
 
 
 def test_a_folder_with_checkpoints_asks_what_to_do(stopped):
-    message = r"without checkpoints; got .* Add `--resume` to go on with that run"
+    message = r"without checkpoints; got .* Add `--resume` to continue that run"
     with pytest.raises(FileExistsError, match=message), run_folder(stopped.parent):
         pass
     with run_folder(stopped.parent, resume=True):

@@ -33,15 +33,15 @@ class Ablate:
     table: Literal["4", "5", "6"]
     """which of the paper's ablations"""
     motion: Path | None = None
-    """a recording, as `unihpe data` reads or prepares it; generated motion unless given"""
+    """a recording that `unihpe data` reads or prepared; generated motion unless given"""
     also: Path | None = None
-    """a second one, for the rows that the paper trains on two: Table 5, and the last row of Table 6"""
+    """a second recording, for the rows that the paper trains on two: Table 5, and the last row of Table 6"""
     image_weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ENCODER=PATH")] = ()
-    """pose checkpoints that image encoders start from, one for each kind: hrnet_w32=pose_hrnet_w32.pth vit_s=..."""
+    """pose checkpoints to start image encoders from, one for each kind: hrnet_w32=pose_hrnet_w32.pth vit_s=..."""
     out: Path = Path("runs/ablation")
-    """folder for one run a row and seed, and for ablation.md"""
+    """folder for ablation.md and a run for each row and seed"""
     seeds: tuple[int, ...] = (0,)
-    """each row once with each"""
+    """run each row once with each of these seeds"""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """settings of every row that differ from the preset, such as stage3.steps=2000"""
     device: str = "auto"
@@ -49,7 +49,7 @@ class Ablate:
     threads: int = 1
     """CPU threads"""
     dry_run: bool = False
-    """say which rows there are, and which are done, and stop"""
+    """list the rows, say which are done, and stop"""
 
     def execute(self, console: Console) -> None:
         device = choose_device(self.device)
@@ -81,7 +81,7 @@ class Ablate:
             console.print(f"  {self.out / SUMMARY}", highlight=False, soft_wrap=True)
 
     def _config(self, name: str, seed: int, changes: dict[str, Any]) -> RunConfig:
-        """Settings of one row: its data, and the weights that its image encoder starts from."""
+        """The configuration of one row, with its data and the weights that its image encoder starts from."""
         config = preset(name).override(**changes, seed=seed, motion=self.motion)
         if self.table == "5" or name == SECOND_DATA_SET:
             config = config.override(also=self.also)
@@ -94,7 +94,7 @@ class Ablate:
 
 
 def parse_settings(texts: Sequence[str], option: str = "--set", example: str = "stage3.steps=200") -> dict[str, Any]:
-    """``stage3.steps=200`` as a name and a value; JSON where it is JSON, else a word.
+    """``stage3.steps=200`` as a name and a value; the value is read as JSON if it is JSON, else as text.
 
     Raises: ValueError without an equals sign.
 

@@ -39,9 +39,9 @@ class Demo:
     out: Path = Path("runs/demo")
     """folder for model, log, results and picture; an earlier demo in it is replaced"""
     seed: int = 0
-    """decides everything that is drawn at random"""
+    """seed of all random numbers"""
     dry_run: bool = False
-    """print the settings, where they differ from the paper, and the memory they take, and stop"""
+    """print the settings, their differences from the paper, and the memory they need, and stop"""
 
     def execute(self, console: Console) -> None:
         config = preset("demo").override(seed=self.seed)
@@ -62,9 +62,9 @@ class Train:
     overwrite: bool = False
     """replace a model that is already in the folder"""
     resume: bool = False
-    """go on from the newest checkpoint in the folder, where there is one; a run that is done stays as it is"""
+    """continue from the newest checkpoint in the folder, if there is one; a finished run stays as it is"""
     dry_run: bool = False
-    """print the settings, where they differ from the paper, and the memory they take, and stop"""
+    """print the settings, their differences from the paper, and the memory they need, and stop"""
 
     def execute(self, console: Console) -> None:
         started = time.monotonic()
@@ -95,19 +95,19 @@ class Evaluate:
     checkpoint: tyro.conf.Positional[Path]
     """model.safetensors, or the folder that holds it"""
     motion: Path | None = None
-    """a recording, as `unihpe data` reads or prepares it; the one the model was trained on unless given"""
+    """a recording that `unihpe data` reads or prepared; the one the model was trained on unless given"""
     protocol: str | None = None
-    """of a recording: the frames and joints of a protocol by name, every one of them unless --stride is given"""
+    """for a recording: name of a protocol, which sets frames and joints; all its frames unless --stride is given"""
     joints_2d: Literal["annotated", "detected"] | None = None
-    """of a recording: what is lifted; as in training unless given"""
+    """for a recording: which 2D joints to lift; as in training unless given"""
     joint_noise: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
-    """Gaussian noise of the 2D joints, in shares of the box's longer side (a person is 0.8 of it); none unless given"""
+    """Gaussian noise of the 2D joints, a share of the box's longer side (a person is 0.8 of it); none unless given"""
     split: Literal["train", "test"] = "test"
-    """which sequences"""
+    """which sequences to evaluate"""
     stride: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """every so many frames; as in training unless given"""
+    """evaluate every Nth frame; as in training unless given"""
     seed: int | None = None
-    """of the score-based decoders' noise and the pictures; as in training unless given"""
+    """seed of the score-based decoders' noise and of the pictures; as in training unless given"""
     out: Path | None = None
     """folder for evaluation.json and poses.png; nothing is written unless given"""
     device: str = "auto"
@@ -131,7 +131,7 @@ class Evaluate:
         motion = open_motion(config)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-        if self.seed is not None:  # not that of generated motion
+        if self.seed is not None:  # not the seed of generated motion
             config = config.override(seed=self.seed)
         console.print(f"{path}: preset {config.preset}, {_describe_motion(config)}, {self.split} sequences")
         evaluation = evaluate_model(model, config, motion, self.split)
@@ -146,7 +146,7 @@ class Evaluate:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device; ``auto`` is the GPU if there is one.
+    """The device of that name; ``auto`` is the GPU if there is one.
 
     Raises: ValueError for a name that torch does not know or a missing device.
     """
@@ -168,14 +168,14 @@ def choose_device(name: str) -> torch.device:
 def set_threads(threads: int) -> None:
     """Sets the number of CPU threads. Raises: ValueError below one."""
     if threads < 1:
-        raise ValueError(three_beats("`--threads` needs to be at least 1", str(threads), "One suits most CPUs here."))
+        raise ValueError(three_beats("`--threads` needs to be at least 1", str(threads), "One suits most CPUs."))
     torch.set_num_threads(threads)
 
 
 def results_table(evaluation: Evaluation) -> Table:
-    """Paths against metrics; each cell holds the mean over frames and the mean over actions, or one if they agree."""
+    """Paths against metrics; a cell holds the mean over frames and the mean over actions, or one number if equal."""
     metrics = [metric for metric in UNITS if any(metric in path.frame_mean for path in evaluation.paths)]
-    many = len(metrics) > 5  # seven and the paths fill eighty columns
+    many = len(metrics) > 5  # seven metrics and the paths fill 80 columns
     table = Table(
         title=f"{evaluation.frames} frames, {len(evaluation.actions)} actions: mean over frames / over actions",
         title_justify="left",
@@ -199,7 +199,7 @@ def results_table(evaluation: Evaluation) -> Table:
 
 
 def retrieval_lines(evaluation: Evaluation) -> list[str]:
-    """One line for each direction: how often the nearest embedding of the other modality is of the same frame."""
+    """One line for each direction: how often the nearest embedding of the other modality is from the same frame."""
     return [
         f"{name}: recall@1 {found['recall@1']:.1f} %, median rank {found['median rank']:.0f}, "
         f"mean cosine {found['cosine']:.2f}"
@@ -208,7 +208,7 @@ def retrieval_lines(evaluation: Evaluation) -> list[str]:
 
 
 def checked_data(config: RunConfig) -> Motion | Recording:
-    """Opens the data of a run, and checks that they suffice for all its stages and its evaluation.
+    """Opens the data of a run, and checks that they are enough for all its stages and its evaluation.
 
     Raises: OSError or ValueError if data cannot be read, a batch of some stage cannot be filled, or there is no test
         split.

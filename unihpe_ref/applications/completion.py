@@ -1,6 +1,6 @@
 r"""Estimates joints that a picture does not show from those that it shows.
 
-2D poses of motion capture under random cameras, in units of their boxes, are a mixture of Gaussians. The seen
+A mixture of Gaussians models the 2D poses of motion capture under random cameras, in units of their boxes. The seen
 joints of a pose are :math:`x = (z - b) / a` for an unknown box; for each component k the most likely scale
 and shift have a closed form, with :math:`P = \Sigma_{ss}^{-1}`, ``T`` the two shifts, ``n`` seen coordinates:
 
@@ -10,8 +10,8 @@ and shift have a closed form, with :math:`P = \Sigma_{ss}^{-1}`, ``T`` the two s
 
 and the missing joints are the conditional mean, weighted over components.
 
-The same mixture tells which way up a pose is. Two more, of poses seen from below and above, tell whether the camera was
-steep. ``python -m unihpe_ref.applications.completion RECORDING`` fits all three and writes them to
+The same mixture tells which way up a pose is. Two more, of poses seen from below and above, tell whether the camera
+looked steeply up or down. ``python -m unihpe_ref.applications.completion RECORDING`` fits all three and writes them to
 ``assets/poses2d.npz``.
 """
 
@@ -34,22 +34,22 @@ LEAST = 6
 """A pose with fewer joints is not completed."""
 _COMPONENTS, _POSES = 8, 48_000
 _STEEP = {"below": (-55.0, -18.0), "above": (48.0, 72.0)}
-"""Elevations of the camera in degrees from which the lifter errs by more than from level ones."""
-_SURE, _SURE_STEEP = 5.0, 7.0  # a pose is called turned where that is exp(5) times as likely; seen steeply, exp(7)
-_NOISE = 1e-4  # of seen joints, squared, in units of the box: a detector errs by 1 %
+"""Elevations of the camera, in degrees, at which the lifter's error is larger than for a level camera."""
+_SURE, _SURE_STEEP = 5.0, 7.0  # log ratios of likelihoods above which a pose is called turned, and seen steeply
+_NOISE = 1e-4  # variance of the seen joints, in units of the box: a detector errs by 1 %
 _ASSET = "poses2d.npz"
 
 
 def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
     """Fills joints that are missing.
 
-    The joints that are seen are lifted a little less accurately than those of a whole body; those that are estimated
-    are guesses (``docs/unihpe/lift.md`` has figures, of ``python -m benchmarks.doubts``).
+    Seen joints are lifted a little less accurately than those of a whole body; estimated joints are guesses
+    (``docs/unihpe/lift.md`` has figures, from ``python -m benchmarks.doubts``).
 
     Args:
         joints_px: ``(N, 17, 2)`` pixels, NaN where missing.
-    Returns: ``(N, 17, 2)``, NaN only in poses with fewer than ``LEAST`` joints, and ``(N, 17)`` bool, which joints
-        are estimates.
+    Returns: ``(N, 17, 2)``, NaN only in poses with fewer than ``LEAST`` joints, and ``(N, 17)`` bool, True for
+        estimated joints.
     """
     values = joints_px.double().numpy().copy()
     seen = all_finite(values, -1)
@@ -63,8 +63,8 @@ def complete(joints_px: Tensor) -> tuple[Tensor, Tensor]:
 def turned_by(joints_px: Tensor) -> Tensor:
     """The degrees by which each pose looks turned clockwise: 0, 90, 180 or 270.
 
-    This is the turn under which the 2D pose is most likely, if it is far more likely than unturned. It calls no upright
-    pose turned that we have, and misses some turned ones (``docs/unihpe/lift.md``).
+    This is the turn under which the 2D pose is most likely, if it is far more likely than unturned. On our data no
+    upright pose is called turned, and some turned ones are missed (``docs/unihpe/lift.md``).
 
     Args:
         joints_px: ``(N, 17, 2)`` pixels, y down.
@@ -101,7 +101,7 @@ def in_box(joints: Tensor) -> Tensor:
 
 
 def _log_density(poses: Tensor, view: str = "level") -> Tensor:
-    """Of whole poses ``(N, 17, 2)`` in their boxes, ``(N,)``."""
+    """The log density ``(N,)`` of whole poses ``(N, 17, 2)`` in their boxes."""
     weights, means, covariances = (torch.from_numpy(values) for values in _mixture(view))
     covariances = covariances + 2 * _NOISE * torch.eye(covariances.shape[1], dtype=torch.float64)
     normal = torch.distributions.MultivariateNormal(means, covariances)
@@ -109,10 +109,10 @@ def _log_density(poses: Tensor, view: str = "level") -> Tensor:
 
 
 def _conditional(points: Array, pattern: Array) -> Array:
-    """Expected missing joints ``(N, M, 2)`` for seen ones ``(N, S, 2)``; ``pattern`` ``(17,)`` says which these are."""
+    """Expected missing joints ``(N, M, 2)`` given seen ones ``(N, S, 2)``; ``pattern`` ``(17,)`` marks the seen."""
     weights, means, covariances = _mixture()
     seen = np.repeat(pattern, 2)
-    middle = points.mean(1, keepdims=True)  # numbers of one size
+    middle = points.mean(1, keepdims=True)  # brings the numbers to one size
     size = np.maximum(np.abs(points - middle).max((1, 2), keepdims=True), 1e-9)
     x = ((points - middle) / size).reshape(len(points), -1)
     shifts = np.tile(np.eye(2), (x.shape[1] // 2, 1))

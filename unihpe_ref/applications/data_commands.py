@@ -16,19 +16,19 @@ from unihpe_ref.data.checking import Report, check
 from unihpe_ref.files import write_json
 
 PROBLEMS_FOUND = 1
-"""Exit code of ``check`` where something is wrong with data that can be read."""
+"""Exit code of ``check`` if something is wrong with data that can be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Report the contents of a data set, how well 2D and 3D agree, and what is wrong; exit code 1 if something is."""
+    """Report the contents of a data set, how well 2D and 3D agree, and what is wrong; exit code 1 if anything is."""
 
     path: tyro.conf.Positional[Path]
     """file or folder, as downloaded or as prepared"""
     form: str | None = None
-    """the data set's form; recognised unless given"""
+    """the data set's format; recognised unless given"""
     joints: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JOINT=NAME ...")] = ()
-    """of BVH with names of its own: which of its joints is lhip, rknee, ..."""
+    """for BVH with its own joint names: which of its joints is lhip, rknee, ..."""
     json: Path | None = None
     """also write what was found to this file"""
 
@@ -50,11 +50,11 @@ class Prepare:
     out: Path
     """folder for the arrays; empty, new, or left unfinished by the same command"""
     form: str | None = None
-    """the data set's form; recognised unless given"""
+    """the data set's format; recognised unless given"""
     fps: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
-    """keep so many frames a second; all unless given"""
+    """keep N frames per second; all unless given"""
     joints: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JOINT=NAME ...")] = ()
-    """of BVH with names of its own: which of its joints is lhip, rknee, ..."""
+    """for BVH with its own joint names: which of its joints is lhip, rknee, ..."""
     crops: bool = False
     """cut people out of the pictures and pack the crops"""
 
@@ -122,7 +122,7 @@ def _number(name: str, value: float) -> str:
 
 
 def _counts(report: Report) -> Table:
-    """Subjects against actions if that is narrow enough, else one line for each pair."""
+    """A table of subjects against actions if that is narrow enough, else one line for each pair."""
     subjects = list(dict.fromkeys(subject for subject, _ in report.counts))
     actions = sorted({action for _, action in report.counts})
     table = Table(title="samples by subject and action", title_justify="left", title_style="", box=None)

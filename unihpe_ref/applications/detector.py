@@ -26,14 +26,14 @@ from unihpe_ref.data.pictures import warp
 from unihpe_ref.data.shapes import Array
 
 FOLDER = "UNIHPE_DETECTOR"
-"""The environment variable that names a folder with the two models, where no package brings them."""
+"""The environment variable that names a folder with the two models, if no package provides them."""
 INSTALL = "pip install 'multicontrast[detect]'"
 _DETECTION, _LANDMARKS = "pose_detection.tflite", "pose_landmark_full.tflite"
-_JOINTS, _CENTRE, _RIM = 33, 33, 34  # after the joints: two points for the place of the person
-_SIZE, _CROP, _HEAT = 224, 256, 64  # pixels: of the detector's picture, of a crop, of a heat map
-_STRIDES = ((8, 2), (16, 2), (32, 6))  # of the anchors, and how many there are at each place
-_ROOM = 1.25  # of the circle around a person
-_OVERLAP = 0.3  # of two boxes: above it they are one person
+_JOINTS, _CENTRE, _RIM = 33, 33, 34  # after the joints come two points for the person's centre and size
+_SIZE, _CROP, _HEAT = 224, 256, 64  # sides in pixels of the detector's input, of a crop, of a heat map
+_STRIDES = ((8, 2), (16, 2), (32, 6))  # stride of the anchors, and how many there are at each place
+_ROOM = 1.25  # factor on the circle around a person
+_OVERLAP = 0.3  # IoU of two boxes above which they are one person
 _WINDOW = 3  # pixels of a heat map around a joint
 
 
@@ -43,7 +43,7 @@ class Detected:
 
     Attributes:
         joints: ``(33, 3)``, pixels and confidence in [0, 1], in MediaPipe's order (layout ``blazepose33``).
-        score: in [0, 1], that there is a person.
+        score: confidence in [0, 1] that there is a person.
     """
 
     joints: Array
@@ -54,9 +54,9 @@ class Detector:
     """Finds people in pictures.
 
     Args:
-        folder: of the two models; default: that of the package or of ``FOLDER``.
-        threads: of the CPU.
-    Raises: ValueError where LiteRT or the models are missing, with the command to install them.
+        folder: holds the two models; by default that of the package or of ``FOLDER``.
+        threads: number of CPU threads.
+    Raises: ValueError if LiteRT or the models are missing, with the command to install them.
     """
 
     def __init__(self, folder: Path | None = None, *, threads: int = 1) -> None:
@@ -66,26 +66,26 @@ class Detector:
     def find(
         self, picture: Image.Image, *, thorough: bool = True, most: int = 20, least: float = 0.5
     ) -> list[Detected]:
-        """People in an RGB picture, those first whom one sees at the first look.
+        """People in an RGB picture; those found in the whole picture come first.
 
         Args:
             picture: RGB.
             thorough: also finds small people, at several times the cost.
-            most: people. least: score of either model.
+            most: largest number of people. least: lowest score of either model.
         """
         found: list[Detected] = []
         for centre, rim, whole in self._candidates(picture, thorough, least)[:most]:
             person, *square = self._joints(picture, centre, rim)
-            if not whole:  # a part of the picture may show a part of the person
+            if not whole:  # a part of the picture may show only a part of the person
                 person, *_ = self._joints(picture, *square)
             if person.score >= least and all(_apart(person.joints, other.joints, whole) for other in found):
                 found.append(person)
         return found
 
     def _candidates(self, picture: Image.Image, thorough: bool, least: float) -> list[tuple[Array, Array, bool]]:
-        """Middle and rim of each person, pixels, and if the whole picture showed them; what overlaps is suppressed.
+        """Centre and rim of each person in pixels, and whether the whole picture showed them; overlaps are suppressed.
 
-        The whole picture comes first, where people are whole; then squares half as large.
+        The whole picture comes first, because people are whole there; then squares half as large.
         """
         values, order = [], []
         for number, (corner, side) in enumerate(_squares(picture.size)[: None if thorough else 1]):
@@ -94,7 +94,7 @@ class Detector:
             boxes, logits = self._detect(np.asarray(square, np.float32)[None] / 127.5 - 1)[:2]
             certain = 1 / (1 + np.exp(-logits[0, :, 0].astype(float).clip(-100, 100)))
             kept = np.flatnonzero(certain >= least)
-            # centre and size of the box, then four points, each from the anchor
+            # centre and size of the box, then four points, all relative to the anchor
             own = boxes[0, kept].astype(float) / _SIZE
             own[:, [0, 1, 4, 5, 6, 7]] += np.tile(_anchors()[kept], (1, 3))
             own *= side
@@ -112,10 +112,10 @@ class Detector:
         return [(people[row, 4:6], people[row, 6:8], not later[row]) for row in chosen]
 
     def _joints(self, picture: Image.Image, centre: Array, rim: Array) -> tuple[Detected, Array, Array]:
-        """The person in the circle around ``centre`` through ``rim``, and their own circle."""
+        """The person in the circle around ``centre`` through ``rim``, and the circle that their joints give."""
         towards = rim - centre
         side = max(2.0, 2 * _ROOM * float(np.hypot(*towards)))
-        turn = math.atan2(-towards[0], -towards[1])  # brings the rim straight above the middle
+        turn = math.atan2(-towards[0], -towards[1])  # brings the rim straight above the centre
         cosine, sine, scale = math.cos(turn), math.sin(turn), _CROP / side
         linear = scale * np.array([[cosine, -sine], [sine, cosine]])
         factor = max(1, int(1 / scale))
@@ -128,13 +128,13 @@ class Detector:
         places = _refined(points[:, :2], heat[0].astype(float))
         back = np.linalg.inv(linear)
         places = (places - _CROP / 2) @ back.T + centre
-        seen = 1 / (1 + np.exp(-points[:, 3:5].clip(-50, 50)))  # visible, and in the picture
+        seen = 1 / (1 + np.exp(-points[:, 3:5].clip(-50, 50)))  # probabilities: visible, and in the picture
         joints = np.concatenate([places[:_JOINTS], seen[:_JOINTS].min(1, keepdims=True)], 1)
         return Detected(joints, float(presence.ravel()[0])), places[_CENTRE], places[_RIM]
 
 
 class _Model:
-    """A LiteRT model: one picture in, arrays out."""
+    """A LiteRT model, from one picture to arrays."""
 
     def __init__(self, path: Path, threads: int) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -156,7 +156,7 @@ class _Model:
 
 
 def find_models(folder: Path | None = None) -> tuple[Path, Path]:
-    """The files of the two models. Raises: ValueError where LiteRT or a model is missing."""
+    """The files of the two models. Raises: ValueError if LiteRT or a model is missing."""
     if importlib.util.find_spec("ai_edge_litert") is None:
         needed = "finding people in pictures needs the extra `detect`"
         raise ValueError(three_beats(needed, "no package ai-edge-litert", f"Run `{INSTALL}`."))
@@ -176,7 +176,7 @@ def find_models(folder: Path | None = None) -> tuple[Path, Path]:
 
 
 def _squares(size: tuple[int, int]) -> list[tuple[Array, int]]:
-    """Corner and side of the squares that are searched: one around the picture, then those half as large."""
+    """Corner and side of the squares that are searched: one around the picture, then squares half as large."""
     side = max(size)
     whole = (np.floor((np.array(size) - side) / 2).astype(int), side)
     half = side // 2
@@ -190,7 +190,7 @@ def _squares(size: tuple[int, int]) -> list[tuple[Array, int]]:
 
 @cache
 def _anchors() -> Array:
-    """``(2254, 2)``, in shares of the picture."""
+    """The anchors' centres, ``(2254, 2)``, in shares of the picture."""
     grids = []
     for stride, count in _STRIDES:
         places = (np.arange(_SIZE // stride) + 0.5) * stride / _SIZE
@@ -200,7 +200,7 @@ def _anchors() -> Array:
 
 
 def _refined(points: Array, heat: Array) -> Array:
-    """Points of a crop ``(39, 2)``, moved to the middle of what their heat maps ``(64, 64, 39)`` show around them."""
+    """Points of a crop ``(39, 2)``, moved to the centre of mass of their heat maps ``(64, 64, 39)`` around them."""
     refined = points.copy()
     for number, (x, y) in enumerate(points * _HEAT / _CROP):
         column, row = int(x), int(y)
@@ -224,10 +224,10 @@ def _iou(a: Array, b: Array) -> float:
 
 
 def _apart(joints: Array, other: Array, whole: bool) -> bool:
-    """Whether two sets of joints are of two people.
+    """Whether two sets of joints belong to two people.
 
-    Two boxes of one person lead to one set of joints; in a part of a picture a leg or an arm can look like a person,
-    who then lies within the other one.
+    Two boxes of one person give the same joints. In a part of a picture a leg or an arm can look like a person; its
+    joints then lie within those of the whole person.
     """
     points, others = joints[:, :2], other[:, :2]
     if whole:

@@ -29,7 +29,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Runs all checks; one that fails with an error is reported, too."""
+    """Runs all checks; a check that raises an error is reported, too."""
     findings = []
     for look in (_versions, _devices, _backend, _extras, _lifters):
         try:

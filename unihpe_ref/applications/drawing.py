@@ -1,4 +1,4 @@
-"""Shared by drawings of poses: the view, the limbs, and a panel without axes."""
+"""What drawings of poses share: the view, the limbs, and a panel without axes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def draw_limbs(
 
 
 def bare(axis: Any) -> None:
-    """Leaves out ticks and frame."""
+    """Removes ticks and frame."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(False)

@@ -23,7 +23,7 @@ from unihpe_ref.models.unihpe import _NORM_EPS, MODALITIES
 
 FORMATS = {".pt2": "torch.export", ".onnx": "ONNX"}
 PARTS = ("encoder-2d", "encoder-3d", "image-encoder", "lifter")
-_TOLERANCE = 1e-4  # of outputs around 1: metres, or unit embeddings; float32 sums in another order stay far below
+_TOLERANCE = 1e-4  # for outputs around 1 (metres, unit embeddings); float32 sums in another order differ far less
 _BATCHES = (2, 5)  # exported with the first, checked with both
 
 
@@ -40,8 +40,8 @@ class ExportReport:
 
 
 class _Part(nn.Module):
-    """One path through a model, from its parts: the public methods of :class:`UniHPE` check lengths, which fixes the
-    batch size."""
+    """One path through a model, built from its parts, because the public methods of :class:`UniHPE` check lengths,
+    which would fix the batch size."""
 
     def __init__(self, model: UniHPE, part: str) -> None:
         super().__init__()
@@ -82,8 +82,8 @@ def export_model(lifter: Lifter, part: str, path: Path) -> ExportReport:
         part: one of :data:`PARTS`. "lifter" takes box-normalised 2D joints ``(B, 17, 2)`` and box information
             ``(B, 3)`` and gives metres ``(B, 17, 3)``, in the frame of ``data.view``; the encoders give embeddings.
         path: ``.pt2`` for torch.export, ``.onnx`` for ONNX; written after the comparison.
-    Raises: ValueError for another ending, a missing package, a model without that part, and where the exported
-        program gives other numbers.
+    Raises: ValueError for another ending, a missing package, a model without that part, or if the exported program
+        gives other numbers.
     """
     check_choice("export", "part", part, PARTS)
     ending = path.suffix.lower()
@@ -163,7 +163,7 @@ def _onnx_bytes(exported: torch.export.ExportedProgram, names: list[str]) -> byt
 
 
 def _compare(lifter: Lifter, part: str, content: bytes, ending: str) -> tuple[float, str]:
-    """The largest difference from PyTorch over two batch sizes, and what ran the exported program."""
+    """The largest difference from PyTorch over two batch sizes, and the name of what ran the exported program."""
     run: Any
     if ending == ".pt2":
         loaded = torch.export.load(io.BytesIO(content)).module()

@@ -1,8 +1,8 @@
 """A sheet of poses: the input, the truth and the estimates.
 
-For each sample the input with the 2D pose, then one panel for each way to 3D, seen from 55 degrees to the side, where
-an error of depth shows. The truth is a grey body; the estimate is coloured by side, so that a swap of left
-and right shows too.
+Each sample has a panel of the input with the 2D pose, then one panel for each way to 3D, seen from 55 degrees to the
+side, where an error of depth is visible. The truth is a grey body; the estimate is coloured by side, so that a swap of
+left and right is visible, too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def save_pose_sheet(model: UniHPE, source: FrameSource, path: Path, *, samples: 
 
     Args:
         model: in evaluation mode.
-        source: the split to show; with images where the model encodes them.
+        source: the split to show; with images if the model encodes them.
         path: of the PNG.
         samples: how many.
         seed: of the score-based decoders' noise.
@@ -57,7 +57,7 @@ def save_pose_sheet(model: UniHPE, source: FrameSource, path: Path, *, samples: 
 
 
 def _varied_frames(source: FrameSource, samples: int) -> Tensor:
-    """One frame of each of the actions, evenly chosen, or several where there are few; scattered within its frames."""
+    """Frames of evenly chosen actions, one of each or several if there are few actions, at scattered times."""
     action = source.actions
     present = action.unique()
     chosen = []

@@ -29,21 +29,21 @@ class Frame:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """RGB, turned as its EXIF orientation says. Raises: OSError or ValueError where it cannot be read."""
+    """A picture in RGB, turned by its EXIF orientation. Raises: OSError or ValueError if it cannot be read."""
     return decode(path.read_bytes(), path, upright=True)
 
 
 def read_video(path: Path) -> Iterator[Frame]:
-    """The frames of a video, turned as its display matrix says. Needs PyAV, of the extra `detect`.
+    """The frames of a video, turned by its display matrix. Needs PyAV, from the extra `detect`.
 
-    Raises: OSError or ValueError where it cannot be read, or PyAV is missing.
+    Raises: OSError or ValueError if it cannot be read, or PyAV is missing.
     """
     if importlib.util.find_spec("av") is None:
         needed = "reading a video needs the extra `detect`"
         raise ValueError(three_beats(needed, "no package av", f"Run `{INSTALL}`."))
     import av
 
-    path.stat()  # a missing file raises by itself
+    path.stat()  # raises for a missing file
     number = -1
     needed, remedy = f"`read_video` needs a video that can be read at {path}", "Copy it again, or convert it to MP4."
     with reading(needed, remedy, also=(av.error.FFmpegError,)), av.open(str(path)) as container:
@@ -62,7 +62,7 @@ def read_video(path: Path) -> Iterator[Frame]:
 
 
 def thumbnail(picture: Image.Image, most: int = 480, quality: int = 70) -> bytes:
-    """JPEG of a picture, at most so many pixels wide and high."""
+    """A picture as JPEG, at most ``most`` pixels wide and high."""
     small = picture.copy()
     small.thumbnail((most, most))
     content = io.BytesIO()

@@ -24,9 +24,9 @@ def crop_image(
         picture: RGB.
         box: ``(3,)`` centre and longer side, pixels. What lies outside the picture is black.
         size: height and width of the crop.
-        convention: of the crop's pixels, as the model was trained (``data.crop``).
+        convention: of the crop's pixels, as in the model's training (``data.crop``).
         antialias: average pixels before a strong reduction. Models trained on crops of recordings expect False, because
-            those are made without; renders have smooth edges.
+            those crops are made without it; rendered pictures have smooth edges.
     """
     affine = crop_affine(box.double(), size, convention=convention)
     factor = max(1, int(1 / float(affine[0, 0]) + 1e-6)) if antialias else 1

@@ -26,7 +26,7 @@ from unihpe_ref.data.shapes import all_finite
 from unihpe_ref.unfit import reading, unfit
 
 MIN_CONFIDENCE = 0.3
-"""Below it a detector guesses; visibility flags of annotations (0, 1, 2) are far from it."""
+"""A detector's joint below this confidence is a guess; visibility flags of annotations (0, 1, 2) are far from it."""
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".heic")
 
 
@@ -36,13 +36,13 @@ class Keypoints:
 
     Attributes:
         joints_px: ``(N, 17, 2)`` float32, pixels of the full image; NaN where a joint is missing.
-        confidence: ``(N, 17)`` float32 in [0, 1]; 0 where a joint is missing, 1 where the file says nothing.
+        confidence: ``(N, 17)`` float32 in [0, 1]; 0 where a joint is missing, 1 if the file states none.
         image: N names or numbers of images.
-        image_size: ``(N, 2)`` width and height, or None where the file does not say.
-        intrinsics: ``(N, 3, 3)``, or None where the file does not say.
+        image_size: ``(N, 2)`` width and height, or None if the file does not say.
+        intrinsics: ``(N, 3, 3)``, or None if the file does not say.
         frame: N numbers of frames of one video, or None for pictures that do not belong together.
         person: N numbers that a tracker gave to people, or None.
-        layout: what the joints of the file were.
+        layout: the layout of the file's joints.
         notes: remarks about how the file was read, a sentence each.
     """
 
@@ -115,7 +115,7 @@ def read_keypoints(path: Path | str, *, layout: str = "auto", min_confidence: fl
         path: of the JSON, or the folder.
         layout: of the joints; ``"auto"`` reads it from the file.
         min_confidence: joints at or below it are missing, and so are joints at (0, 0).
-    Raises: OSError where nothing can be read; ValueError where it is not JSON, none of the above, or not in pixels.
+    Raises: OSError if nothing can be read; ValueError for files that are not JSON, of another format, or not in pixels.
     """
     if layout != "auto":
         check_choice("read_keypoints", "layout", layout, DETECTED)
@@ -273,7 +273,7 @@ def _coco(content: Mapping[str, Any], path: Path) -> Iterator[_Person]:
 
 
 def _mmpose(items: Sequence[Any], meta: Any, path: Path) -> Iterator[_Person]:
-    """A list of people of one picture, or of frames with ``instances``; ``meta_info`` may name the joints."""
+    """A list of people in one picture, or of frames with ``instances``; ``meta_info`` may name the joints."""
     names: Any = meta.get("keypoint_id2name") if isinstance(meta, dict) else None
     if names is not None:
         names = tuple(str(names[key]) for key in sorted(names, key=int))
@@ -323,7 +323,7 @@ def _plain(content: Mapping[str, Any], path: Path) -> Iterator[_Person]:
 
 
 def camera_matrix(values: Any) -> Tensor:
-    """K ``(3, 3)`` of a 3 x 3 list, or of the four numbers fx, fy, cx, cy.
+    """K ``(3, 3)`` from a 3 x 3 list, or from the four numbers fx, fy, cx, cy.
 
     Raises: ValueError for anything else, and for focal lengths that are not positive.
     """
@@ -342,7 +342,7 @@ def camera_matrix(values: Any) -> Tensor:
 
 
 def _joints(values: Any, width: int, path: Path) -> np.ndarray:
-    """``(K, 3)`` of a flat or nested list with ``width`` numbers for each joint."""
+    """``(K, 3)`` from a flat or nested list with ``width`` numbers for each joint."""
     array = _array([] if values is None else values, path).reshape(-1)
     if not len(array) or len(array) % width:
         needed = f"`read_keypoints` needs {width} numbers for each joint in {path}"

@@ -36,11 +36,11 @@ from unihpe_ref.lifter import LiftedPoses, Lifter, camera_of, load_lifter
 _LAYOUT_NAMES = ("auto", *DETECTED)
 LayoutName = Literal[_LAYOUT_NAMES]  # type: ignore[valid-type]
 VIEWS = (".gif", ".png", ".html")
-_MOST_PICTURES = 240  # of a video, in the page
+_MOST_PICTURES = 240  # pictures of a video in the page
 _MOST_FRAMES = 5_000_000  # a day of video
-_THOROUGH = 30  # frames between two looks for small people
-# Joints that project further than this from the given ones, in shares of the person, are doubtful: with 1.5 % of noise,
-# 1 to 4 % of poses seen level.
+_THOROUGH = 30  # frames between two searches for small people
+# A pose is doubtful if its joints project further than this from the given ones, in shares of the person. With 1.5 % of
+# noise this holds for 1 to 4 % of poses from level cameras.
 DOUBTFUL = 0.016
 
 
@@ -50,8 +50,8 @@ class Found:
 
     Attributes:
         keypoints: the poses.
-        fps: of a video. time: seconds of its frames, by number.
-        pictures: small encoded pictures by name, and the size of the picture they show.
+        fps: of a video. time: seconds of its frames, by frame number.
+        pictures: small encoded pictures by name, each with the size of the original picture.
         prefix: of the names of frames, before the number.
     """
 
@@ -63,9 +63,9 @@ class Found:
 
 
 def sources_of(paths: Iterable[Path]) -> list[tuple[str, list[Path]]]:
-    """The sources at some paths, as (kind, files): "keypoints", "pictures" together, or "video" each by itself.
+    """The sources at some paths, as (kind, files): "keypoints", all "pictures" together, or "video" one by one.
 
-    Raises: OSError or ValueError where there is nothing, or nothing of these.
+    Raises: OSError or ValueError if there is nothing, or nothing of these kinds.
     """
     found: list[tuple[str, list[Path]]] = []
     pictures: list[Path] = []
@@ -88,7 +88,7 @@ def sources_of(paths: Iterable[Path]) -> list[tuple[str, list[Path]]]:
 
 
 def find_poses(kind: str, files: list[Path], asked: Lift, detector: Detector | None, console: Console) -> Found:
-    """2D poses of one source; :func:`sources_of` says what it is."""
+    """2D poses of one source, of a kind of :func:`sources_of`."""
     if kind == "keypoints":
         read = read_keypoints(files[0], layout=asked.layout, min_confidence=asked.min_confidence)
         pictures = _pictures_beside(files[0], read.image)
@@ -108,7 +108,7 @@ def find_poses(kind: str, files: list[Path], asked: Lift, detector: Detector | N
 
 
 def _pictures_beside(path: Path, names: Iterable[str]) -> dict[str, tuple[bytes, int, int]]:
-    """The pictures that a keypoint file names, where they lie in its folder or in one of the usual names below it."""
+    """The pictures that a keypoint file names and that are in its folder, or in a subfolder of a usual name."""
     folder = path if path.is_dir() else path.parent
     places = [place for place in (folder, folder / "images", folder.parent / "images") if place.is_dir()]
     found = {}
@@ -137,7 +137,7 @@ def _of_video(path: Path, asked: Lift, detector: Detector, console: Console) -> 
         times[frame.number] = frame.time
         look = thorough or frame.number % _THOROUGH == 0
         found = detector.find(frame.picture, thorough=look)
-        if frame.number % _THOROUGH == 0:  # whether to search for small people
+        if frame.number % _THOROUGH == 0:  # decide whether to search for small people
             thorough = len(found) > len(detector.find(frame.picture, thorough=False))
         people += [(name, frame.number, frame.picture.size, person) for person in found]
         if frame.number % every == 0:
@@ -198,9 +198,10 @@ def example() -> Found:
 
 
 def followed(found: Found, smoothed: bool = True) -> tuple[Found, Tensor, list[str]]:
-    """People with numbers, and steady unless told otherwise.
+    """Numbers the people of a video, and smooths their tracks if ``smoothed``.
 
-    Returns: the poses, one for each frame of each person; ``(N, 17)`` bool, joints that were filled in; and sentences.
+    Returns: the poses, one for each frame of each person; ``(N, 17)`` bool, True for joints that were filled in; and
+        remarks.
     """
     points = found.keypoints
     nothing = torch.zeros(points.confidence.shape, dtype=torch.bool)
@@ -265,9 +266,9 @@ def lift_found(
     flip: bool = True,
     hypotheses: int = 1,
 ) -> tuple[PoseSet, list[str]]:
-    """Poses of one source in 3D, and sentences about doubtful results.
+    """Poses of one source in 3D, and remarks about doubtful results.
 
-    Raises: ValueError where no pose has enough joints, or nothing is known about the camera.
+    Raises: ValueError if no pose has enough joints, or nothing is known about the camera.
     """
     total = len(found.keypoints)
     found, filled, words = followed(found, smoothed)
@@ -315,7 +316,7 @@ def _lifted(
     solid = torch.stack([one.joints_3d for one in several])
     mean = solid.mean(0)
     spread = (solid - mean).square().sum(-1).mean(0).sqrt()
-    if not bool((spread > 1e-5).any()):  # more than rounding
+    if not bool((spread > 1e-5).any()):  # the hypotheses differ by rounding only
         needed = "`--hypotheses` needs a lifter with a score-based decoder"
         raise ValueError(three_beats(needed, "one that gives a single pose", "Give such a `--checkpoint`."))
     roots = torch.stack([one.root for one in several]).mean(0)
@@ -326,7 +327,7 @@ def _lifted(
 def _reprojection(
     lifted: LiftedPoses, joints: Tensor, size: Tensor | None, matrix: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Distance in pixels ``(N, 17)``, and its mean in shares of the person ``(N,)``."""
+    """Distance of projected from given joints in pixels ``(N, 17)``, and its mean in shares of the person ``(N,)``."""
     focal, principal = camera_of(len(joints), size, matrix)
     seen = lifted.joints_3d + lifted.root[:, None]
     projected = focal[:, None] * seen[..., :2] / seen[..., 2:].clamp(min=1e-3) + principal[:, None]
@@ -336,7 +337,7 @@ def _reprojection(
 
 
 def _steady(root: Tensor, points: Keypoints, fps: float) -> Tensor:
-    """Smooths the places of people by the same filter as their joints, because the distance is the noisiest number."""
+    """Smooths the positions of people by the same filter as their joints; the distance is the noisiest number."""
     assert points.frame is not None
     assert points.person is not None
     result = root.clone()
@@ -382,7 +383,7 @@ def _doubts(poses: PoseSet, error: Tensor, total: int) -> list[str]:
 def camera_for(
     found: Keypoints, image_size: tuple[int, int] | None, intrinsics: tuple[float, float, float, float] | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The camera by the options, else by the file: sizes ``(N, 2)`` and intrinsics ``(N, 3, 3)``."""
+    """The camera from the options, else from the file: sizes ``(N, 2)`` and intrinsics ``(N, 3, 3)``."""
     size, matrix = found.image_size, found.intrinsics
     if image_size is not None:
         size = torch.tensor(image_size).float().expand(len(found), 2)
@@ -401,7 +402,7 @@ def joined(parts: list[PoseSet]) -> PoseSet:
         return parts[0]
     taken: set[str] = set()
     for number, part in enumerate(parts):
-        if taken & set(part.image):  # two files of keypoints that count from 0
+        if taken & set(part.image):  # for example two keypoint files that both count from 0
             names = {name: f"{name} ({number + 1})" for name in (*part.image, *part.pictures)}
             pictures = {names[name]: held for name, held in part.pictures.items()}
             parts[number] = replace(part, image=[names[name] for name in part.image], pictures=pictures)
@@ -444,7 +445,7 @@ def joined(parts: list[PoseSet]) -> PoseSet:
 
 
 def check_outputs(paths: tuple[Path, ...]) -> None:
-    """Raises, before any work, where a file cannot be written as its ending says."""
+    """Raises, before any work, if a file has no known ending or no folder to be written to."""
     for path in paths:
         if path.suffix.lower() not in (".json", ".npz", *VIEWS):
             needed = f"`--out` needs files that end in .json, .npz, {', '.join(VIEWS)}"
@@ -453,14 +454,14 @@ def check_outputs(paths: tuple[Path, ...]) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raises FileNotFoundError where a file has no folder to be in."""
+    """Raises FileNotFoundError if a file's folder does not exist."""
     if not path.absolute().parent.is_dir():
         needed = f"`--out` needs a folder for {path.name}"
         raise FileNotFoundError(three_beats(needed, f"no {path.parent}", "Make the folder first."))
 
 
 def write_poses(paths: tuple[Path, ...], poses: PoseSet, console: Console) -> None:
-    """Writes each file and says so."""
+    """Writes each file and prints its name."""
     for path in paths:
         if path.suffix.lower() in VIEWS:
             save_pose_view(path, poses)
@@ -476,33 +477,33 @@ class Lift:
     """Lift people in photographs, videos or keypoint files to 3D.
 
     The lifters that come with the package need no training and no download; photographs and videos need the extra
-    `detect`. Say how the camera sees: its intrinsics where they are known, else the size of the image.
+    `detect`. Describe the camera: give its intrinsics if they are known, else the size of the image.
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]] = ()
     """pictures, videos, JSON of a detector (COCO, OpenPose, AlphaPose, mmpose), or folders of them"""
     example: bool = False
-    """lift three seconds of generated motion instead: a first look without a file of your own"""
+    """lift three seconds of generated motion instead, to try this without a file of your own"""
     out: tuple[Path, ...] = (Path("poses.json"), Path("poses.html"))
     """what to write: .json or .npz for the joints; .gif, .png or .html to look at"""
     layout: LayoutName = "auto"
-    """which joints a keypoint file holds; auto reads it from the file"""
+    """the layout of a keypoint file's joints; auto reads it from the file"""
     image_size: tuple[int, int] | None = None
-    """width and height of the image, where the file does not say"""
+    """width and height of the image, if the file does not state them"""
     intrinsics: tuple[float, float, float, float] | None = None
-    """fx fy cx cy in pixels, where the file does not say"""
+    """fx fy cx cy in pixels, if the file does not state them"""
     min_confidence: float = MIN_CONFIDENCE
-    """joints at or below it are missing, and are estimated from the others"""
+    """joints at or below this confidence count as missing and are estimated from the others"""
     smooth: bool = True
-    """make it steady where frames follow each other: gaps filled, sides repaired, joints smoothed"""
+    """for videos: fill gaps, repair swapped sides and smooth the joints"""
     fps: float = 30.0
-    """frames a second of keypoint files that hold a video"""
+    """frames per second of keypoint files that hold a video"""
     joints_2d: Literal["detected", "annotated"] = "detected"
-    """a detector's, off by a percent of the person's size or more; or exact ones, for which another lifter is better"""
+    """a detector's joints, off by 1 % of the person's size or more; or exact ones, which another lifter lifts better"""
     flip: bool = True
     """average with the mirrored pose"""
     hypotheses: int = 1
-    """how many poses a score-based --checkpoint draws; their mean is written, with their spread"""
+    """number of poses that a score-based --checkpoint draws; their mean and their spread are written"""
     checkpoint: Path | None = None
     """another lifter: a model.safetensors of `unihpe train`"""
 

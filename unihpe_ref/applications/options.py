@@ -1,4 +1,4 @@
-"""Reads the command line. ``--preset`` is read first, since the defaults of all other options depend on it."""
+"""Reads the command line. ``--preset`` is read first, because the defaults of all other options depend on it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _DEFAULT_PRESET = "lifting"
 def parse(arguments: Sequence[str]) -> Command:
     """The command that ``arguments`` ask for.
 
-    Raises: ValueError for an unknown command or preset; SystemExit (2), with a message on stderr, for options that do
-        not exist or do not fit, with the nearest ones; SystemExit (0) after ``--help`` and ``--version``.
+    Raises: ValueError for an unknown command or preset; SystemExit (2) for options that do not exist or do not fit,
+        with a message on stderr that names the nearest ones; SystemExit (0) after ``--help`` and ``--version``.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())

@@ -28,16 +28,16 @@ class PoseSet:
     """N lifted poses, and what is known about them.
 
     Attributes:
-        image: N names of pictures; poses of one picture share it.
+        image: N names of pictures; poses of one picture share a name.
         joints_2d: ``(N, 17, 2)`` pixels, what was lifted.
         lifted: the poses in 3D.
         confidence: ``(N, 17)`` in [0, 1], 0 where a joint was not seen; 1 everywhere unless given.
         estimated: ``(N, 17)`` bool, joints that were filled in rather than seen; none unless given.
         joint_reprojection_px: ``(N, 17)``, how far each joint projects from the one in 2D.
-        frame, time, person: of a video, N numbers each: of the frame, its seconds, and the person's.
+        frame, time, person: for a video, N numbers each: the frame's number, its time in seconds, the person's number.
         spread: ``(N, 17)`` metres, root mean square deviation of a joint's hypotheses.
-        assumed_focal: whether the focal length, and so every distance from the camera, is assumed.
-        pictures: encoded pictures by name, with width and height of the picture that joints are pixels of.
+        assumed_focal: whether the focal length is assumed; every distance from the camera depends on it.
+        pictures: encoded pictures by name, with width and height of the picture to which the joints' pixels refer.
     """
 
     image: Sequence[str]
@@ -58,7 +58,7 @@ class PoseSet:
         return len(self.image)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All arrays with a row for each pose, by name in files."""
+        """All arrays with a row for each pose, by their names in files."""
         found: dict[str, Any] = {
             "image": np.array(list(self.image)),
             "frame": self.frame,
@@ -100,9 +100,9 @@ def save_poses(path: Path, poses: PoseSet) -> None:
 
 
 def read_poses(path: Path) -> tuple[list[str], Tensor, Tensor] | None:
-    """Names, 3D joints ``(N, 17, 3)`` and roots ``(N, 3)`` of a file of :func:`save_poses`; None for another kind.
+    """Names, 3D joints ``(N, 17, 3)`` and roots ``(N, 3)`` from a file of :func:`save_poses`; None for other files.
 
-    Raises: OSError where it cannot be read; ValueError where it is damaged.
+    Raises: OSError if it cannot be read; ValueError if it is damaged.
     """
     if path.is_dir():
         return None

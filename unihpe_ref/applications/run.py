@@ -1,4 +1,4 @@
-"""One run from start to end, and its folder."""
+"""One run from start to finish, and its folder."""
 
 from __future__ import annotations
 
@@ -31,19 +31,18 @@ ENVIRONMENT, CHECKPOINTS = "environment.json", "checkpoints"
 
 @contextmanager
 def run_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
-    """Makes and locks the folder of a run, and removes what a killed process was writing.
+    """Makes and locks the folder of a run, and removes what a killed process left half-written.
 
     ``overwrite`` also removes its checkpoints, and later the model. Only the first of several processes does anything.
 
-    Raises: FileExistsError when it already holds a model, or checkpoints, and neither ``overwrite`` nor ``resume`` is
-        asked for, or when another process is at work in it; ValueError for both options; OSError when it cannot be
-        written.
+    Raises: FileExistsError if it already holds a model or checkpoints and neither ``overwrite`` nor ``resume`` is
+        given, or if another process uses it; ValueError for both options; OSError if it cannot be written.
     """
     if processes.rank() > 0:
         yield
         return
     if overwrite and resume:
-        needed = "`--resume` goes on with a run, which `--overwrite` would remove: it needs one of them"
+        needed = "`--resume` continues a run, which `--overwrite` would remove: it needs one of them"
         raise ValueError(three_beats(needed, "both", "Leave out one of the two."))
     if folder.exists() and not folder.is_dir():
         needed = "`--out` needs a folder"
@@ -55,7 +54,7 @@ def run_folder(folder: Path, *, overwrite: bool = False, resume: bool = False) -
     with locked(folder):
         for name, what in ((MODEL, "a trained model"), (CHECKPOINTS, "checkpoints")):
             if (folder / name).exists() and not overwrite and not resume:
-                remedy = "Add `--resume` to go on with that run, or `--overwrite` to begin again."
+                remedy = "Add `--resume` to continue that run, or `--overwrite` to begin again."
                 raise FileExistsError(three_beats(f"`--out` needs a folder without {what}", f"{folder / name}", remedy))
         if overwrite:
             remove_whole(folder / CHECKPOINTS)
@@ -76,17 +75,17 @@ def run(
 
     Args:
         config: of the run.
-        folder: the caller is inside :func:`run_folder`.
+        folder: of the run; the caller holds it by :func:`run_folder`.
         console: shows progress.
         device: where to train.
-        motion: what the configuration names, where it is open already.
+        motion: the data that the configuration names, if they are open already.
         resume: from the newest checkpoint in the folder; if the model exists, only does what is missing.
     Returns: model and results; None if nothing was missing, and in all processes but the first.
     """
     motion = open_motion(config) if motion is None else motion
     start = newest_checkpoint(folder / CHECKPOINTS, config) if resume else None
     trained = resume and (folder / MODEL).exists() and not (folder / CHECKPOINTS).exists()
-    processes.wait()  # all have looked
+    processes.wait()  # until all have read the folder
     if processes.rank() > 0:
         if not trained:
             train_model(config, motion, None, device, start=start)
@@ -98,20 +97,20 @@ def run(
             console.print("The run is done; nothing is missing.", highlight=False)
             return None
     else:
-        (folder / CHECKPOINTS).mkdir(exist_ok=True)  # while it exists, model and log are of an older run
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)  # while it exists, model and log belong to an older run
         write_json(folder / CONFIG, config.to_dict())
         write_json(folder / ENVIRONMENT, describe_environment(device))
     held = end_of_log(folder / LOG) if trained else None if start is None else start.log
     with RunLog(folder / LOG, console, resume=held, tensorboard=config.tensorboard) as log:
         if trained:
             log.write("resume", checkpoint=MODEL, torch=torch.__version__, device=str(device))
-            console.print("The model is trained; evaluates it.", highlight=False)
+            console.print("The model is trained; evaluating it.", highlight=False)
         elif start is None:
             named = {name: {"here": here, "paper": paper} for name, (here, paper) in deviations(config).items()}
             log.write("begin", config=config.to_dict(), deviations=named, torch=torch.__version__, device=str(device))
         else:
             log.write("resume", checkpoint=start.folder.name, torch=torch.__version__, device=str(device))
-            console.print(f"Resumes after step {start.step} of stage {start.stage}.", highlight=False)
+            console.print(f"Resuming after step {start.step} of stage {start.stage}.", highlight=False)
         if not trained:
             model = train_model(config, motion, log, device, checkpoints=folder / CHECKPOINTS, start=start)
             save_model(model, config, folder / MODEL)

@@ -1,4 +1,4 @@
-"""People through the frames of a video: stable numbers, sides repaired, short gaps filled, 2D joints smoothed."""
+"""Follows people through a video: numbers them, repairs swapped sides, fills short gaps, smooths their 2D joints."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from scipy.signal import savgol_filter
 from unihpe_ref.data import SKELETON
 from unihpe_ref.data.shapes import Array, all_finite
 
-_FAR = 0.5  # of a person's size: a pose further from a track belongs to another person
+_FAR = 0.5  # shares of a person's size: a pose further from a track belongs to another person
 _MEMORY = 1.0  # seconds for which a track waits for its person
-_GAP = 0.5  # seconds that are filled in
-_WINDOW = 0.5  # seconds of the polynomial
-_MEDIAN = 3  # frames
+_GAP = 0.5  # seconds: the longest gap that is filled
+_WINDOW = 0.5  # seconds: window of the polynomial
+_MEDIAN = 3  # frames: window of the median
 _LEGS, _ARMS = (1, 2, 3, 4, 5, 6), (11, 12, 13, 14, 15, 16)
-_SWAPPED, _MOVED = 0.6, 0.05  # a swap has to bring limbs this much nearer, and be of this share of the size
+_SWAPPED, _MOVED = 0.6, 0.05  # a swap must cut the distance to this share of it; unswapped, it is over this of the size
 
 
 def number_people(joints: Array, frame: Sequence[int], fps: float) -> Array:
     """The number of the person of each pose, ``(N,)`` int64, from 0 in the order of appearance.
 
-    Poses of neighbouring frames are assigned to each other so that the sum of mean joint distances is least.
+    Poses of neighbouring frames are matched so that the sum of mean joint distances is smallest.
 
     Args:
         joints: ``(N, 17, 2)`` pixels, NaN where missing. frame: N numbers. fps: frames a second.
@@ -49,7 +49,7 @@ def number_people(joints: Array, frame: Sequence[int], fps: float) -> Array:
 
 
 def _distance(pose: Array, other: Array) -> float:
-    """Mean distance of the joints that both have, in units of the larger person; infinite without one."""
+    """Mean distance of the joints that both have, in units of the larger person; infinite if they share none."""
     both = all_finite(pose, -1) & all_finite(other, -1)
     if not both.any():
         return np.inf
@@ -58,16 +58,16 @@ def _distance(pose: Array, other: Array) -> float:
 
 
 def smooth(joints: Array, frame: Sequence[int], fps: float) -> tuple[Array, Array, int]:
-    """One person's track, made steady.
+    """Smooths one person's track.
 
-    Sides that a detector swaps for some frames are swapped back, gaps of up to half a second are filled in a straight
-    line, and each coordinate goes through a median of three frames and a Savitzky-Golay filter of half a second,
-    second order. What is missing for longer stays missing.
+    Sides that a detector swaps for some frames are swapped back, gaps of up to half a second are filled linearly, and
+    each coordinate goes through a median of three frames and a Savitzky-Golay filter of half a second, second order.
+    Joints that are missing for longer stay missing.
 
     Args:
         joints: ``(F, 17, 2)`` pixels of frames in order, NaN where missing. frame: F numbers, ascending.
         fps: frames a second.
-    Returns: joints of every frame from the first to the last, ``(G, 17, 2)``; ``(G, 17)`` bool, which are filled in;
+    Returns: joints of every frame from the first to the last, ``(G, 17, 2)``; ``(G, 17)`` bool, True for filled ones;
         and the number of frames whose sides were swapped.
     """
     position = np.asarray(frame) - frame[0]
@@ -103,9 +103,9 @@ def _runs(mask: Array) -> list[tuple[int, int]]:
 
 
 def _sides_kept(joints: Array) -> tuple[Array, int]:
-    """Swaps left and right of legs or arms where that continues the frames before, and in how many frames it did.
+    """Swaps left and right of legs or arms where that continues the frames before; also returns in how many frames.
 
-    What holds in most frames is right: where more than half would be swapped, the others are.
+    The majority of frames counts as right: if more than half would be swapped, the others are swapped instead.
     """
     result = joints.copy()
     changed = np.zeros((len(joints), 2), bool)

@@ -1,7 +1,7 @@
 """Draws lifted poses: a GIF and a PNG from all sides, and an interactive HTML page.
 
-A pose stands in camera axes; what is drawn is turned about the vertical through its middle. The HTML is one file
-without network access: the joints as JSON, and plain JavaScript that draws them on a canvas.
+Poses are in camera axes and are drawn turned about the vertical through their middle. The HTML is one file without
+network access: the joints as JSON, and plain JavaScript that draws them on a canvas.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unihpe_ref.data import SKELETON
 from unihpe_ref.files import write_whole
 
 _GIF_FRAMES, _GIF_SECONDS, _GIF_SIZE = 48, 0.08, 360
-_OVERSAMPLE = 3  # drawn larger and reduced: Pillow's lines have no smooth edges
+_OVERSAMPLE = 3  # draw larger and reduce, because Pillow's lines have no smooth edges
 _SHEET_DEGREES = (0, 60, 120, 180, 240, 300)
 MOST_ROWS = 8
 
@@ -38,8 +38,8 @@ MOST_ROWS = 8
 def save_pose_view(path: Path, poses: PoseSet) -> None:
     """Writes a file by the ending of ``path``: ``.gif``, ``.png`` or ``.html``.
 
-    Several poses are frames of the GIF and rows of the PNG (at most eight, evenly chosen); the page shows all people of
-    one picture at a time, and a slider.
+    Several poses become frames of the GIF and rows of the PNG (at most eight, evenly chosen). The page shows all people
+    of one picture at a time, with a slider.
     Raises: ValueError for another ending or no pose.
     """
     joints = poses.lifted.joints_3d.double()
@@ -61,7 +61,7 @@ def _middle(joints: Tensor) -> Tensor:
 
 
 def _reach(joints: Tensor) -> float:
-    """The largest distance of a joint from the middle of its pose, from any side."""
+    """The largest distance of a joint from the middle of its pose, seen from any side."""
     return max(0.3, float((joints - _middle(joints)).norm(dim=-1).max()))
 
 
@@ -96,7 +96,7 @@ def _gif(file: IO[bytes], joints: Tensor) -> None:
 
 
 def _disc(pen: ImageDraw.ImageDraw, pose: Tensor, azimuth: float, scale: float, size: int) -> None:
-    """The floor under the lowest joint."""
+    """Draws the floor under the lowest joint."""
     centre = _middle(pose)[0]
     low = float(pose[:, 1].max() - centre[1]) + 0.05
     angle = torch.linspace(0, 2 * math.pi, 49, dtype=pose.dtype)
@@ -144,7 +144,7 @@ def page(poses: PoseSet) -> bytes:
 
 
 def _scenes(poses: PoseSet) -> dict[str, object]:
-    """What the page shows: a scene for each picture, with its people on one floor."""
+    """The content of the page: a scene for each picture, with its people on one floor."""
     columns = poses.columns()
     numbers = list(poses.person) if poses.person is not None else [0] * len(poses)
     ground = _ground(poses, numbers)
@@ -156,7 +156,7 @@ def _scenes(poses: PoseSet) -> dict[str, object]:
             scenes[name] = {"title": name, "people": []}
             if poses.time is not None:
                 scenes[name]["time"] = round(float(poses.time[k]), 3)
-            if held is None and shown is not None and poses.frame is not None:  # a long video has not all of them
+            if held is None and shown is not None and poses.frame is not None:  # the page omits pictures of long videos
                 scenes[name] |= {"from": shown[0], "size": shown[1]}
             if held is not None:
                 shown = len(scenes) - 1, held[1:]

@@ -39,7 +39,7 @@ class Estimate:
     box: tuple[float, float, float, float] | None = None
     """left, top, width and height of the person, pixels; the whole picture unless given"""
     intrinsics: tuple[float, float, float, float] | None = None
-    """fx fy cx cy in pixels; the focal length is taken for the picture's diagonal unless given"""
+    """fx fy cx cy in pixels; the focal length is taken as the picture's diagonal unless given"""
     out: tuple[Path, ...] = (Path("poses.json"), Path("poses.html"))
     """what to write: .json or .npz for the joints; .gif, .png or .html to look at"""
 
@@ -75,19 +75,19 @@ class Retrieve:
     """
 
     query: tyro.conf.Positional[Path]
-    """what is looked for"""
+    """the poses to search for"""
     gallery: tyro.conf.Positional[Path]
-    """where"""
+    """the poses to search among"""
     top: int = 5
-    """how many for each query"""
+    """number of matches for each query"""
     layout: LayoutName = "auto"
-    """which joints keypoint files hold; auto reads it from the file"""
+    """the layout of keypoint files' joints; auto reads it from the file"""
     image_size: tuple[int, int] | None = None
-    """width and height of the images, where keypoint files do not say"""
+    """width and height of the images, if keypoint files do not state them"""
     intrinsics: tuple[float, float, float, float] | None = None
-    """fx fy cx cy in pixels, where keypoint files do not say"""
+    """fx fy cx cy in pixels, if keypoint files do not state them"""
     checkpoint: Path | None = None
-    """a model.safetensors of `unihpe train`; the lifter of the package unless given, which knows 2D and 3D"""
+    """a model.safetensors of `unihpe train`; the package's lifter unless given, which embeds 2D and 3D poses"""
     out: Path | None = None
     """also write the matches to this file, as JSON"""
 
@@ -99,7 +99,7 @@ class Retrieve:
         found = retrieve(embeddings[0], embeddings[1], min(self.top, len(names[1])))
         table = Table(title=f"{kinds[0]} to {kinds[1]}: cosine", title_justify="left", title_style="")
         for column in ("query", *(f"{k + 1}" for k in range(found.index.shape[1]))):
-            table.add_column(column, overflow="fold")  # whole names, also in a narrow pipe
+            table.add_column(column, overflow="fold")  # keeps names whole in a narrow terminal or pipe
         top = []
         for name, index, cosine in zip(names[0], found.index.tolist(), found.cosine.tolist()):
             table.add_row(name, *(f"{names[1][i]}  {c:.3f}" for i, c in zip(index, cosine)))
@@ -123,7 +123,7 @@ class Retrieve:
         poses = read_poses(path)
         if poses is not None:
             names, joints_3d, root = poses
-            if lifter.model.config.lifting_only:  # the shipped lifter's 3D encoder is in another file
+            if lifter.model.config.lifting_only:  # the shipped lifter's 3D encoder is in a second file
                 lifter = load_lifter(self.checkpoint, whole=True)
             return "3D", names, lifter.embed_3d(joints_3d, root)
         found = read_keypoints(path, layout=self.layout)

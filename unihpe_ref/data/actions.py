@@ -1,7 +1,7 @@
 """Actions: functions from time to joint angles.
 
-Shapes follow gait analysis and everyday observation, in degrees; every take draws its own speed, amplitude, side and
-posture, and slow noise varies every angle, so no two takes are alike and none is a loop.
+Shapes follow gait analysis and everyday observation, in degrees. Every take draws its own speed, amplitude, side and
+posture, and slow noise varies every angle, so no two takes are equal and none is a loop.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Angles = dict[str, Tensor]
 
 
 class Take:
-    """The time axis, the random numbers, and the gestures of which actions are composed.
+    """The time axis, the random numbers, and the building blocks of actions.
 
     Attributes:
         time: ``(F,)`` seconds, float64.
         angles: of each joint, ``(F,)`` degrees; actions add to them.
         lift: ``(F,)`` metres above the floor.
-        support: share of the weight on the right foot, ``(F,)`` in [0, 1]; None where the lower foot carries it.
+        support: share of the weight on the right foot, ``(F,)`` in [0, 1]; None if the lower foot carries it.
     """
 
     support: Tensor | None = None
@@ -101,7 +101,7 @@ def perform(action: str, time: Tensor, generator: torch.Generator) -> Take:
     """One take of an action.
 
     Args:
-        action: a name from ``ACTIONS``. time: ``(F,)`` seconds, float64. generator: CPU; decides all that varies.
+        action: a name from ``ACTIONS``. time: ``(F,)`` seconds, float64. generator: CPU; draws everything random.
     Returns: the take, with all angles within their limits.
     """
     take = Take(time, generator)
@@ -319,7 +319,7 @@ def _dance(take: Take) -> None:
     beat = take.cycles(take.uniform(0.85, 1.25))
 
     def sway(amplitude: float) -> Tensor:
-        """At the beat or half its rate, with varying amplitude."""
+        """A sway at the beat or half its rate, with varying amplitude."""
         pace = 0.5 if take.chance(0.5) else 1.0
         return amplitude * _wave(pace * beat + take.uniform(0, 1)) * (0.75 + take.wander(0.2, 6))
 

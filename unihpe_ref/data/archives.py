@@ -1,4 +1,4 @@
-"""Unpacks untrusted zip and tar archives: only plain files, only within the folder.
+"""Unpacks untrusted zip and tar archives: only plain files, only inside the folder.
 
 The whole table of contents is checked before the first byte is written, and the folder gets its name only when it is
 complete.
@@ -24,7 +24,7 @@ from unihpe_ref.unfit import reading, unfit
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _CHUNK = 1 << 20
 _LONGEST = 4096  # characters of a path, as on Linux
-_RATIO_FREE = 64 << 20  # below so many bytes any compression ratio is allowed
+_RATIO_FREE = 64 << 20  # bytes below which any compression ratio is allowed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Limits:
 
     members: int = 2_000_000
     total_bytes: int = 500 << 30
-    ratio: float = 200.0  # unpacked to packed, of zip members above 64 MB: pictures and numbers stay far below
+    ratio: float = 200.0  # unpacked to packed size of zip members above 64 MB; pictures and numbers stay far below it
 
 
 def is_bomb(size: int, packed: int, ratio: float = Limits.ratio) -> bool:
@@ -54,9 +54,9 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> None:
         folder: must not exist; its parent must. It appears when all is unpacked.
         limits: sizes beyond which an archive is refused.
     Raises:
-        OSError where files cannot be read or written, FileExistsError where ``folder`` exists;
-        ValueError for an archive that is damaged, too large, or has members that are absolute, climb out with
-        ``..``, stand twice, or are links, devices or other special files. Nothing is left behind.
+        OSError if files cannot be read or written, FileExistsError if ``folder`` exists;
+        ValueError for an archive that is damaged, too large, or has members that are absolute, leave the folder by
+        ``..``, occur twice, or are links, devices or other special files. Nothing is left behind.
     """
     limits = limits or Limits()
     if folder.exists():
@@ -80,7 +80,7 @@ class _Member:
     name: str
     size: int
     packed: int | None
-    kind: str  # "file", "folder", or what it is instead
+    kind: str  # "file", "folder", or the name of another kind
     handle: Any
 
 
@@ -111,7 +111,7 @@ def _content(file: zipfile.ZipFile | tarfile.TarFile, member: _Member) -> IO[byt
 
 
 def _check_end(archive: Path, file: zipfile.ZipFile | tarfile.TarFile, limits: Limits) -> None:
-    """Reads a compressed tar to its end, where the checksum of the whole is; a zip has one for each member."""
+    """Reads a compressed tar to its end, where its checksum is; a zip has a checksum for each member."""
     if not isinstance(file, tarfile.TarFile) or file.fileobj is None:
         return
     left = 0
@@ -122,7 +122,7 @@ def _check_end(archive: Path, file: zipfile.ZipFile | tarfile.TarFile, limits: L
 
 
 class _Header(tarfile.TarInfo):
-    """A header; names and comments are read into memory."""
+    """A header, of limited size, because names and comments are read into memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if (self.type not in tarfile.SUPPORTED_TYPES or self.type in _LONG) and self.size > _CHUNK:
@@ -130,7 +130,7 @@ class _Header(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
     def _no_map(self, *_: object) -> NoReturn:
-        """A sparse file: a few bytes stand for very many, and its map may be of any length."""
+        """Refuses a sparse file: a few bytes can stand for very many, and its map may have any length."""
         raise tarfile.ReadError("a sparse file")
 
     _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_map
@@ -140,7 +140,7 @@ _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 def _parts(archive: Path, name: str) -> tuple[str, ...]:
-    """The parts of a member's path, all of which lead down."""
+    """The parts of a member's path; raises if it leaves the folder."""
     path = PurePosixPath(name)
     if len(name) > _LONGEST:
         raise _refused(archive, f"a name of {len(name)} letters", "Unpack it by hand if you trust it.")
@@ -188,7 +188,7 @@ def _write(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, member: _Me
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     left = member.size
-    # "x": never through an existing file; modes and owners of the archive are ignored
+    # "x" never writes through an existing file; modes and owners of the archive are ignored
     with _content(opened, member) as source, target.open("xb") as file:
         while chunk := source.read(_CHUNK):
             left -= len(chunk)

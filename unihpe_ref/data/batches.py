@@ -15,8 +15,8 @@ from .boxes import apply_affine, box_information, normalise_joints
 class PoseBatch:
     """B samples; all tensors are on one device.
 
-    Augmentation changes pictures, pixels and 3D together: a mirrored, turned or rescaled sample is what a mirrored,
-    turned camera with another box would see.
+    Augmentation changes pictures, pixels and 3D together: a mirrored, turned or rescaled sample looks as a mirrored or
+    turned camera with another box would see it.
 
     Attributes:
         joints_3d: ``(B, 17, 3)`` float32, camera axes (x right, y down, z forward), metres from the pelvis.
@@ -27,10 +27,10 @@ class PoseBatch:
         image_size: ``(B, 2)`` float32, width and height of the full image.
         image: ``(B, 3, H, W)`` float32, the crop, RGB, normalised by ImageNet's mean and deviation; or None.
         crop_affine: ``(B, 2, 3)`` float32, full-image pixels to crop pixels.
-        action, subject, sequence: ``(B,)`` int64 numbers; their names are the source's.
+        action, subject, sequence: ``(B,)`` int64 numbers; the source has their names.
         index: ``(B,)`` int64, the frame within the source.
-        joint_noise: ``(B,)`` float32, standard deviation of the error of ``joints_2d``, in shares of the box's longer
-            side; estimated for a detector's joints.
+        joint_noise: ``(B,)`` float32, standard deviation of the error of ``joints_2d``, as a share of the box's longer
+            side; an estimate for a detector's joints.
     """
 
     joints_3d: Tensor

@@ -1,7 +1,7 @@
 """Other bodies and poses for a recorded motion: limbs get other lengths, or turn about their joints.
 
-A recording holds few people, and a lifter memorises their bones and, in a long training, how they move. Lengths and
-turns drawn for each sample prevent that.
+A recording shows few people, so a lifter memorises their bones and, in a long training, how they move. Random lengths
+and turns for each sample prevent that.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .skeleton import SKELETON
 
-# Mean length in metres, between Human3.6M's published means and CMU's, and the deviation of its logarithm beside that
-# of the whole body: wide where data sets put a joint in different places. The trunk, pelvis to thorax, is parted below.
+# Mean length in metres, between Human3.6M's published means and CMU's, and the deviation of its logarithm in addition
+# to that of the whole body, wide where data sets place a joint differently. The trunk (pelvis to thorax) is split
+# below.
 _SEGMENTS = {
     "hip": (0.110, 0.22),  # half the distance between the hips
     "thigh": (0.435, 0.06),
@@ -30,9 +31,9 @@ _SIZE = (0.86, 1.14)  # of the whole body: 1.5 to 2.0 m
 _SPINE = (0.22, 0.60)  # position of the spine's joint on the trunk
 _LIMB_OF = ("hip", "thigh", "shin", "hip", "thigh", "shin", "loin", "chest", "neck", "head",
             "shoulder", "arm", "forearm", "shoulder", "arm", "forearm")  # fmt: skip
-_BEND = {"hip": 0.0, "loin": 0.5, "chest": 0.5, "neck": 1.5, "head": 1.5, "shoulder": 0.3}  # others turn by 1
+_BEND = {"hip": 0.0, "loin": 0.5, "chest": 0.5, "neck": 1.5, "head": 1.5, "shoulder": 0.3}  # factors; 1 for all others
 
-# Row j: which limbs lead from the pelvis to joint j, so that joints are one product with the limbs.
+# Row j marks the limbs from the pelvis to joint j, so the joints are one matrix product with the limbs.
 _PATH = torch.zeros(SKELETON.num_joints, SKELETON.num_joints - 1)
 for _limb, (_parent, _child) in enumerate(SKELETON.limbs):
     _PATH[_child] = _PATH[_parent]
@@ -78,7 +79,7 @@ def random_turns(generator: torch.Generator, count: int, degrees: float) -> Tens
 
 
 def with_turns(joints: Tensor, turns: Tensor) -> Tensor:
-    """The pose after each limb of ``(..., 17, 3)`` joints turned about its nearer end, and carried those beyond it.
+    """The pose after each limb of ``(..., 17, 3)`` joints has turned about its nearer end, with all limbs beyond it.
 
     Args:
         turns: ``(..., 16, 3)``, an axis times radians for each of ``SKELETON.limbs``.
@@ -86,7 +87,7 @@ def with_turns(joints: Tensor, turns: Tensor) -> Tensor:
     zero = torch.zeros_like(turns[..., 0])
     x, y, z = turns.unbind(-1)
     cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    angle = turns.norm(dim=-1)[..., None, None] / torch.pi  # in half turns, as sinc wants it
+    angle = turns.norm(dim=-1)[..., None, None] / torch.pi  # in half turns, for sinc
     rotation = torch.eye(3).to(joints) + angle.sinc() * cross + (angle / 2).sinc().square() / 2 * (cross @ cross)
     turned, carried = {0: joints[..., 0, :]}, {0: torch.eye(3).to(joints)}
     for limb, (parent, child) in enumerate(SKELETON.limbs):

@@ -33,7 +33,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 FREE = ("yaw", "pitch", "roll")
 ANGLES = (*FREE, *LIMITS)
 
-# Lowest centre of each joint above the floor, metres: half the thickness of what is around it. An ankle is 8 cm up.
+# Lowest height of each joint's centre above the floor, metres: half the thickness of the body there; 8 cm at an ankle.
 _CLEARANCE = torch.tensor(
     [0.10, 0.10, 0.06, 0.08, 0.10, 0.06, 0.08, 0.10, 0.10, 0.10, 0.08, 0.08, 0.05, 0.04, 0.08, 0.05, 0.04],
     dtype=torch.float64,
@@ -43,7 +43,7 @@ _SOFTNESS = 0.012  # metres over which the weight passes from one support to the
 
 @dataclass(frozen=True)
 class Body:
-    """Segment lengths in metres; left and right are alike."""
+    """Segment lengths in metres; left and right are equal."""
 
     hip: float  # half the distance between the hips
     thigh: float
@@ -127,7 +127,7 @@ def stand(joints: Tensor, lift: Tensor, support: Tensor | None = None) -> Tensor
     """Puts a moving body on the floor, and moves it so that its feet do not slide.
 
     The lowest joint of each frame rests at its clearance above z = 0 (plus ``lift``), and the pelvis moves so that the
-    supporting ankle stays where it is; between two supports the weight passes smoothly.
+    supporting ankle stays in place. The weight passes smoothly from one support to the next.
 
     Args:
         joints: ``(F, 17, 3)`` relative to the pelvis.
@@ -160,6 +160,6 @@ def about(axis: str, angle: Tensor) -> Tensor:
 
 
 def _ball(radians: dict[str, Tensor], joint: str, sign: float) -> Tensor:
-    """Shoulder or hip: swing forward, then away from the middle (``sign``: +1 left, -1 right), then about itself."""
+    """Rotation of a shoulder or hip: forward, then away from the middle (``sign``: +1 left, -1 right), then a twist."""
     swing = about("y", -radians[f"{joint}_flex"]) @ about("x", sign * radians[f"{joint}_abd"])
     return swing @ about("z", -sign * radians[f"{joint}_rot"])

@@ -6,7 +6,7 @@ widening to 3:4 (width to height), so that the longer side is always the height.
 * box-normalised joints: ``(uv - c) / (b / 2)``, the same scale on both axes;
 * crop pixels: an affine map that puts the box's centre on the crop's centre and the longer side on the crop's longer
   side. Pixel centres are integers, so the centre of w columns is (w - 1) / 2, and mirroring crop and box agree;
-* box information: the place and the size of the box, as angles from the camera (see :func:`box_information`).
+* box information: the position and the size of the box, as angles from the camera (see :func:`box_information`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .shapes import check_tensors
 PADDING = 1.25
 ASPECT = 3 / 4  # width / height
 CONVENTIONS = ("aligned", "classic", "udp")
-"""Where a crop's pixels lie: :func:`crop_affine`."""
+"""Conventions for a crop's pixels; see :func:`crop_affine`."""
 
 # Mean and standard deviation of [(cx - c_u) / f_u, (cy - c_v) / f_v, b / f] over Human3.6M-like views.
 INFORMATION_MEAN = (0.0, 0.0, 0.38)
@@ -86,7 +86,7 @@ def denormalise_joints(joints: Tensor, box: Tensor) -> Tensor:
 
 
 def box_information(box: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
-    r"""The place and size of a box, which a crop loses, in three numbers of about unit variance.
+    r"""The position and size of a box, which a crop does not show, in three numbers of about unit variance.
 
     .. math:: \Big[ \frac{(c_x - c_u) / f_u}{0.08},\; \frac{(c_y - c_v) / f_v}{0.04},\; \frac{b / f - 0.38}{0.075} \Big]
 
@@ -110,12 +110,12 @@ def crop_affine(box: Tensor, crop_size: tuple[int, int], *, convention: str = "a
 
     A weight file expects the crops it was trained on. With w columns and h rows, and a box of width 3/4 b and height b:
 
-    * "aligned": the longer side of the crop covers b; the box's centre comes to ((w - 1) / 2, (h - 1) / 2), the middle
-      of the crop, so that mirroring the crop and mirroring the picture agree. Here by default;
-    * "classic": the same scale, the centre at (w / 2, h / 2), half a pixel further. HRNet's code, and mmpose's
-      ``TopDownAffine`` without UDP: its published HRNet weights;
+    * "aligned", the default: the longer side of the crop covers b; the box's centre is at ((w - 1) / 2, (h - 1) / 2),
+      the middle of the crop, so that mirroring the crop and mirroring the picture agree;
+    * "classic": the same scale, with the centre at (w / 2, h / 2), half a pixel further. Used by HRNet's code and by
+      mmpose's ``TopDownAffine`` without UDP, so by mmpose's published HRNet weights;
     * "udp": corner pixels on the box's corners, (w - 1) / (3/4 b) across and (h - 1) / b down, centre in the middle.
-      mmpose with ``use_udp=True``: ViTPose's weights.
+      Used by mmpose with ``use_udp=True``, so by ViTPose's weights.
 
     Args:
         box: ``(..., 3)`` pixels.
@@ -152,12 +152,12 @@ def compose_affine(second: Tensor, first: Tensor) -> Tensor:
 
 
 def invert_affine(affine: Tensor) -> Tensor:
-    """The map back, ``(..., 2, 3)``."""
+    """The inverse map, ``(..., 2, 3)``."""
     check_shape("invert_affine", "affine", affine, ("...", 2, 3))
     held = affine.to(compute_dtype(affine))
     try:
         linear = torch.linalg.inv(held[..., :2])
-    except RuntimeError:  # torch's name for it is not exported
+    except RuntimeError:  # torch does not export its own class for this error
         needed = "`invert_affine` needs maps that can be inverted"
         raise ValueError(three_beats(needed, "one that flattens the plane", "Leave out empty boxes.")) from None
     return torch.cat([linear, -linear @ held[..., 2:]], -1).to(affine.dtype)

@@ -118,7 +118,7 @@ class Camera:
         return replace(self, rotation=roll @ self.rotation, translation=(roll @ self.translation[..., None])[..., 0])
 
     def mirrored(self) -> Camera:
-        """The lens that takes the mirrored picture of :func:`~unihpe_ref.data.skeleton.flip_joints` joints.
+        """The lens of the mirrored picture, for joints mirrored by :func:`~unihpe_ref.data.skeleton.flip_joints`.
 
         Projecting camera-frame points with x negated gives column ``width - 1 - u``. The pose of the camera stays:
         a mirror is no rotation, so the points are mirrored in the camera's frame, after ``world_to_camera``.
@@ -202,7 +202,7 @@ def look_at(eye: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         eye, target: ``(..., 3)`` world metres, z up.
     Returns: rotation ``(..., 3, 3)`` world to camera and translation ``(..., 3)``.
-    Raises: ValueError where the line of sight is vertical, which leaves "upright" undefined.
+    Raises: ValueError if the line of sight is vertical, which leaves "upright" undefined.
     """
     check_tensors("look_at", {"eye": (eye, (3,)), "target": (target, (3,))}, one_type=True)
     forward = target - eye
@@ -247,7 +247,7 @@ def random_camera(
     focal: tuple[float, float] = (1120.0, 1175.0),
     roll_degrees: float = 2.0,
 ) -> Camera:
-    """``count`` cameras drawn around the middle of the room, whose range holds the fixed ones.
+    """``count`` random cameras around the middle of the room, from ranges that contain the fixed ones.
 
     Args:
         generator: on the CPU; the only source of randomness.

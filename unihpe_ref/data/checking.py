@@ -22,15 +22,15 @@ from .recording import Recording
 from .shapes import Array, all_finite
 from .skeleton import SKELETON, limb_lengths
 
-MOST_SAMPLES = 20_000  # for geometry
+MOST_SAMPLES = 20_000  # used to check the geometry
 MOST_PICTURES = 200  # opened, at most
 LEG = (0.55, 1.15)  # metres from hip to ankle
 WELL_PROJECTED = 0.02  # of the box's longer side; a median above it means a wrong calibration
-BENT = 0.03  # metres: a knee that is so far off the line from hip to ankle has a direction
+BENT = 0.03  # metres off the line from hip to ankle above which the direction of a knee's bend is known
 RIGID = ("rknee", "rankle", "lknee", "lankle", "lelbow", "lwrist", "relbow", "rwrist")
 UNEVEN = 0.25  # between a left and a right limb: MPI-INF-3DHP's thighs differ by up to 0.18
 STEADY = 0.15  # relative spread of a rigid limb within a sequence
-STRANGE = 0.25  # median of `implausibility`: 0.12 for right joints with 2% noise, 0.37 and more for another order
+STRANGE = 0.25  # median of `implausibility`: 0.12 for correct joints with 2% noise, 0.37 and more for another order
 _UNITS = {1e3: "millimetres", 1e2: "centimetres", 1e1: "decimetres", 1 / 0.0254: "inches", 1 / 0.3: "units of 0.3 m"}
 _H36M_SUBJECTS = ("S1", "S5", "S6", "S7", "S8", "S9", "S11")
 
@@ -162,7 +162,7 @@ def check_recording(recording: Recording) -> Report:
             )
         _check_projection(report, sample)
     else:
-        report.notes.append("no 3D joints: lengths, handedness and reprojection cannot be looked at")
+        report.notes.append("no 3D joints: lengths, handedness and reprojection cannot be checked")
     _check_pictures(report, recording)
     return report
 
@@ -195,7 +195,7 @@ def _check_completeness(report: Report, recording: Recording) -> None:
 
 
 def _check_pixels(report: Report, sample: Recording) -> None:
-    """The annotated joints relative to their pictures, and the detected ones relative to them."""
+    """Compares the annotated joints with their pictures, and the detected joints with the annotated."""
     pixels = np.asarray(sample.joints_2d)
     known = all_finite(pixels, -1)
     if known.any():
@@ -309,7 +309,7 @@ def _check_sides(report: Report, joints: torch.Tensor) -> None:
 
 
 def _check_projection(report: Report, sample: Recording) -> None:
-    """Median and 90th percentile of the distance of annotated from projected joints, and its cause if it is large."""
+    """Reports the distance between annotated and projected joints (median, 90th percentile), and why it is large."""
     solid = torch.from_numpy(np.asarray(sample.joints_3d)).double()
     pixels = torch.from_numpy(np.asarray(sample.joints_2d)).double()
     cameras = sample.cameras.to(torch.float64)[torch.from_numpy(np.asarray(sample.camera))]
@@ -320,11 +320,11 @@ def _check_projection(report: Report, sample: Recording) -> None:
     root = torch.where(unplaced[:, None], fitted_root(solid, pixels, cameras), root)
     behind = float((root[:, 2] <= 0).double().mean())
     if behind > 0.01:
-        report.problems.append(f"{behind:.0%} of the people stand behind the camera: is z forward, and the pose its?")
+        report.problems.append(f"{behind:.0%} of the people stand behind the camera: is z forward, the camera right?")
     joints = solid + root[:, None]
     side = torch.from_numpy(np.asarray(sample.box[:, 2])).double().nanmedian()
 
-    bent = not bool(unplaced.all())  # the fit knows no distortion
+    bent = not bool(unplaced.all())  # the fit has no distortion
 
     def error(points: torch.Tensor, marks: torch.Tensor, distort: bool = bent) -> Array:
         distance = (cameras.project(points, distort=distort) - marks).norm(dim=-1)

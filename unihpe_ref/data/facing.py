@@ -1,6 +1,6 @@
 """A camera turned towards the person.
 
-Away from the middle of a picture the same pose looks different, and in camera axes it is another pose. Turning the
+Away from the middle of a picture the same pose looks different, and has other coordinates in camera axes. Turning the
 camera until it faces the box removes that difference, so that a lifter has less to learn. Distances do not change, so
 MPJPE and PA-MPJPE are the same in both frames. Only 2D and 3D joints are turned; a picture would have to be warped.
 """
@@ -28,7 +28,7 @@ def facing_rotation(box: Tensor, focal: Tensor, principal: Tensor) -> Tensor:
     forward = torch.cat([(box[..., :2] - principal) / focal, torch.ones_like(box[..., :1])], -1)
     forward = torch.nn.functional.normalize(forward, dim=-1)
     down = torch.zeros_like(forward)
-    down[..., 1] = 1  # no ray in front of a lens is vertical, so neither product vanishes
+    down[..., 1] = 1  # no ray in front of a lens is vertical, so neither cross product is zero
     right = torch.nn.functional.normalize(torch.linalg.cross(down, forward), dim=-1)
     return torch.stack([right, torch.linalg.cross(forward, right), forward], -2)
 

@@ -10,7 +10,7 @@ def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
     """``count`` numbers in [0, 1) for each key, independent of the rest of the batch.
 
     Args:
-        keys: ``(B,)`` int64. count: numbers for each. seed: another seed, other numbers.
+        keys: ``(B,)`` int64. count: numbers for each. seed: a different seed gives different numbers.
     Returns: ``(B, count)`` float32 on the device of the keys: the top 24 bits of a hash.
     Reference: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014), in wrapping int64 arithmetic.
     """
@@ -21,7 +21,7 @@ def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
 
 
 def hashed_normal(keys: Tensor, count: int, seed: int = 0) -> Tensor:
-    """As :func:`hashed_uniform`, of the standard normal distribution, within 5.3 deviations."""
+    """As :func:`hashed_uniform`, but from the standard normal distribution, within 5.3 deviations."""
     middle = (hashed_uniform(keys, count, seed).double() + 2.0**-25) * 2 - 1
     return (torch.erfinv(middle) * 2**0.5).float()
 

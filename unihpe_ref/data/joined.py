@@ -27,7 +27,7 @@ class JoinedSource:
     def __init__(self, sources: Sequence[FrameSource]) -> None:
         vocabularies = {(source.action_names, source.subject_names) for source in sources}
         if len(vocabularies) != 1:
-            needed = "`JoinedSource` needs sources that number actions and subjects alike"
+            needed = "`JoinedSource` needs sources with the same numbers for actions and subjects"
             came = f"{len(vocabularies)} ways in {len(sources)} sources"
             raise ValueError(three_beats(needed, came, "Give each the union as `action_names` and `subject_names`."))
         self.sources = tuple(sources)
@@ -36,13 +36,13 @@ class JoinedSource:
         self._starts = torch.cat([torch.zeros(1, dtype=torch.int64), self._sizes.cumsum(0)])
 
     def __len__(self) -> int:
-        """The number of samples of all."""
+        """The number of samples of all sources."""
         return int(self._starts[-1])
 
     def sampler(self, batch_size: int, generator: torch.Generator, min_gap_seconds: float = 1.0) -> Iterator[Tensor]:
-        """Endless batches; the share of each source is rounded up or down at random so that its mean is exact.
+        """Endless batches. The share of each source is rounded up or down at random so that its mean is exact.
 
-        Args, Raises: as for the sources.
+        Arguments and errors are those of the sources.
         """
         exact = batch_size * self._sizes.double() / len(self)
         for source, share in zip(self.sources, exact.ceil().long().tolist()):
@@ -72,12 +72,12 @@ class JoinedSource:
         for k, begun, local in self._by_source(indices):
             own = slice(max(first - begun, 0), max(min(last - begun, len(local)), 0))
             if own.start < own.stop:
-                drawn = torch.Generator().manual_seed(seeds[k])  # its own: others' rows may not be built here
+                drawn = torch.Generator().manual_seed(seeds[k])  # one per source, as others' rows may not be built here
                 parts.append(self._renumbered(k, self.sources[k].batch(local, drawn, own)))
         return _joined(parts)
 
     def _by_source(self, indices: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """Number of a source, where its samples begin in the batch, and their numbers there; without empty ones."""
+        """For each source with samples: its number, where they begin in the batch, and their numbers in the source."""
         member = torch.bucketize(indices, self._starts[1:], right=True)
         if bool((member.diff() < 0).any()):
             needed = "`JoinedSource` needs the samples of a batch source by source"

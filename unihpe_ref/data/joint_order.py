@@ -1,7 +1,7 @@
 """Checks by the proportions of limbs whether 2D poses are in the joint order that a file states.
 
-Detectors write different orders with one number of joints (COCO's, PoseTrack's and Human3.6M's 17), and files are
-copied without their names. Left and right of a whole body cannot be told from 2D and are not checked.
+Detectors write different orders with the same number of joints (COCO's, PoseTrack's and Human3.6M's 17), and files are
+copied without their names. Left and right of a whole body cannot be told apart in 2D and are not checked.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _LIMBS = {
     "upper arm": ("shoulder", "elbow"),
     "forearm": ("elbow", "wrist"),
 }
-_MOST = 2.0  # of one ratio's logarithm: a limb that points at the camera has no length
+_MOST = 2.0  # limit on one ratio's logarithm, because a limb that points at the camera has no length
 _MOST_POSES = 500
-_BETTER = 1.5  # another order has to be so many times as plausible,
-_APART = {1: 0.12, 5: 0.06}  # and by so much, from so many poses on
+_BETTER = 1.5  # another order must be this many times as plausible,
+_APART = {1: 0.12, 5: 0.06}  # and better by this difference: for fewer than 5 poses, and from 5 poses on
 
 
 def implausibility(points: Array, layout: Layout) -> Array:
-    """The deviation of the poses' proportions from people's, as a mean absolute log ratio: about 0.3 for a right order.
+    """The deviation of the poses' proportions from people's, a mean absolute log ratio: about 0.3 for a right order.
 
     Args:
         points: ``(N, K, 2)`` in the order of ``layout``, NaN where missing.
@@ -64,7 +64,7 @@ def implausibility(points: Array, layout: Layout) -> Array:
     nose = joint("nose")
     for name in ("leye", "reye", "lear", "rear"):
         terms.append(_excess(length(joint(name), nose), 0.3 * torso))
-    # all that tells COCO's eyes from PoseTrack's neck and head in the same places, so it counts four times
+    # this alone tells COCO's eyes from PoseTrack's neck and head in the same places, so it counts four times
     terms += 4 * [_excess(length(joint("leye"), joint("reye")), 0.2 * torso)]
     terms += 4 * [_excess(0.25 * torso, length(joint("head"), joint("upper_neck")))]
     terms.append(_excess(length(joint("pelvis"), hips), 0.15 * torso))
@@ -77,12 +77,12 @@ def implausibility(points: Array, layout: Layout) -> Array:
 
 
 def _excess(larger: Array, smaller: Array) -> Array:
-    """The logarithm by which a length exceeds its limit; 0 if it does not."""
+    """The log ratio by which a length exceeds its limit; 0 if it does not."""
     return np.maximum(0.0, np.log((larger + 1e-9) / (smaller + 1e-9)))
 
 
 def more_plausible(points: Array, stated: Layout) -> Layout | None:
-    """A detector's order of as many joints that fits these poses clearly better than the stated one, if any.
+    """A detector's order with the same number of joints that fits these poses clearly better than the stated one.
 
     Five poses are enough: on motion capture under random cameras with 2 % noise a right order was kept in all of 447
     groups of five, and Human3.6M's order stated as COCO's was found in 148 of 149, PoseTrack's in 118.
@@ -111,13 +111,13 @@ def more_plausible(points: Array, stated: Layout) -> Layout | None:
 def people_in_h36m(
     people: Sequence[tuple[Array, tuple[str, ...] | str | None]], *, path: Path, asked: str = "auto"
 ) -> tuple[Array, Array, str, list[str]]:
-    """Human3.6M's 17 joints of the people of a file, who may have different orders.
+    """Human3.6M's 17 joints of the people in a file, who may have different joint orders.
 
     Args:
-        people: the joints of each, ``(K, 3)`` pixels and confidence, NaN and 0 where missing, and what the file says of
-            their order, as ``named`` of :func:`decided_order`.
-        path, asked: as there.
-    Returns: joints ``(N, 17, 2)`` and confidence ``(N, 17)``; the name of the last order, and sentences.
+        people: the joints of each, ``(K, 3)`` pixels and confidence, NaN and 0 where missing, and the order that the
+            file states, as ``named`` of :func:`decided_order`.
+        path, asked: as for :func:`decided_order`.
+    Returns: joints ``(N, 17, 2)`` and confidence ``(N, 17)``; the name of the last order, and remarks.
     """
     groups: dict[tuple[int, tuple[str, ...] | str | None], list[int]] = {}
     for row, (own, named) in enumerate(people):
@@ -144,7 +144,7 @@ def named_joints(categories: Any) -> dict[Any, tuple[str, ...]]:
 def decided_order(
     points: Array, named: tuple[str, ...] | str | None, *, path: Path, asked: str = "auto"
 ) -> tuple[Layout, list[str]]:
-    """The layout of a file's joints, and a sentence if names and proportions disagree.
+    """The layout of a file's joints, and a remark if names and proportions disagree.
 
     Args:
         points: ``(N, K, 2)`` pixels, NaN where missing.
@@ -179,4 +179,4 @@ def decided_order(
         words = f"{source} says {order.name}, but the limbs are those of {other.name}"
         return order, [f"{words}: if poses look wrong, state the layout {other.name}."]
     words = f"{count} joints without names: the limbs are those of {other.name}, not of {order.name}"
-    return other, [f"{words}; names or a stated layout overrule this."]
+    return other, [f"{words}; names or a stated layout override this."]

@@ -36,7 +36,7 @@ def _between(start: dict[str, float], end: dict[str, float], share: float) -> di
     }
 
 
-# Each of the 17 as alternatives, the best first; the joint of the same name, where there is one, comes before all.
+# Alternatives for each of the 17, the best first. A joint of the same name, if there is one, comes before all of them.
 _RULES: dict[str, tuple[dict[str, float], ...]] = {
     "pelvis": (_HIPS,),
     "spine": (_between({"pelvis": 1.0}, _SHOULDERS, _SPINE), _between(_HIPS, _SHOULDERS, _SPINE)),
@@ -65,7 +65,7 @@ class Layout:
 
     @cached_property
     def sources(self) -> tuple[tuple[tuple[Array, Array], ...], ...]:
-        """For each of the 17 joints its alternatives in this layout: indices and their weights, adding up to 1."""
+        """For each of the 17 joints its alternatives in this layout: indices and their weights, which sum to 1."""
         found = []
         for target in SKELETON.joint_names:
             rules = ({target: 1.0}, *_RULES.get(target, ()))
@@ -84,8 +84,8 @@ class Layout:
         Args:
             joints: ``(..., K, C)``; NaN where a joint is missing.
             confidence: ``(..., K)``, 0 or less where a joint is missing; 1 for all unless given.
-        Returns: ``(..., 17, C)``, NaN where nothing known stands for the joint, and ``(..., 17)``, the least confidence
-            of the joints used, 0 where there is none.
+        Returns: ``(..., 17, C)``, NaN where no known joint can stand for it, and ``(..., 17)``, the least confidence of
+            the joints used, 0 if there is none.
         Raises: ValueError for another number of joints.
         """
         count = joints.shape[-2] if joints.ndim > 1 else joints.shape
@@ -170,7 +170,7 @@ LAYOUTS: dict[str, Layout] = {
         _placed("3dhp28", 28, (4, 23, 24, 25, 18, 19, 20, 3, 5, 6, 7, 9, 10, 11, 14, 15, 16)),
         # ... and of its test set; here the right side comes first
         _placed("3dhp17", 17, (14, 8, 9, 10, 11, 12, 13, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)),
-        # SMPL's own 24 joints: no top of the head; a stand-in where the vertices are not at hand
+        # SMPL's own 24 joints, without the top of the head: a substitute if the vertices are missing
         _placed("smpl24", 24, (0, 2, 5, 8, 1, 4, 7, 6, 12, 15, -1, 16, 18, 20, 17, 19, 21)),
     )
 }  # fmt: skip
@@ -180,14 +180,14 @@ DETECTED = (
     "coco17", "h36m17", "posetrack18", "coco18", "body25", "halpe26", "halpe136", "wholebody133", "mpii16",
     "blazepose33",
 )  # fmt: skip
-"""Those that files of keypoints have; of several with one number of joints the first is taken unless told otherwise."""
+"""The layouts of keypoint files; of several with the same number of joints the first is the default."""
 
 LSP_14 = (3, 2, 1, 4, 5, 6, 16, 15, 14, 11, 12, 13, 8, 10)
-"""The 14 joints of LSP, as indices into Human3.6M's 17: what SPIN, HMR and PARE evaluate."""
+"""The 14 joints of LSP, as indices into Human3.6M's 17, which SPIN, HMR and PARE evaluate."""
 
 
 def layouts_of(count: object, names: Sequence[str] = tuple(LAYOUTS)) -> list[str]:
-    """Those of ``names`` that have so many joints."""
+    """Those of ``names`` that have ``count`` joints."""
     return [name for name in names if LAYOUTS[name].num_joints == count]
 
 
@@ -219,7 +219,7 @@ def joint_name(text: str) -> str:
 
 
 def layout_of_names(names: Sequence[str]) -> Layout:
-    """The layout of a file that names its joints: one of ``LAYOUTS`` where all names agree, else one of its own.
+    """The layout of a file that names its joints: one of ``LAYOUTS`` if all names agree, else a new one.
 
     Raises: ValueError if no name matches one of the 17 joints.
     """

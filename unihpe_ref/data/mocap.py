@@ -37,8 +37,8 @@ def read_mocap(path: str | os.PathLike[str]) -> Motion:
     Args:
         path: an npz file with the entries named at the top of this file.
     Returns: a :class:`Motion` with the splits as stored, by whole sequence.
-    Raises: OSError where the file cannot be opened; ValueError where it is damaged, truncated, lacks an entry or
-        holds what it should not.
+    Raises: OSError if the file cannot be opened; ValueError if it is damaged, truncated, lacks an entry or has an
+        invalid one.
     """
     path = Path(path)
 

@@ -40,7 +40,7 @@ class Motion:
         subject, action, split, name: S strings each; ``split`` is "train" or "test".
         fps: frames per second.
         notes: remarks about how they were read, a sentence each.
-    Raises: ValueError where these do not fit together.
+    Raises: ValueError if the attributes do not fit together.
     """
 
     joints: Tensor
@@ -100,7 +100,7 @@ class Motion:
         return len(self) / self.fps
 
     def select(self, split: str) -> Motion:
-        """The sequences of one split, "train" or "test", renumbered. Raises ``ValueError`` where there are none."""
+        """The sequences of one split, "train" or "test", renumbered. Raises ``ValueError`` if there are none."""
         check_choice("Motion.select", "split", split, SPLITS)
         kept = [index for index, own in enumerate(self.split) if own == split]
         if not kept:
@@ -131,7 +131,7 @@ class Motion:
         return replace(self, joints=self.joints[frames], sequence=self.sequence[frames], fps=self.fps / step)
 
     def thinned(self, fps: float) -> Motion:
-        """:meth:`every` so many frames that ``fps`` a second are left. Raises ``ValueError`` for no whole number."""
+        """:meth:`every` k-th frame, for ``fps`` frames a second. Raises ``ValueError`` if k is not a whole number."""
         step = max(1, round(self.fps / fps))
         if abs(self.fps / fps - step) > 0.01 * step:
             needed = f"`Motion.thinned` needs a frame rate of which {self.fps:g} is a multiple"
@@ -173,7 +173,7 @@ def generate_motion(
         body = Body.random(_generator(seed, person))
         for index, chosen in enumerate(ACTIONS):
             if chosen not in actions:
-                continue  # numbered by the full table, so that a subset repeats the same takes
+                continue  # numbers follow the full table, so that a subset gives the same takes
             for take in range(takes):
                 generator = _generator(seed, person, index, take)
                 played = perform(chosen, time, generator)

@@ -22,8 +22,8 @@ MOST_PIXELS = 100_000_000  # a photograph of 100 megapixels takes 300 MB
 
 
 def open_picture(source: Path | IO[bytes]) -> Image.Image:
-    """A photograph whose pixels are still encoded. Pillow knows seventy formats and starts Ghostscript for some; only
-    those of photographs are tried.
+    """A photograph whose pixels are still encoded. Only formats of photographs are tried, because Pillow knows seventy
+    formats and starts Ghostscript for some.
 
     Raises: OSError for other files.
     """
@@ -34,7 +34,7 @@ def open_picture(source: Path | IO[bytes]) -> Image.Image:
 
 
 def decode(content: bytes, name: object, *, upright: bool = False) -> Image.Image:
-    """RGB pixels of an encoded picture, turned as its EXIF orientation says if ``upright``.
+    """RGB pixels of an encoded picture, turned by its EXIF orientation if ``upright``.
 
     Data sets annotate pixels as stored; photographs are shown upright.
     Raises ``ValueError`` if it is damaged or too large for a photograph.
@@ -62,7 +62,7 @@ def warp(picture: Image.Image, affine: Array, size: tuple[int, int]) -> Array:
     linear, shift = np.asarray(affine[:, :2], float), np.asarray(affine[:, 2], float)
     back = np.linalg.inv(linear)
     origin = -back @ shift
-    # Pillow puts the centre of a pixel at +0.5
+    # Pillow has the centre of a pixel at +0.5
     origin = origin + 0.5 - back @ np.array([0.5, 0.5])
     data = (back[0, 0], back[0, 1], origin[0], back[1, 0], back[1, 1], origin[1])
     turned = picture.transform((size[1], size[0]), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
@@ -99,5 +99,5 @@ class Shards:
         return self._maps[shard][int(start) : int(end)].tobytes()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open maps, because workers open their own."""
+        """The state without the open maps, because workers open their own."""
         return {"_files": self._files, "_offsets": self._offsets, "_maps": {}}

@@ -9,7 +9,7 @@ The folder::
     manifest.json        format, source files and their hashes, tables, every piece with its SHA-256
     arrays/*.npy         one row a sample (or a frame), and the cameras
     pictures/*.bin       with crops: JPEGs end to end; arrays/picture_offsets.npy says where each begins
-    source/              what an archive held, kept where pictures are read from it
+    source/              the contents of an archive, kept if pictures are read from it
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ def prepare(
     fps: float | None = None,
     crops: bool = False,
     joints: Mapping[str, str] | None = None,
-    say: Say = len,  # to nobody
+    say: Say = len,  # says nothing
 ) -> Recording | Motion:
     """Converts data into ``folder`` and opens them.
 
     Args:
         source: a file or folder that a reader knows, or a zip or tar archive of one.
-        folder: made where it does not exist; an unfinished one of the same source and options is gone on with.
+        folder: made if it does not exist; an unfinished one of the same source and options is continued.
         form: the reader; recognised unless given.
-        fps: keeps so many frames a second of each sequence; all unless given.
-        crops: cuts every person out, with half a box more around, and packs the crops; otherwise pictures stay where
+        fps: keeps this many frames per second of each sequence; all unless given.
+        crops: cuts every person out, with a margin of half a box, and packs the crops; otherwise pictures stay where
             they are.
-        joints: of BVH, as :func:`~unihpe_ref.data.read_data`.
+        joints: for BVH, as in :func:`~unihpe_ref.data.read_data`.
         say: called with progress messages.
-    Raises: FileExistsError where the folder holds other files; OSError and ValueError as the readers.
+    Raises: FileExistsError if the folder holds other files; OSError and ValueError as in the readers.
     """
     if fps is not None:
         fps = check_number("prepare", "fps", fps, above=0, below=1e6, remedy="Leave it out for all frames.")
@@ -83,7 +83,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if is_prepared(folder):
-            (folder / PROGRESS).unlink(missing_ok=True)  # killed between the two
+            (folder / PROGRESS).unlink(missing_ok=True)  # left by a process that was killed after it wrote the manifest
             raise FileExistsError(three_beats(needed, f"finished data ({MANIFEST})", "Choose another, or remove it."))
         return _prepare(source, folder, form, fps, crops, joints, say)
 
@@ -124,7 +124,7 @@ def _prepare(
 
 
 def _holds_something_else(folder: Path) -> bool:
-    """Whether there is anything that neither :func:`prepare` nor a process that was killed in it has left."""
+    """Whether the folder holds anything that is not from :func:`prepare`, finished or killed."""
     ours = is_prepared(folder) or _is_ours(folder)
     return not ours and any(path.name != LOCK and not path.match(".*.tmp") for path in folder.iterdir())
 
@@ -135,7 +135,7 @@ def open_data(
     """Prepared data, or whatever a reader knows.
 
     Args:
-        path: file or folder. form, joints: of data that are not prepared, as :func:`~unihpe_ref.data.read_data`.
+        path: file or folder. form, joints: for data that are not prepared, as in :func:`~unihpe_ref.data.read_data`.
         verify: compares prepared data with their hashes.
     Raises: OSError or ValueError.
     """
@@ -149,7 +149,7 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
 
     Args:
         folder: with a manifest. verify: compares every byte with its hash.
-    Raises: FileNotFoundError for an unfinished folder; ValueError where a piece is missing, altered, or not ours.
+    Raises: FileNotFoundError for an unfinished folder; ValueError if a piece is missing, altered, or not ours.
     """
     if not is_prepared(folder):
         came = "an unfinished one" if (folder / PROGRESS).exists() else "none"
@@ -172,7 +172,7 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Recording | Motion:
         opened = _open_recording if manifest["kind"] == "recording" else _open_motion
         try:
             return opened(folder, manifest, arrays)
-        except (TypeError, ValueError) as error:  # in words, but not of which folder
+        except (TypeError, ValueError) as error:  # the message does not name the folder
             raise unfit(needed, f"parts that do not fit ({error})", "Prepare it again.") from error
 
 
@@ -191,7 +191,7 @@ def _fault(folder: Path, name: str, piece: dict[str, Any], verify: bool) -> str 
 
 
 class _Pieces:
-    """The files of a folder: each is written once, entered with its hash, and kept after an interruption."""
+    """The files of a folder: each is written once, recorded with its hash, and kept after an interruption."""
 
     def __init__(self, folder: Path, key: str, archive: str | None, say: Say) -> None:
         self.folder = folder
@@ -224,13 +224,13 @@ class _Pieces:
         self.say(f"{name}: {self.done[name]['bytes'] / 2**20:.1f} MB")
 
     def array(self, name: str, array: Array) -> None:
-        """An array as ``arrays/name.npy``."""
+        """Writes an array as ``arrays/name.npy``."""
         name = f"arrays/{name}.npy"
         if not self.holds(name):
             self.put(name, lambda file: np.save(file, np.ascontiguousarray(array), allow_pickle=False))
 
     def remove_others(self) -> None:
-        """Removes what an earlier run with other options, or an interrupted write, left."""
+        """Removes files left by an earlier run with other options, or by an interrupted write."""
         for name in ("arrays", "pictures"):
             for path in (self.folder / name).iterdir():
                 if f"{name}/{path.name}" not in self.done:
@@ -277,11 +277,11 @@ def crop_map(box: Array, margin: float = CROP_MARGIN, size: tuple[int, int] = CR
 
 
 def _pack(recording: Recording, pieces: _Pieces) -> Recording:
-    """Cuts every person that has a picture out of it; the pack has a picture for each of these samples."""
+    """Cuts every person who has a picture out of it; the pack has a picture for each of these samples."""
     rows = np.flatnonzero((np.asarray(recording.picture) >= 0) & all_finite(recording.box, 1))
     if not len(rows):
         raise ValueError(
-            three_beats("`prepare` needs, for `crops`, samples with pictures", "none", "Leave the option out.")
+            three_beats("`prepare` with `crops` needs samples with pictures", "none", "Leave the option out.")
         )
     affine = np.full((len(recording), 2, 3), np.nan, np.float32)
     number = np.full(len(recording), -1)
@@ -326,7 +326,7 @@ def _cut(recording: Recording, rows: Array, affine: Array) -> Iterator[bytes]:
 
 
 def _sources(data: Recording | Motion, place: Path, source: Path, archive: str | None) -> dict[str, dict[str, Any]]:
-    """The files that were read, with sizes and hashes; that of the archive is known."""
+    """The files that were read, with sizes and hashes; the archive's hash is known already."""
     if place != source:
         files = [source]
     elif isinstance(data, Recording):

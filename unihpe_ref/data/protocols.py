@@ -18,7 +18,7 @@ from .shapes import Array, all_finite
 ALL_17 = tuple(range(17))
 
 FAULTY_H36M = ("S9 Greeting", "S9 SittingDown", "S9 Waiting 1")
-"""Takes of Human3.6M whose 3D ground truth is displaced against the pictures."""
+"""Takes of Human3.6M whose 3D ground truth is displaced relative to the pictures."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Protocol:
 
     Attributes:
         name: the key in :data:`PROTOCOLS`. about: a sentence, with its users.
-        split: whose samples. subjects, cameras: only these; all where empty.
-        every: every so many frames, counted from 0 at the recording's frame rate.
-        every_sample: every so many of the samples that are left, across sequences.
+        split: whose samples. subjects, cameras: only these; all if empty.
+        every: takes one frame in this many, counted from 0 at the recording's frame rate.
+        every_sample: takes one in this many of the remaining samples, across sequences.
         without: sequences that are left out.
-        joints: of the 17, those that errors are averaged over (and, for PA-MPJPE, aligned by).
-        mean: "actions" averages the actions' means, "frames" averages over frames; the usual one of the protocol.
-        metrics: those that it reports.
+        joints: those of the 17 that errors are averaged over (and, for PA-MPJPE, aligned by).
+        mean: "actions" averages the actions' means, "frames" averages over frames; the protocol's usual one.
+        metrics: the metrics that it reports.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Protocol:
     def select(self, recording: Recording) -> Array:
         """The samples it evaluates, ``(N',)`` int64, in the recording's order.
 
-        Raises: ValueError where the recording has none of them.
+        Raises: ValueError if the recording has none of them.
         """
         keep = (recording.splits == self.split) & (recording.frame % self.every == 0)
         if self.subjects:

@@ -58,16 +58,16 @@ class Recording:
         frame: ``(N,)`` int64, the frame's number at its sequence's frame rate; ascending in a view of a sequence.
         picture: ``(N,)`` int64, row of ``pictures``; -1 without one.
         cameras: a :class:`~unihpe_ref.data.camera.Camera` batch ``(C,)``. camera_name: ``(C,)`` strings; a moving
-            camera has a row for each frame, all of one name. calibrated: ``(C,)`` bool, False where focal length and
+            camera has a row for each frame, all with one name. calibrated: ``(C,)`` bool, False if focal length and
             centre are assumed.
         sequence_name, subject, action, split: S strings each; fps: S frame rates.
         pictures: ``(P,)`` strings, paths below ``folder``.
         detected_2d: ``(N, 17, 2)`` float32, a detector's joints in the same frames, or None.
-        picture_affine: ``(N, 2, 3)`` float32, full-image pixels to pixels of the stored picture, where the stored
-            picture is a crop already; None where it is the full image.
-        notes: the reader's remarks. sources: the files that were read, pictures aside.
-        pack: holds the pictures where they are packed into few files instead of standing below ``folder``.
-    Raises: ValueError where these do not fit together.
+        picture_affine: ``(N, 2, 3)`` float32, full-image pixels to pixels of the stored picture, if the stored picture
+            is already a crop; None if it is the full image.
+        notes: the reader's remarks. sources: the files that were read, except pictures.
+        pack: holds the pictures if they are packed into few files; otherwise they are below ``folder``.
+    Raises: ValueError if the attributes do not fit together.
     """
 
     format: str
@@ -147,7 +147,7 @@ class Recording:
 
     @property
     def views(self) -> Array:
-        """``(N,)`` int64: the number of each sample's view, a sequence seen by a camera of one name."""
+        """``(N,)`` int64: the number of each sample's view. A view is one sequence seen by one named camera."""
         _, named = np.unique(self.camera_name, return_inverse=True)
         key = self.sequence.astype(np.int64) * (int(named.max(initial=0)) + 1) + named[self.camera]
         return np.unique(key, return_inverse=True)[1].astype(np.int64)
@@ -161,7 +161,7 @@ class Recording:
         return replace(self, **chosen)
 
     def select(self, split: str) -> Recording:
-        """The samples of one split. Raises ``ValueError`` where there are none."""
+        """The samples of one split. Raises ``ValueError`` if there are none."""
         mask = self.splits == split
         if not mask.any():
             needed = f"`Recording.select` needs samples of the split {split!r}"
@@ -171,7 +171,7 @@ class Recording:
     def thinned(self, fps: float) -> Recording:
         """Every k-th frame of each sequence, from its frame 0, for ``fps`` frames a second.
 
-        Raises: ValueError where a frame rate is no whole multiple of it.
+        Raises: ValueError if a frame rate is no whole multiple of it.
         """
         steps = np.array(self.fps) / fps
         whole = np.maximum(steps.round(), 1).astype(np.int64)
@@ -193,7 +193,7 @@ class Recording:
         return self.folder / name
 
     def picture_bytes(self, sample: int) -> bytes | None:
-        """The encoded picture of a sample; None without one. Raises ``OSError`` where its file cannot be read."""
+        """The encoded picture of a sample; None without one. Raises ``OSError`` if its file cannot be read."""
         number = int(self.picture[sample])
         if number < 0:
             return None
@@ -209,15 +209,14 @@ class Recording:
 
 
 def row_fields(recording: Recording) -> dict[str, Array]:
-    """The arrays with one row a sample, by name; the optional ones only where they are there."""
+    """The arrays with one row for each sample, by name; optional ones only if they exist."""
     names = [*_ROWS, *(name for name in _OPTIONAL_ROWS if getattr(recording, name) is not None)]
     return {name: getattr(recording, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Lens:
-    """A camera of a recording, in pixels and metres; the rest of it is that of a camera without distortion at the
-    world's origin."""
+    """A camera of a recording, in pixels and metres; by default without distortion and at the world's origin."""
 
     focal: Array | float
     principal: Array
@@ -228,7 +227,7 @@ class Lens:
     translation: Any = 0.0
 
     def values(self, name: str) -> Array:
-        """One of these as :class:`Camera` has it; a single number stands for all."""
+        """One of the fields in :class:`Camera`'s form; a single number is repeated."""
         value = np.asarray(getattr(self, name), float)
         shape = TRAILING[name]
         return value.reshape(shape) if value.size > 1 else np.broadcast_to(value.ravel(), shape)
@@ -275,12 +274,12 @@ class RecordingBuilder:
         """Adds F samples of one sequence.
 
         Args:
-            sequence, camera: numbers from above; a camera for each frame where it moves. frame: ``(F,)``.
+            sequence, camera: numbers from the methods above; one camera for each frame if it moves. frame: ``(F,)``.
             joints_2d: ``(F, 17, 2)`` pixels. confidence: ``(F, 17)``; 1 where ``joints_2d`` is finite unless given.
             joints_cam: ``(F, 17, 3)`` metres in the camera's frame, or instead
-            joints_3d: ``(F, 17, 3)`` metres from the pelvis, where the distance is unknown.
-            box: ``(F, 3)``; around the joints unless given (around the detected ones where there are no others).
-            pictures: F paths below the folder, "" where there is none.
+            joints_3d: ``(F, 17, 3)`` metres from the pelvis, if the distance is unknown.
+            box: ``(F, 3)``; around the joints unless given (around the detected ones if there are no others).
+            pictures: F paths below the folder, "" for frames without a picture.
             detected_2d, picture_affine: as in :class:`Recording`.
         """
         count = len(frame)
@@ -317,7 +316,7 @@ class RecordingBuilder:
         self._parts.append({name: None if value is None else _typed(name, value) for name, value in part.items()})
 
     def build(self) -> Recording:
-        """The recording. Raises ``ValueError`` where nothing was added."""
+        """The recording. Raises ``ValueError`` if nothing was added."""
         if not sum(len(part["frame"]) for part in self._parts if part["frame"] is not None):
             needed = f"the format {self.name} needs at least one sample below {self.folder}"
             raise ValueError(three_beats(needed, "none", "Check the folder against the documentation."))
@@ -362,7 +361,7 @@ def _typed(name: str, value: Array) -> Array:
 
 
 def boxes_of(joints_2d: Array, *, padding: float = 1.25, aspect: float = 3 / 4) -> Array:
-    """:func:`.boxes.joint_box` of the known joints: ``(F, J, 2)`` with NaN to ``(F, 3)``; NaN where none is known."""
+    """:func:`.boxes.joint_box` of the known joints: ``(F, J, 2)`` with NaN to ``(F, 3)``; NaN if none is known."""
     known = np.isfinite(joints_2d)
     low = np.where(known, joints_2d, np.inf).min(1)
     high = np.where(known, joints_2d, -np.inf).max(1)

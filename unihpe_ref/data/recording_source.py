@@ -22,7 +22,7 @@ from .skeleton import SKELETON, flip_joints
 from .source import Augmentation, Change, FrameSource, Seen, mirror_cameras
 
 JOINT_NOISE = {"annotated": 0.0, "detected": 0.015}
-"""How much 2D joints err by where they come from: a standard deviation in shares of the box's longer side."""
+"""Error of 2D joints by their origin: a standard deviation in shares of the box's longer side."""
 
 
 class RecordingSource(FrameSource):
@@ -37,10 +37,10 @@ class RecordingSource(FrameSource):
         convention: of the crops' pixels, "aligned", "classic" or "udp" (``boxes.py``).
         need_3d: False also takes samples without 3D joints, whose ``joints_3d`` and ``root`` are then NaN.
         protocol: what ``evaluation_indices`` covers; every frame unless given.
-        min_distance: metres; the poses of a batch of ``sampler`` differ by at least so much (root mean square over
+        min_distance: metres; the poses of a batch of ``sampler`` differ by at least this (root mean square over
             joints, in the camera's frame), across sequences. 0 does not check; 0.02 excludes near duplicates.
-        image_size, augment, view, joint_noise, action_names, subject_names: as
-            :class:`~unihpe_ref.data.source.FrameSource` says.
+        image_size, augment, view, joint_noise, action_names, subject_names: as in
+            :class:`~unihpe_ref.data.source.FrameSource`.
     Raises: ValueError for an unknown name, or if no sample is complete.
     """
 
@@ -93,7 +93,7 @@ class RecordingSource(FrameSource):
         self._choose(np.flatnonzero(usable))
 
     def _choose(self, rows: np.ndarray) -> None:
-        """Makes these rows of the recording the samples; its arrays stay where they are, memory-mapped or not."""
+        """Makes these rows of the recording the samples; its arrays are not copied, memory-mapped or not."""
         self._rows = rows
         sequence, views, time = (
             torch.from_numpy(np.array(column[rows]))
@@ -103,19 +103,19 @@ class RecordingSource(FrameSource):
 
     @property
     def evaluated_joints(self) -> tuple[int, ...]:
-        """Those that errors are averaged over: the protocol's, or all 17."""
+        """The joints that errors are averaged over: the protocol's, or all 17."""
         return super().evaluated_joints if self.protocol is None else self.protocol.joints
 
     @property
     def evaluated_metrics(self) -> tuple[str, ...]:
-        """Those that the protocol is known for; MPJPE and PA-MPJPE without one."""
+        """The protocol's metrics; MPJPE and PA-MPJPE without a protocol."""
         return super().evaluated_metrics if self.protocol is None else self.protocol.metrics
 
     def split(self, name: str) -> RecordingSource:
         """The samples of a split as a source of their own, with the same options and the same numbers for actions and
         subjects; samples are renumbered. A protocol of another split is dropped.
 
-        Raises: ValueError where the split has no such samples.
+        Raises: ValueError if the split has no such samples.
         """
         rows = self._rows[self.recording.splits[self._rows] == name]
         if not len(rows):
@@ -147,7 +147,7 @@ class RecordingSource(FrameSource):
         )
         camera = recording.cameras[torch.from_numpy(np.array(recording.camera[rows]))]
         other = change.reshaped(joints)
-        if other is not joints:  # pixels move as the joints' projections do, and keep a detector's error
+        if other is not joints:  # pixels move with the joints' projections, and keep a detector's error
             pixels = pixels + camera.project(other + root[:, None]) - camera.project(joints + root[:, None])
             joints = other
         moved = torch.eye(2, 3).repeat(len(rows), 1, 1)
@@ -172,9 +172,9 @@ class RecordingSource(FrameSource):
         return Seen(joints, root, pixels, mirror_cameras(camera, mirror), pictures)
 
     def _pictures(self, rows: np.ndarray, affine: Tensor) -> Tensor:
-        """Crops ``(B, 3, H, W)``, normalised; ``affine`` leads from the full picture to the crop."""
+        """Crops ``(B, 3, H, W)``, normalised; ``affine`` maps the full picture to the crop."""
         assert self.image_size is not None
-        if self.recording.picture_affine is not None:  # what is stored is a crop of the full picture
+        if self.recording.picture_affine is not None:  # the stored picture is a crop of the full one
             affine = compose_affine(affine, invert_affine(torch.from_numpy(self.recording.picture_affine[rows])))
         crops = np.empty((len(rows), *self.image_size, 3), np.uint8)
         for position, row in enumerate(rows):

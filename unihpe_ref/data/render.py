@@ -4,8 +4,8 @@ They show a person, the pose and depth, and are not meant to look real. A pictur
 crop, through the crop's intrinsics, so that joints and pixels agree. Everything that varies (clothes, skin, light,
 background) comes from a row of uniform numbers, so a picture is a function of its pose, camera and row.
 
-Every capsule lists the pixels of its bounding rectangle, all capsules of all pictures in one flat list; each
-entry gets a coverage, a depth and a shade; the two nearest entries of each pixel are blended over the background.
+One flat list holds the pixels of the bounding rectangles of all capsules of all pictures. Each entry gets a coverage, a
+depth and a shade; the two nearest entries of each pixel are blended over the background.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def render_poses(
         joints_cam: ``(B, 17, 3)`` camera metres, all in front of the camera.
         intrinsics: ``(B, 3, 3)`` of the picture (see :func:`.camera.crop_intrinsics`); square pixels, no skew.
         size: (height, width).
-        noise: ``(B, NOISE_CHANNELS)`` in [0, 1), what the pictures look like; drawn from ``generator`` if left out.
+        noise: ``(B, NOISE_CHANNELS)`` in [0, 1), which sets the pictures' looks; drawn from ``generator`` if left out.
         normalise: by ImageNet's mean and deviation; otherwise RGB in [0, 1].
     Returns: ``(B, 3, H, W)`` float32.
     Raises: ValueError for shapes that do not fit.
@@ -192,7 +192,7 @@ def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str,
     z0, z1, thick0, thick1 = _columns(torch.cat([depth, radius], -1), owner)
     near = z0 + t * (z1 - z0) - steep * (thick0 + t * (thick1 - thick0))
     picture = torch.div(owner, len(_CAPSULES), rounding_mode="floor")
-    # Shading sees the surface as round as its part is; `facing` is the cosine to the line of sight.
+    # Shading uses the roundness of each part; `facing` is the cosine to the line of sight.
     facing = 1 - _ROUNDNESS.to(steep.device)[owner % len(_CAPSULES)] * (1 - steep)
     tilt = (1 - facing.square()).clamp(min=0).sqrt() / distance.clamp(min=1e-6)
     lamp_x, lamp_y, lamp_z = _columns(light[:, None], picture)
@@ -200,7 +200,7 @@ def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str,
     shade = (0.46 + 0.12 * facing + 0.5 * lit.clamp(min=0)).clamp(max=1.15)
     colours = torch.stack([palette[capsule[4]] for capsule in _CAPSULES], 1).flatten(0, 1)  # (B P, 3)
 
-    # The two nearest entries of each pixel; depth in units of 0.1 mm above the entry's number, so ties are settled.
+    # The two nearest entries of each pixel; the sort key is the depth in units of 0.1 mm, then the entry's number.
     target = picture * (height * width) + row[inside] * width + column[inside]
     entry = torch.arange(len(owner), device=owner.device)
     key = ((near.clamp(0, 1e4) * 1e4).long() << 32) | entry

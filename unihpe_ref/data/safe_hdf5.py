@@ -13,10 +13,10 @@ from .archives import is_bomb
 
 
 def read_hdf5(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Data sets of numbers by name; those that are not there are left out.
+    """Data sets of numbers by name; absent ones are left out.
 
-    Raises: OSError where the file cannot be read; ValueError for links, storage in other files, virtual data sets,
-        types other than numbers, and data that are far larger than the file.
+    Raises: OSError if the file cannot be read; ValueError for links, storage in other files, virtual data sets,
+        types other than numbers, and data far larger than the file.
     """
     import h5py
 

@@ -26,9 +26,9 @@ _Read = Callable[[int], "bytes | bytearray"]
 
 
 def read_cells(path: Path, names: Sequence[str]) -> dict[str, list[NDArray[Any]]]:
-    """The cells of variables by name, in MATLAB's order; variables that are not there are left out.
+    """The cells of variables by name, in MATLAB's order; absent variables are left out.
 
-    Raises: OSError where the file cannot be read; ValueError for another format, cells of anything but real numbers,
+    Raises: OSError if the file cannot be read; ValueError for another format, cells of anything but real numbers,
         and sizes that the file does not hold.
     """
     found = {}
@@ -73,7 +73,7 @@ class _Part:
         return _exactly(self._read, count)
 
     def values(self, *kinds: int) -> NDArray[Any]:
-        """The numbers of the next element, which is of one of those kinds."""
+        """The numbers of the next element, which must be of one of ``kinds``."""
         tag = self.take(4)
         kind = int(np.frombuffer(tag, "<u4")[0])
         if kind >> 16:  # up to four bytes, in the tag itself
@@ -88,7 +88,7 @@ class _Part:
         return np.frombuffer(content, "<" + _NUMBERS[kind])
 
     def matrix(self) -> tuple[list[int], str, int]:
-        """The shape of a matrix, its name and its class, complex ones as 0."""
+        """The shape of a matrix, its name and its class; the class is 0 for a complex matrix."""
         flags = self.values(_UINT32)
         if len(flags) and flags[0] & 0xFF == _OPAQUE:
             return [], "", _OPAQUE

@@ -4,8 +4,8 @@ Data sets come as pickles (3DPW, ``cameras.pkl``) and as npz files with pickles 
 unpickler imports and calls whatever a file names. This one knows the eight names of numpy's arrays and replaces each by
 a function that builds plain arrays from checked parts; everything else is refused.
 
-A few bytes can also request gigabytes or years: a place in the memo, a size, or a dictionary key that is a tuple of one
-tuple twice, forty times nested. So the instructions are checked before they are executed.
+A few bytes can also request gigabytes or years of work: a place in the memo, a size, or a dictionary key that is a
+tuple of the same tuple twice, nested forty times. So the instructions are checked before they are executed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PLAIN_DTYPE = re.compile(r"[|<>=]?(?:[biufcSU]\d+|O\d*|b1)")
 
 
 class UnsafePickle(ValueError):
-    """A pickle that asks for something other than arrays and plain values."""
+    """A pickle that requests something other than arrays and plain values."""
 
 
 class Inert:
@@ -64,10 +64,10 @@ def load_pickle(path: str | os.PathLike[str], *, encoding: str = "latin1", inert
     """Reads one pickle, of Python 2 or 3, protocols 0 to 5.
 
     Args:
-        path: the file. encoding: of the byte strings of Python 2, whose arrays need latin1.
+        path: the file. encoding: of byte strings from Python 2, whose arrays need latin1.
         inert: packages whose objects are read as :class:`Inert` data instead of being refused.
     Returns: dictionaries, lists, tuples, texts, numbers and numpy arrays (of plain types, or of such objects).
-    Raises: OSError where the file cannot be opened; ValueError where it is damaged or asks for anything else.
+    Raises: OSError if the file cannot be opened; ValueError if it is damaged or asks for anything else.
     """
     path = Path(path)
     return _load(path.read_bytes(), str(path), encoding, inert)
@@ -78,7 +78,7 @@ def read_npz(path: str | os.PathLike[str], names: tuple[str, ...] | None = None)
 
     Args:
         path: the archive. names: the entries to read; all unless given. Those that are absent are left out.
-    Raises: OSError where the file cannot be opened; ValueError where it is damaged or holds more than arrays.
+    Raises: OSError if the file cannot be opened; ValueError if it is damaged or holds more than arrays.
     """
     path = Path(path)
     with reading(f"{path} needs to be a whole npz archive"), zipfile.ZipFile(path) as archive:
@@ -148,8 +148,8 @@ class _Part:
 def _look_through(content: bytes) -> None:
     """Refuses instructions that take far more memory or time than their bytes, without executing them.
 
-    Tuples have to be bounded before they are made: a dictionary hashes its keys, which goes through all of a tuple, as
-    often as it is reached, and as deep as it is.
+    Tuples must be bounded before they are made, because a dictionary hashes its keys, and hashing a tuple visits all of
+    its parts, each as often as it occurs and at any depth.
     """
     stack: list[_Part | None] = []  # None: a mark
     memo: dict[int, _Part] = {}
@@ -183,7 +183,7 @@ def _look_through(content: bytes) -> None:
                 stack.pop()
                 count = operation.stack_before.index(pickletools.markobject)
             if name == "POP" and stack and stack[-1] is None:
-                stack.pop()  # as the unpickler does: a mark
+                stack.pop()  # pops the mark, as the unpickler does
                 continue
             for _ in range(count):
                 parts.append(_top(stack))
@@ -249,7 +249,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: IO[bytes], encoding: str, inert: tuple[str, ...]) -> None:
         super().__init__(file, encoding=encoding)
         self._inert = inert
-        self._inert_class = type("Inert", (Inert,), {})  # of this file alone
+        self._inert_class = type("Inert", (Inert,), {})  # a new class for each file
 
     def find_class(self, module: str, name: str) -> Any:
         if any(module == package or module.startswith(f"{package}.") for package in self._inert):
@@ -305,7 +305,7 @@ class _Dtype:
 
 
 class _Made:
-    """A function in the place of a name; without attributes, so that a file cannot alter it for the next one."""
+    """A function that replaces a name. It has no attributes, so that a file cannot change it for the next file."""
 
     __slots__ = ("_make",)
 
@@ -391,12 +391,12 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     **{(module, name): made for module in ("builtins", "__builtin__") for name, made in _BUILTINS.items()},
 }
-"""What a name in a file stands for."""
+"""The replacements for the names in a file."""
 _OF_INERT = {
     **{(module, name): _rebuild for module in ("copyreg", "copy_reg") for name in ("_reconstructor", "__newobj__")},
     **{(module, "object"): _class for module in ("builtins", "__builtin__")},
 }
-"""The same, of objects that are kept as data."""
+"""The same for objects that are kept as data."""
 
 
 def _plain(dtype: Any) -> np.dtype[Any]:

@@ -1,4 +1,4 @@
-"""Samples frames for batches without neighbours, which are nearly equal and so wrong as negatives of each other."""
+"""Samples frames for batches without neighbours, because neighbours are nearly equal and so are false negatives."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class SpacedSampler:
     Where frames are missing, the next existing frame at least a gap after the last one is taken.
 
     Args:
-        group: ``(N,)`` int64, 0 .. G - 1, which frames are neighbours (a sequence, or a sequence seen by a camera).
-        time: ``(N,)`` int64, when, in frames of the group.
-        gap: ``(G,)`` int64, the least distance in time, >= 1.
-        poses: ``(N, J, 3)``, what :meth:`batches` compares with ``min_distance``; None does without it.
+        group: ``(N,)`` int64, 0 .. G - 1, the group of each frame (a sequence, or a sequence seen by a camera).
+        time: ``(N,)`` int64, the time of each frame, in frames of its group.
+        gap: ``(G,)`` int64, the smallest distance in time, >= 1.
+        poses: ``(N, J, 3)``, which :meth:`batches` compares by ``min_distance``; None if that is not used.
 
     Attributes:
-        available: how many frames every batch can have, whatever its phases.
+        available: the number of frames that every batch can have, whatever its phases.
     """
 
     def __init__(self, group: Tensor, time: Tensor, gap: Tensor, poses: Tensor | None = None) -> None:
@@ -56,9 +56,9 @@ class SpacedSampler:
 
         Args:
             batch_size: at most ``available``. generator: on the CPU.
-            min_distance: poses of a batch differ by at least so much (root mean square over joints, in the unit of
-                the poses), whatever groups they come from; 0 does not check.
-        Raises: ValueError, when a batch is drawn, if too few poses differ so much.
+            min_distance: poses of a batch differ by at least this (root mean square over joints, in the unit of the
+                poses), whatever groups they come from; 0 does not check.
+        Raises: ValueError, when a batch is drawn, if too few poses differ by that.
         """
         while True:
             if bool((self._gap == self._gap[0]).all()):

@@ -1,4 +1,4 @@
-"""Arrays: their type, where they are finite, and the shape check of cameras, boxes and joints."""
+"""Arrays: their type, whether they are finite, and the shape check of cameras, boxes and joints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shape = tuple[int | str, ...]
 
 
 def all_finite(array: Array, axes: int | tuple[int, ...]) -> Array:
-    """Where all numbers along the axes are finite."""
+    """True where all numbers along the axes are finite."""
     return np.asarray(np.isfinite(array).all(axes))
 
 
@@ -24,8 +24,8 @@ def check_tensors(operation: str, tensors: dict[str, tuple[Tensor, Shape]], *, o
     """Raise unless every tensor ends in its shape, their leading shapes broadcast, and all are on one device.
 
     Args:
-        tensors: name to a tensor and its last sizes, as ``check_shape`` takes them.
-        one_type: asks for one type of numbers, too, as a matrix product does.
+        tensors: maps a name to a tensor and its last sizes, as for ``check_shape``.
+        one_type: whether all must have one dtype, too, as for a matrix product.
     """
     leading = []
     for name, (value, shape) in tensors.items():
@@ -33,7 +33,7 @@ def check_tensors(operation: str, tensors: dict[str, tuple[Tensor, Shape]], *, o
         leading.append(value.shape[: value.ndim - len(shape)])
         if value._is_zerotensor():  # torch divides by one silently
             needed = f"`{operation}` needs `{name}` in memory"
-            raise ValueError(three_beats(needed, "torch's tensor of zeros without any", "Call `.clone()` first."))
+            raise ValueError(three_beats(needed, "torch's zero tensor without memory", "Call `.clone()` first."))
     values = [value for value, _ in tensors.values()]
     check_same_device(operation, list(tensors), values)
     needed = "leading shapes that broadcast"

@@ -41,7 +41,7 @@ VIEWS = ("box", "camera")
 _ROAM = 1.5  # metres: largest distance of a person from the middle of the room, as in Human3.6M
 # What :func:`random_camera` draws from.
 _VARIED: dict[str, Any] = {"distance": (2.5, 8.0), "height": (0.3, 3.0), "roll_degrees": 5.0}
-_VARIED_ROAM = 0.3  # of the camera's distance, if that is less than _ROAM, so that nobody enters the lens
+_VARIED_ROAM = 0.3  # share of the camera's distance that limits roaming, too, so that nobody enters the lens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Change:
 
     Attributes:
         angle: ``(B,)``, by which the camera rolls. mirror: ``(B,)`` bool.
-        scale: ``(B,)``, what multiplies the box's side. shift: ``(B, 2)``, of the box, in shares of its side.
+        scale: ``(B,)``, factor on the box's side. shift: ``(B, 2)``, of the box, in shares of its side.
         errors: displacements of the 2D joints, ``(B, 17, 2)``, and each sample's deviation ``(B,)``.
         lengths: ``(B, 16)`` metres of the limbs, NaN for samples that stay as recorded.
         turns: ``(B, 16, 3)``, rotation vectors of the limbs.
@@ -65,7 +65,7 @@ class Change:
     turns: Tensor | None = None
 
     def reshaped(self, joints: Tensor) -> Tensor:
-        """``(B, 17, 3)`` joints with their limbs turned and of their new lengths."""
+        """``(B, 17, 3)`` joints with turned limbs of the new lengths."""
         if self.turns is not None:
             joints = with_turns(joints, self.turns)
         if self.lengths is not None:
@@ -84,7 +84,7 @@ class Augmentation:
     scale: float = 0.25  # the box grows or shrinks by up to this share
     rotation_degrees: float = 30.0  # the camera rolls about its optical axis by up to this much
     shift: float = 0.0  # the box moves by up to this share of its side
-    joint_noise: float = 0.0  # 2D joints err, each sample's by a deviation drawn up to this share of the box's side
+    joint_noise: float = 0.0  # 2D joints err; each sample draws its deviation, up to this share of the box's side
     bodies: float = 0.0  # probability that a sample is another body (see ``bodies.py``); not with pictures
     limb_degrees: float = 0.0  # limbs turn about their joints, by a deviation of up to this much; not with pictures
 
@@ -100,10 +100,10 @@ class Augmentation:
                 raise ValueError(three_beats(needed, repr(value), "0 switches it off."))
 
     def draw(self, count: int, generator: torch.Generator, rows: slice = slice(None)) -> Change:
-        """The augmentation of a batch of ``count``, drawn for all of it and returned for ``rows``.
+        """The augmentation of a batch of ``count``, drawn for the whole batch and returned for ``rows``.
 
-        Without noise, other bodies or turned limbs nothing is drawn for them. The square root of the noise's deviation
-        is uniform: small errors matter most to a lifter and are drawn most.
+        Nothing is drawn for noise, other bodies or turned limbs that are off. The square root of the noise's deviation
+        is uniform: small errors matter most to a lifter and are drawn most often.
         """
         draw = torch.rand(count, 5, generator=generator)[rows]
         errors = lengths = turns = None
@@ -129,7 +129,7 @@ class Augmentation:
 
 
 class Source(Protocol):
-    """What training draws batches from: one data set (:class:`FrameSource`) or several (``JoinedSource``)."""
+    """A source of training batches: one data set (:class:`FrameSource`) or several (``JoinedSource``)."""
 
     def batch(self, indices: Tensor, generator: torch.Generator, rows: slice = ...) -> PoseBatch:
         """A training batch."""
@@ -157,22 +157,22 @@ class Seen:
 class FrameSource(ABC):
     """Draws batches of one data set: a motion (:class:`PoseSource`) or a recording (``RecordingSource``).
 
-    A subclass names its samples by ``_hold`` and shows them by ``_look``; where a sample can be seen in several ways,
+    A subclass names its samples by ``_hold`` and shows them by ``_look``. If a sample can be seen in several views,
     ``_draw_view`` chooses one.
 
     Args:
-        data: whose samples they are.
+        data: the motion or recording that the samples come from.
         image_size: (height, width) of crops; None for no pictures (crops then have 256 x 192 pixels).
         augment: an :class:`Augmentation`, True for its defaults, False for none. Evaluation ignores it.
         view: "camera", or "box" for poses in the frame of a camera that faces them (see ``facing.py``).
-        joint_noise: of evaluation: standard deviation of the 2D joints' error, in shares of the longer side of the box.
-        action_names, subject_names: what the numbers mean; the data's own names, sorted, unless given.
+        joint_noise: in evaluation, standard deviation of the 2D joints' error, in shares of the longer side of the box.
+        action_names, subject_names: the names behind the numbers; the data's own names, sorted, unless given.
     Raises: ValueError for an unknown name or sizes that are not positive.
     """
 
     convention = "aligned"  # of the crops' pixels (:func:`.boxes.crop_affine`)
-    own_noise = 0.0  # as ``joint_noise``: by how much the 2D joints err as they come
-    seed = 0  # of what an evaluation adds
+    own_noise = 0.0  # as ``joint_noise``: the error that the data's own 2D joints have
+    seed = 0  # of the noise that an evaluation adds
     min_distance = 0.0  # of the poses of a batch, metres (:class:`.sampling.SpacedSampler`)
 
     def __init__(
@@ -211,15 +211,15 @@ class FrameSource(ABC):
         given = tuple(check_texts(self._owner, f"{kind}_names", given))
         missing = sorted(set(own) - set(given))
         if missing:
-            needed = f"`{self._owner}` needs `{kind}_names` to hold every {kind} there is"
+            needed = f"`{self._owner}` needs `{kind}_names` to hold every {kind} of the data"
             raise ValueError(three_beats(needed, f"no {missing[0]!r}", "Add it, or leave the names out."))
         return given
 
     def _hold(
         self, data: Motion | Recording, sequence: Tensor, views: Tensor, time: Tensor, fps: Sequence[float]
     ) -> None:
-        """Takes these samples of ``data``, ``(N,)`` int64 each; those of one view are neighbours in ``time``, counted
-        in frames at the ``fps`` of their sequence."""
+        """Sets the samples of ``data``, ``(N,)`` int64 each; those of one view are neighbours in ``time``, counted in
+        frames at the ``fps`` of their sequence."""
         self._actions = torch.tensor([self.action_names.index(name) for name in data.action])
         self._subjects = torch.tensor([self.subject_names.index(name) for name in data.subject])
         self._sequence, self._views, self._time, self._fps = sequence, views, time, fps
@@ -231,10 +231,10 @@ class FrameSource(ABC):
 
     @abstractmethod
     def _look(self, indices: Tensor, view: Any, change: Change) -> Seen:
-        """These samples in this view, after what a change does to bodies and cameras."""
+        """These samples in this view, after the changes to bodies and cameras."""
 
     def _draw_view(self, indices: Tensor, generator: torch.Generator, rows: slice) -> Any:
-        """How a training batch is seen: drawn for all of it, returned for ``rows``."""
+        """The view of a training batch, drawn for the whole batch and returned for ``rows``."""
         return None
 
     def _covered(self) -> Tensor:
@@ -242,17 +242,17 @@ class FrameSource(ABC):
         return torch.arange(len(self))
 
     def _poses(self) -> Tensor | None:
-        """``(N, 17, 3)``, what ``min_distance`` compares."""
+        """The poses ``(N, 17, 3)`` that ``min_distance`` compares."""
         return None
 
     @property
     def evaluated_joints(self) -> tuple[int, ...]:
-        """Those that errors are averaged over: all 17."""
+        """The joints that errors are averaged over: all 17."""
         return tuple(range(SKELETON.num_joints))
 
     @property
     def evaluated_metrics(self) -> tuple[str, ...]:
-        """Those that the data are known for."""
+        """The usual metrics of the data."""
         return ("MPJPE", "PA-MPJPE")
 
     def __len__(self) -> int:
@@ -261,7 +261,7 @@ class FrameSource(ABC):
 
     @property
     def num_sequences(self) -> int:
-        """Of the data, whether or not a sample of each is there."""
+        """The number of sequences of the data, with or without samples."""
         return len(self._actions)
 
     @property
@@ -274,8 +274,8 @@ class FrameSource(ABC):
 
         Args:
             indices: ``(B,)`` int64 samples, B > 0. generator: on the CPU.
-            rows: builds these rows of the batch alone, the same as they are in the whole batch; for processes that
-                share one.
+            rows: builds only these rows of the batch, equal to those of the whole batch; for processes that share a
+                batch.
         """
         indices = self._checked(indices)
         check_type("batch", "generator", generator, torch.Generator, _GENERATOR)
@@ -285,7 +285,7 @@ class FrameSource(ABC):
         return self._seen(indices[rows], view, change)
 
     def evaluation_batch(self, indices: Tensor) -> PoseBatch:
-        """The same samples at every call, one by one: no augmentation, but for the joints' noise where it is asked for.
+        """The same samples at every call, one by one: no augmentation, except ``joint_noise``.
 
         Args:
             indices: ``(B,)`` int64 samples, B > 0.
@@ -300,7 +300,7 @@ class FrameSource(ABC):
         return self._seen(indices, view, Change(errors=errors))
 
     def evaluation_indices(self, stride: int = 1) -> Tensor:
-        """What an evaluation covers, int64: every ``stride``-th sample of each view."""
+        """The samples that an evaluation covers, int64: every ``stride``-th sample of each view."""
         stride = check_count("evaluation_indices", "stride", stride, 1, remedy="1 takes all.")
         covered = self._covered()
         view, order = self._views[covered].sort(stable=True)
@@ -314,13 +314,13 @@ class FrameSource(ABC):
 
         Two samples of one view (a sequence, or a sequence seen by one camera) are at least ``min_gap_seconds`` apart:
         each batch takes a grid of that spacing in every view, at a random phase, and draws without replacement. Another
-        view of the same moment is another pose in the camera's frame, and may be in the batch.
+        view of the same moment is a different pose in the camera's frame and may be in the batch.
 
         Args:
             batch_size: samples in each batch. generator: on the CPU.
             min_gap_seconds: 0 only excludes duplicates of a sample.
         Returns: an iterator over ``(batch_size,)`` int64 tensors.
-        Raises: ValueError, at once, where the data are too short for such batches.
+        Raises: ValueError, at the call, if the data are too short for such batches.
         """
         batch_size = check_count("sampler", "batch_size", batch_size)
         check_type("sampler", "generator", generator, torch.Generator, _GENERATOR)
@@ -349,7 +349,7 @@ class FrameSource(ABC):
         if bool((indices < 0).any()) or bool((indices >= len(self)).any()):
             came = f"{int(indices.min())} .. {int(indices.max())}"
             needed = f"`{self._owner}` needs `indices` from 0 to {len(self) - 1}"
-            raise ValueError(three_beats(needed, came, "Indices belong to the source, or the split, they came from."))
+            raise ValueError(three_beats(needed, came, "Use indices with the source or split they came from."))
         return indices.cpu().resolve_neg()
 
     def _seen(self, indices: Tensor, view: Any, change: Change) -> PoseBatch:
@@ -384,7 +384,7 @@ class FrameSource(ABC):
 
 
 def mirror_cameras(camera: Camera, mirror: Tensor | None) -> Camera:
-    """The cameras that see what the mirrored samples show; only their principal points differ."""
+    """The cameras of the mirrored samples; only their principal points differ."""
     if mirror is None:
         return camera
     return replace(camera, principal=torch.where(mirror[:, None], camera.mirrored().principal, camera.principal))
@@ -393,17 +393,17 @@ def mirror_cameras(camera: Camera, mirror: Tensor | None) -> Camera:
 class PoseSource(FrameSource):
     """Frames of a motion as seen by cameras.
 
-    Training batches (``batch``) see a frame from a camera of their own at each draw; evaluation batches
-    (:meth:`evaluation_batch`) always see it from the same one of four fixed cameras and are never augmented.
+    Training batches (``batch``) draw a camera for each frame at each call. Evaluation batches
+    (:meth:`evaluation_batch`) always show a frame from the same one of four fixed cameras and are never augmented.
 
     Args:
         motion: where the poses come from.
         cameras: for training, "random" draws a new camera like Human3.6M's and a new place in the room for each
             sample; "varied" draws it from 2.5 to 8 m away and 0.3 to 3 m high; "fixed" draws one of the four
             evaluation cameras.
-        image_size: (height, width) of rendered crops; None leaves pictures out.
-        seed: decides how evaluation pictures look; training draws from the generator that is passed in.
-        augment, view, joint_noise, action_names, subject_names: as :class:`FrameSource` says.
+        image_size: (height, width) of rendered crops; None for no pictures.
+        seed: of the looks of evaluation pictures; training draws from the generator that is passed in.
+        augment, view, joint_noise, action_names, subject_names: as in :class:`FrameSource`.
     Raises: ValueError for an unknown name or sizes that are not positive.
     """
 
@@ -508,7 +508,8 @@ def _walked_in_room(motion: Motion) -> Tensor:
     """The place of each pelvis, ``(F, 2)`` metres, in the room of the fixed cameras.
 
     The middle of each sequence is moved to the middle of the room. A person who walks further than Human3.6M's people
-    stays at the edge, as on a treadmill; else a recording of a larger room would leave the picture or enter the lens.
+    stays at the edge, as on a treadmill, so that recordings of larger rooms neither leave the picture nor enter the
+    lens.
     """
     pelvis = motion.joints[:, SKELETON.index("pelvis"), :2]
     rows = motion.sequence[:, None].expand(-1, 2)

@@ -5,8 +5,8 @@ the noise :math:`z` estimates the score:
 
 .. math:: \mathcal L = \mathbb E_{t, z} \; \tfrac12\, w(t)\, \lVert z - \hat z(m x_0 + \sigma z, t) \rVert^2 .
 
-With w = 1 every noise level counts alike in :math:`z`, and a high one next to nothing in :math:`x_0`, whose error is
-:math:`\sigma / m` times that of :math:`z`.
+With w = 1 every noise level has the same weight in terms of :math:`z`. In terms of :math:`x_0`, whose error is
+:math:`\sigma / m` times that of :math:`z`, a high level has almost none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMALLEST_TIME = 1e-5  # training times are uniform on [1e-5, 1]: at 0 the noise 
 REDUCTIONS = ("half_sum", "mean")
 
 NoiseEstimate = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> the noise in x_t; t is (B,), or (1,) for all rows
-ESTIMATE = "Pass a function `(x_t, t) -> noise`."  # for an argument that is no function
+ESTIMATE = "Pass a function `(x_t, t) -> noise`."  # the remedy in errors about that argument
 
 
 def denoising_loss(
@@ -54,15 +54,15 @@ def denoising_loss(
         x0: ``(B, n)`` data, of about unit variance.
         sde: the process that adds the noise.
         reduction: ``"half_sum"`` is half the squared error summed over the n coordinates, averaged over the batch:
-            what GFPose trains, about n / 2 before training. ``"mean"`` averages over the coordinates as well.
+            GFPose's loss, about n / 2 before training. ``"mean"`` averages over the coordinates as well.
         generator: draws the times and the noise; on the CPU, so that every device sees the same draw.
         part: which rows of a larger batch ``x0`` holds, once or as several copies one after the other. The draw for
-            the whole batch is sliced, so that parts of a batch get the noise of the whole.
+            the whole batch is sliced, so that parts of a batch get the same noise as the whole.
         time_steps: draws the times from ``1 / time_steps, ..., 1`` instead of the whole interval.
         weight: w(t), of times ``(B,)``; 1 unless given. See
             ``unihpe_ref.diffusion.score_network.ScoreNetwork.loss_weight``.
     Returns: a scalar.
-    Raises: ValueError for an unknown reduction and for rows that are no copies of the part.
+    Raises: ValueError for an unknown reduction and for rows that are not copies of the part.
     """
     check_choice("denoising_loss", "reduction", reduction, REDUCTIONS)
     check_callable("denoising_loss", "estimate_noise", estimate_noise, ESTIMATE)
@@ -84,7 +84,7 @@ def denoising_loss(
     x_t = sde.mean(t)[:, None] * x0 + sde.std(t)[:, None] * noise
     estimate = call("`denoising_loss` needs an `estimate_noise(x_t, t)`", estimate_noise, x_t, t, remedy=ESTIMATE)
     check_shape("denoising_loss", "estimate_noise(x_t, t)", estimate, x0.shape, ESTIMATE)
-    squared = (noise - estimate.to(x0.dtype)).square()  # autocast may have made the estimate shorter
+    squared = (noise - estimate.to(x0.dtype)).square()  # autocast may have returned half precision
     if weight is not None:
         remedy = "Pass a function of times (B,)."
         check_callable("denoising_loss", "weight", weight, remedy)

@@ -5,8 +5,8 @@ With the drift :math:`f(t)\, x`, written :math:`f` below, and the score :math:`s
 ``"sde"``
     :math:`dx = (f - g^2 s)\, dt + g\, dw`, Euler-Maruyama. Draws from the distribution.
 ``"ode"``
-    :math:`dx = (f - \tfrac12 g^2 s)\, dt`, Heun. The same distribution, without noise on the way. It needs a network
-    that follows the norm of x: the ``"preconditioned"`` one of
+    :math:`dx = (f - \tfrac12 g^2 s)\, dt`, Heun. The same distribution, without added noise. It needs a network that
+    depends on the norm of x: the ``"preconditioned"`` one of
     :class:`~unihpe_ref.diffusion.score_network.ScoreNetwork`.
 ``"gfpose"``
     :math:`dx = (f - g^2 s)\, dt`: the reverse SDE with its noise left out, which GFPose calls an ODE. It contracts to
@@ -48,7 +48,7 @@ def sample(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Samples ``(B, n)`` of the data whose noise ``estimate_noise(x_t, t)`` states.
+    """Samples ``(B, n)`` of the data whose noise ``estimate_noise(x_t, t)`` estimates.
 
     Args:
         estimate_noise: as in :func:`~unihpe_ref.diffusion.denoising_loss`; evaluated ``steps`` times
@@ -84,7 +84,7 @@ def sample(
     step = 1 / steps
     for k in range(steps):
         time = 1 - k * step
-        last = k == steps - 1  # ends at t = 0, where the noise level is 0: no noise to add, no slope to average
+        last = k == steps - 1  # ends at t = 0 with noise level 0: adds no noise and averages no slope
         slope = reverse_drift(x, time)
         if sampler == "ode" and not last:
             slope = 0.5 * (slope + reverse_drift(x - step * slope, time - step))

@@ -3,8 +3,8 @@ r"""The network of the score-based decoders: fully connected, conditioned at eve
 Its shape is GFPose's (Ci et al., CVPR 2023), which UniHPE adopts (supplement B.3): a stem and residual blocks of two
 layers; every layer adds its own projections of the time and of the condition, then GroupNorm, SiLU and dropout.
 
-What its output F means is the parameterisation. ``"noise"``: F is the noise, as in GFPose. ``"preconditioned"``: for
-data of unit variance that spread by s about what the condition says of them,
+The parameterisation is the meaning of its output F. ``"noise"``: F is the noise, as in GFPose. ``"preconditioned"``:
+for data of unit variance whose deviation given the condition is s,
 
 .. math:: \hat z = \frac{\sigma}{s^2 m^2 + \sigma^2}\, x_t - c\, F\big(x_t / \sqrt{m^2 + \sigma^2},\, t\big) , \quad
     c = m\, \frac{\sqrt{s^4 m^2 + \sigma^2}}{s^2 m^2 + \sigma^2} ,
@@ -65,11 +65,10 @@ class ScoreNetwork(nn.Module):
         blocks: residual blocks of two layers. Two in the paper (section 3.1).
         dropout: after every layer. 0.25 in GFPose.
         parameterisation: ``"noise"`` is GFPose's; with it GroupNorm hides the norm of ``x_t``, and the
-            probability-flow ODE amplifies every drift. ``"preconditioned"`` serves every sampler.
-        spread: s, root mean square deviation of a coordinate given the condition; used by the
-            preconditioned network alone.
-        sde: the process; used by the preconditioned network alone.
-    Raises: ValueError for an unknown parameterisation and a width or a time width that does not divide.
+            probability-flow ODE amplifies every drift. ``"preconditioned"`` works with every sampler.
+        spread: s, root mean square deviation of a coordinate given the condition; only for the preconditioned network.
+        sde: the process; only for the preconditioned network.
+    Raises: ValueError for an unknown parameterisation and an invalid ``width`` or ``time_width``.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class ScoreNetwork(nn.Module):
         self.out = nn.Linear(width, size)
 
     def project(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """What every layer adds of ``condition`` ``(B, condition_width)``: ``(B, width)`` each, once for all steps."""
+        """Every layer's projection ``(B, width)`` of ``condition`` ``(B, condition_width)``, once for all steps."""
         check_shape("project", "condition", condition, ("B", self.stem.condition.in_features))
         check_like("project", "condition", condition, self.out.weight)
         return tuple(layer.condition(condition) for layer in (self.stem, *self.blocks))
@@ -142,16 +141,16 @@ class ScoreNetwork(nn.Module):
         return std / self._variance(mean, std) * x_t - self._factor(mean, std) * out
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        r"""The weight of the squared error of the noise at ``t``, so that F is learnt alike at every time.
+        r"""The weight of the squared error of the noise at ``t``, with which every time has equal weight for F.
 
-        :math:`1 / c^2`, which turns an error of the noise into one of F; 1 for the noise itself.
+        :math:`1 / c^2`, which turns an error of the noise into one of F; 1 if F is the noise itself.
         """
         return self._factor(self.sde.mean(t), self.sde.std(t)).pow(-2) if self.preconditioned else torch.ones_like(t)
 
     def _variance(self, mean: Tensor, std: Tensor) -> Tensor:
-        """Of x_t, given the condition."""
+        """The variance of x_t given the condition."""
         return (self.spread * mean).square() + std.square()
 
     def _factor(self, mean: Tensor, std: Tensor) -> Tensor:
-        """c, of F in the noise."""
+        """c, the factor of F in the noise."""
         return mean * (self.spread**4 * mean.square() + std.square()).sqrt() / self._variance(mean, std)

@@ -109,7 +109,7 @@ class SubVP(VP):
 
 @dataclass(frozen=True)
 class VE:
-    """The process that leaves the data and lets the noise grow, the limit of NCSN."""
+    """The variance-exploding process, which keeps the data and adds growing noise; the limit of NCSN."""
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -126,7 +126,7 @@ class VE:
         return torch.ones_like(t)
 
     def std(self, t: Tensor) -> Tensor:
-        """sigma(t): 0 at t = 0, ``sigma_max`` (but for 1e-8 of it) at t = 1."""
+        """sigma(t): 0 at t = 0, ``sigma_max`` at t = 1 (to within 1e-8 of it)."""
         return self.sigma_min * torch.expm1(2 * t * math.log(self.sigma_max / self.sigma_min)).sqrt()
 
     def drift(self, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stands for a part that a model lacks."""
+"""A placeholder for a part that a model lacks."""
 
 from __future__ import annotations
 

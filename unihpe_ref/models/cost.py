@@ -24,7 +24,7 @@ def parameters(module: nn.Module) -> int:
 def multiply_adds(call: Callable[[], object]) -> int:
     """Multiply-adds (MACs) of the matrix products and convolutions in ``call``; half of what others call FLOPs.
 
-    Includes the products of attention, queries with keys and weights with values, which some tables leave out.
+    This includes attention's products of queries with keys and of weights with values, which some tables leave out.
 
     Example:
         >>> layer, x = nn.Linear(3, 5), torch.ones(2, 3)
@@ -39,7 +39,7 @@ def multiply_adds(call: Callable[[], object]) -> int:
 
 
 def costs(config: ModelConfig, image_size: tuple[int, int] = (256, 192)) -> dict[str, tuple[int, int]]:
-    """Part of the model to (parameters, multiply-adds for one sample); nothing is allocated.
+    """(parameters, multiply-adds for one sample) by part of the model; nothing is allocated.
 
     For a score-based decoder this is one evaluation of the network; a sampler needs one or more for each step.
     """
@@ -59,7 +59,7 @@ def costs(config: ModelConfig, image_size: tuple[int, int] = (256, 192)) -> dict
         model.train()  # PyTorch's fused inference path of the transformer is not counted
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()  # one sample has no statistics
+                module.eval()  # one sample has no batch statistics
         return {
             name: (parameters(part), multiply_adds(call))
             for (name, call), part in zip(calls.items(), parts)

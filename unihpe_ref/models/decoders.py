@@ -1,7 +1,7 @@
 """Decoders from an embedding to a flattened pose in units of the data's scale: score-based, or a residual MLP.
 
-Both have the same two methods: ``loss(target, ...)`` and ``decode(...)``, of what their ``condition`` makes of an
-embedding, of the int64 tensor ``(B,)`` that says which modality each came from, and of the box information.
+Both have the methods ``loss(target, ...)`` and ``decode(...)``. These take the output of their ``condition``, which
+combines an embedding, an int64 tensor ``(B,)`` of the modalities it came from, and the box information.
 """
 
 from __future__ import annotations
@@ -115,6 +115,6 @@ class MLPDecoder(nn.Module):
     def decode(
         self, condition: Tensor, sampling: SamplerConfig, generator: torch.Generator | None, copies: int = 1
     ) -> Tensor:
-        """The pose ``(B, size)``; a deterministic decoder needs neither ``sampling`` nor a generator, and has one."""
+        """The one pose ``(B, size)``; a deterministic decoder uses neither ``sampling`` nor a generator."""
         assert copies == 1  # UniHPE checks its arguments
         return self.layers(condition)

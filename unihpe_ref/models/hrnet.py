@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from multicontrast._checks import check_choice, describe, three_beats
 
-_STRIDE = 32  # stride of the coarsest map; both sides must be multiples for the exchange between resolutions
+_STRIDE = 32  # stride of the coarsest map; image sides must be multiples for the exchange between resolutions
 _TINY_CHANNELS = (8, 16, 32, 64)
 
 
@@ -30,7 +30,7 @@ class HRNetEncoder(nn.Module):
 
         check_choice("HRNetEncoder", "name", name, ["hrnet_tiny", *timm.list_models("hrnet_*")])
         variant, changes = ("hrnet_w18_small", _tiny()) if name == "hrnet_tiny" else (name, {})
-        # feature_location="" gives the maps that pose networks use; the default leads through the classifier's layers.
+        # feature_location="" gives the maps that pose networks use; the default adds the classifier's layers.
         backbone: Any = timm.create_model(
             variant, pretrained=False, features_only=True, feature_location="", out_indices=(1, 2, 3, 4), **changes
         ).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
@@ -50,7 +50,7 @@ class HRNetEncoder(nn.Module):
 
 
 def _tiny() -> dict[str, Any]:
-    """Each stage a single module of one block per branch."""
+    """The options of a network whose stages are single modules of one block per branch."""
     stages: dict[str, Any] = {"stem_width": 16}
     for branches in (1, 2, 3, 4):
         stages[f"stage{branches}"] = {

@@ -10,16 +10,16 @@ from multicontrast.metrics import mpjpe
 
 
 def mean_hypothesis(hypotheses: Tensor) -> Tensor:
-    """Their mean, ``(B, J, 2 or 3)``, a valid estimate. Limbs get shorter where hypotheses disagree."""
+    """The mean of the hypotheses, ``(B, J, 2 or 3)``. Limbs get shorter where hypotheses disagree."""
     _check("mean_hypothesis", hypotheses)
     return hypotheses.mean(0)
 
 
 def best_hypothesis(hypotheses: Tensor, target: Tensor) -> Tensor:
-    """The one nearest to ``target`` ``(B, J, 2 or 3)`` by MPJPE, sample by sample.
+    """The hypothesis nearest to ``target`` ``(B, J, 2 or 3)`` by MPJPE, sample by sample.
 
-    An oracle, which uses the truth; label its numbers as such. See
-    :func:`multicontrast.metrics.min_mpjpe`, which is the error of this pose.
+    This is an oracle, because it uses the truth; label its numbers as such.
+    :func:`multicontrast.metrics.min_mpjpe` is the error of this pose.
     """
     _check("best_hypothesis", hypotheses)
     check_floating("best_hypothesis", "target", target)

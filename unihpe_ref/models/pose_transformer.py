@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from multicontrast._checks import three_beats
 
-# As large as the joints' tokens. At ViT's 0.02 the joints are hardly distinguished until the positions have grown:
-# after 220 steps of a small net the lifting error was 159 mm, against 98 mm with this value.
+# As large as the joints' tokens. With ViT's 0.02 the joints are hardly distinguished until the positions have grown:
+# after 220 steps of a small network the lifting error was 159 mm, against 98 mm with this value.
 _POSITION_STD = 0.3
 
 
 class PoseTransformer(nn.Module):
-    """One token per joint, a [CLS] token in front, and for 2D poses a token of the bounding box behind.
+    """A [CLS] token, one token per joint, and for 2D poses a token of the bounding box.
 
-    The paper gives three layers and the 1024 of the output; width 256, 8 heads, 512 hidden units and dropout 0.1 are
+    The paper gives three layers and the output's length 1024; width 256, 8 heads, 512 hidden units and dropout 0.1 are
     those of MPM (same authors). Pre-norm, GELU and the final LayerNorm are our choice.
 
     Args:
@@ -24,7 +24,7 @@ class PoseTransformer(nn.Module):
         embedding_dim: D, the length of the output.
         box_token: whether ``forward`` takes box information: without it, different poses have the same normalised 2D
             joints (CLIFF; supplement B.0).
-        noise_token: whether a fourth number of the box information is the level of the joints' noise.
+        noise_token: whether the box information has a fourth number, the level of the joints' noise.
         width, layers, heads, feedforward, dropout: of the transformer.
     Raises: ValueError when ``heads`` does not divide ``width``.
     """

@@ -1,11 +1,11 @@
 """Loads weights of published 2D pose networks, HRNet and ViTPose trained on COCO, into the image encoders.
 
 A loader that ignored mismatches would leave random layers without a warning. Here the checkpoint must lack exactly the
-tensors that its network is known to lack, and have no others but its head.
+tensors that its network is known to lack, and may have no others except its head.
 
-HRNet's pose networks end in one map, so the last exchange between resolutions computes that one alone: of the four
+HRNet's pose networks end in one map, so their last exchange between resolutions computes only that one. Of the four
 stage-4 maps that UniHPE pools, the three coarse ones come from 9 paths (13 convolutions with BatchNorm, 78 tensors)
-that no pose checkpoint holds. The branches that they add to are there, and trained.
+that no pose checkpoint holds. The branches to which these paths add are in the checkpoint, and trained.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def load_pose_weights(
     """Fills the backbone of an image encoder from a checkpoint of a 2D pose network of the same size.
 
     Args:
-        encoder: a HRNet encoder or a ViT encoder. Its linear layer keeps its values: no checkpoint has one.
-        weights: a file (safetensors, or what ``torch.save`` wrote: read without running code), or its tensors. HRNet:
-            the official repository's, mmpose's. ViT: ViTPose's, mmpose 1.x's.
-        fuse_init: the initial paths that no HRNet pose checkpoint holds. ``"zero"``: the last BatchNorm of each
+        encoder: a HRNet encoder or a ViT encoder. Its linear layer keeps its values, because no checkpoint has one.
+        weights: a file (safetensors, or from ``torch.save``; read without running code), or its tensors. For HRNet the
+            official repository's or mmpose's, for ViT ViTPose's or mmpose 1.x's.
+        fuse_init: initialises the paths that no HRNet pose checkpoint holds. ``"zero"``: the last BatchNorm of each
             is multiplied by 0, so that the first forward gives the trained branches alone and the paths grow with
-            training. ``"imagenet"``: from the classifier that the pose networks started from. ``"random"``: as PARE,
+            training. ``"imagenet"``: from the classifier that the pose networks started from. ``"random"``: as in PARE,
             the nearest code that the paper cites. ViT has no such paths.
         imagenet: for ``"imagenet"``, a checkpoint of timm's HRNet classifier; timm fetches it unless given.
     Raises: ValueError when names or shapes differ in any other way; TypeError for another encoder.
@@ -104,14 +104,14 @@ def read_state(weights: Path | str | Mapping[str, Tensor]) -> dict[str, Tensor]:
                 held = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(held, dict):
                 raise ValueError(f"a {type(held).__name__}")
-    for _ in range(3):  # a file can also hold itself
+    for _ in range(3):  # limited, because a file can contain itself
         if isinstance(held.get("state_dict"), Mapping):
             held = dict(held["state_dict"])
     return {name.removeprefix("module."): value for name, value in held.items()}
 
 
 def _backbone_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the head, and without ``backbone.`` where the framework puts it."""
+    """The tensors without the head, and without a prefix ``backbone.``."""
     body = {name: value for name, value in state.items() if not name.startswith(_HEADS)}
     if any(name.startswith("backbone.") for name in body):
         return {name.removeprefix("backbone."): value for name, value in body.items()}
@@ -125,8 +125,8 @@ def _as_timm_vit(state: dict[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
     positions = renamed.get("pos_embed")
-    if positions is not None and positions.ndim == 3 and positions.shape[1] % 2:  # 193: the first is a class token's
-        renamed["pos_embed"] = positions[:, 1:] + positions[:, :1]  # as ViTPose's forward adds them
+    if positions is not None and positions.ndim == 3 and positions.shape[1] % 2:  # 193: the first is the class token's
+        renamed["pos_embed"] = positions[:, 1:] + positions[:, :1]  # as in ViTPose's forward
     return renamed
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """``h + f(h)`` where f is Linear, BatchNorm, LeakyReLU(0.2), Dropout, twice."""
+    """``h + f(h)`` where f is two times Linear, BatchNorm, LeakyReLU(0.2), Dropout."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -22,14 +22,14 @@ def _layer(width: int, dropout: float) -> list[nn.Module]:
 
 
 class PoseMLP(nn.Module):
-    """The flattened pose through residual blocks; drop-in for :class:`PoseTransformer`.
+    """Residual blocks on the flattened pose; a drop-in for :class:`PoseTransformer`.
 
     Args:
         coordinates: 2 or 3 numbers per joint.
         joints: J.
         embedding_dim: D, the length of the output.
         box_token: whether ``forward`` takes box information, appended to the flattened joints.
-        noise_token: whether a fourth number of the box information is the level of the joints' noise.
+        noise_token: whether the box information has a fourth number, the level of the joints' noise.
         width, blocks, dropout: of the residual blocks; three blocks in the paper.
     """
 

@@ -94,7 +94,7 @@ class UniHPE(nn.Module):
             kp3d: ``(B, J, 3)``, pelvis-relative metres.
             joint_noise: ``(B,)``, standard deviation of the error of ``kp2d`` in shares of the box's longer side; 0
                 unless given. Only a model with ``encoder_noise_token`` uses it.
-        Raises: ValueError or TypeError unless exactly one of the three comes, with the shape above.
+        Raises: ValueError or TypeError unless exactly one of the three is given, with the shape above.
         """
         given = [name for name, value in (("image", image), ("kp2d", kp2d), ("kp3d", kp3d)) if value is not None]
         if len(given) != 1:
@@ -105,7 +105,7 @@ class UniHPE(nn.Module):
             if self.image_encoder is None:
                 needed = "`encode(image=...)` needs a model with an image encoder"
                 raise ValueError(three_beats(needed, "`image_encoder='none'`", "Train with `hrnet_w32`, for example."))
-            check_floating("encode", "image", image)  # its encoder asks for the shape
+            check_floating("encode", "image", image)  # the encoder checks the shape
             check_like("encode", "image", image, next(self.parameters()))
             features = self.image_encoder(image)
         elif kp2d is not None:
@@ -159,16 +159,16 @@ class UniHPE(nn.Module):
         sampling: SamplerConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Poses of embeddings ``(B, D)`` of one modality.
+        """Poses from embeddings ``(B, D)`` of one modality.
 
         Args:
             embedding: from :meth:`encode`.
-            source: ``"img"``, ``"2d"`` or ``"3d"``: what was encoded.
+            source: ``"img"``, ``"2d"`` or ``"3d"``: the modality that was encoded.
             target: ``"2d"``: ``(B, J, 2)``, normalised by the box; or ``"3d"``: ``(B, J, 3)``, pelvis-relative metres.
             box_info: ``(B, 3)``.
             hypotheses: how many poses a score-based decoder draws for each embedding, ``(H, B, J, 2 or 3)``.
                 The sampler ``"gfpose"`` hardly varies them; ``"sde"`` and ``"ode"`` draw from the distribution, and
-                want a ``preconditioned`` decoder. See :func:`unihpe_ref.models.mean_hypothesis` and
+                need a ``preconditioned`` decoder. See :func:`unihpe_ref.models.mean_hypothesis` and
                 :func:`unihpe_ref.models.best_hypothesis`.
             sampling: replaces the model's sampler.
             generator: of a score-based decoder's noise.
@@ -293,7 +293,7 @@ def _image_encoder(config: ModelConfig) -> HRNetEncoder | ViTEncoder | None:
 
 
 def noise_level(joint_noise: Tensor) -> Tensor:
-    """The encoder's input for a deviation in shares of the box: its root, 1 at 1 %."""
+    """The encoder's input for a deviation in shares of the box: its square root, scaled to 1 at 1 %."""
     return (100 * joint_noise).sqrt()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from multicontrast._checks import check_choice, describe, three_beats
 
 _PATCH = 16
-_PADDING = 2  # ViTPose pads the patch convolution; 256 x 192 pixels are 16 x 12 tokens all the same
+_PADDING = 2  # ViTPose pads the patch convolution; 256 x 192 pixels still give 16 x 12 tokens
 _SIZES = {  # width, depth, heads. ViTPose-S has 12 heads, where timm's ViT-S has 6
     "vit_s": (384, 12, 12),
     "vit_b": (768, 12, 12),

@@ -39,8 +39,8 @@ class ReportNumbers:
     parents: tuple[int, ...] | None
     length_unit: str
     items: int
-    hidden: int  # items left out of the means: no joint was visible
-    invalid: int  # items that are NaN, and make the means NaN
+    hidden: int  # number of items left out of the means, because no joint was visible
+    invalid: int  # number of items that are NaN, which make the means NaN
     curve_thresholds: tuple[float, ...]
     curve: tuple[float, ...]  # share of joints closer than each threshold, in [0, 1]
     examples: Examples | None

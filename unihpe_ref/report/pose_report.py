@@ -57,7 +57,7 @@ class PoseResult(ReportNumbers):
         """Bars of the error per joint, the PCK curve with its area, and the best, median and worst pose.
 
         Args:
-            metric: whose errors per joint; by default the first.
+            metric: the metric whose errors per joint are drawn; by default the first.
             up: which axis of the data points up: ``"-y"`` (cameras, images), ``"y"`` or ``"z"`` (worlds). Poses are
                 drawn from where they are widest.
 
@@ -73,16 +73,16 @@ class PoseReport(nn.Module):
 
     Args:
         actions: names in the order of the columns, Human3.6M's by default; None for no actions. Recordings' own names
-            are understood through `unihpe_ref.report.human36m.action_name`.
+            are translated by `unihpe_ref.report.human36m.action_name`.
         subjects: names, or None for no subjects.
-        joint_names: one per joint; Human3.6M's where there are 17, otherwise numbers.
-        parents: each joint's parent (-1: none), for the drawings; Human3.6M's where there are 17 joints.
+        joint_names: one per joint; by default Human3.6M's for 17 joints, otherwise numbers.
+        parents: each joint's parent (-1: none), for the drawings; by default Human3.6M's for 17 joints.
         root: the joint, or joints, by which poses are aligned for MPJPE, N-MPJPE, PCK and AUC. See `mpjpe`.
         unit: of the report.
         unit_scale: what lengths are multiplied by for the report: 1000 for poses in metres and a report in millimetres.
-        metrics: name of the row to a maker of the metric, which is called with ``groups=``:
+        metrics: maps the name of a row to a function that makes the metric and is called with ``groups=``:
             ``{"MPJPE": functools.partial(MPJPE, root=0)}``. By default MPJPE, PA-MPJPE, N-MPJPE, 3DPCK and its AUC.
-        examples: how many poses are kept to find a median pose among; 0 keeps none.
+        examples: how many poses are kept to find a median pose among them; 0 keeps none.
         sync_on_compute, process_group: as for every accumulating metric.
 
     Example:
@@ -158,7 +158,7 @@ class PoseReport(nn.Module):
 
         Args:
             pred, target: ``(N, J, 3)`` or ``(N, J, 2)``.
-            action, subject: one for all, or one per pose; needed where the report has them.
+            action, subject: one for all, or one per pose; needed if the report has them.
             mask: ``(N, J)`` or ``(J,)``, bool or weights.
             ids: ``(N,)`` integers or names: a pose whose id was added before, on any rank, does not count again.
         """
@@ -266,7 +266,7 @@ class PoseReport(nn.Module):
 
 
 def _repeat(caught: Sequence[warnings.WarningMessage]) -> None:
-    """Repeats a warning of several metrics once, at the first line outside this package."""
+    """Repeats warnings, each once for all metrics, at the first line outside this package."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("unihpe_ref."):
         level, frame = level + 1, frame.f_back

@@ -25,7 +25,7 @@ def curve(
     root: int | Sequence[int] | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The share of each pose's joints that are closer than each threshold, and what each counts."""
+    """The share of each pose's joints that are closer than each threshold, and the weights."""
     distances = joint_distances(pred, target, root)
     weight = torch.ones_like(distances) if mask is None else weights(mask).to(distances).expand(distances.shape)
     closer = (distances.unsqueeze(-2) < torch.tensor(thresholds).to(distances).unsqueeze(-1)).to(distances)
@@ -36,7 +36,7 @@ def curve(
 
 
 def joint_distances(pred: Tensor, target: Tensor, root: int | Sequence[int] | None) -> Tensor:
-    """``(..., J)``: every joint as a pose of its own."""
+    """The distance of every joint, ``(..., J)``."""
     rooted = (at_root(pred, root), at_root(target, root))
     return mpjpe(*(pose.unsqueeze(-2) for pose in rooted), reduction="none")
 
@@ -49,7 +49,7 @@ def at_root(pose: Tensor, root: int | Sequence[int] | None) -> Tensor:
 
 
 def weights(mask: Tensor) -> Tensor:
-    """A mask, as the metrics take it, in weights: bools and COCO's flags count 1 where above 0."""
+    """A metric's mask as weights: bools and COCO's flags count 1 where above 0."""
     return mask if mask.is_floating_point() else mask > 0
 
 
@@ -60,7 +60,7 @@ class Curve(PoseMetric, function=curve, pooled=True, unit="share"):
 class ExampleStore(nn.Module):
     """Keeps the best pose, the worst, and a random sample of the others, for any order and number of batches.
 
-    Every pose draws a random key; the ``size`` smallest keys stay. That sample can be merged like a sum.
+    Every pose draws a random key, and the poses with the ``size`` smallest keys are kept. Such samples can be merged.
     """
 
     def __init__(self, size: int, root: int | Sequence[int] | None, process_group: Any = None) -> None:

@@ -36,7 +36,7 @@ from unihpe_ref.training.seeds import seed_of
 def open_motion(config: RunConfig) -> Motion | Recording:
     """The motion or recording that the configuration names, or motion generated from its seed.
 
-    Raises: OSError or ValueError where a recording cannot be read.
+    Raises: OSError or ValueError if a recording cannot be read.
     """
     if config.motion is not None:
         return open_data(config.motion)
@@ -51,7 +51,7 @@ def open_source(
 
     Args:
         motion: from :func:`open_motion`.
-        config: how it is seen.
+        config: sets cameras, crops and augmentation.
         images: whether batches hold pictures.
         names: ``action_names`` and ``subject_names``; the data's own unless given.
     """
@@ -100,10 +100,10 @@ def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
     """A model with the weights that a run begins with.
 
     Args:
-        config: its seed draws them; ``image_weights`` then fills the image encoder, or ``start`` everything.
+        config: its seed draws them; then ``image_weights`` fills the image encoder, or ``start`` the whole model.
         to_be_restored: a checkpoint replaces the weights, so the file of the image weights may be missing.
     Raises: as :func:`unihpe_ref.models.load_pose_weights` and :func:`unihpe_ref.checkpoint.load_model`; ValueError
-        where ``start`` holds another model.
+        if ``start`` holds another model.
     """
     torch.manual_seed(config.seed)
     model = UniHPE(config.model, config.sampler)
@@ -113,7 +113,7 @@ def new_model(config: RunConfig, to_be_restored: bool = False) -> UniHPE:
         if other:
             name, (theirs, ours) = next(iter(other.items()))
             needed = f"`start` needs a model with `model.{name}` = {ours}"
-            raise ValueError(three_beats(needed, f"{theirs} in {config.start}", "Set it as that model has it."))
+            raise ValueError(three_beats(needed, f"{theirs} in {config.start}", "Set it as in that model."))
         model.load_state_dict(started.state_dict())
     if config.image_weights is not None and not to_be_restored:
         if model.image_encoder is None:
@@ -137,7 +137,7 @@ def train_model(
     Args:
         config: of the run.
         motion: to train on its "train" split.
-        log: takes the numbers; None in processes that do not write.
+        log: records the numbers; None in processes that do not write.
         device: where to train.
         checkpoints: the folder for checkpoints; none are written without it.
         start: the checkpoint to resume from.

@@ -58,7 +58,7 @@ def version_of(name: str) -> str | None:
 
 
 def _processor() -> str | None:
-    """By its name where Linux tells it."""
+    """The processor's name, on Linux as the system states it; None if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

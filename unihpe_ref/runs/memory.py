@@ -17,12 +17,12 @@ _BLOCKS = 3  # Gram blocks of three modalities, their gradients and intermediate
 
 
 def estimate_memory(config: RunConfig) -> dict[str, dict[str, int]]:
-    """Stage to the bytes that it holds at once.
+    """The bytes that each stage holds at once, by kind.
 
-    ``"weights"`` are the model's and their average's; ``"gradients"`` and ``"optimizer"`` belong to what is trained
-    (Adam keeps two numbers for each weight); ``"activations"`` is what PyTorch keeps for the backward pass of a
-    micro-batch, measured; ``"contrast"`` the blocks of cosines of the whole batch. Not included: PyTorch itself, the
-    workspace of convolutions, fragmentation, prepared batches. Allow a quarter more.
+    ``"weights"`` are the model's and their average's. ``"gradients"`` and ``"optimizer"`` are those of the trained
+    weights (Adam keeps two numbers for each). ``"activations"`` are the tensors that PyTorch keeps for the backward
+    pass of a micro-batch, measured. ``"contrast"`` are the blocks of cosines of the whole batch. PyTorch itself, the
+    workspace of convolutions, fragmentation and prepared batches are not included. Allow a quarter more.
     """
     found = {}
     for stage in make_stages(config):
@@ -55,7 +55,7 @@ def memory_lines(config: RunConfig) -> list[str]:
 def saved_for_backward(stage: Stage, model: UniHPE, batch: PoseBatch) -> int:
     """Bytes that autograd keeps between the forward and the backward pass of a batch, weights aside."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors too: a storage that is freed may give its address to another
+    kept: dict[int, Tensor] = {}  # holds the tensors, because the address of a freed storage may be used again
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()._cdata
@@ -70,7 +70,7 @@ def saved_for_backward(stage: Stage, model: UniHPE, batch: PoseBatch) -> int:
 
 
 def meta_batch(rows: int, config: RunConfig) -> PoseBatch:
-    """A batch that has shapes and no numbers."""
+    """A batch of meta tensors."""
     joints = config.model.joints
     shapes = {
         "joints_3d": (joints, 3),

@@ -7,7 +7,7 @@ Each is a folder ``stage3-00000500`` (stage and steps done) with
 ``last.safetensors``
     the last weights, if the first file holds their average;
 ``state.pt``
-    the optimizer, the temperature, the scale of float16, and how long the log was; read with ``weights_only=True``;
+    the optimizer, the temperature, the scale of float16, and the length of the log; read with ``weights_only=True``;
 ``hashes.json``
     SHA-256 of the others, to detect files that changed or belong to another checkpoint.
 
@@ -36,7 +36,7 @@ from unihpe_ref.training import StageState
 
 _MODEL, _LAST, _STATE, _HASHES = "model.safetensors", "last.safetensors", "state.pt", "hashes.json"
 _KEPT = 2
-# What may differ from the resumed run, because it does not change the weights.
+# Settings that may differ from the resumed run, because they do not change the weights.
 _FREE = ("workers", "log_every", "checkpoint_every", "tensorboard", "sampler", "evaluation")
 
 
@@ -53,7 +53,7 @@ class Checkpoint:
     def restore(self, state: StageState) -> None:
         """Restores the state of the same stage.
 
-        Raises: ValueError where the checkpoint holds something that does not belong to this stage.
+        Raises: ValueError if the checkpoint holds something that does not belong to this stage.
         """
         try:
             model, _ = read_weights(self.folder / _MODEL)
@@ -88,7 +88,7 @@ def save_checkpoint(folder: Path, state: StageState, config: RunConfig, log: dic
 def newest_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
     """The checkpoint from which the run in ``folder`` resumes; None if there is none.
 
-    Raises: ValueError when the checkpoint is damaged, or belongs to a run whose settings differ in what trains.
+    Raises: ValueError if the checkpoint is damaged, or belongs to a run with other settings of the training.
     """
     found = _found(folder)
     if not found:
@@ -112,7 +112,7 @@ _FIELDS |= {"log": dict, "config": dict}
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """The contents of the state, with the configuration parsed; raises for what we did not write."""
+    """The contents of the state, with the configuration parsed; raises if this package did not write them."""
     hashes = json.loads((folder / _HASHES).read_bytes())
     for name in {*hashes, _MODEL, _STATE}:
         if file_hash(folder / Path(name).name) != hashes.get(name):
@@ -133,7 +133,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 def _damaged(folder: Path, error: Exception) -> ValueError:
     came = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-    remedy = "Remove this folder to go on from the one before."
+    remedy = "Remove this folder to continue from the one before."
     return ValueError(three_beats(f"`{folder}` needs to be a whole checkpoint of this run", came, remedy))
 
 

@@ -1,4 +1,4 @@
-"""The three stages of the paper, one file each. :func:`make_stages` lists those that a configuration asks for."""
+"""The three stages of the paper, one file each. :func:`make_stages` lists those that a configuration uses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["Companions", "ImageAlignment", "Lifting", "MultiTask", "PoseAlignmen
 
 
 def make_stages(config: RunConfig) -> list[Stage]:
-    """The stages with steps to take, in order; without an image encoder there is nothing for the second.
+    """The stages that have steps, in order; without an image encoder the second is left out.
 
-    Raises: ValueError where a model that only lifts has steps to take in a stage that trains more.
+    Raises: ValueError if a model that only lifts has steps in a stage that trains more.
     """
     stages: list[Stage] = [Lifting(config.lifting), PoseAlignment(config.stage1)]
     if config.model.image_encoder != "none":

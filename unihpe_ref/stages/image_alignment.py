@@ -15,7 +15,7 @@ from unihpe_ref.training import Stage
 class ImageAlignment(Stage):
     """Trains E_img and tau with L_pair(img, 2D) + L_pair(img, 3D) + alpha L_triplet.
 
-    Leaves out the pair of the two frozen encoders, which would only change tau.
+    The pair of the two frozen encoders is left out, because it would only change tau.
     """
 
     number = 2

@@ -17,8 +17,8 @@ from unihpe_ref.training import Stage
 class Lifting(Stage):
     """Trains E_2D and D_3D on the reported error: the MPJPE of lifted poses, over the scale of the data.
 
-    It takes a third of stage 3's work for each pose, and estimates the conditional median instead of the mean. Needs a
-    decoder that takes one step.
+    It takes a third of stage 3's work for each pose, and estimates the conditional median instead of the mean. It needs
+    a decoder that takes one step.
     """
 
     number = 0  # before the paper's

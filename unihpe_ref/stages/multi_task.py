@@ -21,7 +21,7 @@ class MultiTask(Stage):
 
     number = 3
     name = "3 everything"
-    needs_images = True  # where the model encodes them
+    needs_images = True  # if the model encodes them
     config: Stage3
 
     def trained(self, model: UniHPE) -> list[nn.Module]:

@@ -17,15 +17,15 @@ from rich.table import Table
 
 from multicontrast._checks import three_beats
 
-_PLAIN_LINES = 10  # per stage, where there is no terminal
+_PLAIN_LINES = 10  # per stage, without a terminal
 _COLUMNS = {"loss": "loss", "contrastive": "L_cl", "decoding_2d": "L_2D", "decoding_3d": "L_3D", "tau": "tau"}
 
 
 class RunLog:
     """Appends one JSON object per record to ``path``, one CSV row per step beside it, and shows each stage's progress.
 
-    On a terminal a live table with the time left; elsewhere about ten plain lines per stage. Use it as a context
-    manager.
+    A terminal shows a live table with the time left; other outputs get about ten plain lines per stage. Use it as a
+    context manager.
 
     Args:
         path: of the JSONL file; ``steps-<stage>.csv`` and ``tensorboard/`` come beside it.
@@ -71,10 +71,10 @@ class RunLog:
         """One line: the event, the seconds since the run began, and the values."""
         record = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **values}
         self._file.write(json.dumps(record) + "\n")
-        self._file.flush()  # so that a killed run leaves its numbers
+        self._file.flush()  # so that a killed run leaves its numbers on disk
 
     def state(self) -> dict[str, Any]:
-        """The length of the files, flushed to the disk: for a checkpoint, to resume :class:`RunLog`."""
+        """The length of the files after flushing them to the disk, stored in checkpoints to resume :class:`RunLog`."""
         for file in (self._file, self._csv):
             if file is not None:
                 file.flush()
@@ -127,7 +127,7 @@ class RunLog:
             )
 
     def end_stage(self) -> None:
-        """Closes the stage's files and the display, whose last state stays on the terminal."""
+        """Closes the stage's files and the display; its last state stays on the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None

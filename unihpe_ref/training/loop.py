@@ -36,10 +36,10 @@ class Stage(ABC):
     """One stage of the paper. Its objective is ``align`` plus the sum of ``decode``.
 
     Attributes:
-        number: 1, 2 or 3, as the paper counts. name: for the log and the display.
-        needs_images: whether its batches hold pictures, where the model encodes them.
+        number: 1, 2 or 3, as in the paper. name: for the log and the display.
+        needs_images: whether its batches hold pictures, if the model encodes them.
         config: its settings. temperature: of its contrastive loss; new in each stage.
-        ema_decay: of the average of the weights, which is then the result; None for the last weights.
+        ema_decay: of the average of the weights, which is then the result; None if the last weights are the result.
     """
 
     number: int
@@ -57,7 +57,7 @@ class Stage(ABC):
 
     @abstractmethod
     def embed(self, model: UniHPE, batch: PoseBatch) -> dict[str, Tensor]:
-        """Modality to embeddings ``(B, D)``, each row of its own sample alone."""
+        """Embeddings ``(B, D)`` by modality; each row depends on its own sample only."""
 
     @abstractmethod
     def align(self, embeddings: dict[str, Tensor], generator: torch.Generator) -> Tensor:
@@ -66,7 +66,7 @@ class Stage(ABC):
     def decode(
         self, model: UniHPE, embeddings: dict[str, Tensor], batch: PoseBatch, generator: torch.Generator, part: Part
     ) -> dict[str, Tensor]:
-        """The other losses, each a mean over samples that do not see each other; ``batch`` is this part of a whole."""
+        """The other losses, each a mean over independent samples; ``batch`` is this part of a whole batch."""
         return {}
 
 
@@ -80,7 +80,7 @@ def learning_rate_factor(step: int, config: StageConfig) -> float:
 
 
 def make_optimizer(model: UniHPE, stage: Stage) -> torch.optim.Optimizer:
-    """Adam over the weights that the stage trains and its temperature, which never decays.
+    """Adam over the weights that the stage trains and its temperature, which has no weight decay.
 
     AdamW is Adam where the weight decay is zero, as in the paper.
     """
@@ -96,9 +96,9 @@ class StageState:
     """The state of a stage in training, which a checkpoint holds.
 
     Attributes:
-        model: its weights move.
-        average: of them, where the stage has an ``ema_decay``; its ``module`` is a model.
-        step: how many steps are done.
+        model: the model in training.
+        average: of its weights, if the stage has an ``ema_decay``; its ``module`` is a model.
+        step: the number of steps done.
     """
 
     def __init__(self, stage: Stage, model: UniHPE, precision: str = "float32") -> None:
@@ -116,7 +116,7 @@ class StageState:
         return self.model if self.average is None else cast(UniHPE, self.average.module)
 
     def beside_the_weights(self) -> dict[str, Any]:
-        """Everything else, as tensors and plain values, which ``torch.load`` reads with ``weights_only=True``."""
+        """All state but the weights, as tensors and plain values for ``torch.load`` with ``weights_only=True``."""
         return {
             "stage": self.stage.number,
             "step": self.step,
@@ -129,17 +129,17 @@ class StageState:
     def restore(self, beside: dict[str, Any], weights: dict[str, Tensor], average: dict[str, Tensor] | None) -> None:
         """Takes the values of a checkpoint: what :meth:`beside_the_weights` gave, the weights, and their average.
 
-        Raises: ValueError for moments that are not those of these weights, which fused AdamW would read beyond their
-            end; as ``load_state_dict`` for the others.
+        Raises: ValueError for moments that do not fit the weights, which fused AdamW would read beyond their end; for
+            the others as ``load_state_dict``.
         """
         self.model.load_state_dict(weights)
         _check_moments(beside["optimizer"]["state"], self.optimizer)
-        groups = self.optimizer.state_dict()["param_groups"]  # the settings, and not those of a file
+        groups = self.optimizer.state_dict()["param_groups"]  # the run's own settings, not those of a file
         self.optimizer.load_state_dict({"state": beside["optimizer"]["state"], "param_groups": groups})
         self.stage.temperature.load_state_dict(beside["temperature"])
         self.scaler.load_state_dict(beside["scaler"])
         if self.average is not None:
-            assert average is not None  # of the same stage, which has one
+            assert average is not None  # the checkpoint is of the same stage, which has an average
             self.average.module.load_state_dict(average)
             self.average.n_averaged.fill_(beside["averaged"])
         self.step = beside["step"]
@@ -153,7 +153,7 @@ def _check_moments(held: dict[int, dict[str, Tensor]], optimizer: torch.optim.Op
         plain = all(value.layout is torch.strided and value.dtype is torch.float32 for value in moments.values())
         if shapes != {"step": (), "exp_avg": own, "exp_avg_sq": own} or not plain:
             needed = f"the optimizer needs float32 moments of weight {number}, of shape {own}"
-            raise ValueError(three_beats(needed, str(shapes), "Go on from a checkpoint of this model."))
+            raise ValueError(three_beats(needed, str(shapes), "Continue from a checkpoint of this model."))
 
 
 def fit(
@@ -173,12 +173,12 @@ def fit(
 ) -> None:
     """Trains ``model`` in place through one stage.
 
-    The seed fixes everything: which poses, which cameras, dropout, negatives and noise. Two runs on one machine with
-    the same number of threads give the same weights, bit for bit; so does one that was interrupted and restored.
+    The seed fixes poses, cameras, dropout, negatives and noise. Two runs on one machine with the same number of threads
+    give the same weights, bit for bit, even if one was interrupted and restored.
 
     Args:
-        stage: what is trained, and its losses.
-        model: left in evaluation mode, all weights free again; after a stage with ``ema_decay``, with their average.
+        stage: names the trained parts and their losses.
+        model: afterwards in evaluation mode, with no frozen weights; with their average if there is an ``ema_decay``.
         source: the training split.
         log: takes a record every ``log_every`` steps and for the last; None in processes that do not write.
         seed: of this stage.
@@ -225,7 +225,7 @@ def fit(
             record = _record(losses, embeddings, part, norm, stage.temperature, state.optimizer)
         total = sum(losses.values())
         assert isinstance(total, Tensor)
-        if record is not None or total.device.type == "cpu":  # else each step would wait for the device
+        if record is not None or total.device.type == "cpu":  # on a GPU the check would make each step wait
             _check_finite(total.item(), stage, step)
         if log is not None:
             log.step(state.step, record)
@@ -251,7 +251,7 @@ def _backward(
     torch.manual_seed(seed_of(seed, "dropout", state.step, processes.rank()))
 
     def forward(rows: Tensor) -> dict[str, Tensor]:
-        """Embeddings, and as ``decoding_...`` the losses that each row has of its own, once for each row."""
+        """Embeddings, and under the names ``decoding_...`` the decoding losses, repeated for each row."""
         first, last = int(rows[0]), int(rows[-1]) + 1
         piece = Part(part.start + first, part.start + last, part.total)
         noise = generator_of(seed, "noise", state.step)  # of the whole batch
@@ -276,7 +276,7 @@ def _backward(
         names: list[str] = []
 
         def encode(rows: Tensor) -> tuple[Tensor, ...]:
-            with nullcontext() if torch.is_grad_enabled() else _still_statistics(model):  # each row comes twice
+            with nullcontext() if torch.is_grad_enabled() else _still_statistics(model):  # each row passes twice
                 found = forward(rows)
             names[:] = found
             return tuple(found.values())
@@ -315,7 +315,7 @@ def _check_finite(loss: float, stage: Stage, step: int) -> None:
 
 
 def choose_trained(model: UniHPE, stage: Stage) -> None:
-    """Puts the parts that the stage trains in training mode, and freezes all others, in evaluation mode."""
+    """Puts the parts that the stage trains in training mode; freezes all others and puts them in evaluation mode."""
     model.requires_grad_(False).eval()
     for part in stage.trained(model):
         part.requires_grad_(True).train()
@@ -325,7 +325,7 @@ def choose_trained(model: UniHPE, stage: Stage) -> None:
 
 
 def _average_of(model: UniHPE, decay: float) -> AveragedModel:
-    """Exponential moving average with a warm-up: after n updates the decay is at most (1 + n) / (10 + n), as GFPose's.
+    """Exponential moving average with GFPose's warm-up: after n updates the decay is at most (1 + n) / (10 + n).
 
     Buffers (the running statistics of BatchNorm) are averages already and are copied.
     """
@@ -344,7 +344,7 @@ class _Batches(Dataset[PoseBatch]):
     def __init__(self, source: Source, batch_size: int, part: Part, seed: int, min_gap_seconds: float) -> None:
         self.source, self.batch_size, self.part = source, batch_size, part
         self.seed, self.min_gap_seconds = seed, min_gap_seconds
-        source.sampler(batch_size, torch.Generator(), min_gap_seconds)  # raises here and not in a worker
+        source.sampler(batch_size, torch.Generator(), min_gap_seconds)  # raises here rather than in a worker
 
     def __getitem__(self, step: int) -> PoseBatch:
         generator = generator_of(self.seed, "batch", step)

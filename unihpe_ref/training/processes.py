@@ -1,7 +1,7 @@
 """The processes of ``torchrun``, which share each batch.
 
-Gradients are averaged once a step, in one message, after the last micro-batch. DistributedDataParallel would need one
-backward pass and one call of the whole model in each step.
+Gradients are averaged once per step, in one message, after the last micro-batch. DistributedDataParallel would need
+exactly one call of the whole model and one backward pass in each step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Joins the group where ``torchrun`` started this process; yields the process's own device."""
+    """Joins the process group if ``torchrun`` started this process; yields the process's own device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
@@ -56,7 +56,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def average(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers, by name, as means over processes."""
+    """The means over processes of numbers by name."""
     if count() == 1:
         return values
     copies = {name: value.detach().clone() for name, value in values.items()}

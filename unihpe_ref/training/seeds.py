@@ -1,6 +1,6 @@
 """Seeds by name. The draws of a step depend only on the run's seed and the step's number.
 
-So a resumed run gives the same bits, and every process and worker builds the same batch.
+Therefore a resumed run gives the same bits, and every process and worker builds the same batch.
 """
 
 from __future__ import annotations

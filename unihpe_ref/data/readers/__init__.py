@@ -18,7 +18,7 @@ from .common import listed
 MODULES: dict[str, ModuleType] = {
     module.NAME: module for module in (videopose3d, mpi_inf_3dhp, pw3d, multiview, imgname_npz, acclaim, bvh, coco)
 }
-"""In the order in which a folder is offered to them."""
+"""The readers, in the order in which they are tried."""
 
 MOCAP_NPZ = "mocap_npz"
 FORMATS = (*MODULES, MOCAP_NPZ)
@@ -30,7 +30,7 @@ LICENCES = {
     "3dpw": "3DPW: non-commercial research, https://virtualhumans.mpi-inf.mpg.de/3DPW/license.html",
     "coco": "COCO: annotations CC BY 4.0, pictures under their owners' Flickr terms, https://cocodataset.org/#termsofuse",
 }
-"""Where a data set's terms are; it is the user who has agreed to them."""
+"""Where a data set's terms are; the user must have agreed to them."""
 
 
 def recognise(path: Path) -> str:
@@ -43,7 +43,7 @@ def recognise(path: Path) -> str:
         if module.find(path):
             return name
     if path.suffix == ".npz":
-        return MOCAP_NPZ  # its reader says what is missing
+        return MOCAP_NPZ  # its reader names what is missing
     known = "; ".join(f"{name}: {module.TITLE}" for name, module in MODULES.items())
     inside = listed((item.name for item in path.iterdir()), 8) if path.is_dir() else path.name
     needed = f"{path} needs to hold one of the known forms ({known}; {MOCAP_NPZ})"
@@ -61,7 +61,7 @@ def read_data(path: Path, form: str | None = None, joints: Mapping[str, str] | N
 
     Args:
         path: a file or a folder. form: a name from ``FORMATS``; recognised unless given.
-        joints: for BVH, which of its joints stand for some of Human3.6M's 17, by name.
+        joints: for BVH, which of its joints stand for which of Human3.6M's 17, by name.
     Returns: a :class:`Recording` where cameras saw people, a :class:`Motion` for motion capture alone.
     Raises: OSError if something is missing or cannot be opened; ValueError if it is damaged.
     """

@@ -27,7 +27,7 @@ from .takes import Take, read_takes, rotation_about, to_z_up
 NAME = "amc"
 TITLE = "motion capture, ASF and AMC"
 
-FPS = 120.0  # CMU's; the files do not say
+FPS = 120.0  # CMU's; the files do not state it
 _INCH = 0.0254
 
 # The bone at whose end each of the 17 joints is; the pelvis lies between the hips.
@@ -91,7 +91,7 @@ def _skeleton_of(file: Path) -> Path:
 
 
 def read_asf(path: Path) -> Skeleton:
-    """A skeleton. Raises ``ValueError`` where a part is missing or is not what it should be."""
+    """A skeleton. Raises ``ValueError`` if a part is missing or invalid."""
     sections: dict[str, list[list[str]]] = {}
     current: list[list[str]] = []
     for line in path.read_text(encoding="latin-1").splitlines():
@@ -110,7 +110,7 @@ def read_asf(path: Path) -> Skeleton:
         bones = _bones(sections[":bonedata"], degrees)
         parents = {child: words[0] for words in sections[":hierarchy"] for child in words[1:] if words[0] != "begin"}
         ordered: dict[str, str] = {}
-        while len(ordered) < len(parents):  # parents first, in whatever order the file has them
+        while len(ordered) < len(parents):  # parents first, whatever the order in the file
             ready = [c for c, p in parents.items() if c not in ordered and (p == "root" or p in ordered)]
             if not ready:
                 raise ValueError("a hierarchy that does not begin at the root")
@@ -149,7 +149,7 @@ def _bones(lines: list[list[str]], degrees: bool) -> dict[str, _Bone]:
 
 
 def _turned(order: str, angles: Array, degrees: bool) -> Array:
-    """``(F, K)`` angles about the named axes, the first applied first: ``(F, 3, 3)``."""
+    """Rotations ``(F, 3, 3)`` by ``(F, K)`` angles about the named axes; the first is applied first."""
     angles = angles if degrees else np.rad2deg(angles)
     rotation = np.broadcast_to(np.eye(3), (len(angles), 3, 3))
     for position, axis in enumerate(order):

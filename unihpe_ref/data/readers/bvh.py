@@ -5,9 +5,9 @@ A joint with offset o and channels in the order of the file:
 .. math::
     R_{joint} = R_{parent} \, R_{channel_1} R_{channel_2} R_{channel_3}, \qquad p_{joint} = p_{parent} + R_{parent}\, o
 
-Positions replace the offset of the root. BVH states neither unit nor axis: the unit is the one of metre, decimetre,
-centimetre, inch, CMU's 1/0.45 inch and millimetre that gives the longest plausible leg (0.55 to 1.15 m), and up is
-the axis along which the head is above the feet. Joints are found by name, in the spelling of any of the usual rigs.
+Positions replace the offset of the root. BVH states neither unit nor vertical axis. The unit is whichever of metre,
+decimetre, centimetre, inch, CMU's 1/0.45 inch and millimetre gives the longest plausible leg (0.55 to 1.15 m), and up
+is the axis along which the head is above the feet. Joints are found by name, in the spelling of any of the usual rigs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TITLE = "motion capture, BVH"
 _UNITS = (1.0, 0.1, 0.0254 / 0.45, 0.0254, 0.01, 0.001)
 _LEG = (0.55, 1.15)  # metres, hip to ankle
 
-# Names of each joint in the exports that are about, letters only; the first that exists is taken, its lowest number.
+# Names of each joint in common exports, letters only. The first that exists is used, with the lowest number.
 _SIDED = {
     "hip": ("upleg", "upperleg", "thigh", "thighbend", "femur", "hip", "hipjoint", "buttock"),
     "knee": ("leg", "lowerleg", "knee", "shin", "calf", "lowleg", "tibia"),
@@ -46,16 +46,16 @@ _SIDED = {
 }
 _NECKS, _HEADS, _TOPS = ("neck", "neckupper"), ("head",), ("headend", "headtop", "headtopend", "headnub", "headsite")
 _KNOWN = {name for names in _SIDED.values() for name in names} | {*_NECKS, *_HEADS, *_TOPS}
-_NOISE = ("jnt", "joint", "bone", "bind", "def", "j", "c")  # around a name
-_UNTOLD = re.compile(  # never one of the 17: not listed where a joint is not found
+_NOISE = ("jnt", "joint", "bone", "bind", "def", "j", "c")  # prefixes and suffixes to ignore
+_UNTOLD = re.compile(  # never one of the 17, so errors about missing joints do not list them
     r"finger|thumb|index|middle|ring|pinky|pinkie|metacarpal|carpal|toe|eye|lid|brow|lip|mouth|jaw|tongue|teeth|cheek"
     r"|nose|nostril|ear\b|orbicularis|oculi|levator|risorius|temporalis|twist|roll|special| end$",
     re.IGNORECASE,
 )
 # Human3.6M's proportions, in lengths of a leg: neck/nose and top of the head above the middle of the shoulders
 _NECK_HEIGHT, _TOP_HEIGHT, _LOW_TOP = 0.13, 0.26, 0.22
-_SPINE_SHARE, _SPINE_OFF = 0.42, 0.2  # of the way from the hips to the shoulders, and how far off a joint may be
-_ALIEN = 5.0  # times the fastest other step: a first frame that belongs to another motion
+_SPINE_SHARE, _SPINE_OFF = 0.42, 0.2  # share of the way from hips to shoulders, and how far off a joint may be
+_ALIEN = 5.0  # times the fastest other step, above which the first frame belongs to another motion
 
 
 @dataclass
@@ -79,7 +79,7 @@ def read(path: Path, joints: Mapping[str, str] | None = None) -> Motion:
     return read_takes(files, lambda file: read_bvh(file, joints))
 
 
-_MOST_JOINTS = 1000  # of hands and faces, too
+_MOST_JOINTS = 1000  # including hands and faces
 
 
 def read_bvh(path: Path, joints: Mapping[str, str] | None = None) -> Take:
@@ -87,8 +87,8 @@ def read_bvh(path: Path, joints: Mapping[str, str] | None = None) -> Take:
 
     Args:
         path: of the file.
-        joints: which joint of the file stands for some of the 17, by name; takes precedence.
-    Raises: ValueError where it is damaged or its joints have names that are not known.
+        joints: which joints of the file stand for which of the 17, by name; takes precedence.
+    Raises: ValueError if it is damaged or its joints have names that are not known.
     """
     words = path.read_text(encoding="latin-1").split()
     with reading(f"{path} needs to be a whole BVH file", "Copy or export it again."):
@@ -108,7 +108,7 @@ def read_bvh(path: Path, joints: Mapping[str, str] | None = None) -> Take:
 
 
 def _begins_elsewhere(points: Array) -> bool:
-    """Whether the first of at least four frames is far from the second: exports begin with a T-pose."""
+    """Whether the first of at least four frames is far from the second, because exports may begin with a T-pose."""
     step = np.linalg.norm(np.diff(points, axis=0), axis=-1).mean(-1)
     return len(step) >= 3 and step[0] > 0.02 and step[0] > _ALIEN * step[1:].max()
 
@@ -201,7 +201,7 @@ _SIDES = {"l": "l", "left": "l", "r": "r", "right": "r"}
 
 @dataclass
 class _Body:
-    """A moving skeleton, to be converted to the 17 joints."""
+    """A moving skeleton that is converted to the 17 joints."""
 
     path: Path
     joints: list[_Joint]
@@ -222,11 +222,11 @@ class _Body:
         return next((self.index[side, name][0] for name in names if (side, name) in self.index), None)
 
     def to_17(self, asked: dict[str, str]) -> Array:
-        """``(F, 17, 3)``. Raises: ValueError where a limb or the head is not found."""
+        """``(F, 17, 3)``. Raises: ValueError if a limb or the head is not found."""
         chosen, missing = self._asked(asked), []
         for side in "lr":
             for joint, names in _SIDED.items():
-                # "LeftShoulder" is the collar bone wherever there is a "LeftArm"; the order of names sees to that
+                # "LeftShoulder" is the collar bone if there is a "LeftArm", so the names are tried in that order
                 found = self.first(side, names)
                 if side + joint in chosen:
                     continue
@@ -265,7 +265,7 @@ class _Body:
         return {target: numbers[name.lower()] for target, name in asked.items()}
 
     def _spine(self, points: dict[str, Array], hips: Array, shoulders: Array, top: int | None) -> Array:
-        """Of several spines the one in the middle; where none is, the point there."""
+        """The spine joint nearest to the middle, or the point there if no joint is near."""
         best, apart = None, _SPINE_OFF
         number = -1 if top is None else self.joints[top].parent
         up = shoulders - hips
@@ -279,7 +279,7 @@ class _Body:
         return self.places[:, best]
 
     def _head(self, points: dict[str, Array], shoulders: Array, leg: float, head: int | None, necks: list[int]) -> None:
-        """Neck and top of the head: the joints nearest to where Human3.6M has them, or what carries on above."""
+        """Neck and top of the head: the joints nearest to where Human3.6M has them, or their continuation above."""
         last = necks[-1] if head is None else head
         chain = [*necks, *([] if head is None else [head])]
         up = self.rest[last] - shoulders

@@ -3,8 +3,8 @@
 The JSON holds ``images`` (``id``, ``file_name``, ``width``, ``height``) and ``annotations`` (``image_id``, ``bbox`` as
 x, y, width, height, and ``keypoints``: x, y and visibility of each joint, 0 for one that is not labelled). Which joints
 these are follows from the names in ``categories``, else from their number and proportions. Crowds and people without a
-labelled joint are left out; a joint is unknown where one that it is taken from is. There is no 3D and no calibration:
-the focal length is taken as the picture's diagonal.
+labelled joint are left out; a joint is unknown if one of its source joints is. There is no 3D and no calibration: the
+focal length is taken as the picture's diagonal.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
     names = named_joints(held.get("categories"))
     labelled = []
     for person, values in people:
-        seen = values[:, 2:] > 0  # COCO's 1 is labelled though hidden
+        seen = values[:, 2:] > 0  # COCO's 1 means labelled but hidden
         marks = np.concatenate([np.where(seen, values[:, :2], np.nan), seen], 1)
         labelled.append((marks, names.get(person.get("category_id"))))
     joints, confidence, _, words = people_in_h36m(labelled, path=file)
@@ -122,7 +122,7 @@ def _read_file(file: Path, builder: RecordingBuilder) -> None:
 
 
 def _box(given: Any, pixels: Any) -> Any:
-    """The annotated box padded and widened as everywhere; around the labelled joints where there is none."""
+    """The annotated box, padded and widened as in the rest of the package; without one, the box of labelled joints."""
     if given is not None and len(given) == 4 and given[2] > 0 and given[3] > 0:
         left, top, width, height = map(float, given)
         corners = np.array([[[left, top], [left + width, top + height]]])

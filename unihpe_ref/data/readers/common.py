@@ -1,4 +1,4 @@
-"""Shared by readers: Human3.6M's names and cameras, the lens that a file implies, sizes of pictures."""
+"""What readers share: Human3.6M's names and cameras, the lens that a file implies, sizes of pictures."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _H36M_NAME = re.compile(r"(S\d+)[_ ](\w+?)(?:[_ ](\d))?\.(\d{8})(?:_(\d+))?(?:\.
 
 
 def h36m_action(name: str) -> tuple[str, str]:
-    """``"WalkingDog 1"`` to the action and the take as all readers spell them: ``("WalkDog", "WalkDog 1")``."""
+    """The action and the take as all readers spell them: ``"WalkingDog 1"`` gives ``("WalkDog", "WalkDog 1")``."""
     base, _, number = re.sub("_", " ", name.strip()).partition(" ")
     base = _H36M_SYNONYMS.get(base, base)
     return base, f"{base} {number}".strip()
 
 
 def h36m_picture(path: str) -> tuple[str, str, str, str, int] | None:
-    """Subject, take, action, camera and frame (from 0, at 50 a second) of a picture's name; None for other names."""
+    """Subject, take, action, camera and frame (from 0, at 50 a second) from a picture's name; None for other names."""
     match = _H36M_NAME.search(path.replace("\\", "/").rsplit("/", 1)[-1])
     if match is None:
         return None
@@ -47,10 +47,10 @@ def h36m_picture(path: str) -> tuple[str, str, str, str, int] | None:
 
 
 def h36m_cameras(folder: Path) -> tuple[dict[tuple[str, str], Lens], Path] | None:
-    """Human3.6M's calibration by (subject, camera), from the files that users have near ``folder``.
+    """Human3.6M's calibration by (subject, camera), from the usual files near ``folder``.
 
     mmpose's ``cameras.pkl``, or VideoPose3D's ``common/h36m_dataset.py``, whose two tables are read as data: the file
-    is parsed, never run. None where neither is in the folder, beside it, or above it.
+    is parsed, never run. None if neither is in the folder, beside it, or above it.
     """
     near = [folder, folder / "annotation_body3d", folder.parent, folder.parent.parent]
     for place in near:
@@ -99,7 +99,7 @@ def _cameras_of_source(path: Path) -> dict[tuple[str, str], Lens]:
         cameras = {}
         for subject, rows in stands.items():
             for lens, stand in zip(lenses, rows):
-                if stand:  # unknown for the subjects whose poses were never published
+                if stand:  # empty for subjects whose poses were never published
                     rotation = rotation_of_quaternion(stand["orientation"]).T
                     place = np.asarray(stand["translation"], float) * MILLIMETRE
                     cameras[subject, str(lens["id"])] = Lens(
@@ -115,7 +115,7 @@ def _cameras_of_source(path: Path) -> dict[tuple[str, str], Lens]:
 
 
 def rotation_of_quaternion(quaternion: Any) -> Array:
-    """(w, x, y, z), of any length, to the matrix ``(3, 3)`` that rotates by it."""
+    """The rotation matrix ``(3, 3)`` of a quaternion (w, x, y, z) of any length."""
     w, x, y, z = np.asarray(quaternion, float) / np.linalg.norm(quaternion)
     return np.array(
         [
@@ -147,7 +147,7 @@ def fitted_lens(joints_cam: Array, joints_2d: Array) -> tuple[Array, Array]:
 
 
 def picture_size(picture: Path | bytes) -> tuple[int, int] | None:
-    """Width and height from the head of a picture; None where it is not there or cannot be read."""
+    """Width and height from the header of a picture; None if it is missing or cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -158,7 +158,7 @@ def picture_size(picture: Path | bytes) -> tuple[int, int] | None:
 
 
 def required(files: list[Path], path: Path, needed: str) -> list[Path]:
-    """The files that a reader found at ``path``; raises where there are none."""
+    """The files that a reader found at ``path``; raises if there are none."""
     if files:
         return files
     raise FileNotFoundError(three_beats(f"`read_data` needs {needed} at {path}", "none", "Check the path."))

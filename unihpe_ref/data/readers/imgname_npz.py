@@ -1,10 +1,10 @@
-"""Annotation as one npz with a row a picture: mmpose's files of Human3.6M, and SPIN's files of several data sets.
+"""Annotation in one npz with a row for each picture: mmpose's files of Human3.6M, SPIN's files of several data sets.
 
 Both hold ``imgname``, ``center``, ``scale`` (side / 200), ``part`` and ``S``.
 
 * mmpose: ``part`` ``(N, 17, 3)`` pixels and visibility, ``S`` ``(N, 17, 4)`` camera metres and visibility, from the
   camera, not from the pelvis. Pictures are in ``images/`` beside ``annotation_body3d/``, cameras in ``cameras.pkl``.
-* SPIN: 24 joints in SPIN's order, ``S`` (where there is one) from the pelvis; the distance and the camera are unknown.
+* SPIN: 24 joints in SPIN's order, ``S`` (if there is one) from the pelvis; the distance and the camera are unknown.
 
 Pictures are numbered at the rate of the video: every fifth frame of Human3.6M is 1, 6, 11 and so on.
 """
@@ -77,7 +77,7 @@ def _entries(path: Path) -> set[str]:
 
 
 def _pictures_of(file: Path) -> Path:
-    """The folder that the names of a file start from: where its first picture is, or else where pictures belong."""
+    """The folder to which a file's picture names are relative: where its first picture is, or where it should be."""
     name = str(next(iter(read_npz(file, ("imgname",)).get("imgname", [])), ""))
     near = (file.parent, *file.resolve().parents[1:3])
     places = [folder for place in near for folder in (place / "images", place)]

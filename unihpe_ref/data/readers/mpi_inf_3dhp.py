@@ -4,7 +4,7 @@ Training: MATLAB cells of 14 videos; ``annot2[v]`` ``(F, 56)`` pixels and ``anno
 camera's frame, 28 joints; videos 0-8 less 3 see the whole body and are read. Cameras: ``camera.calibration``.
 Test: HDF5 files (MATLAB v7.3) with ``annot2`` ``(F, 1, 17, 2)``, ``annot3`` and ``univ_annot3`` ``(F, 1, 17, 3)`` and
 ``valid_frame``. Results are reported on ``univ_annot3``, whose skeleton has the universal height; frames that are not
-valid are left out. The camera is fitted to ``annot2`` and ``annot3``, which it projects exactly.
+valid are left out. The camera is fitted to ``annot2`` and ``annot3``; the fit is exact.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Crops of synchronous calibrated views: a folder with ``annot.npz`` and the pictures it names.
 
 ``imgname`` (N,), ``cam``, ``frame``, ``K_full`` (N, 3, 3), ``R``, ``t`` (world to camera), ``img_wh``, ``affine``
-(N, 3, 3) full-image pixels to the crop's, ``kp2d_full`` (N, 17, 2) and, where they are there, ``kp2d_det_full``
-(N, 17, 3) with a confidence, ``joints_3d_cam`` (N, 17, 3) metres, ``ok`` (N,) and ``fps``.
+(N, 3, 3) full-image pixels to the crop's, ``kp2d_full`` (N, 17, 2) and, optionally, ``kp2d_det_full`` (N, 17, 3) with a
+confidence, ``joints_3d_cam`` (N, 17, 3) metres, ``ok`` (N,) and ``fps``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def find(path: Path) -> list[Path]:
 
 
 def read(path: Path) -> Recording:
-    """The samples marked ``ok``; all of them without marks."""
+    """The samples marked ``ok``, or all samples if there are no marks."""
     files = required(find(path), path, "annot.npz")
     file = files[0]
     held = read_npz(file)

@@ -6,8 +6,8 @@ OpenPose's x, y and confidence), ``jointPositions`` (one ``(F, 72)`` a person: S
 ``cam_intrinsics``. Frames whose camera is not valid are left out.
 
 Results on 3DPW are reported on joints regressed from SMPL's vertices, which the files do not hold. With SMPL's model
-files in ``smpl/`` beside ``sequenceFiles`` (:mod:`.smpl`) the 17 joints are those. Without them they are SMPL's own
-joints where these stand for one, and the top of the head is unknown.
+files in ``smpl/`` beside ``sequenceFiles`` (:mod:`.smpl`) the 17 joints are regressed, too. Without them SMPL's own
+joints are used where they correspond, and the top of the head is unknown.
 """
 
 from __future__ import annotations

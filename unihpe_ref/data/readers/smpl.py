@@ -31,7 +31,7 @@ _FILES = {
     "n": ("SMPL_NEUTRAL", "basicModel_neutral_lbs_10_207_0_v1.0.0", "basicmodel_neutral_lbs_10_207_0_v1.1.0"),
 }
 _REGRESSOR = "J_regressor_h36m.npy"
-_CHUNK = 256  # frames at once: 6890 vertices each
+_CHUNK = 256  # frames at once, of 6890 vertices each
 
 
 @dataclass
@@ -44,9 +44,9 @@ class BodyModels:
 
     @staticmethod
     def near(folder: Path) -> BodyModels | None:
-        """Those in ``smpl/`` below ``folder``; None where there is no such folder.
+        """The models in ``smpl/`` below ``folder``; None if there is no such folder.
 
-        Raises: FileNotFoundError where the folder lacks the regressor.
+        Raises: FileNotFoundError if the folder lacks the regressor.
         """
         place = folder / "smpl"
         if not place.is_dir():
@@ -85,7 +85,7 @@ class BodyModels:
 def read_model(path: Path) -> dict[str, Array]:
     """The arrays of a model file: v_template, shapedirs, posedirs, J_regressor, weights, parents.
 
-    Raises: ValueError where it is no such file.
+    Raises: ValueError if it is not a model file.
     """
     held: Any = read_npz(path) if path.suffix == ".npz" else load_pickle(path, inert=("chumpy", "scipy.sparse"))
     needed = f"{path} needs v_template, shapedirs, posedirs, J_regressor, weights and kintree_table of SMPL"

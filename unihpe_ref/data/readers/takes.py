@@ -23,7 +23,7 @@ from .common import listed
 
 ACTIONS_FILE = "actions.csv"
 _HELD_OUT = 5  # every fifth take of a subject is for testing
-_FOOT = 0.08  # metres: an ankle that stands is so high
+_FOOT = 0.08  # metres: height of a standing ankle
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Take:
 def read_takes(files: Sequence[Path], read: Callable[[Path], Take]) -> Motion:
     """Reads and joins takes.
 
-    The floor comes to z = 0 take by take: the second percentile of the lower ankle is put 8 cm above it. Every fifth
+    Each take's floor is moved to z = 0: the second percentile of the lower ankle's height becomes 8 cm. Every fifth
     take of a subject, in the order of names, is held out for testing. Actions come from ``actions.csv`` beside a
-    file (lines ``take,action``), else from the words in its name, "motion" where there are none. Takes of a higher
-    frame rate are thinned to the lowest where that is a whole fraction.
+    file (lines ``take,action``), else from the words in its name, or "motion" if it has none. Takes of a higher frame
+    rate are thinned to the lowest, which must divide it.
 
-    Raises: OSError or ValueError where a file cannot be read or frame rates do not go together.
+    Raises: OSError or ValueError if a file cannot be read or frame rates do not go together.
     """
     takes = [read(file) for file in files]
     slowest = min(take.fps for take in takes)
@@ -79,7 +79,7 @@ def read_takes(files: Sequence[Path], read: Callable[[Path], Take]) -> Motion:
 
 
 def _subject_of(file: Path) -> str:
-    """CMU's takes are called ``subject_take``; others by their folder."""
+    """The subject: from CMU's file names ``subject_take``, else the folder's name."""
     match = re.fullmatch(r"(\d+)_\d+", file.stem)
     return match[1] if match else file.parent.name or "1"
 
@@ -88,7 +88,7 @@ _NO_ACTION = ("take", "motion", "subject", "mocap", "dataset", "data", "trial", 
 
 
 def action_of_name(stem: str) -> str:
-    """The words of a file's name without numbers: "walk1_subject2" is "walk", "Run_Fast 03" "run_fast"."""
+    """The words of a file's name without numbers: "walk1_subject2" gives "walk", "Run_Fast 03" gives "run_fast"."""
     words = [word.lower() for word in re.findall(r"[A-Za-z]{3,}", stem)]
     return "_".join(word for word in words if word not in _NO_ACTION) or "motion"
 

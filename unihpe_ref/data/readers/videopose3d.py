@@ -38,8 +38,8 @@ def find(path: Path) -> list[Path]:
 
 
 def read(path: Path) -> Recording:
-    """Every frame in every view. Annotated joints are those of the ``gt`` file, or else the 3D joints through the
-    cameras; detected joints are CPN's, or else those of a Mask R-CNN, where their file is there."""
+    """Every frame in every view. Annotated joints are those of the ``gt`` file, or else the projected 3D joints;
+    detected joints are CPN's, or else those of a Mask R-CNN, if their file exists."""
     files = required(find(path), path, f"VideoPose3D's {_POSES}")
     file = files[0]
     folder = file.parent
