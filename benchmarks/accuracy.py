@@ -1,4 +1,4 @@
-"""The errors of eigenvalues and their gradients: ours, LAPACK's, and those of the textbook's arc cosine.
+"""The errors of eigenvalues and their gradients: ours, LAPACK's, and those of the textbook's arc-cosine formula.
 
     python -m benchmarks.accuracy --record   # about two minutes; rewrites docs/math/eigenvalue-accuracy.md
     python -m benchmarks.accuracy --count 20 --page /tmp/page.md --csv /tmp/rows.csv
@@ -41,18 +41,18 @@ def keep(errors: Errors, implementation: str, quantity: str, value: float, truth
     errors[implementation, quantity] = max(error, errors.get((implementation, quantity), 0.0))
 
 
-# Rivals ---------------------------------------------------------------------------------------------------------------
+# Alternatives ---------------------------------------------------------------------------------------------------------
 
 
 def arc_cosine(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The largest eigenvalue less 1 by the textbook (Smith 1961), the argument clamped to [-1, 1]."""
+    """The largest eigenvalue minus 1 by the textbook's formula (Smith 1961), with the argument clamped to [-1, 1]."""
     s = a * a + b * b + c * c
     radius = (s / 3).sqrt()
     return 2 * radius * torch.cos(torch.acos((a * b * c / radius**3).clamp(-1, 1)) / 3)
 
 
 def smith(matrix: Tensor) -> Tensor:
-    """All eigenvalues of symmetric 3x3 matrices by the arc cosine, ascending (Smith 1961)."""
+    """All eigenvalues of symmetric 3x3 matrices by the arc-cosine formula, ascending (Smith 1961)."""
     centre = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
     deviator = matrix - centre[..., None, None] * torch.eye(3, dtype=matrix.dtype)
     radius = (deviator.square().sum((-2, -1)) / 6).sqrt()
@@ -74,7 +74,7 @@ def smith(matrix: Tensor) -> Tensor:
 def value_and_gradient(
     function: Callable[..., Tensor], cosines: Tensor
 ) -> tuple[list[float], list[float], list[list[float]]]:
-    """Value of each triple, in its type; value less 1; gradient."""
+    """Value of each triple, in its type; value minus 1; gradient."""
     leaf = cosines.clone().requires_grad_()
     x = function(*leaf.unbind(-1))
     (gradient,) = torch.autograd.grad(x.sum(), leaf)
@@ -82,13 +82,13 @@ def value_and_gradient(
 
 
 def lapack_excess(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """By `torch.linalg.eigvalsh` of the Gram matrix."""
+    """The largest eigenvalue minus 1 by `torch.linalg.eigvalsh` of the Gram matrix."""
     gram = eigen_definitions.gram(torch.stack([a, b, c], -1)) + torch.eye(3, dtype=a.dtype)
     return torch.linalg.eigvalsh(gram)[..., -1] - 1
 
 
 def gram3_errors(cosines: Tensor) -> Errors:
-    """Value relative to lambda, value less 1 relative to itself, and the gradient."""
+    """Errors of the value relative to lambda, of the value minus 1 relative to itself, and of the gradient."""
     eps = torch.finfo(cosines.dtype).eps
     functions = {"ours": gram3_excess, "LAPACK": lapack_excess, "arc cosine": arc_cosine}
     results = {name: value_and_gradient(function, cosines) for name, function in functions.items()}
@@ -105,7 +105,7 @@ def gram3_errors(cosines: Tensor) -> Errors:
 
 
 def symmetric3_errors(matrices: Tensor) -> Errors:
-    """All three values relative to the norm; how far the top vector's Rayleigh quotient is below; angle times gap."""
+    """Errors of all values relative to the norm; the deficit of the top vector's Rayleigh quotient; angle times gap."""
     info = torch.finfo(matrices.dtype)
     pairs = {"ours": linalg.eigh3(matrices), "LAPACK": tuple(torch.linalg.eigh(matrices))}
     values = {name: pair[0] for name, pair in pairs.items()} | {"arc cosine": smith(matrices)}
@@ -130,7 +130,7 @@ def symmetric3_errors(matrices: Tensor) -> Errors:
 
 
 def gram_n_errors(grams: Tensor) -> Errors:
-    """The largest value relative to itself, and the deficit of the subgradient's Rayleigh quotient."""
+    """Errors of the largest value relative to itself; the deficit of the subgradient's Rayleigh quotient."""
     eps = torch.finfo(grams.dtype).eps
     errors: Errors = {}
     for name, function in (("ours", linalg.eigmax), ("LAPACK", lambda m: torch.linalg.eigvalsh(m)[..., -1])):
@@ -298,7 +298,7 @@ def read(path: Path) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, file, write the page."""
+    """Measure, record the rows, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--count", type=int, default=200, help="cases of each family")
     parser.add_argument("--seed", type=int, default=0)

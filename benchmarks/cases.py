@@ -1,7 +1,7 @@
 """Inputs, baselines, and the comparison before the timing.
 
-Baselines that are definitions of the tests (Algorithm 2 as printed, the CLIP loss with two products) are imported from
-there, so they cannot diverge. The others are written from the formulas.
+Baselines that the tests define (Algorithm 2 as printed, the CLIP loss with two products) are imported from the tests,
+so they cannot diverge. The others are written from the formulas.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Loss = Callable[[], Tensor]
 
 
 def _load_definitions() -> ModuleType:
-    # By path: other distributions may bring a top-level package called `tests`.
+    # By path, because another distribution may have a top-level package called `tests`.
     path = ROOT / "tests" / "definitions.py"
     spec = importlib.util.spec_from_file_location("multicontrast_definitions", path)
     if spec is None or spec.loader is None:
@@ -58,20 +58,20 @@ class Inputs:
 def make_inputs(
     batch: int, dim: int, dtype: torch.dtype, device: torch.device, seed: int = 0, *, tuples: bool = True
 ) -> Inputs:
-    """Unit rows that share a part with their match (cosine about 0.5), as halfway through training."""
+    """Unit rows with a cosine of about 0.5 to their match, as halfway through training."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(batch, dim, generator=generator, dtype=torch.float64)
     rows = [shared + torch.randn(batch, dim, generator=generator, dtype=torch.float64) for _ in range(3)]
     first, second, third = (F.normalize(row).to(device, dtype).requires_grad_() for row in rows)
     tau = torch.tensor(TAU, dtype=dtype, device=device, requires_grad=True)
-    number = None if tuples else 0  # of negatives; the index of a large batch would not fit
+    number = None if tuples else 0  # of negatives; the index of a large batch would not fit in memory
     generator = torch.Generator().manual_seed(seed)
     index = mc.sample_tuples(batch, 3, num_negatives=number, generator=generator).to(device)
     return Inputs((first, second, third), tau, index)
 
 
 def step_of(loss: Loss, leaves: Iterable[Tensor]) -> Callable[[], None]:
-    """Forward and backward. Nothing outlives a step, so its peak memory includes the gradients."""
+    """Forward and backward. No tensor outlives a step, so its peak memory includes the gradients."""
     leaves = tuple(leaves)
 
     def step() -> None:
@@ -98,8 +98,8 @@ def lapack_on_gathered_cosines(xs: Sequence[Tensor], index: Tensor, tau: Tensor)
 
 
 def arccosine_on_gathered_cosines(xs: Sequence[Tensor], index: Tensor, tau: Tensor) -> Tensor:
-    """The same in float64 by the textbook's root of the cubic, accurate enough in float64: checks the batches for
-    which LAPACK takes minutes."""
+    """The same in float64 by the textbook's root of the cubic, which is accurate enough in float64. It checks batches
+    for which LAPACK takes minutes."""
     a, b, c = ((xs[m] @ xs[n].mT).double()[index[..., m], index[..., n]] for m, n in PAIRS)
     mean = ((a * a + b * b + c * c) / 3).sqrt()
     angle = torch.acos((a * b * c / mean**3).clamp(-1 + 1e-15, 1 - 1e-15))
@@ -138,8 +138,8 @@ def three_matmuls(x: Tensor, y: Tensor, cotangent: Tensor) -> tuple[Tensor, Tens
 def tangential(gradient: Tensor, rows: Tensor) -> Tensor:
     """The part of a gradient orthogonal to its row.
 
-    Some contenders differentiate the length of a row, others take it as 1. Normalisation removes that part, so it is
-    not compared.
+    Some contenders differentiate the length of a row, others assume length 1. Normalisation removes the radial part, so
+    it is not compared.
     """
     if rows.dim() < 2:
         return gradient
@@ -158,7 +158,7 @@ def value_and_gradients(loss: Loss, leaves: Sequence[Tensor]) -> tuple[Tensor, l
 def check_agreement(
     losses: Mapping[str, Loss], leaves: Sequence[Tensor], *, value_tolerance: float, gradient_tolerance: float
 ) -> float:
-    """Raise unless all losses have one value and one gradient; returns the worst relative difference seen.
+    """Raise unless all losses have the same value and gradient; returns the largest relative difference.
 
     The first is the reference. Gradients are compared by the norm of the difference over the norm. A
     contender that runs out of memory is skipped.

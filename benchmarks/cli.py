@@ -1,4 +1,4 @@
-"""The options of every benchmark, and the end of a run.
+"""The options that all benchmarks share, and the end of a run.
 
 Only ``--record`` writes to files of the repository. Without it, rows, pages and pictures go to ``runs/benchmarks``, a
 folder that git ignores.
@@ -26,8 +26,8 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
-    made.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: the clock is then CPU time)")
+    made.add_argument("--device", default=None, help="default: cuda if available, else cpu")
+    made.add_argument("--threads", type=int, default=1, help="CPU threads (default 1, for which CPU time is measured)")
     made.add_argument("--rounds", type=int, help="interleaved repetitions")
     made.add_argument("--seed", type=int, default=0)
     made.set_defaults(name=name)
@@ -42,16 +42,16 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def add_record(parser: argparse.ArgumentParser) -> None:
     """The option that lets a benchmark write to the repository's own files."""
-    parser.add_argument("--record", action="store_true", help="into the repository's own files, for a commit")
+    parser.add_argument("--record", action="store_true", help="write to the repository's own files, for a commit")
 
 
 def place(tracked: Path, record: bool) -> Path:
-    """``tracked`` itself if it is recorded, else a file of that name that git ignores."""
+    """``tracked`` itself with ``record``, else a file of that name that git ignores."""
     return tracked if record else SCRATCH / tracked.name
 
 
 def device(options: argparse.Namespace) -> torch.device:
-    """The requested device, with the thread count set. Refuses meaningless combinations."""
+    """The requested device; also sets the number of threads and refuses meaningless combinations."""
     if options.fail_above is not None and options.compare is None:
         raise SystemExit("--fail-above needs a run to compare with; got none. Add --compare BASE.")
     torch.set_num_threads(options.threads)
@@ -62,13 +62,13 @@ def device(options: argparse.Namespace) -> torch.device:
 
 
 def progress(text: str) -> None:
-    """One line that overwrites itself on a terminal; nothing elsewhere."""
+    """Prints a line that overwrites itself on a terminal, and nothing elsewhere."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def csv_of(options: argparse.Namespace) -> Path:
-    """The file that a run's rows are added to."""
+    """The file to which a run's rows are added."""
     given: Path | None = options.csv
     return given or place(driver.RESULTS / f"{options.name}.csv", options.record)
 

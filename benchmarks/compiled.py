@@ -1,13 +1,13 @@
-"""Registers, spills and instructions of every compiled Triton kernel by architecture, and a lower bound of its time.
+"""Registers, spills and instructions of every compiled Triton kernel by architecture, and a lower bound on its time.
 
     python -m benchmarks.compiled            # minutes, and no GPU; rewrites docs/benchmarks/compiled-kernels.md
     python -m benchmarks.compiled --only gram3
-    python -m benchmarks.compiled --check cuda:75 cuda:90 hip:gfx942    # does every case compile? 1 if one does not
+    python -m benchmarks.compiled --check cuda:75 cuda:90 hip:gfx942    # exit code 1 if a case does not compile
     PYTHONPATH=folder/of/triton-3.2 python -m benchmarks.compiled --check cuda:80 --record    # with another Triton
 
 Each kernel goes through its own launcher and Triton's specialisation, with the configuration for the architecture, up
 to the point where a driver would run it. The assembler reports registers, spills and shared memory. Instructions are
-counted in the machine code. The time is a lower bound: that of the slowest among issuing, float32 or float64
+counted in the machine code. The time is a lower bound: the time of the slowest of issuing, float32 or float64
 arithmetic, special functions, loads and stores, and device memory, as if all overlapped at the highest clock.
 """
 
@@ -37,7 +37,7 @@ VERSIONS = driver.RESULTS / "compiled" / "versions.csv"
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """A GPU's throughput: operations per clock of each multiprocessor, and bytes and tensor operations per second."""
 
     target: str
@@ -54,9 +54,9 @@ class Card:
 
 
 # The vendor's data sheets (A100 80 GB SXM, H100 SXM) and the throughput table of the CUDA programming guide.
-CARDS = {
-    "A100": Card("cuda:80", 108, 1.41e9, 64, 32, 64, 16, 32, 4, 2.039e12, 312e12),
-    "H100": Card("cuda:90", 132, 1.83e9, 128, 64, 64, 16, 32, 4, 3.35e12, 989e12),
+GPUS = {
+    "A100": Gpu("cuda:80", 108, 1.41e9, 64, 32, 64, 16, 32, 4, 2.039e12, 312e12),
+    "H100": Gpu("cuda:90", 132, 1.83e9, 128, 64, 64, 16, 32, 4, 3.35e12, 989e12),
 }
 
 
@@ -67,7 +67,7 @@ class Case:
     Args:
         call: launches the kernel with the sizes and types of the case.
         element: a matrix, a tuple or a logit.
-        traffic: bytes of device memory for each element, or None where the caches hold what is read.
+        traffic: bytes of device memory for each element, or None if the caches hold the inputs.
         marker: the number of ``MUFU.RSQ`` for one element, if the compiler may unroll the kernel's loop.
         passes: iterations of the loop for one element; None without a loop, or if only the loop matters.
         tile: the compile-time constants whose product is the number of elements of one iteration of the largest loop.
@@ -170,7 +170,7 @@ def cases() -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16):
         xs, name = [torch.zeros(batch, dim, dtype=dtype)] * 3, str(dtype).removeprefix("torch.")
         terms = fused.Terms(pairs, (0.5,) * 3, (0.5,) * 3, 1.0, "shifts")
-        skipped = ("cuda:75",) if dtype == torch.bfloat16 else ()  # takes no bfloat16: rows are converted before
+        skipped = ("cuda:75",) if dtype == torch.bfloat16 else ()  # it lacks bfloat16, so rows are converted before
         width = 9 * dtype.itemsize  # three rows in, two copies of each out
         yield Case(
             name="rows made ready", dtype=name, call=_call(fused.prepare, xs, None, terms, True),
@@ -256,17 +256,17 @@ def per_element(case: Case, compiled: recording.Compiled) -> Counter[str]:
     """Machine instructions by name for one element and thread."""
     whole, loops = compilation.opcodes(compiled), compilation.loops(compiled)
     lanes = 32 * compiled.metadata.num_warps
-    if case.depth:  # each loop runs over the depth of a tile's products
+    if case.depth:  # each loop is over the depth of a tile's products
         steps, tile = case.depth / compiled.constants["BLOCK_DEPTH"], _tile(compiled)
         total: Counter[str] = Counter()
         for loop in _of_products(loops):
             total.update({name: number * steps * lanes / tile for name, number in loop.items()})  # type: ignore[misc]
         return total
-    if case.marker is not None:  # the loop alone: its beginning and end are shared by many elements
+    if case.marker is not None:  # only the loop, because many elements share the code before and after it
         largest = max(loops, key=lambda loop: loop.total())
         elements = largest["MUFU.RSQ"] / case.marker
         return Counter({name: number / elements for name, number in largest.items()})  # type: ignore[misc]
-    if case.tile:  # the loop alone; loops run more than once over some tiles, which is left out
+    if case.tile:  # only the loop; repeated loops over some tiles are ignored
         largest = max(loops or [whole], key=lambda loop: loop.total())
         width = math.prod(compiled.constants.get(constant, 1) for constant in case.tile)
         elements = max(1, max(width, compiled.constants.get("BLOCK", 1)) // lanes)
@@ -286,25 +286,25 @@ def _of_products(loops: Sequence[Counter[str]]) -> list[Counter[str]]:
     return [loop for loop in loops if any("MMA" in name for name in loop)]
 
 
-def best_time(case: Case, compiled: recording.Compiled, card: Card) -> tuple[float, str]:
+def best_time(case: Case, compiled: recording.Compiled, gpu: Gpu) -> tuple[float, str]:
     """``(seconds for each element, the slowest unit)``, as if all units overlapped."""
     halves = 1 if case.dtype == "bfloat16" else 6
-    seconds = {"tensor cores": halves * 2.0 * case.depth * case.products / card.tensor}
+    seconds = {"tensor cores": halves * 2.0 * case.depth * case.products / gpu.tensor}
     if case.traffic is not None:
-        seconds["memory"] = case.traffic / card.bandwidth
+        seconds["memory"] = case.traffic / gpu.bandwidth
     counted = per_element(case, compiled)
     units: Counter[str] = Counter()
     for name, number in counted.items():
         kind = name.split(".")[0]
         unit = _UNIT.get(kind, "integer")
-        units[unit] += 2 * number if kind.endswith("2") and unit == "float32" else number  # two operations in one
+        units[unit] += 2 * number if kind.endswith("2") and unit == "float32" else number  # packed: two operations
     lanes = {
-        "float32": card.float32, "float64": card.float64, "integer": card.integer, "special": card.special,
-        "loads and stores": card.memory_lanes,
+        "float32": gpu.float32, "float64": gpu.float64, "integer": gpu.integer, "special": gpu.special,
+        "loads and stores": gpu.memory_lanes,
     }  # fmt: skip
-    second = card.multiprocessors * card.clock
+    second = gpu.multiprocessors * gpu.clock
     seconds |= {unit: units[unit] / width / second for unit, width in lanes.items()}
-    seconds["issue"] = counted.total() / (32 * card.issued) / second
+    seconds["issue"] = counted.total() / (32 * gpu.issued) / second
     longest = max(seconds, key=lambda name: seconds[name])
     return seconds[longest], longest
 
@@ -325,7 +325,7 @@ class Row:
     shared_limit: int
     warps: int
     element: str
-    instructions: float | None  # for each element, where they decide
+    instructions: float | None  # for each element, where they are counted
     estimate_us: float | None  # for a million elements
     bound: str
     triton: str
@@ -343,10 +343,10 @@ def measure(only: str = "", report: Callable[[str], object] = str) -> list[Row]:
         for target in compilation.TARGETS:
             compiled = recording.compiled_by(case.call, target)
             resources = [compilation.resources(kernel) for kernel in compiled]
-            card = next((card for card in CARDS.values() if card.target == target), None)
+            gpu = next((gpu for gpu in GPUS.values() if gpu.target == target), None)
             counted = [kernel for kernel in compiled if not case.depth or "BLOCK_DEPTH" in kernel.constants]
-            counts = [per_element(case, kernel) for kernel in counted] if card else []
-            times = [best_time(case, kernel, card) for kernel in counted] if card else []
+            counts = [per_element(case, kernel) for kernel in counted] if gpu else []
+            times = [best_time(case, kernel, gpu) for kernel in counted] if gpu else []
             instructions = [count.total() for count in counts]
             report(f"{case.name}, {case.dtype}, {target}: {max(r.registers for r in resources)} registers")
             rows.append(
@@ -399,13 +399,13 @@ class Check:
     cases: int = 0
     failures: int = 0
     registers: int = 0  # the largest
-    spilled: int = 0  # likewise, bytes of a lane
+    spilled: int = 0  # the largest, bytes of a lane
     shared: int = 0
     date: str = ""
 
 
 def check(targets: Sequence[str], only: str = "", report: Callable[[str], object] = str) -> list[Check]:
-    """Compile every case for each target with the Triton that is imported; what fails is reported."""
+    """Compile every case for each target with the imported Triton, and report failures."""
     environment = describe_environment(torch.device("cpu"), "")
     found = []
     for target in targets:
@@ -437,7 +437,7 @@ def check(targets: Sequence[str], only: str = "", report: Callable[[str], object
 
 
 def read_checks(path: Path = VERSIONS) -> list[Check]:
-    """The newest of each Triton and target on file."""
+    """The newest check of each Triton and target on file."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     numbers = ("cases", "failures", "registers", "spilled", "shared")
@@ -448,7 +448,7 @@ def read_checks(path: Path = VERSIONS) -> list[Check]:
 
 
 def versions_table(checks: Sequence[Check]) -> str:
-    """A column for each Triton."""
+    """A table with a column for each Triton."""
     versions = sorted({row.triton for row in checks}, key=lambda text: [int(part) for part in text.split(".")])
     targets = [target for target in compilation.EVERY_TARGET if any(row.target == target for row in checks)]
     found = {(row.triton, row.target): row for row in checks}
@@ -520,28 +520,28 @@ def page(rows: Sequence[Row]) -> str:
         lines.append([*kernel, *cells])
     resources = markdown(header, lines, text_columns=2)
     header = ["kernel", "type", "element"]
-    for name in CARDS:
+    for name in GPUS:
         header += [f"{name}: instructions", f"{name}: us", f"{name}: bound by"]
     lines = []
     for kernel in kernels:
         line = [*kernel, found[kernel, "cuda:80"].element]
-        for card in CARDS.values():
-            row = found[kernel, card.target]
+        for gpu in GPUS.values():
+            row = found[kernel, gpu.target]
             assert row.estimate_us is not None
             count = "" if row.instructions is None else f"{row.instructions:.1f}"
             line += [count, f"{row.estimate_us:.3g}", row.bound]
         lines.append(line)
     return PAGE_TEXT.format(
         triton=rows[0].triton, date=max(row.date for row in rows)[:10], limits=limits, resources=resources,
-        gram3_memory=f"{1e12 * 16 / CARDS['A100'].bandwidth:.1f}",
+        gram3_memory=f"{1e12 * 16 / GPUS['A100'].bandwidth:.1f}",
         versions=versions_table(read_checks()), estimates=markdown(header, lines, text_columns=3),
     ).rstrip("\n") + "\n"  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile, count, file, write the page."""
+    """Compile, count, record the rows, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", default="", help="kernels whose name holds this; filed with --record alone")
+    parser.add_argument("--only", default="", help="kernels whose name contains this; recorded only with --record")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--check", nargs="+", metavar="TARGET", help="compile every case for these, with any Triton")

@@ -1,12 +1,12 @@
-"""Errors by the distance from a tie and by the size of the numbers; sampled denominators; ways of gathering.
+"""Errors by the distance from a tie and by the size of the numbers; sampled denominators; ways to gather.
 
     python -m benchmarks.curves            # measures, about two minutes, and draws
-    python -m benchmarks.curves --draw     # draws what is on file
+    python -m benchmarks.curves --draw     # draws the rows on file
 
-`benchmarks.accuracy` measures the hardest families; this measures how errors grow towards them. They are against the
-eigendecomposition in 50 digits, the largest of some dozens of cases, in eps of the type. The exact denominator is
-`negatives="all"` in float64. Rows are added to ``results/accuracy/curves.csv``; the pictures on the pages of the maths
-show those of the last run.
+`benchmarks.accuracy` measures the hardest families; this measures how errors grow towards them. An error is the
+largest of some dozens of cases against the eigendecomposition in 50 digits, in eps of the type. The exact denominator
+is `negatives="all"` in float64. Rows are added to ``results/accuracy/curves.csv``; the pictures on the mathematics
+pages show the last run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def of_size(size: float) -> families.Family:
 
 
 def two_groups(spread: float, n: int = 8) -> families.Family:
-    """Gram matrices of two orthogonal groups of vectors, ``spread`` apart within each: the two largest nearly meet."""
+    """Gram matrices of two orthogonal groups of vectors, ``spread`` apart in each: the two largest are nearly equal."""
 
     def family(count: int, dtype: torch.dtype, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -61,13 +61,13 @@ def two_groups(spread: float, n: int = 8) -> families.Family:
 
 @dataclass(frozen=True)
 class Line:
-    """A family for each value of one number, and what measures it."""
+    """A family for each value of one number, and the function that measures it."""
 
     operation: str
     along: str
     family: Callable[[float], families.Family]
     errors: Callable[[Tensor], accuracy.Errors]
-    share: float  # of the cases: the truth of 8 x 8 takes long
+    share: float  # of the cases, because the reference for 8 x 8 is slow
 
 
 LINES = (
@@ -80,7 +80,7 @@ LINES = (
 
 
 def places(line: Line, dtype: torch.dtype) -> list[float]:
-    """The points of a line: gaps down to eps, sizes over the range of float32."""
+    """The points of a line: gaps down to eps, or sizes over the range of float32."""
     float32 = dtype == torch.float32
     if line.along == GAP:
         return [10.0 ** (-k / 2) for k in range(1, 15)] if float32 else [10.0**-k for k in range(1, 16)]
@@ -154,7 +154,7 @@ def similarities(cosines: Tensor) -> dict[str, Tensor]:
 
 
 def similarities_along_lines(count: int, seed: int) -> Iterator[tuple[str, str, float, str, str, str, float, int]]:
-    """Two aligned embeddings and one that turns; and the difference of the two similarities near a match."""
+    """The similarities of two aligned embeddings and one that turns; and their difference near a match."""
     for degrees in range(0, 181, 5):
         turned = torch.tensor(float(degrees), dtype=torch.float64).deg2rad().cos()
         for name, value in similarities(torch.stack([torch.ones_like(turned), turned, turned])).items():
@@ -171,7 +171,7 @@ def similarities_along_lines(count: int, seed: int) -> Iterator[tuple[str, str, 
 
 
 def gathered(ranks: int, seed: int, batch: int = 64, tau: float = 0.1) -> dict[str, Tensor]:
-    """The gradient by the rows of both modalities after averaging over the ranks, in each of three ways to gather."""
+    """The gradient w.r.t. the rows of both modalities, averaged over the ranks, for each of three ways to gather."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(batch, 32, dtype=torch.float64, generator=generator)
     noise = torch.randn(2, batch, 32, dtype=torch.float64, generator=generator)
@@ -192,7 +192,7 @@ def gathered(ranks: int, seed: int, batch: int = 64, tau: float = 0.1) -> dict[s
 
 
 def gathering_along_ranks(seed: int) -> Iterator[tuple[str, str, float, str, str, str, float, int]]:
-    """Length and direction of the averaged gradient beside that of one process."""
+    """Length and direction of the averaged gradient relative to that of one process."""
     truth = gathered(1, seed)["with gradient"].flatten()
     for ranks in (1, 2, 4, 8, 16, 32):
         for name, gradient in gathered(ranks, seed).items():
@@ -236,14 +236,14 @@ def read(path: Path = ROWS) -> list[Point]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, file, draw."""
+    """Measure, record the rows, draw."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--count", type=int, default=60, help="cases at each place")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="of each sampled denominator")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="draws of each sampled denominator")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", type=Path)
-    parser.add_argument("--folder", type=Path, help="of the pictures")
-    parser.add_argument("--draw", action="store_true", help="measure nothing; draw what is on file")
+    parser.add_argument("--folder", type=Path, help="folder for the pictures")
+    parser.add_argument("--draw", action="store_true", help="measure nothing; draw the rows on file")
     cli.add_record(parser)
     options = parser.parse_args(arguments)
     csv_path = options.csv or cli.place(ROWS, options.record or options.draw)

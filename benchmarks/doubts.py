@@ -1,4 +1,4 @@
-"""What `unihpe lift` doubts, fills in and makes steady, measured on poses whose truth is known.
+"""Measures the warnings, filled joints and smoothing of `unihpe lift` on poses whose truth is known.
 
     python -m benchmarks.doubts measure --motion cmu17_60hz.npz --photographs real_multiview   # a minute
     python -m benchmarks.doubts page
@@ -44,7 +44,7 @@ CAMERAS = {
     45: "45",
     60: "60",
 }
-"""Elevation in degrees to the words of the table."""
+"""The table's words for an elevation in degrees."""
 HEADS = {
     "error, mm": "mean error (mm)",
     "called steep": "called steep",
@@ -52,7 +52,7 @@ HEADS = {
 }
 _UPPER = (9, 10, 11, 12, 13, 14, 15, 16)  # head and arms
 _LEGS = (1, 2, 3, 4, 5, 6)
-_CLIP, _STEP = 90, 2  # frames, and how many of the recording from one to the next: 30 a second
+_CLIP, _STEP = 90, 2  # frames of a clip, and every how many frames of the recording, for 30 a second
 _REGION = re.compile(r"(<!-- table: steep -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -75,7 +75,7 @@ Figure = tuple[str, str, float, int]
 
 
 def cameras(motion: Motion) -> Iterator[Figure]:
-    """Error and doubts by the elevation of the camera."""
+    """Error and warnings by the elevation of the camera."""
     world = motion.joints[::37]
     lifter, matrix = load_lifter(), torch.diag(torch.tensor([1000.0, 1000.0, 1.0]))
     for degrees in CAMERAS:
@@ -94,7 +94,7 @@ def cameras(motion: Motion) -> Iterator[Figure]:
 
 
 def turns(name: str, joints: Tensor) -> Iterator[Figure]:
-    """How often turned poses are called turned by that angle, and upright ones by any; and steep ones."""
+    """How often upright poses are called steep or turned, and turned poses turned by their angle."""
     clockwise = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
     yield f"{name}, upright", "called steep", float((steeply_seen(joints) != 0).float().mean()), len(joints)
     yield f"{name}, upright", "called turned", float((turned_by(joints) != 0).float().mean()), len(joints)
@@ -105,7 +105,7 @@ def turns(name: str, joints: Tensor) -> Iterator[Figure]:
 
 
 def missing(joints: Tensor, matrix: Tensor, truth: Tensor) -> Iterator[Figure]:
-    """The errors from the thorax of joints that are seen and of those that are not, beside the whole body's."""
+    """Errors, relative to the thorax, of seen and of estimated joints, and of the same joints of whole bodies."""
     lifter, count = load_lifter(), joints.shape[1]
     seen = {
         "portrait": list(_UPPER),
@@ -129,7 +129,7 @@ def missing(joints: Tensor, matrix: Tensor, truth: Tensor) -> Iterator[Figure]:
 
 
 def videos(motion: Motion) -> Iterator[Figure]:
-    """Shaking and error of clips with and without smoothing, with one joint in a hundred far off."""
+    """Jitter and error of clips with and without smoothing, if one joint in a hundred is far off."""
     source, lifter, generator = PoseSource(motion), load_lifter(), torch.Generator().manual_seed(0)
     rng = np.random.default_rng(0)
     figures: dict[tuple[str, str], list[float]] = {}
@@ -194,7 +194,7 @@ def measure(motion: Motion, pictures: Path | None) -> list[Row]:
 
 
 def table(path: Path = RESULTS) -> str:
-    """Error and doubts by the camera, from the newest rows."""
+    """The table of errors and warnings by camera, from the newest rows."""
     held = {(line["case"], line["figure"]): float(line["value"]) for line in records.latest(path)}
     lines = [["camera", *HEADS.values()], ["---", *["---:"] * len(HEADS)]]
     for degrees, words in CAMERAS.items():
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     measurer = commands.add_parser("measure", help="measure the shipped lifter, and add the rows to the results")
     measurer.add_argument("--motion", type=Path, required=True, help="the recording (npz)")
-    measurer.add_argument("--photographs", type=Path, help="folder of the real crops; left out without it")
+    measurer.add_argument("--photographs", type=Path, help="folder of the real crops; without it they are left out")
     commands.add_parser("page", help="write the table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -1,7 +1,8 @@
 """Timing for every benchmark: interleaved rounds, peak memory, rows on file.
 
-A benchmark compares its *contenders* (a name and a step to time) and passes them here. It gets one `Row` for each, with
-the 20th, 50th and 80th percentile of its rounds and its peak memory. Rows go to an append-only CSV.
+A benchmark checks its *contenders* (each a name and a step to time) against each other and passes them here. It gets a
+`Row` for each, with the 20th, 50th and 80th percentile of its rounds and its peak memory. Rows go to an append-only
+CSV.
 
 Rounds are interleaved: each round runs every contender once, in random order, so that a machine that slows down slows
 all of them. Ratios are between medians of one run.
@@ -43,8 +44,8 @@ class Row:
     """One measured contender; one line of a CSV in ``results/``."""
 
     benchmark: str
-    case: str  # what is computed, in what setting
-    implementation: str  # by whom
+    case: str  # the computation and its setting
+    implementation: str  # the contender
     shape: str  # "B=180 D=1024"
     dtype: str
     status: str = "ok"  # or "out of memory"
@@ -53,7 +54,7 @@ class Row:
     p80_ms: float | None = None
     rounds: int = 0
     clock: str = ""  # "process CPU time" or "wall"
-    peak_mb: float | None = None  # 2**20 bytes at the peak, above what lived before the step
+    peak_mb: float | None = None  # peak in 2**20 bytes, above the memory in use before the step
     device: str = ""
     threads: int = 0
     backend: str = ""
@@ -65,7 +66,7 @@ class Row:
     tf32: str = ""
     commit: str = ""
     date: str = ""  # UTC; rows of one run share it
-    load: float | None = None  # 1-minute load average at the start; above the idle cores, mistrust wall time
+    load: float | None = None  # 1-minute load average at the start; if it is high, wall times are not reliable
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -95,12 +96,12 @@ class Samples:
 
 
 def clock_name(device: torch.device) -> str:
-    """Process CPU time for one CPU thread, which other programs hardly change; wall time otherwise."""
+    """Process CPU time for one CPU thread, because other programs hardly change it; wall time otherwise."""
     return "process CPU time" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
 def time_once(step: Step, device: torch.device) -> float:
-    """Seconds of one step, on the clock that `clock_name` names."""
+    """Seconds of one step, on the clock of `clock_name`."""
     clock = time.process_time if clock_name(device) == "process CPU time" else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -119,7 +120,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def available_bytes() -> int:
-    """Main memory that this process may still take: the machine's, or its control group's if that is less."""
+    """Main memory that this process can still allocate: the machine's, or its control group's if that is less."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError, IndexError):
         free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
@@ -133,8 +134,8 @@ def available_bytes() -> int:
 def memory_limit(extra_bytes: int | None = None) -> Iterator[None]:
     """Make an allocation that cannot fit raise at once.
 
-    Linux allocates more address space than there is memory and later kills the process that uses it. With a limit on
-    the address space, the baseline that needs 37 GB raises and becomes a row "out of memory".
+    Linux allocates more address space than there is memory, and later kills the process that uses it. With a limit on
+    the address space, the baseline that needs 37 GB raises an error and becomes a row "out of memory".
     """
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -196,7 +197,7 @@ def measure(
     memory: bool = True,
     warm_up: bool = True,
     min_seconds: float = 0.0,
-    report: Callable[[str], object] = str,  # of progress; `str` throws the text away
+    report: Callable[[str], object] = str,  # receives progress messages; `str` discards them
     bounds: Mapping[str, int] | None = None,
     done: Callable[[str, Samples], object] | None = None,
 ) -> dict[str, Samples]:
@@ -204,8 +205,8 @@ def measure(
 
     A contender that runs out of memory is dropped, with ``out_of_memory`` set; the others continue.
     With ``min_seconds`` a short step is repeated within a round until it fills that time. Without ``warm_up``, for
-    steps of seconds on a CPU, the one that counts memory warms up too. ``bounds`` are rounds at most by contender;
-    ``done`` is called with each contender after its last round.
+    steps of seconds on a CPU, the round that counts memory is also the warm-up. ``bounds`` limits the rounds of some
+    contenders; ``done`` is called with each contender after its last round.
     """
     results = {name: Samples() for name in contenders}
     repeats = dict.fromkeys(contenders, 1)
@@ -219,7 +220,7 @@ def measure(
             if not is_out_of_memory(error):
                 raise
             results[name].out_of_memory = True
-            error.__traceback__ = None  # its frames hold the tensors
+            error.__traceback__ = None  # its frames keep tensors alive
         if results[name].out_of_memory:
             release(device)
 
@@ -287,7 +288,7 @@ def make_row(
 
 
 def append_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows at the end of a CSV. A file with other columns is left alone and reported."""
+    """Add rows at the end of a CSV. Raises for a file with other columns, without changing it."""
     names = [column.name for column in fields(Row)]
     exists = path.exists() and path.stat().st_size > 0
     if exists:
@@ -339,7 +340,7 @@ def write_json(path: Path, rows: Sequence[Row], **extra: object) -> None:
 
 
 def compare(rows: Sequence[Row], base: Sequence[Row]) -> list[tuple[Row, float]]:
-    """Each row with its median over that of the last equal row in ``base``; rows that base lacks are left out."""
+    """Each row with its median divided by that of the last matching row in ``base``; rows without one are left out."""
     last = {row.key: row for row in base if row.p50_ms}
     pairs = [(row, row.p50_ms / (last[row.key].p50_ms or 1)) for row in rows if row.p50_ms and row.key in last]
     if not pairs:
@@ -351,7 +352,7 @@ def compare(rows: Sequence[Row], base: Sequence[Row]) -> list[tuple[Row, float]]
 
 
 def median_ratio(numerator: Samples, denominator: Samples) -> float | None:
-    """Median over median, or None where either ran out of memory."""
+    """Median over median, or None if either ran out of memory."""
     if numerator.out_of_memory or denominator.out_of_memory:
         return None
     return statistics.median(numerator.seconds) / statistics.median(denominator.seconds)

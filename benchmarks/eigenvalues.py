@@ -1,7 +1,7 @@
 """The 3x3 eigenvalues against LAPACK, in both types: values alone, and with their gradient.
 
     python -m benchmarks.eigenvalues             # 1e5 matrices, one CPU thread; under a minute
-    python -m benchmarks.eigenvalues --fused     # also the h-cubic through torch.compile, which compiles for 20 s
+    python -m benchmarks.eigenvalues --fused     # also the h-cubic under torch.compile, which takes 20 s to compile
 
 Our targets are 50 times the speed of `torch.linalg.eigh` with its backward for Gram matrices, and 8 times that of
 `torch.linalg.eigvalsh` for general ones. The figures are CPU time per matrix; accuracy is measured by
@@ -56,7 +56,7 @@ def cases(count: int, dtype: torch.dtype, seed: int, fused: bool = False) -> lis
         "gram3_eigmax": lambda: torch.autograd.grad(linalg.gram3_eigmax(*cosines), cosines, one)
     }
     if fused:
-        # Without the option shared subexpressions are inlined repeatedly, which takes minutes.
+        # Without this option shared subexpressions are inlined repeatedly, which takes minutes.
         program = torch.compile(
             lambda *args: Eigenvalue().with_gradient(args), dynamic=True, options={"realize_opcount_threshold": 4}
         )
@@ -94,11 +94,11 @@ def measure(case: Case, device: torch.device, rounds: int, seed: int) -> dict[st
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Time, print, file."""
+    """Time, print, record the rows."""
     parser = cli.parser("eigenvalues", __doc__ or "")
     parser.add_argument("--count", type=int, default=100_000, help="how many matrices")
     parser.add_argument("--fused", action="store_true", help="also through torch.compile")
-    parser.add_argument("--strict", action="store_true", help="fail when a bar is missed")
+    parser.add_argument("--strict", action="store_true", help="fail if a target is missed")
     options: argparse.Namespace = parser.parse_args(arguments)
     device = cli.device(options)
     environment = describe_environment(device, driver.clock_name(device))

@@ -15,7 +15,7 @@ import torch
 from multicontrast._backend import tf32_allowed
 
 ROOT = Path(__file__).resolve().parents[1]
-# A change in one of these may change a figure, so a commit with such a change is marked.
+# A change to one of these may change a figure, so a commit with uncommitted changes to them is marked.
 _TIMED_CODE = ("multicontrast", "unihpe_ref", "benchmarks", "tests/definitions.py")
 
 
@@ -43,7 +43,7 @@ class Environment:
 
 
 def describe_environment(device: torch.device, clock: str) -> Environment:
-    """Ask the machine."""
+    """The environment of this process."""
     cuda = device.type == "cuda"
     return Environment(
         device=torch.cuda.get_device_name(device) if cuda else _cpu_name(),
@@ -63,7 +63,7 @@ def describe_environment(device: torch.device, clock: str) -> Environment:
 
 
 def tf32_flags() -> str:
-    """PyTorch's switches, whichever API they were set by: its old names raise once a new one was used."""
+    """PyTorch's TF32 settings, whichever API set them: its old names raise once a new one was used."""
     convolution = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
     cudnn = torch.backends.cudnn.allow_tf32 if convolution is None else convolution == "tf32"
     return f"matmul {_on(tf32_allowed())}, cudnn {_on(cudnn)}"

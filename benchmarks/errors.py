@@ -1,4 +1,4 @@
-"""Lines of the files of errors under ``results/accuracy``."""
+"""The line types of the error files under ``results/accuracy``."""
 
 from __future__ import annotations
 

@@ -16,24 +16,24 @@ from unihpe_ref.data.body import Body
 from unihpe_ref.data.boxes import displace_joints
 from unihpe_ref.data.hashing import hashed_normal
 
-STRIDE = 24  # frames of a take between two that are judged
-FOCAL_LENGTHS = (1.25, 0.8)  # what a guess may be off by
+STRIDE = 24  # every STRIDE-th frame of a take is judged
+FOCAL_LENGTHS = (1.25, 0.8)  # factors by which a guess may be off
 
 # Human3.6M's mean segments, metres, as papers and tools print them.
 _H36M = Body(
     hip=0.132, thigh=0.442, shin=0.454, loin=0.233, chest=0.257, neck=0.118, head=0.115, shoulder=0.150, arm=0.279,
     forearm=0.251,
 )  # fmt: skip
-_PEOPLE = 24  # of "scaled bodies"
+_PEOPLE = 24  # in the test set with scaled bodies
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Poses that a lifter is given, and the truth.
+    """The poses that a lifter gets, and the truth.
 
     Attributes:
-        name: of the row. joints_px: ``(N, 17, 2)``. intrinsics: ``(N, 3, 3)``. joints_3d: ``(N, 17, 3)`` metres from
-            the pelvis, camera axes.
+        name: of the row in the table. joints_px: ``(N, 17, 2)``. intrinsics: ``(N, 3, 3)``. joints_3d: ``(N, 17, 3)``
+            metres from the pelvis, camera axes.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Judged:
     joints_3d: Tensor
 
     def with_noise(self, deviation: float) -> Judged:
-        """Gaussian noise on every 2D joint, the same at every call; in shares of the box's longer side."""
+        """The same with Gaussian noise on every 2D joint, equal at every call, in shares of the box's longer side."""
         errors = hashed_normal(torch.arange(len(self.joints_px)), 2 * 17, 3).view(-1, 17, 2)
         return replace(self, joints_px=displace_joints(self.joints_px, deviation * errors))
 
@@ -71,7 +71,7 @@ def on_motion(motion: Motion) -> Iterator[Judged]:
 
 
 def photographs(folder: Path) -> Iterator[Judged]:
-    """Real pictures: a detector's joints, and projections of the truth, which is triangulated from four detections."""
+    """Real pictures, with a detector's joints and with projections of the truth (triangulated from four detections)."""
     held = np.load(folder / "annot.npz", allow_pickle=False)
     rows = np.flatnonzero(held["ok"])
     truth = torch.from_numpy(held["joints_3d_cam"][rows]).float()

@@ -3,9 +3,9 @@
     python -m benchmarks.kernels                      # 1e5 matrices, one CPU thread; a minute or two
     python -m benchmarks.kernels --device cuda        # with MULTICONTRAST_BACKEND=triton and =torch in turn
 
-Value and gradient (forward + backward, a random cotangent) in float32. Rivals: LAPACK (or cuSOLVER) through
-`torch.linalg`, the arc-cosine form of the textbook, the determinant and the edge vectors of the papers' own formulas.
-Each group is checked against float64 before it is timed.
+Value and gradient (forward + backward, a random cotangent) in float32. The alternatives are LAPACK (or cuSOLVER)
+through `torch.linalg`, the textbook's arc-cosine form, and the determinant and the edge vectors of the papers' own
+formulas. Each group is checked against float64 before it is timed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Group:
     shape: str
     leaves: tuple[Tensor, ...]
     contenders: Mapping[str, Callable[..., Tensor]]
-    faster_by: float | None = None  # what ours is held to, against the second
+    faster_by: float | None = None  # the target for our speed relative to the second
     value_tolerance: float = 1e-5
-    gradient_tolerance: float = 1e-3  # of the whole: single cells with nearly double eigenvalues err by more
+    gradient_tolerance: float = 1e-3  # of the norm; single cells with nearly double eigenvalues err by more
 
 
 def gram_matrix(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def groups(count: int, batch: int, dim: int, device: torch.device, seed: int) ->
             faster_by=50,
         )
     ]
-    # With `--compare`, older checkouts are measured too; they know fewer operations.
+    # For `--compare` this also runs in older checkouts, which have fewer operations.
     if hasattr(mc.linalg, "eigvalsh3"):
         rivals = {"eigvalsh3": mc.linalg.eigvalsh3, "torch.linalg.eigvalsh": torch.linalg.eigvalsh}
         found.append(Group("symmetric 3x3, all eigenvalues", f"n={count}", matrices, rivals, faster_by=8))
@@ -138,7 +138,7 @@ def value_and_gradients(function: Callable[..., Tensor], leaves: Sequence[Tensor
 
 
 def symmetric_part(gradient: Tensor, leaf: Tensor) -> Tensor:
-    """What a symmetric perturbation sees of a gradient; for unit rows, what a rotation sees."""
+    """The part of a gradient that acts on symmetric perturbations; for unit rows, the part that acts on rotations."""
     if leaf.dim() == 3:
         return (gradient + gradient.mT).double() / 2
     return cases.tangential(gradient.double(), leaf.detach().double())
@@ -161,12 +161,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, nargs="+", default=[100_000], help="how many matrices")
     parser.add_argument("--batch", type=int, default=180)
     parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--strict", action="store_true", help="fail when a bar is missed")
+    parser.add_argument("--strict", action="store_true", help="fail if a target is missed")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, time, print, file, one group after another."""
+    """Check, time, print and record one group after another."""
     options = parse(arguments)
     device = cli.device(options)
     environment = describe_environment(device, driver.clock_name(device))

@@ -4,8 +4,8 @@
     python -m benchmarks.lifters judge --motion cmu17_60hz.npz --photographs real_multiview
     python -m benchmarks.lifters page
 
-RUN is the folder of `unihpe train --preset lifter`; `ship` puts its model into the package, with a card. `judge` adds a
-row for each test set (`judged.py`) to `results/lifters/judged.csv`; `page` writes the tables from the rows.
+RUN is the folder of `unihpe train --preset lifter`; `ship` puts its model into the package, with a model card. `judge`
+adds a row for each test set (`judged.py`) to `results/lifters/judged.csv`; `page` writes the tables from the rows.
 `judge --weights FILE --name NAME` evaluates another lifter.
 """
 
@@ -38,7 +38,7 @@ from unihpe_ref.weights import ASSETS, CARD, LIFTER, WHOLE, lifter_path
 RESULTS = ROOT / "benchmarks" / "results" / "lifters" / "judged.csv"
 PAGES = (ROOT / "docs" / "unihpe" / "lift.md", ASSETS / "LIFTER.md")
 NOISE = (0.0, 0.004, 0.01, 0.02)
-"""Standard deviations in shares of the box, of which a person fills 0.8."""
+"""Standard deviations in shares of the box; a person fills 0.8 of it."""
 SHIPPED = "shipped"
 COLUMNS = {
     ("four people, exact joints", ""): "before: four people, exact joints",
@@ -46,7 +46,7 @@ COLUMNS = {
     (SHIPPED, "annotated"): "shipped, told exact joints",
     (SHIPPED, "detected"): "shipped, told a detector's joints",
 }
-"""Lifter and what it is told of its joints, to the head of its column."""
+"""Heads of columns, by lifter and by what it is told about its joints."""
 _REGION = re.compile(r"(<!-- table: lifters -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -56,10 +56,10 @@ class Row:
 
     lifter: str
     weights: str  # the first digits of the file's SHA-256
-    told: str  # "annotated", "detected", or nothing to a lifter that takes it as it comes
+    told: str  # "annotated", "detected", or "" for a lifter that is told nothing
     judged_on: str
     joint_noise: float  # standard deviation in shares of the box's longer side
-    focal_length: float  # taken for so many times itself
+    focal_length: float  # factor by which the assumed focal length is wrong
     count: int
     mpjpe: float  # mm, with the mirrored pose
     pa_mpjpe: float
@@ -69,9 +69,9 @@ class Row:
 
 
 def ship(run: Path) -> list[Path]:
-    """Puts the model of a run into the package, in half precision: the pair that lifts, the whole, and their card."""
+    """Puts the model of a run into the package, in half precision: the lifter, the whole, and their model card."""
     model, config = load_model(run / MODEL)
-    if config.motion is not None:  # a file of the machine that trained
+    if config.motion is not None:  # a path on the machine that trained
         config = config.override(motion=Path(config.motion.name))
     pair_config = config.override(**{"model.lifting_only": True})
     pair = UniHPE(pair_config.model)
@@ -100,7 +100,7 @@ def ship(run: Path) -> list[Path]:
 
 
 def judge(lifter: Lifter, weights: Path, name: str, told: str, sets: list[Judged]) -> list[Row]:
-    """One row for each of ``sets``, with every level of noise where there is a truth to add it to."""
+    """One row for each of ``sets``, with every level of noise if there is a truth to add it to."""
     environment = describe_environment(torch.device("cpu"), "none")
     digits = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
     cases = [
@@ -132,7 +132,7 @@ def judge(lifter: Lifter, weights: Path, name: str, told: str, sets: list[Judged
 
 
 def read_rows(path: Path = RESULTS) -> dict[tuple[str, str, str, float, float], tuple[float, float]]:
-    """(lifter, told, judged on, noise, focal length) to (MPJPE, PA-MPJPE) in mm; the last line that says it wins."""
+    """(MPJPE, PA-MPJPE) in mm by (lifter, told, judged on, noise, focal length); the last line with a key counts."""
     found = {}
     for line in records.every(path):
         key = (line["lifter"], line["told"], line["judged_on"], float(line["joint_noise"]), float(line["focal_length"]))
@@ -141,7 +141,7 @@ def read_rows(path: Path = RESULTS) -> dict[tuple[str, str, str, float, float], 
 
 
 def table(path: Path = RESULTS) -> str:
-    """MPJPE / PA-MPJPE of every lifter on everything that it was judged on."""
+    """MPJPE / PA-MPJPE of every lifter on all its test sets."""
     held = read_rows(path)
     lines = [["judged on", "2D joints", *COLUMNS.values()], ["---", "---", *["---:"] * len(COLUMNS)]]
     for judged_on, noise, focal_length in dict.fromkeys(key[2:] for key in held):
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     shipper.add_argument("run", type=Path)
     judger = commands.add_parser("judge", help="measure a lifter, and add the rows to the results")
     judger.add_argument("--motion", type=Path, required=True, help="the recording (npz)")
-    judger.add_argument("--photographs", type=Path, help="folder of the real crops; left out without it")
+    judger.add_argument("--photographs", type=Path, help="folder of the real crops; without it they are left out")
     judger.add_argument("--weights", type=Path, help="another lifter than the shipped one")
     judger.add_argument("--name", help="of another lifter")
     commands.add_parser("page", help="write the tables")

@@ -1,15 +1,15 @@
-"""Ratios of the losses on a CPU: against their own matmuls, against rivals, and against the paper's algorithm.
+"""Ratios of the losses on a CPU: to their own matmuls, to other losses, and to the paper's algorithm.
 
     python -m benchmarks.losses                            # B = 180, 512, 1024, 2048; D = 1024; four minutes
     python -m benchmarks.losses --batch 180 --compiled     # also under torch.compile, for some minutes
     python -m benchmarks.losses --batch 180 --dim 64 256 1024 --plot scaling.png
     python -m benchmarks.losses --large                    # pairs of 65,536 samples in tiles, once; three minutes
-    python -m benchmarks.losses --few                      # two samples, what a call costs by itself; ten seconds
+    python -m benchmarks.losses --few                      # two samples: the overhead of a call; ten seconds
     python -m benchmarks.losses --compare benchmarks/results/losses.csv --fail-above 1.15
 
-Forward and backward, float32, unit rows with ``normalize=False``, the tuples given on both sides, the temperature
-learnable. A ratio is between medians of one interleaved run, and is printed with its target. Every contender
-is first compared with a definition; if one disagrees, nothing is timed.
+Forward and backward in float32, with unit rows and ``normalize=False``, the same given tuples on both sides and a
+learnable temperature. A ratio is between medians of one interleaved run, and is printed with its target. Every
+contender is first compared with a definition; if one disagrees, nothing is timed.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ GIVEN, CALLED = "unit rows, tuples given", "raw rows, tuples drawn"
 
 
 def with_scheme(name: str, scheme: str) -> str:
-    """The contender that draws its tuples by another scheme."""
+    """The name of a contender that draws its tuples by another scheme."""
     return f"{name}, {scheme}"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A target: ``numerator / denominator`` at most ``limit``, at these batch sizes."""
+    """A target: ``numerator / denominator`` must be at most ``limit`` at these batch sizes."""
 
     numerator: str
     denominator: str
@@ -84,7 +84,7 @@ BARS = (
 
 
 class OutOfPlace(Eigenvalue):
-    """The eigenvalue without its form in place, to show what that form is for."""
+    """The eigenvalue computed out of place, to show what the in-place form gains."""
 
     def with_pullback(
         self, cosines: Sequence[Tensor], workspace: object
@@ -97,7 +97,7 @@ class OutOfPlace(Eigenvalue):
 
 
 def contenders(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[str, cases.Loss]:
-    """Every loss that is timed, as a call without arguments; if asked for also under ``torch.compile``."""
+    """Every timed loss as a call without arguments; with ``compiled`` also under ``torch.compile``."""
     xs, tau, index = inputs.xs, inputs.tau, inputs.index
     x, y, z = xs
 
@@ -138,7 +138,7 @@ def contenders(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[
 
 
 def steps(inputs: cases.Inputs, seed: int, compiled: bool = False) -> dict[str, driver.Step]:
-    """The contenders with their backward passes, and those that are not losses."""
+    """The contenders with their backward passes, and the steps that are not losses."""
     batch = len(inputs.xs[0])
     generator = torch.Generator().manual_seed(seed)
     x, y = (row.detach() for row in inputs.xs[:2])
@@ -164,7 +164,7 @@ def check(
     small: bool,
     compiled: bool = False,
 ) -> float:
-    """Compare all contenders with the definitions; at full size with those whose memory and time allow it."""
+    """Compare all contenders with the definitions; at full size only with those that memory and time allow."""
     xs, tau = inputs.xs, inputs.tau
     batch = len(xs[0])
     ours = contenders(inputs, seed, compiled)
@@ -225,7 +225,7 @@ def ratios(samples: dict[str, driver.Samples], batch: int) -> list[dict[str, obj
 
 
 def ratio_lines(found: Sequence[dict[str, object]]) -> str:
-    """Ratios as a table. Those below 1/20 are printed as one over them."""
+    """Ratios as a table. A ratio below 1/20 is printed as its inverse."""
 
     def number(value: object) -> str:
         if not isinstance(value, float):
@@ -263,7 +263,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--large", action="store_true", help="only pairs of 65,536 samples in tiles, one step")
     parser.add_argument("--few", action="store_true", help="only two samples, as users call the losses")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these contenders, for a quick look")
-    parser.add_argument("--strict", action="store_true", help="fail when a bar is missed")
+    parser.add_argument("--strict", action="store_true", help="fail if a target is missed")
     return parser.parse_args(arguments)
 
 
@@ -295,7 +295,7 @@ def run(options: argparse.Namespace, device: torch.device, batch: int, dim: int)
 
 
 def run_large(options: argparse.Namespace, device: torch.device, batch: int, dim: int) -> dict[str, driver.Samples]:
-    """One step of the pairs in tiles, timed while its memory is counted, after a small one was checked."""
+    """One step of the pairs in tiles, timed while its memory is counted, after a check at a small size."""
 
     def loss_of(inputs: cases.Inputs, **how: object) -> cases.Loss:
         return lambda: mc.pairwise_infonce(*inputs.xs[:2], inputs.tau, normalize=False, **how)
@@ -318,7 +318,7 @@ def run_large(options: argparse.Namespace, device: torch.device, batch: int, dim
 
 
 def run_few(options: argparse.Namespace, device: torch.device, batch: int, dim: int) -> dict[str, driver.Samples]:
-    """The losses with their defaults, beside CLIP losses that divide rows by their lengths."""
+    """The losses with their defaults, compared with CLIP losses that normalise their rows."""
     inputs = cases.make_inputs(batch, dim, torch.float32, device, options.seed)
     (x, y, z), tau = inputs.xs, inputs.tau
 
@@ -340,7 +340,7 @@ def run_few(options: argparse.Namespace, device: torch.device, batch: int, dim: 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, time, print, file, for each size."""
+    """Check, time, print and record each size."""
     options = parse(arguments)
     device = cli.device(options)
     environment = describe_environment(device, driver.clock_name(device))

@@ -1,11 +1,11 @@
 """Accuracy and speed of PA-MPJPE against common alternatives, and the page that shows them.
 
     python -m benchmarks.metrics                       # times, 1e5 poses; SciPy's loop takes minutes
-    python -m benchmarks.metrics --no-loop             # without it
+    python -m benchmarks.metrics --no-loop             # without SciPy's loop
     python -m benchmarks.metrics accuracy              # errors and gradients on hard poses, against 60 digits
-    python -m benchmarks.metrics page                  # docs/metrics/accuracy-and-speed.md from what is on file
+    python -m benchmarks.metrics page                  # docs/metrics/accuracy-and-speed.md from the rows on file
 
-Contenders must agree before they are timed. Rounds are interleaved, on the CPU clock.
+Contenders must agree before they are timed. Rounds are interleaved; CPU time is measured.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from multicontrast.metrics import pa_mpjpe
 OURS, SVD = "pa_mpjpe", "batched torch.linalg.svd"
 LOOP, LOOP_SVD = "scipy.spatial.procrustes, in a loop", "scipy.linalg.svd, in a loop"
 BARS = ((SVD, "float32", 3.5), (SVD, "float64", 3.5), (LOOP, "float32", 100.0))
-"""How many times faster pa_mpjpe is held to be, at 1e5 poses. SciPy computes in float64 whatever comes, poses come in
-float32; in float64 the loop is shown without a bar."""
+"""Our targets for how many times faster pa_mpjpe is, at 1e5 poses. SciPy always computes in float64, but poses usually
+come in float32; in float64 the loop is shown without a target."""
 PAGE = ROOT / "docs" / "metrics" / "accuracy-and-speed.md"
 FIGURE = ROOT / "docs" / "_static" / "metrics-accuracy.svg"
 ACCURACY = driver.RESULTS / "metrics-accuracy.json"
@@ -54,7 +54,7 @@ def _load(name: str) -> ModuleType:
 
 
 def by_svd(pred: Tensor, target: Tensor) -> Tensor:
-    """The usual way: centre, batched SVD of the covariances, flip the last column, scale, mean distance."""
+    """The usual code: centre, batched SVD of the covariances, flip the last column, scale, mean distance."""
     x, y = pred - pred.mean(-2, keepdim=True), target - target.mean(-2, keepdim=True)
     u, s, vh = torch.linalg.svd(y.mT @ x)
     sign = torch.ones_like(s)
@@ -65,14 +65,14 @@ def by_svd(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def loop_of_scipy(pred: np.ndarray, target: np.ndarray) -> list[float]:
-    """SciPy's own function, one pose after another. Its disparity is standardised and allows reflections."""
+    """SciPy's own function, pose by pose. Its disparity is standardised and allows reflections."""
     from scipy.spatial import procrustes
 
     return [procrustes(y, x)[2] for x, y in zip(pred, target)]
 
 
 def loop_of_svd(pred: np.ndarray, target: np.ndarray) -> list[float]:
-    """The usual NumPy code, one pose after another."""
+    """The usual NumPy code, pose by pose."""
     from scipy import linalg
 
     errors = []
@@ -141,7 +141,7 @@ def run_times(options: argparse.Namespace) -> int:
 
 
 def run_accuracy(options: argparse.Namespace) -> int:
-    """Errors in units of eps x size, the worst of some items of each family; and gradients that are not finite."""
+    """The worst error of some items of each family, in units of eps x size; and gradients that are not finite."""
     definitions, families = _load("pose_definitions"), _load("pose_families")
     device = cli.device(options)
     rows = []
@@ -163,7 +163,7 @@ def run_accuracy(options: argparse.Namespace) -> int:
                 worst["condition"] = max(worst["condition"], definitions.pa_condition(*arrays))
                 for name, function in (("ours", pa_mpjpe), ("svd", by_svd)):
                     if name == "svd" and weight is not None:
-                        worst["svd"] = None  # there is no mask in the usual code
+                        worst["svd"] = None  # the usual code has no mask
                         continue
                     try:
                         value, finite = _value_and_gradient(function, pred, target, weight)
@@ -343,7 +343,7 @@ def draw() -> None:
     axes.spines[["top", "right"]].set_visible(False)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, metadata={"Date": None})
-    # matplotlib ends some lines of its SVG in a blank
+    # matplotlib leaves blanks at the end of some lines of an SVG
     FIGURE.write_text("\n".join(line.rstrip() for line in FIGURE.read_text().splitlines()) + "\n")
 
 
@@ -352,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", nargs="?", choices=("times", "accuracy", "page"), default="times")
     parser.add_argument("--poses", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--no-loop", dest="loop", action="store_false", help="leave out the loops over poses")
-    parser.add_argument("--items", type=int, default=6, help="of each family, for the accuracy")
+    parser.add_argument("--items", type=int, default=6, help="items of each family, for the accuracy")
     options = parser.parse_args(arguments)
     if options.what == "times":
         return run_times(options)

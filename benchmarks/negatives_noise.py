@@ -1,14 +1,14 @@
 """The noise of a sampled loss's gradient, by scheme of negatives.
 
     python -m benchmarks.negatives_noise            # measures, about five minutes, and draws the picture
-    python -m benchmarks.negatives_noise --draw     # draws what is on file
+    python -m benchmarks.negatives_noise --draw     # draws the rows on file
 
 It takes many draws of the triplet loss with the largest eigenvalue on a fixed batch of three noisy views.
-``noise`` is the root mean square distance of a draw's gradient (by all embeddings) from the mean of its scheme, over
-the length of the mean of ``permutation``. ``bias`` is the distance of the two means over the same length, minus
-``chance``, the distance that so many draws leave. ``weights`` is the noise of the gradient by the weights of
-linear encoders, in which anchors average, and the scheme ``batch`` is for comparison: the noise of another
-batch of the same size, each with one draw of ``cyclic``.
+``noise`` is the root mean square distance of a draw's gradient (w.r.t. all embeddings) from the mean of its scheme,
+divided by the length of the mean of ``permutation``. ``bias`` is the distance of the two means divided by the same
+length, minus ``chance``, the distance that remains after that many draws. ``weights`` is the noise of the gradient
+w.r.t. the weights of linear encoders, in which anchors average. The scheme ``batch`` is for comparison: the noise of
+other batches of the same size, each with one draw of ``cyclic``.
 
 Rows are added to ``results/negatives/noise.csv``.
 """
@@ -62,7 +62,7 @@ class Setting:
     along: str
     batch: int = 64
     dim: int = 64
-    spread: float = 1.2  # of the views around what they share
+    spread: float = 1.2  # of the views around their common part
     negatives: int | None = None
 
 
@@ -81,14 +81,14 @@ def views(setting: Setting, generator: torch.Generator) -> Tensor:
 
 
 def gradient(rows: Tensor, index: Tensor) -> Tensor:
-    """``(3, B, D)``: by the embeddings."""
+    """The gradient w.r.t. the embeddings, ``(3, B, D)``."""
     leaf = rows.clone().requires_grad_()
     (found,) = torch.autograd.grad(mc.triplet_infonce(*leaf.unbind(0), TAU, negatives=index), leaf)
     return found
 
 
 def by_weights(found: Tensor, rows: Tensor) -> Tensor:
-    """``(3, D, D)``: by the weights of linear encoders, one for each modality, that are the identity."""
+    """The gradient w.r.t. the weights ``(3, D, D)`` of linear encoders that are the identity, one for each modality."""
     return found.mT @ rows
 
 
@@ -151,7 +151,7 @@ def cyclic_law(batch: int) -> dict[tuple[int, int], Fraction]:
     """Probability of each pair of shifts of a negative of three modalities under ``cyclic``, by enumeration.
 
     A round is a one-to-one map from the shifts of one modality to those of the other, in a random order. The pair
-    (0, 0) is the positive; it is left out if the map has it, else the last pair is, which is any.
+    (0, 0) is the positive. If the map has it, it is left out; otherwise the last pair is left out.
     """
     counted: Counter[tuple[int, int]] = Counter()
     for image in itertools.permutations(range(batch)):
@@ -165,7 +165,7 @@ def cyclic_law(batch: int) -> dict[tuple[int, int], Fraction]:
 
 
 def total_variation(batch: int) -> Fraction:
-    """Distance of that law from Algorithm 1's without the positive, in which all B^2 - 1 pairs are equally likely."""
+    """The distance of that law from Algorithm 1 without the positive, where all B^2 - 1 pairs are equally likely."""
     alike = Fraction(1, batch**2 - 1)
     return sum((abs(probability - alike) for probability in cyclic_law(batch).values()), Fraction(0)) / 2
 
@@ -199,15 +199,15 @@ def read(path: Path = ROWS) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, file, draw."""
+    """Measure, record the rows, draw."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.negatives_noise", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", type=Path)
-    parser.add_argument("--folder", type=Path, help="of the picture")
-    parser.add_argument("--draw", action="store_true", help="measure nothing; draw what is on file")
+    parser.add_argument("--folder", type=Path, help="folder for the picture")
+    parser.add_argument("--draw", action="store_true", help="measure nothing; draw the rows on file")
     cli.add_record(parser)
     options = parser.parse_args(arguments)
     options.csv = options.csv or cli.place(ROWS, options.record or options.draw)

@@ -1,4 +1,4 @@
-"""The pictures on the pages of the maths, from the rows on file.
+"""The pictures on the mathematics pages, from the rows on file.
 
 Lines are middle grey on a transparent background, for light and dark pages. Each SVG holds the digest of its rows,
 which the tests compare with the rows on file.
@@ -34,7 +34,7 @@ COLOURS = {
 }  # fmt: skip
 MARKERS = {OURS: "o", LAPACK: "s", ARC_COSINE: "^"}
 DASHES = {"float32": "-", "float64": ":"}
-LOWEST = 1e-2  # in eps; a smaller error is drawn there
+LOWEST = 1e-2  # in eps; smaller errors are drawn here
 
 
 def digest(rows: Sequence[Any]) -> str:
@@ -166,7 +166,7 @@ def _plain(axes: Axes, points: Sequence[Point], quantity: str, marker: str = "")
     lines = []
     for name in dict.fromkeys(point.implementation for point in points):
         mine = [p for p in points if (p.implementation, p.quantity) == (name, quantity)]
-        dash = "--" if name == "without, own anchors" else "-"  # it may hide another
+        dash = "--" if name == "without, own anchors" else "-"  # dashed, because it may cover another line
         lines += axes.plot(
             [p.at for p in mine], [p.value for p in mine], dash, color=COLOURS[name], marker=marker, markersize=3.5,
             linewidth=1.8, label=name,
@@ -189,7 +189,7 @@ def eigenvalue(points: Sequence[Point]) -> Figure:
 
 
 def gathering(points: Sequence[Point]) -> Figure:
-    """The averaged gradient beside that of one process."""
+    """The averaged gradient compared with that of one process."""
     figure, (left, right) = _sheet(8.0, 3.3, 2)
     mine = [point for point in points if point.operation == "gathering"]
     lines = _plain(left, mine, "length", "o")
@@ -206,7 +206,7 @@ def gathering(points: Sequence[Point]) -> Figure:
 
 
 def noise(rows: Sequence[NoiseRow]) -> Figure:
-    """How much the gradient depends on the draw, by scheme."""
+    """The noise of the gradient by the scheme of negatives."""
     figure, sheet = _sheet(9.9, 3.3, 3)
     panels = (
         ("batch", "noise", "by the embeddings, B − 1 negatives", "batch"),
@@ -232,7 +232,7 @@ def noise(rows: Sequence[NoiseRow]) -> Figure:
 
 
 def families(rows: Sequence[Row]) -> Figure:
-    """The tables of the page of errors, a dot for each family."""
+    """The tables of the accuracy page, with a dot for each family."""
     figure, sheet = _sheet(9.9, 4.6, 3)
     quantities = (("value", "eigenvalue"), ("value - 1", "eigenvalue − 1"), ("gradient", "gradient"))
     mine = [row for row in rows if (row.operation, row.dtype) == ("gram3_eigmax", "float32")]
@@ -270,13 +270,13 @@ NOISE = "negatives-noise.svg"
 
 
 def save(figure: Figure, rows: Sequence[Any], path: Path) -> Path:
-    """An SVG with the digest of its rows; its text is text, its bytes are reproducible."""
+    """Writes a reproducible SVG with the digest of its rows, and text as text."""
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name, "font.family": "sans-serif"}):
         figure.savefig(path, transparent=True, metadata={"Date": None, "Description": f"rows {digest(rows)}"})
-    # matplotlib ends some lines of its SVG in a blank
+    # matplotlib leaves blanks at the end of some lines of an SVG
     path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
     return path
 

@@ -1,4 +1,4 @@
-"""Append-only CSV files, a dataclass per line: add a run, read the latest one."""
+"""Append-only CSV files with a dataclass per line: add a run, read the latest one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def latest(path: Path) -> list[dict[str, str]]:
 
 
 def append(path: Path, lines: Sequence[Any]) -> None:
-    """Adds dataclass instances of one kind at the end of a CSV, which is made where there is none."""
+    """Adds dataclass instances of one kind at the end of a CSV, which is created if it does not exist."""
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:

@@ -30,13 +30,13 @@ import multicontrast as mc
 
 SIMILARITIES = ("eigenvalue", "singular_value", "mean_cosine", "volume", "area", "multilinear")
 SCHEMES = ("permutation", "shared", "cyclic", "tied", "all")
-# The derivative of a square root is unbounded at 0: there a rounding of the cosines is worth the root of it.
+# The derivative of a square root is unbounded at 0. There a rounding error of the cosines changes it by its root.
 ROOTS = ("volume", "area")
 
 
 @dataclass
 class Case:
-    """One step: which loss, of what."""
+    """One step: a loss, its options and its inputs."""
 
     seed: int
     name: str
@@ -47,7 +47,7 @@ class Case:
     embeddings: list[Tensor] = field(repr=False)  # float64, exact in ``dtype``
 
     def call(self, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and its gradients by the embeddings and by tau."""
+        """The loss, and its gradients w.r.t. the embeddings and tau."""
         xs = [x.to(dtype).requires_grad_() for x in self.embeddings]
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         tau = torch.tensor(self.tau, dtype=torch.float32).to(wide).requires_grad_()
@@ -101,7 +101,7 @@ def draw(seed: int) -> Case:
 
 
 def _spoil(xs: list[Tensor], choose: random.Random, dtype: torch.dtype) -> None:
-    """Degenerate rows: zero, equal to another, opposite, far from unit length."""
+    """Makes some rows degenerate: zero, equal to another, opposite, far from unit length."""
     largest = 2.0**15 if dtype == torch.float16 else 2.0**100
     least = 2.0**-14 if dtype == torch.float16 else 2.0**-100
     for _ in range(choose.randint(1, 4)):
@@ -123,7 +123,7 @@ def _spoil(xs: list[Tensor], choose: random.Random, dtype: torch.dtype) -> None:
 
 
 def _mask(xs: list[Tensor], options: dict[str, Any], choose: random.Random, generator: torch.Generator) -> None:
-    """Options that act on logits and averages; absent rows hold NaN."""
+    """Draws options that act on logits and averages; absent rows get NaN."""
     size = len(xs[0])
     if choose.random() < 0.5:
         present = torch.rand(size, len(xs), generator=generator) < choose.choice((0.3, 0.8, 1.0))
@@ -141,7 +141,7 @@ def _mask(xs: list[Tensor], options: dict[str, Any], choose: random.Random, gene
         options["hardness"] = choose.choice((0.1, 1.0))
 
 
-# --- What has to hold -------------------------------------------------------------------------------------------------
+# --- Checks -----------------------------------------------------------------------------------------------------------
 
 
 class Failed(Exception):
@@ -149,11 +149,11 @@ class Failed(Exception):
 
 
 def check(case: Case) -> tuple[float, float]:
-    """The errors of loss and gradient against float64, in units of what rounding allows; raises :class:`Failed`."""
+    """The errors of loss and gradient against float64, as multiples of the allowed rounding; raises :class:`Failed`."""
     loss, grads = case.call(case.dtype)
     for what, value in (("loss", loss), *((f"gradient {place}", grad) for place, grad in enumerate(grads))):
         if not bool(value.isfinite().all()):
-            # A gradient by a row of length 1e-30 is of the order 1e30, beyond what half precision holds.
+            # A gradient w.r.t. a row of length 1e-30 is of the order 1e30, beyond what half precision holds.
             if what != "loss" and case.dtype in (torch.float16, torch.bfloat16, torch.float32) and _overflows(case):
                 continue
             raise Failed(f"the {what} of {case} is {value}")
@@ -172,12 +172,12 @@ def check(case: Case) -> tuple[float, float]:
 def _gradient_error(
     case: Case, grads: list[Tensor], wanted: list[Tensor], allowed: float, scale: float, size: int
 ) -> float:
-    """Of the gradients by unit rows (the length divided out), where the similarity has a bounded derivative."""
+    """The error of the gradients w.r.t. unit rows, where the similarity has a bounded derivative."""
     if (
         case.options.get("similarity", "eigenvalue") not in ("mean_cosine", "multilinear")
         and "negatives" in case.options
     ):
-        return 0.0  # a double eigenvalue has a jump there, a root a pole
+        return 0.0  # the gradient jumps at a double eigenvalue, and has a pole at the root of 0
     worst = 0.0
     for x, got, expected in zip(case.embeddings, grads, wanted):
         lengths = x.nan_to_num().norm(dim=1, keepdim=True)
@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0, help="of the first step; the others count up from it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first step; later steps count up from it")
     chosen = parser.parse_args(arguments)
 
     def tell(report: Report) -> None:

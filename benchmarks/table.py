@@ -1,7 +1,7 @@
 """The tables of the README and the docs, generated from the rows in ``results/``.
 
     python -m benchmarks.table            # rewrite them
-    python -m benchmarks.table --check    # say whether they are fresh
+    python -m benchmarks.table --check    # check whether they are up to date
 
 A table is between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``. It shows the whole latest run
 for its setting, and never mixes runs.
@@ -28,7 +28,7 @@ _REGION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- en
 
 
 def latest_run(rows: Sequence[Row], case: str, device: str) -> list[Row]:
-    """The newest of the runs of a case on a device that measured the most shapes."""
+    """The newest of those runs of a case on a device that measured the most shapes."""
     mine = [row for row in rows if row.case == case and row.device == device]
     runs = {date: [row for row in mine if row.date == date] for date in sorted({row.date for row in mine})}
     widest = max((len({row.shape for row in run}) for run in runs.values()), default=0)
@@ -41,7 +41,7 @@ def settings(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def origin(row: Row) -> str:
-    """Where the figures of a run come from."""
+    """The setting in which a run's figures were measured."""
     parts = [row.device, f"{row.threads} thread{'s' if row.threads > 1 else ''}", f"PyTorch {row.torch}"]
     if row.cuda:
         parts += [f"CUDA {row.cuda}", f"TF32 {row.tf32}"]
@@ -75,7 +75,7 @@ def timing_table(rows: Sequence[Row]) -> str:
 
 
 def losses_alone_table(rows: Sequence[Row]) -> str:
-    """The losses of that table without the encoder, on the device of the newest run."""
+    """The losses of Table 7 without the encoder, on the device of the newest run."""
     mine = [row for row in rows if row.case == timing.LOSSES_ALONE]
     newest = max(mine, key=lambda row: row.date).device if mine else ""
     return timing_table([row for row in mine if row.device == newest])
@@ -109,7 +109,7 @@ BESIDE = {
 
 
 def beside_table(rows: Sequence[Row]) -> str:
-    """The choices of a user, from the newest run: ours, CLIP-style pairs, the paper's algorithm."""
+    """The choices that a user has, from the newest run: ours, CLIP-style pairs, the paper's algorithm."""
     rows = [row for row in rows if row.case == losses.GIVEN]
     if not rows:
         return "No rows yet.\n"
@@ -171,17 +171,17 @@ def seconds(milliseconds: float | None) -> str:
 
 
 def three_digits(value: float) -> str:
-    """At least three, never an exponent."""
+    """A number with at least three digits and no exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def megabytes(value: float | None) -> str:
-    """Whole from ten on."""
+    """Megabytes, as whole numbers from ten on."""
     return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def ratio(value: float) -> str:
-    """Small ratios as one over them."""
+    """A ratio; small ones as their inverse."""
     return f"1/{1 / value:.0f}" if 0 < value < 0.0501 else f"{value:.2f}"
 
 
@@ -209,7 +209,7 @@ def accuracy_table(path: Path) -> str:
     """The worst errors of the newest study of the eigenvalues, in float32."""
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["dtype"] == "float32"]
-    newest = {row["operation"]: row["date"] for row in rows}  # they are in the order of their dates
+    newest = {row["operation"]: row["date"] for row in rows}  # the rows are ordered by date
     wanted = (
         ("three cosines, `gram3_eigmax`", "gram3_eigmax", "value", "value"),
         ("", "gram3_eigmax", "gradient", "gradient"),
@@ -254,9 +254,9 @@ def render(page: str, results: Path = driver.RESULTS) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Rewrite the tables, or say which are stale."""
+    """Rewrite the tables, or list the stale ones."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Generate the tables of the docs.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when a table is stale")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is stale")
     options = parser.parse_args(arguments)
     stale = 0
     for page in PAGES:

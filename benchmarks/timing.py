@@ -1,14 +1,14 @@
-"""UniHPE's Table 7: what the triplet loss adds to one batch of a stage-2 training step.
+"""UniHPE's Table 7: the time that the triplet loss adds to one batch of a stage-2 training step.
 
     python -m benchmarks.timing                  # --preset paper with a CUDA device, --preset cpu without
-    python -m benchmarks.timing --loss-only      # embeddings in, gradients out: the encoder is left out
+    python -m benchmarks.timing --loss-only      # from embeddings to their gradients, without the encoder
 
 One step is the image encoder forward and backward, the frozen pose encoders forward, and the losses; drawing the
 tuples is part of it, the optimizer is not. Five losses are compared, each on the same embeddings:
 
     pairs                       L_pair for all three pairs of modalities (`pairwise_infonce`, this library)
-    + triplet, SVD              and Algorithm 2 as printed, with singular values of the gathered 3xD matrices
-    + triplet, eigenvalue       and Algorithm 2 as printed: gather B x B x 3 x D, multiply, `eigvalsh`
+    + triplet, SVD              pairs and Algorithm 2 as printed, with singular values of the gathered 3xD matrices
+    + triplet, eigenvalue       pairs and Algorithm 2 as printed: gather B x B x 3 x D, multiply, `eigvalsh`
     + triplet, ours             `trimodal_infonce`
     + triplet, ours, exact      `trimodal_infonce(negatives="all")`: all B^2 triplets of each anchor, none sampled
 
@@ -17,7 +17,7 @@ pairs. The flags here are PyTorch's defaults unless `--tf32` says otherwise, and
 are checked before anything is timed.
 
 Each row is printed when measured. On a GPU the singular values come from a loop over the matrices, 32,400 for the
-paper's batch, so that row has fewer rounds, which it states.
+paper's batch, so that row has fewer rounds and states their number.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PAIRS, SVD, EIGENVALUE = "pairs", "+ triplet, SVD", "+ triplet, eigenvalue"
 OURS, EXACT = "+ triplet, ours", "+ triplet, ours, exact"
 PAPER_SECONDS = {PAIRS: 1.77, SVD: 2.64, EIGENVALUE: 2.01}  # arXiv 2311.16477, Table 7, one A100
 PAPER_OVERHEAD = {SVD: 49.1, EIGENVALUE: 13.5}  # per cent, as printed there
-BOUNDED = {SVD: 3}  # rounds at most on a GPU, of a step that may take half a minute
+BOUNDED = {SVD: 3}  # most rounds on a GPU, because a step may take half a minute
 LOSSES_ALONE = "losses of one stage-2 step"
 JOINTS = 17
 
@@ -68,7 +68,7 @@ PRESETS = {
 
 
 def losses(generator: torch.Generator | None = None, index: Tensor | None = None) -> dict[str, StepLoss]:
-    """The five losses by name. Without ``index`` each draws its own tuples, all with the library's sampler."""
+    """The five losses by name. Without ``index`` each draws its own tuples with the library's sampler."""
 
     def tuples(batch: int, device: torch.device) -> Tensor:
         if index is not None:
@@ -95,7 +95,7 @@ def losses(generator: torch.Generator | None = None, index: Tensor | None = None
 
 
 def step_with_encoder(preset: Preset, device: torch.device, seed: int) -> Callable[[StepLoss], Callable[[], None]]:
-    """Builds a stage-2 step around a loss: encoders and batch are made once and shared."""
+    """A function that builds a stage-2 step around a loss; encoders and batch are made once and shared."""
     from unihpe_ref.models.hrnet import HRNetEncoder
     from unihpe_ref.models.pose_transformer import PoseTransformer
 
@@ -124,13 +124,13 @@ def step_with_encoder(preset: Preset, device: torch.device, seed: int) -> Callab
 
 
 def step_without_encoder(preset: Preset, device: torch.device, seed: int) -> Callable[[StepLoss], Callable[[], None]]:
-    """The losses alone; all three embeddings get a gradient."""
+    """A function that builds a step of a loss alone; all three embeddings get a gradient."""
     inputs = cases.make_inputs(preset.batch, preset.dim, torch.float32, device, seed)
     return lambda loss: cases.step_of(lambda: loss(inputs.xs, inputs.tau), inputs.leaves)
 
 
 def check(preset: Preset, device: torch.device, seed: int) -> str:
-    """Values and gradients of all rows against float64 definitions (small) and against one another (full size)."""
+    """Checks values and gradients of all rows against float64 definitions (small) and each other (full size)."""
     small = cases.make_inputs(min(preset.batch, 32), min(preset.dim, 64), torch.float64, device, seed)
     worst = _check_on(small, 1e-10, 1e-8, exact=True)
     full = cases.make_inputs(preset.batch, preset.dim, torch.float32, device, seed)
@@ -151,7 +151,7 @@ def _check_on(inputs: cases.Inputs, value_tolerance: float, gradient_tolerance: 
     sampled = {name: bound(name) for name in (EIGENVALUE, SVD, OURS)}
     worst = cases.check_agreement(pair_definition | {PAIRS: bound(PAIRS)}, inputs.leaves, **tolerances)
     worst = max(worst, cases.check_agreement(sampled, inputs.leaves, **tolerances))
-    if exact:  # the definition lists every triplet: tiny batches only
+    if exact:  # only for tiny batches, because the definition lists every triplet
         definition = {
             "definition": lambda: definitions.three_pairs(xs, tau) + definitions.exact_infonce(xs, tau).mean()
         }
@@ -163,7 +163,7 @@ def _check_on(inputs: cases.Inputs, value_tolerance: float, gradient_tolerance: 
 
 
 def beside(row: driver.Row) -> str:
-    """The paper's own figure for a row, as printed there. It timed whole steps, so the losses alone have none."""
+    """The paper's figure for a row, as printed there. The paper timed whole steps, so losses alone have none."""
     if row.case == LOSSES_ALONE or row.implementation not in PAPER_SECONDS:
         return ""
     overhead_there = PAPER_OVERHEAD.get(row.implementation)
@@ -187,13 +187,13 @@ def table(rows: list[driver.Row]) -> str:
 
 
 def table_line(row: driver.Row) -> str:
-    """One row, as soon as it is there."""
+    """One row, printed as soon as it is measured."""
     time = row.status if row.p50_ms is None else f"{row.p50_ms / 1e3:.4f} s"
     return f"measured: {row.implementation:24}{time}, {row.rounds} rounds"
 
 
 def overhead(factor: float) -> str:
-    """What a factor adds in per cent, as the paper prints it; from ten times on, the factor itself."""
+    """The overhead of a factor in per cent, as in the paper; from ten times on, the factor itself."""
     return f"{factor:.0f} times" if factor >= 10 else f"{100 * (factor - 1):+.1f} %"
 
 
@@ -220,7 +220,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = cli.parser("timing", __doc__ or "")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="default: paper with a CUDA device, cpu without")
-    parser.add_argument("--loss-only", action="store_true", help="leave the encoders out")
+    parser.add_argument("--loss-only", action="store_true", help="leave out the encoders")
     parser.add_argument("--batch", type=int, help="instead of the preset's batch")
     parser.add_argument("--dim", type=int, help="instead of the preset's embedding length")
     parser.add_argument("--encoder", help="instead of the preset's HRNet")
@@ -229,7 +229,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, time, print, file."""
+    """Check, time, print, record the rows."""
     options = parse(arguments)
     device = cli.device(options)
     name = options.preset or ("paper" if device.type == "cuda" else "cpu")

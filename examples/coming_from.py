@@ -1,4 +1,4 @@
-"""The losses of other libraries, written with ours: equal in value and gradient.
+"""The losses of other libraries, written with ours, with equal values and gradients.
 
 Each function returns both losses as functions of three embeddings of the same samples; losses of two modalities use
 the first two. GRAM and TRIANGLE have no packages, so their losses are written from the papers. `pip install
@@ -71,7 +71,7 @@ def pytorch_metric_learning_views() -> tuple[Loss, Loss]:
         return views(x, y)
 
     def ours(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
-        ids = torch.arange(len(x)).repeat(2)  # rows with the same id are no negatives of each other
+        ids = torch.arange(len(x)).repeat(2)  # rows with the same id are not negatives of each other
         return mc.pairwise_infonce(torch.cat((x, y)), torch.cat((y, x)), 0.1, ids=ids, symmetric=False)
 
     return theirs, ours
@@ -121,7 +121,7 @@ def info_nce_pytorch_paired() -> tuple[Loss, Loss]:
     from info_nce import info_nce
 
     def two_for_each(rows: Tensor) -> Tensor:
-        return torch.stack((rows, rows.roll(1, 0)), 1)  # (B, 2, D): each query has negatives of its own
+        return torch.stack((rows, rows.roll(1, 0)), 1)  # (B, 2, D): each query has its own negatives
 
     def theirs(query: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
         return info_nce(query, positive, two_for_each(rows), temperature=0.1, negative_mode="paired")
@@ -183,7 +183,7 @@ def triangle() -> tuple[Loss, Loss]:
     def theirs(text: Tensor, video: Tensor, audio: Tensor) -> Tensor:
         text, video, audio = F.normalize(text), F.normalize(video), F.normalize(audio)
         u, v = video - text[:, None], audio - text[:, None]
-        logits = -((u * u).sum(-1) * (v * v).sum(-1) - (u * v).sum(-1) ** 2) / 2 / 0.07  # its code has 2 A^2, not A
+        logits = -((u * u).sum(-1) * (v * v).sum(-1) - (u * v).sum(-1) ** 2) / 2 / 0.07  # TRIANGLE's code: 2 A^2, not A
         target = torch.arange(len(text))
         return sum(F.cross_entropy(side, target, label_smoothing=0.1) for side in (logits, logits.T)) / 2
 

@@ -1,4 +1,4 @@
-"""`plain.py` over ranks: each has a part of the batch, and training equals that of one process with the whole batch.
+"""`plain.py` over ranks. Each has a part of the batch, and training equals that of one process with the whole batch.
 
 torchrun --nproc-per-node 2 examples/ddp.py
 """

@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate: one model holds encoders and loss, and `prepare` takes it as any other.
+"""Hugging Face Accelerate: one model holds encoders and loss, and `prepare` accepts it like any other.
 
 accelerate launch examples/with_accelerate.py
 """
@@ -17,7 +17,7 @@ def main() -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
 
     torch.manual_seed(0)
-    model = Model()  # its loss has gather=True: over all ranks, or one process without a process group
+    model = Model()  # its loss has gather=True: over all ranks, or alone without a process group
     optimizer = torch.optim.AdamW(
         [{"params": model.encoders.parameters()}, {"params": model.loss.parameters(), "weight_decay": 0.0}], lr=3e-3
     )

@@ -23,7 +23,7 @@ import multicontrast as mc
 
 
 class Loss(nn.Module):
-    """One column for each modality; the trainer passes their tokens, and labels that are not used here."""
+    """A loss of one column for each modality. The trainer passes their tokens, and labels that are not used here."""
 
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""torchmetrics: our metric classes are its metrics, so its collections, wrappers and Lightning's `self.log` take them.
+"""torchmetrics: our metric classes are its metrics, so its collections and wrappers and Lightning's `self.log` work.
 
 python examples/with_torchmetrics.py
 """

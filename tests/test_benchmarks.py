@@ -318,21 +318,21 @@ def test_the_papers_figures_stand_beside_whole_steps_only() -> None:
         assert "1.77 s" not in make(alone)
 
 
-def test_the_run_for_a_card_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
+def test_the_run_for_a_gpu_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     """It ends in time whatever happens, and says what became of each part."""
-    from benchmarks import on_a_card
+    from benchmarks import on_a_gpu
 
-    on_a_card.time_losses(tmp_path, on_card=False)
+    on_a_gpu.time_losses(tmp_path, on_gpu=False)
     rows = driver.read_rows(tmp_path / "rows.csv")
-    assert {made.dtype for made in rows} == set(on_a_card.PRECISIONS)
+    assert {made.dtype for made in rows} == set(on_a_gpu.PRECISIONS)
     assert {"matrix products alone", "clip x3", "trimodal", "pairs"} == {made.implementation for made in rows}
     code = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
-    hangs = on_a_card.Part("hangs", ("-c", code), 1.0)
-    fails = on_a_card.Part("fails", ("-c", "raise SystemExit(3)"), 1.0)
-    done = [(part, *on_a_card.run(part, tmp_path, 1.0)) for part in (hangs, fails)]
+    hangs = on_a_gpu.Part("hangs", ("-c", code), 1.0)
+    fails = on_a_gpu.Part("fails", ("-c", "raise SystemExit(3)"), 1.0)
+    done = [(part, *on_a_gpu.run(part, tmp_path, 1.0)) for part in (hangs, fails)]
     assert done[0][1].startswith("out of time") and done[0][2] < 20
     (tmp_path / "environment.txt").write_text("device: a CPU")
-    page = on_a_card.summary(tmp_path, done, on_card=False)
+    page = on_a_gpu.summary(tmp_path, done, on_gpu=False)
     assert "rehearsal" in page and "| fails | exit status 3 |" in page and "| trimodal |" in page
-    names = [part.name for part in on_a_card.parts(tmp_path, on_card=True)]
+    names = [part.name for part in on_a_gpu.parts(tmp_path, on_gpu=True)]
     assert names == ["tests", "paper", "losses", "kernels"]

@@ -1,1 +1,1 @@
-"""Studies of the paper's claims on real motion: ``plan`` (the runs), ``trials`` (their making), ``page`` (tables)."""
+"""Studies of the paper's claims on real motion: ``plan`` lists the runs, ``trials`` does them, ``page`` shows them."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.studies``: list the runs, make those that are missing, write the page, keep longer runs.
+"""``python -m benchmarks.studies``: list the runs, run the missing ones, write the page, keep longer runs.
 
 python -m benchmarks.studies list
 python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_multiview
@@ -26,14 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 for input that does not fit."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="which runs there are, and which are missing")
+    commands.add_parser("list", help="list all runs, and which are missing")
     commands.add_parser("page", help="write docs/unihpe/studies.md and its figures from the results")
-    runner = commands.add_parser("run", help="make the missing runs, one by one; each is written when it is done")
+    runner = commands.add_parser("run", help="do the missing runs, one by one; each result is written when it is done")
     runner.add_argument("--motion", type=Path, required=True, help="the recording (npz)")
-    runner.add_argument("--photographs", type=Path, help="folder of the real crops; left out without it")
-    runner.add_argument("--only", choices=STUDIES, action="append", help="these studies alone")
-    runner.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many minutes")
-    keeper = commands.add_parser("keep", help="evaluate a longer training run, and keep what it reached")
+    runner.add_argument("--photographs", type=Path, help="folder of the real crops; without it they are left out")
+    runner.add_argument("--only", choices=STUDIES, action="append", help="only these studies")
+    runner.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this many minutes")
+    keeper = commands.add_parser("keep", help="evaluate a longer training run, and keep its results")
     keeper.add_argument("run", type=Path, help="folder of `unihpe train`")
     keeper.add_argument("--motion", type=Path, required=True, help="the recording (npz)")
     keeper.add_argument("--name", default=FULL_SIZE, help="of the result (default: the pair in the paper's size)")
@@ -65,12 +65,12 @@ def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     motion = read_mocap(options.motion)
     began = time.monotonic()
-    while True:  # asked again after each run: results choose the learning rates that are repeated
+    while True:  # planned again after each run, because results choose the learning rates that are repeated
         missing = (c for c in planned_trials() if c.study in (options.only or STUDIES) and read_result(c) is None)
         if (trial := next(missing, None)) is None:
             return
         if time.monotonic() - began > 60 * options.minutes:
-            print("Time is up; the same command goes on.", flush=True)
+            print("Time is up; run the same command to continue.", flush=True)
             return
         print(run_trial(trial, motion, options.motion, options.photographs), flush=True)
 

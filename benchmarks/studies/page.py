@@ -1,4 +1,4 @@
-"""The page ``docs/unihpe/studies.md`` and its figures, written from the results alone."""
+"""Writes the page ``docs/unihpe/studies.md`` and its figures from the results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ $ python -m benchmarks.studies run --motion cmu17_60hz.npz --photographs real_mu
 
 
 def write_page(folder: Path = RESULTS) -> list[Path]:
-    """Writes the page, and the figures where there is something to show; returns what was written."""
+    """Writes the page, and the figures that have data; returns the written paths."""
     write_whole(PAGE, page(folder).encode())
     write_whole(tables.PAGE, tables.page(folder).encode())
     written = [PAGE, tables.PAGE]
@@ -146,18 +146,18 @@ _FAIR_TITLES = {
 
 
 def _tuned(study: str, row: str, folder: Path) -> list[dict[str, Any]]:
-    """Results of a tuned row at the rate that it chose."""
+    """Results of a tuned row at its chosen rate."""
     return _results(study, f"{row}-{chosen_rate(study, row, folder)}", folder)
 
 
 def _first_errors(study: str, row: str, paths: Sequence[str], folder: Path) -> list[str]:
-    """What the first seed chose from: the MPJPE at each rate, of each path."""
+    """The MPJPE at each rate, of each path, for the first seed, which chooses the rate."""
     found = (read_result(Trial(study, f"{row}-{rate}", SEEDS[0]), folder) for rate in RATES[study])
     return ["" if r is None else " + ".join(f"{_pose(path, 'MPJPE')(r):.1f}" for path in paths) for r in found]
 
 
 def _rates_chosen(study: str, folder: Path) -> str:
-    """Whether the list of rates was long enough, as a sentence."""
+    """A sentence on whether the list of rates was long enough."""
     chosen = [chosen_rate(study, row, folder) for row in TUNED_ROWS[study]]
     edges = {word: chosen.count(RATES[study][end]) for word, end in (("largest", -1), ("smallest", 0))}
     at_edge = [f"{count} of {len(chosen)} rows chose the {word} rate" for word, count in edges.items() if count]
@@ -219,8 +219,8 @@ def _hypothesis(sampler: str, name: str = "") -> _Read:
 
 
 def _one_draw(sampler: str) -> _Read:
-    """Root mean square error of one draw over that of the mean of all: the mean of ten errs by a tenth of the draws'
-    variance more."""
+    """Root mean square error of one draw over that of the mean of all. The mean square error of the mean of ten
+    includes a tenth of the draws' variance."""
 
     def read(result: dict[str, Any]) -> float:
         spread, error = (_hypothesis(sampler, name)(result) for name in ("spread", "error of the mean"))
@@ -491,7 +491,7 @@ def _draw_curves(folder: Path) -> bytes | None:
     figure.axes[0].legend(fontsize=8)
     figure.tight_layout()
     content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "studies"}):  # the same names in the file at every call
+    with matplotlib.rc_context({"svg.hashsalt": "studies"}):  # gives the file the same names at every call
         figure.savefig(content, format="svg", metadata={"Date": None})
     return content.getvalue()
 

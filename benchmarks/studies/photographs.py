@@ -1,7 +1,7 @@
 """Errors of the image branch on real photographs, compared with a baseline.
 
-Crops of one person filmed by four calibrated cameras; 2D and 3D joints are pseudo-labels (detected, triangulated).
-The networks of the studies have only seen renders, so this tests how well training on renders transfers.
+The photographs are crops of one person filmed by four calibrated cameras; 2D and 3D joints are pseudo-labels (detected,
+triangulated). The networks of the studies have only seen renders, so this tests how well such training transfers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def judge_photographs(model: UniHPE, config: RunConfig, motion: Motion, folder: 
     for row in rows:
         pixels = torch.from_numpy(held["kp2d_full"][row]).float()
         box = joint_box(pixels)
-        # The stored picture is itself a crop: our box in its pixels, by the map that made it.
+        # The stored picture is itself a crop, so the map that made it takes our box into its pixels.
         affine = torch.from_numpy(held["affine"][row]).float()
         inside = torch.cat([affine[:2, :2] @ box[:2] + affine[:2, 2], box[2:] * affine[0, 0]])
         with Image.open(folder / str(held["imgname"][row])) as picture:

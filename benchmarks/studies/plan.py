@@ -1,9 +1,10 @@
 """The plan of the studies, written before the runs: every trial with its settings, its seed and its budget.
 
 All trials train on the "train" takes of one recording of CMU motion capture and are judged on its "test" takes. Within
-a study all rows have the same number of steps of the same batches; where a row leaves a stage out, its steps go to the
-stage that remains, so that every row sees as many pictures. Sizes are chosen so that a trial takes one to four minutes
-on one thread. A trial whose plan has changed is a new trial: the results keep the settings that they were made with.
+a study all rows have the same number of steps of the same batches. If a row leaves a stage out, its steps go to the
+remaining stage, so that every row sees the same number of pictures. Sizes are chosen so that a trial takes one to four
+minutes on one thread. A trial whose plan has changed is a new trial: results keep the settings that they were made
+with.
 """
 
 from __future__ import annotations
@@ -62,15 +63,15 @@ _PICTURES = _SMALL | {
     "stage3.learning_rate": 2e-3,
     "stage3.ema_decay": 0.97,
 }
-_NO_TRIPLET = {"stage3.alpha": 0.0}  # in no stage: the preset leaves stage 3 as it is
+_NO_TRIPLET = {"stage3.alpha": 0.0}  # in stage 3, too, which the preset leaves as it is
 _ALIGNMENT = _PICTURES | {"stage2.steps": 800, "stage3.steps": 0, "log_every": 5}
 _CONTRAST = _ALIGNMENT | {"stage2.batch_size": 64, "stage2.steps": 300}
 
-# Tables 4 and 6 once more, with what the first ones confound taken out. Every decoder's loss is a mean square that
-# starts at about 1, L_cl weighs as much beside it as beside half a sum over 51 coordinates, and each row gets the
-# learning rate of stage 3 with the least error of the first seed. In Table 4 encoders have 0.085 million parameters and
-# decoders 0.41 and 0.45; in Table 6 all rows have 1.98 million, and what decides is the sum of both errors, from 2D and
-# from pictures.
+# Tables 4 and 6 once more, without the confounders of the first ones. Every decoder's loss is a mean square that starts
+# at about 1, L_cl has the same weight relative to it as relative to half a sum over 51 coordinates, and each row gets
+# the learning rate of stage 3 with the smallest error of the first seed. In Table 4 encoders have 0.085 million
+# parameters and decoders 0.41 and 0.45; in Table 6 all rows have 1.98 million, and the sum of both errors, from 2D and
+# from pictures, decides.
 _EQUAL_LOSSES = {"model.parameterisation": "preconditioned", "model.denoising_reduction": "mean"}
 _EQUAL_CONTRAST = {"stage3.contrastive_weight": 0.04}
 _FAIR = (
@@ -102,7 +103,7 @@ _ALIGNED_BY = {
     "pairs-triplet-token": ("table6-pairs-triplet-token", _PICTURES),
 }
 RATES = {"table4-fair": ("1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2"), "table6-fair": ("1e-3", "2e-3", "4e-3", "8e-3")}
-"""Of the studies whose rows are tuned: learning rates of stage 3, from the smallest to the largest."""
+"""Learning rates of stage 3, ascending, for the studies whose rows are tuned."""
 TUNED_ROWS = {"table4-fair": tuple(_PAIRS_OF_PARTS), "table6-fair": tuple(_ALIGNED_BY)}
 
 # Study -> row -> (named settings of the paper, what the study changes)
@@ -119,7 +120,7 @@ _ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         for rate in RATES["table4-fair"]
         for pair, (named, changes) in _PAIRS_OF_PARTS.items()
     },
-    # How far do drawn poses spread, by the spread that the decoder is told? The pair "mlp-spread" above, told others.
+    # How does the spread of drawn poses depend on the spread that the decoder is told? As "mlp-spread", told others.
     "spread": {
         f"mlp-{told}": (
             "table4-mlp-diffusion",
@@ -154,12 +155,12 @@ _ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
 }
 EQUAL_TIME = "exact-sampled-equal-time"
-MAX_STRETCH = 4.0  # no trial takes longer than four of its like
+MAX_STRETCH = 4.0  # limit on the steps of a trial, relative to the others
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run and what is read off it."""
+    """One training run and its evaluations."""
 
     study: str
     row: str
@@ -167,18 +168,18 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of its file."""
         return f"{self.study}-{self.row}-{self.seed}"
 
     @property
     def config(self) -> RunConfig:
-        """Without the recording, whose place differs from machine to machine."""
+        """The settings without the recording, whose path differs between machines."""
         named, changes = _ROWS[self.study][self.row]
         return preset(named).override(**changes, seed=self.seed)
 
     @property
     def aligns_only(self) -> bool:
-        """Whether there is no stage 3, and so no pose to judge."""
+        """Whether there is no stage 3, and so no pose to evaluate."""
         return self.config.stage3.steps == 0
 
 

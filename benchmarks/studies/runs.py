@@ -28,7 +28,7 @@ _KEPT = ("date", "python", "processor", "cores", "threads", "device")
 
 
 def read_run(name: str, folder: Path = RUNS) -> dict[str, Any] | None:
-    """What :func:`keep_run` kept under that name; None where there is nothing."""
+    """The result that :func:`keep_run` kept under that name; None if there is none."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -37,12 +37,12 @@ def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS, sampler_
     """Evaluates the model of a training run, finished or not, and keeps the result with the run's steps.
 
     Args:
-        run: folder of ``unihpe train``; where it has no model yet, its newest checkpoint is evaluated.
+        run: folder of ``unihpe train``; if it has no model yet, its newest checkpoint is evaluated.
         name: of the files.
         motion: whose "test" takes are evaluated.
         folder: where the files go.
         sampler_steps: of the evaluation, instead of those that the run was given.
-    Raises: ValueError where there is neither model nor checkpoint.
+    Raises: ValueError if there is neither model nor checkpoint.
     """
     found = [run / MODEL] if (run / MODEL).exists() else sorted((run / CHECKPOINTS).glob(f"stage*-*/{MODEL}"))
     if not found:
@@ -83,7 +83,7 @@ def keep_run(run: Path, name: str, motion: Motion, folder: Path = RUNS, sampler_
 
 @torch.no_grad()
 def _noise_loss(checkpoint: Path, motion: Motion, batches: int = 6) -> dict[str, float]:
-    """Half the squared error of the noise, summed over coordinates, of the weights in training: mean, standard error.
+    """Half the squared error of the noise, summed over coordinates, for the weights in training: mean, standard error.
 
     A run with GFPose's parameterisation logs it as ``decoding_3d``; here it is measured for any.
     """
@@ -92,7 +92,7 @@ def _noise_loss(checkpoint: Path, motion: Motion, batches: int = 6) -> dict[str,
     model.train()
     source = open_source(motion, config, images=False).split("train")
     generator = torch.Generator().manual_seed(config.seed)
-    model.decoder_3d.network.loss_weight = torch.ones_like  # as GFPose weighs
+    model.decoder_3d.network.loss_weight = torch.ones_like  # GFPose's weight
     losses = []
     for _ in range(batches):
         rows = torch.randint(len(source), (config.stage3.batch_size,), generator=generator)

@@ -1,4 +1,4 @@
-"""The page ``docs/unihpe/reproducing-tables.md``: the paper's Tables 1 to 6 beside what is at hand here."""
+"""The page ``docs/unihpe/reproducing-tables.md``: the paper's Tables 1 to 6 beside our own results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.studies.runs import FULL_SIZE, read_run
 from benchmarks.studies.trials import RESULTS, chosen_rate, read_result
 
 PAGE = ROOT / "docs" / "unihpe" / "reproducing-tables.md"
-CARD = Path(unihpe_ref.__file__).with_name("assets") / "lifter.json"  # of the package that runs, installed or not
+CARD = Path(unihpe_ref.__file__).with_name("assets") / "lifter.json"  # in the imported package, installed or not
 
 _H36M, _3DPW = "Human3.6M", "3DPW"
 _LIFTING = "`--protocol h36m_lifting`"
@@ -137,7 +137,7 @@ def page(folder: Path = RESULTS) -> str:
 
 
 def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, str]]:
-    """Rows on motion capture, where there are any."""
+    """Rows on motion capture, if there are any."""
     found = []
     if number == "1":
         paths = json.loads(CARD.read_text())["evaluation"]["paths"]

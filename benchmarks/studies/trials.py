@@ -1,4 +1,4 @@
-"""Makes the runs of the plan one after another; finished ones are skipped."""
+"""Does the runs of the plan one after another; finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def result_path(trial: Trial, folder: Path = RESULTS) -> Path:
 
 
 def read_result(trial: Trial, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """A trial's result; None where it has not been run.
+    """A trial's result; None if it has not been run.
 
-    Raises: ValueError where the result was made with other settings than those of the plan.
+    Raises: ValueError if the result was made with other settings than those of the plan.
     """
     path = result_path(trial, folder)
     if not path.exists():
@@ -57,8 +57,8 @@ def read_result(trial: Trial, folder: Path = RESULTS) -> dict[str, Any] | None:
 
 
 def chosen_rate(study: str, row: str, folder: Path = RESULTS) -> str | None:
-    """The learning rate of a tuned row with the least MPJPE of the first seed, summed over 2D and images where there
-    are any; None where there is no result."""
+    """The learning rate of a tuned row with the smallest MPJPE of the first seed, summed over 2D and images if it has
+    images; None if there is no result."""
     errors = {}
     for rate in RATES[study]:
         if (found := read_result(Trial(study, f"{row}-{rate}", SEEDS[0]), folder)) is not None:
@@ -69,8 +69,8 @@ def chosen_rate(study: str, row: str, folder: Path = RESULTS) -> str | None:
 
 
 def planned_trials(folder: Path = RESULTS) -> list[Trial]:
-    """All trials in the order in which they are run: every row once before any seed is repeated, and of a tuned row the
-    chosen rate alone; a rate that was chosen before the list grew keeps its seeds."""
+    """All trials in the order in which they are run: every row once before any seed is repeated. Of a tuned row only
+    the chosen rate is repeated; a rate that was chosen before the list grew keeps its seeds."""
     repeated = {
         (study, f"{row}-{chosen_rate(study, row, folder)}") for study, held in TUNED_ROWS.items() for row in held
     }
@@ -86,7 +86,8 @@ def planned_trials(folder: Path = RESULTS) -> list[Trial]:
 
 
 def differences(planned: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
-    """Dotted names of settings that both have, with other values: an option that came later had its default before."""
+    """Dotted names of settings whose values differ. Options that only one has are ignored: a later option had its
+    default before."""
     found = []
     for name in planned.keys() & made.keys():
         if isinstance(planned[name], dict) and isinstance(made[name], dict):
@@ -151,7 +152,7 @@ def run_trial(trial: Trial, motion: Motion, recording: Path, photographs: Path |
 
 
 def _equal_time_stretch(trial: Trial, folder: Path) -> float:
-    """How many more steps the sampled loss takes in the time of the exact one: both have to be there."""
+    """The factor on the sampled loss's steps that fills the time of the exact one; both results must exist."""
     seconds = {}
     for row in ("sampled", "exact"):
         found = read_result(Trial(trial.study, row, trial.seed), folder)
@@ -164,7 +165,7 @@ def _equal_time_stretch(trial: Trial, folder: Path) -> float:
 
 @torch.no_grad()
 def _embeddings(model: UniHPE, config: RunConfig, motion: Motion) -> tuple[dict[str, Tensor], Tensor]:
-    """Of every evaluated frame in each modality, and the number of its action."""
+    """The embeddings of every evaluated frame in each modality, and the number of its action."""
     source = open_source(motion, config, images=model.image_encoder is not None).split("test")
     found: dict[str, list[Tensor]] = {}
     actions = []
@@ -183,7 +184,7 @@ def _embeddings(model: UniHPE, config: RunConfig, motion: Motion) -> tuple[dict[
 
 
 def _alignment(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, Any]:
-    """Of held-out frames: mean cosine of the positives, and retrieval among all of them, pair by pair."""
+    """For held-out frames, pair by pair: the mean cosine of the positives, and retrieval among all frames."""
     embeddings, _ = _embeddings(model, config, motion)
     found = {}
     for a, b in _PAIRS:
@@ -200,17 +201,17 @@ def _alignment(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, An
 
 @torch.no_grad()
 def _hypotheses(model: UniHPE, config: RunConfig, motion: Motion) -> dict[str, Any]:
-    """Errors of drawn poses, mm, on every other evaluated frame: MPJPE of the first of ten, of their mean, and of
-    the best, which an oracle chooses; and the root mean square of their spread beside that of their mean's error.
+    """Errors of drawn poses, in mm, on every other evaluated frame: MPJPE of the first of ten, of their mean, and of
+    the best, which an oracle chooses; and the root mean squares of their spread and of their mean's error.
 
-    Drawn from the truth's own distribution, ten would spread by 0.95 of their mean's error.
+    If they were drawn from the truth's own distribution, the spread of ten would be 0.95 of their mean's error.
     """
     source = open_source(motion, config, images=False).split("test")
     batch = source.evaluation_batch(source.evaluation_indices(2 * config.evaluation.stride))
     truth, generator = batch.joints_3d, torch.Generator().manual_seed(config.seed)
     deterministic = model.lift(**batch.inputs_2d(), generator=generator)
     found: dict[str, Any] = {"poses": len(batch), "deterministic": 1000 * float(mpjpe(deterministic, truth))}
-    for sampler, steps in (("sde", 50), ("ode", 25)):  # as many evaluations of the network
+    for sampler, steps in (("sde", 50), ("ode", 25)):  # the same number of network evaluations
         sampling = SamplerConfig(sampler=sampler, steps=steps)
         drawn = model.lift(**batch.inputs_2d(), hypotheses=10, sampling=sampling, generator=generator)
         mean = drawn.mean(0)

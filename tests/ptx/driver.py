@@ -1,7 +1,7 @@
 """A Triton driver without a GPU: ``kernel[grid](cpu_tensors)`` is compiled for an architecture and run on the CPU.
 
 After ``install("cuda:80")`` unchanged library code goes through Triton's own just-in-time path: specialisation,
-compilation down to machine code, and the check of shared memory against the card's limit, which raises
+compilation down to machine code, and the check of shared memory against the GPU's limit, which raises
 ``OutOfResources`` as on hardware. The compiled PTX is then executed in place on the CPU tensors. The autotuner works;
 its timings are the order of appearance.
 """

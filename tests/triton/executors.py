@@ -21,7 +21,7 @@ import torch
 
 COMPILED = ("sm_80", "sm_90", "sm_100")  # the compiled PTX runs on the CPU
 EVERYWHERE = ("interpreter", *COMPILED, "gpu")
-NEEDS_A_CARD = [
+NEEDS_A_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
@@ -47,7 +47,7 @@ def on(*kinds: str, slow: tuple[str, ...] = ()) -> Callable:
         first = inspect.Parameter("executor", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         send.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
         del send.__wrapped__  # or pytest would look through it
-        marks = {"gpu": NEEDS_A_CARD} | {kind: [pytest.mark.slow] for kind in slow}
+        marks = {"gpu": NEEDS_A_GPU} | {kind: [pytest.mark.slow] for kind in slow}
         marked = [pytest.param(kind, marks=marks.get(kind, [])) for kind in kinds]
         return pytest.mark.parametrize("executor", marked)(send)
 

@@ -1,7 +1,7 @@
 """CUDA graphs: replays are right, and what cannot be captured raises; tested without a GPU.
 
-A graph that is played on the CPU notes each operator of a capture and runs it again on the same tensors at a replay, so
-what Python knew at the capture stays, as on a card; a look at a value raises, as there.
+A graph on the CPU records each operator of a capture and runs it again on the same tensors at a replay. As on a GPU,
+values that Python read at the capture stay, and reading a value during the capture raises.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def test_no_scheme_waits_or_copies(options, masked):
 
 @pytest.fixture
 def capturing(monkeypatch) -> Iterator[Callable[..., Tensor]]:
-    """Fake tensors of a card whose stream is being captured."""
+    """Fake tensors of a GPU whose stream is being captured."""
     from multicontrast import _backend
 
     original = _backend.is_captured

@@ -27,11 +27,11 @@ def test_gram3_compiles_without_spills_everywhere(target):
 
 def test_gram3_takes_few_instructions_and_is_bound_by_memory():
     """106 is what the textbook's cheapest accurate form takes on sm_80."""
-    for name, card in compiled.CARDS.items():
+    for name, gpu in compiled.GPUS.items():
         case = _gram3(gradient=False)
-        (kernel,) = compiled_by(case.call, card.target)
+        (kernel,) = compiled_by(case.call, gpu.target)
         assert compiled.per_element(case, kernel).total() <= 58, name
-        assert compiled.best_time(case, kernel, card)[1] == "memory", name
+        assert compiled.best_time(case, kernel, gpu)[1] == "memory", name
 
 
 def test_the_page_is_made_from_the_latest_rows():

@@ -267,7 +267,7 @@ def test_losses_are_one_graph_for_the_compiler_and_differentiable_twice():
 @pytest.mark.slow
 @on("torch", "interpreter")
 def test_inductor_compiles_the_whole_loss():
-    """On CPU tensors; on a GPU's the same is tested on a card."""
+    """On CPU tensors; `test_on_a_gpu.py` tests the same on a GPU."""
     xs, tau, index = _inputs(9)
 
     def loss(x: Tensor, y: Tensor, z: Tensor, tau: Tensor) -> Tensor:

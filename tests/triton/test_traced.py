@@ -55,7 +55,7 @@ def test_a_list_of_objects_is_all_that_stands_on_stdout(capsys):
 
 @on("sm_80", "gpu")
 def test_the_trace_counts_what_a_driver_is_given():
-    """The same kernels, as often, as the emulated card runs."""
+    """The same kernels, as often, as the emulated GPU runs."""
     from ptx import driver
 
     xs = [torch.randn(12, 8, requires_grad=True) for _ in range(3)]

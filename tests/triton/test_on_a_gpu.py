@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from executors import NEEDS_A_CARD
+from executors import NEEDS_A_GPU
 from torch import Tensor
 
 import multicontrast as mc
 
-pytestmark = NEEDS_A_CARD
+pytestmark = NEEDS_A_GPU
 MIB = 2**20
 
 

@@ -1,15 +1,15 @@
-"""All tests and timings for a GPU, in one run of limited time.
+"""All tests and timings that need a GPU, in one run of limited time.
 
-    python -m benchmarks.on_a_card [--minutes 9] [--out DIR]
+    python -m benchmarks.on_a_gpu [--minutes 9] [--out DIR]
 
 In order of importance: the tests that need a GPU; the paper's table; the losses against CLIP losses and against
 their own matrix products from B = 180 to 65,536, in float32, TF32 and bfloat16; the kernels against LAPACK's. Each
 part is a process with a share of the remaining time, so a part that hangs or fails costs only its share. Needs torch,
-triton, numpy and pytest; the encoder of the paper's table needs timm, and is left out without.
+triton, numpy and pytest; the encoder of the paper's table is left out if timm is not installed.
 
-DIR (`card-results` by default) holds `rows.csv`, each row written when measured, the log of each part,
-`environment.txt`, and `summary.md`, which is rewritten after each part. Without a GPU the same runs on the CPU at small
-sizes, as a rehearsal, and the summary says so.
+DIR (`gpu-results` by default) holds `rows.csv`, each row written when measured, the log of each part,
+`environment.txt`, and `summary.md`, which is rewritten after each part. Without a GPU the same parts run on the CPU at
+small sizes, as a rehearsal, and the summary says so.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ DIM = 1024
 
 @dataclass(frozen=True)
 class Part:
-    """One process: its name, its command after the interpreter, the share of the remaining time that it may take."""
+    """One process: its name, its command after the interpreter, its share of the remaining time."""
 
     name: str
     command: tuple[str, ...]
     share: float
 
 
-def parts(out: Path, on_card: bool) -> list[Part]:
-    """The parts, in this order."""
+def parts(out: Path, on_gpu: bool) -> list[Part]:
+    """The parts, in their order."""
     files = ("--csv", str(out / "rows.csv"), "--json")
-    device = ("--device", "cuda" if on_card else "cpu")
+    device = ("--device", "cuda" if on_gpu else "cpu")
     tests = ("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/triton")
-    chosen = ("-m", "gpu") if on_card else ("-k", "test_a_table_has_an_entry")
-    encoder = () if on_card and importlib.util.find_spec("timm") else ("--loss-only",)
+    chosen = ("-m", "gpu") if on_gpu else ("-k", "test_a_table_has_an_entry")
+    encoder = () if on_gpu and importlib.util.find_spec("timm") else ("--loss-only",)
     timing = ("-m", "benchmarks.timing", *device, *encoder, *files, str(out / "timing.json"))
     kernels = ("-m", "benchmarks.kernels", *device, *files, str(out / "kernels.json"))
-    own = ("-m", "benchmarks.on_a_card", "--losses", "--out", str(out))
-    if not on_card:
+    own = ("-m", "benchmarks.on_a_gpu", "--losses", "--out", str(out))
+    if not on_gpu:
         timing += ("--batch", "12", "--dim", "16", "--rounds", "1")
         kernels += ("--count", "1000", "--batch", "16", "--dim", "16", "--rounds", "1")
     return [
@@ -67,7 +67,7 @@ def parts(out: Path, on_card: bool) -> list[Part]:
 
 
 def run(part: Part, out: Path, seconds: float) -> tuple[str, float]:
-    """``(result, seconds)``."""
+    """Runs a part; returns ``(result, seconds)``."""
     begin = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     with (out / f"{part.name}.log").open("w") as log:
@@ -80,7 +80,7 @@ def run(part: Part, out: Path, seconds: float) -> tuple[str, float]:
             status = "ok" if code == 0 else f"exit status {code}"
         except subprocess.TimeoutExpired:
             status = f"out of time after {seconds:.0f} s"
-            if hasattr(os, "killpg"):  # and what it started
+            if hasattr(os, "killpg"):  # also ends its child processes
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
@@ -115,19 +115,19 @@ def contenders(batch: int, dim: int, dtype: torch.dtype, device: torch.device) -
     yield "pairs", cases.step_of(lambda: mc.trimodal_infonce(*xs, tau, alpha=0.0), leaves)
 
 
-def time_losses(out: Path, on_card: bool) -> None:
-    """All sizes and precisions, each row filed the moment it is measured."""
-    device = torch.device("cuda" if on_card else "cpu")
-    for batch in SIZES if on_card else (12,):
+def time_losses(out: Path, on_gpu: bool) -> None:
+    """Times all sizes and precisions; each row is written when it is measured."""
+    device = torch.device("cuda" if on_gpu else "cpu")
+    for batch in SIZES if on_gpu else (12,):
         for precision in PRECISIONS:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             environment = describe_environment(device, driver.clock_name(device))
             dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-            for name, step in contenders(batch, DIM if on_card else 16, dtype, device):
-                samples = driver.measure({name: step}, device, rounds=5 if on_card else 1, min_seconds=0.02)[name]
+            for name, step in contenders(batch, DIM if on_gpu else 16, dtype, device):
+                samples = driver.measure({name: step}, device, rounds=5 if on_gpu else 1, min_seconds=0.02)[name]
                 row = driver.make_row(
-                    samples, environment, benchmark="on_a_card", case="losses", implementation=name,
-                    shape=f"B={batch} D={DIM if on_card else 16}", dtype=precision,
+                    samples, environment, benchmark="on_a_gpu", case="losses", implementation=name,
+                    shape=f"B={batch} D={DIM if on_gpu else 16}", dtype=precision,
                 )  # fmt: skip
                 driver.append_csv(out / "rows.csv", [row])
                 print(row, flush=True)
@@ -137,9 +137,9 @@ def time_losses(out: Path, on_card: bool) -> None:
 # The report -----------------------------------------------------------------------------------------------------------
 
 
-def summary(out: Path, done: Sequence[tuple[Part, str, float]], on_card: bool) -> str:
+def summary(out: Path, done: Sequence[tuple[Part, str, float]], on_gpu: bool) -> str:
     """One page of Markdown with the results so far."""
-    lines = ["# The first card" if on_card else "# A rehearsal on a CPU: no figure here is a card's", ""]
+    lines = ["# On a GPU" if on_gpu else "# A rehearsal on a CPU: no figure here is a GPU's", ""]
     lines += ["```", (out / "environment.txt").read_text().rstrip(), "```", ""]
     lines += ["| part | result | seconds |", "| --- | --- | ---: |"]
     lines += [f"| {part.name} | {status} | {seconds:.0f} |" for part, status, seconds in done]
@@ -160,28 +160,28 @@ def summary(out: Path, done: Sequence[tuple[Part, str, float]], on_card: bool) -
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts and report them; 1 if one failed, but not if the time ran out."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.on_a_card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.on_a_gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which it has ended, whatever happens")
-    parser.add_argument("--out", type=Path, default=Path("card-results"))
-    parser.add_argument("--losses", action="store_true", help="that part alone, in this process")
+    parser.add_argument("--minutes", type=float, default=9.0, help="limit on the whole run, whatever happens")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--losses", action="store_true", help="run only the part `losses`, in this process")
     options = parser.parse_args(arguments)
-    begin, on_card = time.monotonic(), torch.cuda.is_available()
+    begin, on_gpu = time.monotonic(), torch.cuda.is_available()
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if options.losses:
-        time_losses(out, on_card)
+        time_losses(out, on_gpu)
         return 0
-    device = torch.device("cuda" if on_card else "cpu")
+    device = torch.device("cuda" if on_gpu else "cpu")
     (out / "environment.txt").write_text(describe_environment(device, driver.clock_name(device)).header() + "\n")
-    end = begin + 60 * options.minutes - 10  # seconds to write what is there
+    end = begin + 60 * options.minutes - 10  # leaves 10 s to write the results
     done: list[tuple[Part, str, float]] = []
-    for part in parts(out, on_card):
+    for part in parts(out, on_gpu):
         left = end - time.monotonic()
         status, seconds = run(part, out, part.share * left) if left > 0 else ("no time left", 0.0)
         done.append((part, status, seconds))
         print(f"{part.name}: {status}, {seconds:.0f} s", flush=True)
-        (out / "summary.md").write_text(summary(out, done, on_card))
+        (out / "summary.md").write_text(summary(out, done, on_gpu))
     print(f"rows, logs and summary.md are in {out}")
     return 1 if any(status.startswith("exit") for _, status, _ in done) else 0
 
