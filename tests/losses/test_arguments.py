@@ -65,7 +65,7 @@ CASES = [
     (triplet, {"negatives": INDEX + 1}, ValueError, "row numbers from 0 to 3 in the index; got values from 1 to 4"),
     (triplet, {"negatives": INDEX - 1}, ValueError, "got values from -1 to 2"),
     (triplet, {"negatives": INDEX.to("meta")}, ValueError, "index on the embeddings' device cpu; got meta"),
-    (triplet, {"negatives": INDEX, "num_negatives": 7}, ValueError, "off the index, 3; got num_negatives=7"),
+    (triplet, {"negatives": INDEX, "num_negatives": 7}, ValueError, "from the index, 3; got num_negatives=7"),
     (triplet, {"num_negatives": -2}, ValueError, "`num_negatives` >= 0; got -2"),
     (triplet, {"num_negatives": 1.5}, TypeError, "`num_negatives` to be an int; got 1.5"),
     (triplet, {"negatives": "tied", "num_negatives": 4}, ValueError, "at most batch_size - 1 = 3"),

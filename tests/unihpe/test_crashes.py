@@ -236,7 +236,7 @@ def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path: Pa
 
         with (
             FileOperations(tmp_path, hear),
-            pytest.raises(type(error), match=rf"{path}` needs room and .*; got {error.strerror}"),
+            pytest.raises(type(error), match=rf"{path}` needs space and .*; got {error.strerror}"),
         ):
             write_whole(path, b"after")
         assert contents(tmp_path) == {path.name: b"before"}
