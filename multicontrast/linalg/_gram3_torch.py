@@ -43,7 +43,7 @@ def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
     nor underflow.
     """
     if _MAPS_NO_VIEWS and is_transformed():
-        return _power_of_two_by_table(largest)  # not in general: a compiler would make a loop over single numbers of it
+        return _power_of_two_by_table(largest)  # only here: a compiler would turn it into a loop over single numbers
     integer, mask, high, low = _EXPONENT[largest.dtype]
     exponent = largest.view(integer) & mask
     return (high - exponent).view(largest.dtype), (low + exponent).view(largest.dtype)

@@ -296,7 +296,7 @@ def run(
 def _taus_by_name(
     operation: str, taus: Mapping[Any, Any], terms: Sequence[Pair | str], dtype: torch.dtype, like: Tensor
 ) -> tuple[list[Pair | str], Tensor]:
-    """The names of the terms, pairs sorted, and their temperatures stacked in one tensor, so that one gather does."""
+    """The names of the terms, pairs sorted, and their temperatures stacked in one tensor, for a single gather."""
     found = {tuple(sorted(key)) if isinstance(key, tuple) else key: tau for key, tau in taus.items()}
     wanted: list[Any] = [tuple(sorted(term)) if isinstance(term, tuple) else term for term in terms]
     if len(found) < len(taus) or set(found) != set(wanted):
