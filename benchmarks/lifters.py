@@ -43,10 +43,10 @@ SHIPPED = "shipped"
 COLUMNS = {
     ("four people, exact joints", ""): "before: four people, exact joints",
     ("four people, noisy joints", ""): "before: four people, noisy joints",
-    (SHIPPED, "annotated"): "shipped, told exact joints",
-    (SHIPPED, "detected"): "shipped, told a detector's joints",
+    (SHIPPED, "annotated"): "shipped, `annotated`",
+    (SHIPPED, "detected"): "shipped, `detected`",
 }
-"""Heads of columns, by lifter and by what it is told about its joints."""
+"""Heads of columns, by lifter and its `joints_2d`."""
 _REGION = re.compile(r"(<!-- table: lifters -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -56,7 +56,7 @@ class Row:
 
     lifter: str
     weights: str  # the first digits of the file's SHA-256
-    told: str  # "annotated", "detected", or "" for a lifter that is told nothing
+    joints_2d: str  # as for `load_lifter`; "" for a lifter without a noise level as an input
     judged_on: str
     joint_noise: float  # standard deviation in shares of the box's longer side
     focal_length: float  # factor by which the assumed focal length is wrong
@@ -99,7 +99,7 @@ def ship(run: Path) -> list[Path]:
     return [ASSETS / LIFTER, ASSETS / WHOLE, ASSETS / CARD]
 
 
-def judge(lifter: Lifter, weights: Path, name: str, told: str, sets: list[Judged]) -> list[Row]:
+def judge(lifter: Lifter, weights: Path, name: str, joints_2d: str, sets: list[Judged]) -> list[Row]:
     """One row for each of ``sets``, with every level of noise if there is a truth to add it to."""
     environment = describe_environment(torch.device("cpu"), "none")
     digits = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
@@ -116,7 +116,7 @@ def judge(lifter: Lifter, weights: Path, name: str, told: str, sets: list[Judged
             Row(
                 lifter=name,
                 weights=digits,
-                told=told,
+                joints_2d=joints_2d,
                 judged_on=judged_on,
                 joint_noise=noise,
                 focal_length=focal_length,
@@ -132,10 +132,11 @@ def judge(lifter: Lifter, weights: Path, name: str, told: str, sets: list[Judged
 
 
 def read_rows(path: Path = RESULTS) -> dict[tuple[str, str, str, float, float], tuple[float, float]]:
-    """(MPJPE, PA-MPJPE) in mm by (lifter, told, judged on, noise, focal length); the last line with a key counts."""
+    """(MPJPE, PA-MPJPE) in mm by (lifter, joints_2d, judged on, noise, focal length); the last line of a key counts."""
     found = {}
     for line in records.every(path):
-        key = (line["lifter"], line["told"], line["judged_on"], float(line["joint_noise"]), float(line["focal_length"]))
+        names = (line["lifter"], line["joints_2d"], line["judged_on"])
+        key = (*names, float(line["joint_noise"]), float(line["focal_length"]))
         found[key] = (float(line["mpjpe"]), float(line["pa_mpjpe"]))
     return found
 
@@ -205,10 +206,11 @@ def _judge(options: argparse.Namespace) -> None:
         sets += photographs(options.photographs)
     weights = options.weights or lifter_path()
     takes_level = load_model(weights)[1].model.encoder_noise_token
-    for told in JOINT_NOISE if takes_level else ("",):
-        lifter = load_lifter(weights, joints_2d=told or "annotated")
-        for row in (rows := judge(lifter, weights, options.name or SHIPPED, told, sets)):
-            print(f"{row.told:<10} {row.judged_on:<62} {row.joint_noise:<6} {row.mpjpe:6.1f} / {row.pa_mpjpe:5.1f}")
+    for joints_2d in JOINT_NOISE if takes_level else ("",):
+        lifter = load_lifter(weights, joints_2d=joints_2d or "annotated")
+        for row in (rows := judge(lifter, weights, options.name or SHIPPED, joints_2d, sets)):
+            errors = f"{row.mpjpe:6.1f} / {row.pa_mpjpe:5.1f}"
+            print(f"{row.joints_2d:<10} {row.judged_on:<62} {row.joint_noise:<6} {errors}")
         records.append(RESULTS, rows)
 
 

@@ -299,7 +299,7 @@ def _models() -> dict[str, Subject]:
     values = {"embedding": _random(2, 8), "box_info": _random(2, 3), "hypotheses": 2, "sampling": sampler}
     values |= {"generator": generator, "modality": "2d", "source": "2d", "target": "3d", "part": Part.whole(2)}
     values |= {"embeddings": {"2d": _random(2, 8)}, "joints_2d": _random(2, 17, 2), "joints_3d": poses}
-    methods = {"encode": seen, "told": {"joint_noise": 0.01}, "lift": seen, "estimate": {"image": image}}
+    methods = {"encode": seen, "with_joint_noise": {"joint_noise": 0.01}, "lift": seen, "estimate": {"image": image}}
     methods |= _several("decode decode_2d decode_3d decoding_losses")
 
     def method(name: str, values: dict[str, Any], **others: Any) -> Subject:

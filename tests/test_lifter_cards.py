@@ -54,7 +54,7 @@ def test_shipped_weights_name_no_folder_of_the_machine_that_trained_them():
 def test_the_rows_are_of_the_file_that_is_shipped():
     digits = hashlib.sha256(lifter_path().read_bytes()).hexdigest()[:12]
     shipped = [line for line in lifters.records.every(lifters.RESULTS) if line["lifter"] == lifters.SHIPPED]
-    assert {line["told"] for line in shipped if line["weights"] == digits} == set(JOINT_NOISE)
+    assert {line["joints_2d"] for line in shipped if line["weights"] == digits} == set(JOINT_NOISE)
 
 
 def test_the_whole_lifter_lifts_as_the_shipped_one_does():

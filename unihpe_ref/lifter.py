@@ -41,8 +41,8 @@ from unihpe_ref.weights import lifter_path, whole_path
 BOX_LIMIT = {"fixed": 3.0, "random": 3.0, "varied": 8.0}
 """The range of the box information in training, in standard deviations, by the cameras of training."""
 LEAST_NOISE = 0.004
-"""The smallest error of the joints that a lifter is told, as a share of the box. Told 0, it fits every pixel with the
-bones of its training data, and errs on other skeletons."""
+"""The smallest joint noise that a lifter gets, as a share of the box. With 0 it would fit every pixel with the bones of
+its training data, and err on other skeletons."""
 _CHUNK = 4096  # poses at a time
 
 
@@ -272,7 +272,7 @@ def load_lifter(
         needed = "`load_lifter` needs a model of 17 joints"
         raise ValueError(three_beats(needed, str(config.model.joints), "Call `UniHPE.lift` yourself."))
     level = max(JOINT_NOISE[joints_2d], LEAST_NOISE)
-    return Lifter(model.told(level), config.override(**{"model.encoder_noise_token": False}))
+    return Lifter(model.with_joint_noise(level), config.override(**{"model.encoder_noise_token": False}))
 
 
 def _check_rows(operation: str, name: str, x: Tensor, *shape: int) -> None:

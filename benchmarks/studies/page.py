@@ -139,8 +139,8 @@ def _table4(folder: Path) -> str:
 
 
 _FAIR_TITLES = {
-    "mlp-spread": "mlp, diffusion told 0.2",
-    "transformer-spread": "transformer, diffusion told 0.2",
+    "mlp-spread": "mlp, diffusion, spread 0.2",
+    "transformer-spread": "transformer, diffusion, spread 0.2",
     "transformer-gfpose": "transformer, diffusion as in GFPose",
 }
 
@@ -184,8 +184,8 @@ def _fair(folder: Path) -> str:
         "## Table 4 with equal loss scales, equal parts and tuned learning rates\n\n"
         "Here every decoding loss is a mean square that begins at about 1, and L_cl has the weight 0.04. Encoders have "
         "0.085 million parameters, decoders 0.41 (MLP) and 0.45 (diffusion). The diffusion decoder is "
-        "[preconditioned](model.md); in two rows it is told that poses spread by 0.2 about their embedding "
-        "(`posterior_spread`), and in the last it has GFPose's parameterisation. The first seed chooses the best of "
+        "[preconditioned](model.md); in two rows its `posterior_spread`, how far poses spread about their "
+        "embedding, is 0.2, and in the last it has GFPose's parameterisation. The first seed chooses the best of "
         f"{len(RATES[study])} learning rates, and the other seeds repeat it. Runs take half the steps of the table "
         f"above.\n\n{_markdown(head, lines)}"
     )
@@ -199,7 +199,7 @@ def _fair(folder: Path) -> str:
         text += (
             f"\n\nWith equal care the error of the diffusion decoder is {apart('mlp-diffusion', 'mlp-mlp')} than that "
             f"of the MLP decoder behind the MLP encoder, and {apart('transformer-diffusion', 'transformer-mlp')} "
-            f"behind the transformer; if it is told the spread, {apart('mlp-spread', 'mlp-mlp')} and "
+            f"behind the transformer; with the spread of 0.2, {apart('mlp-spread', 'mlp-mlp')} and "
             f"{apart('transformer-spread', 'transformer-mlp')}. The order of the first table was that of its loss "
             f"scales. At these sizes the error of the transformer is {apart('transformer-mlp', 'mlp-mlp')}, "
             f"{apart('transformer-diffusion', 'mlp-diffusion')} and {apart('transformer-spread', 'mlp-spread')} than "
@@ -264,14 +264,14 @@ def _drawn(folder: Path) -> str:
         "draws spread by 0.95 of their mean's error. Below 1.3 a single draw spreads too little; the mean of ten can "
         f"come down to 1.05.\n\n{_markdown(head, lines)}"
     )
-    told = {
+    spreads = {
         "0.05": _results("spread", "mlp-0.05", folder),
         "0.1": _results("spread", "mlp-0.1", folder),
         "0.2": _results("table4-fair", "mlp-spread-4e-3", folder),
         "0.4": _results("spread", "mlp-0.4", folder),
         "1": _results("table4-fair", "mlp-diffusion-4e-3", folder),
     }
-    lines = [line(spread, "ode", "ODE, 25 steps of two", results) for spread, results in told.items() if results]
+    lines = [line(spread, "ode", "ODE, 25 steps of two", results) for spread, results in spreads.items() if results]
     means = {}
     for encoder in ("mlp", "transformer"):
         if results := _tuned("table4-fair", f"{encoder}-spread", folder):
@@ -279,18 +279,18 @@ def _drawn(folder: Path) -> str:
             means[encoder] = statistics.mean(map(mean, results)) / statistics.mean(map(one, results))
     if len(means) == 2:
         text += (
-            f"\n\nIf the decoder is told 0.2, the MPJPE of the mean of ten ODE draws is {means['mlp']:.2f} times that "
-            f"of the one pose with the MLP encoder, and {means['transformer']:.2f} times with the transformer."
+            f"\n\nWith a `posterior_spread` of 0.2 the MPJPE of the mean of ten ODE draws is {means['mlp']:.2f} times "
+            f"that of the one pose with the MLP encoder, and {means['transformer']:.2f} times with the transformer."
         )
     if len(lines) > 2:
-        head[0] = "told"
+        head[0] = "`posterior_spread`"
         text += (
-            "\n\nIf the decoder is told less than 1, draws spread by nearly 520 mm times that number: in so short a "
+            "\n\nWith a `posterior_spread` below 1, draws spread by nearly 520 mm times that number: in so short a "
             "training the network adds little to the linear part, and all joints of all poses spread by the same "
             "amount. The next table is for the MLP encoder at 4e-3:"
             f"\n\n{_markdown(head, lines)}"
         )
-    held = [*told.values(), *(_tuned("table4-fair", pair, folder) for pair in ("mlp-spread", "transformer-spread"))]
+    held = [*spreads.values(), *(_tuned("table4-fair", pair, folder) for pair in ("mlp-spread", "transformer-spread"))]
     best, one = _hypothesis("ode", "best, by an oracle"), _hypothesis("deterministic")
     gains = [statistics.mean(map(one, results)) - statistics.mean(map(best, results)) for results in held if results]
     return (

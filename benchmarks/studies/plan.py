@@ -120,13 +120,13 @@ _ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         for rate in RATES["table4-fair"]
         for pair, (named, changes) in _PAIRS_OF_PARTS.items()
     },
-    # How does the spread of drawn poses depend on the spread that the decoder is told? As "mlp-spread", told others.
+    # How does the spread of drawn poses depend on `posterior_spread`? As "mlp-spread", with other values.
     "spread": {
-        f"mlp-{told}": (
+        f"mlp-{spread}": (
             "table4-mlp-diffusion",
-            _FAIR | {"model.posterior_spread": float(told), "stage3.learning_rate": 4e-3},
+            _FAIR | {"model.posterior_spread": float(spread), "stage3.learning_rate": 4e-3},
         )
-        for told in ("0.05", "0.1", "0.4")
+        for spread in ("0.05", "0.1", "0.4")
     },
     # Table 6: what does alignment change, for lifting and for images? Real photographs go through the last row too.
     "table6": _ALIGNED_BY,

@@ -145,7 +145,7 @@ def _measured(number: str, folder: Path) -> list[tuple[str, str, str, str, str, 
             mean = paths[path]["frame_mean"]
             value = f"{mean['MPJPE']:.1f} / {mean['PA-MPJPE']:.1f}"
             log = "`unihpe_ref/assets/lifter.json`"
-            found.append((f"shipped lifter, told no error, {words}", "", value, "CMU, exact 2D", "`lifter`", log))
+            found.append((f"shipped lifter with `joint_noise=0`, {words}", "", value, "CMU, exact 2D", "`lifter`", log))
     for name in (FULL_SIZE, f"{FULL_SIZE}-preconditioned") if number == "4" else ():
         if (run := read_run(name)) is not None:
             mean = run["evaluation"]["paths"]["2D to 3D"]["frame_mean"]

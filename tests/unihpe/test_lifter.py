@@ -297,7 +297,7 @@ def test_it_is_as_good_as_its_card_says():
 
 def test_a_lifter_is_never_told_that_its_joints_are_exact() -> None:
     model, _ = load_model(weights.lifter_path())
-    expected = model.told(LEAST_NOISE).state_dict()
+    expected = model.with_joint_noise(LEAST_NOISE).state_dict()
     for name, value in load_lifter(joints_2d="annotated").model.state_dict().items():
         assert torch.equal(value, expected[name]), name
 

@@ -278,14 +278,14 @@ def test_the_level_of_the_joints_noise_is_told_exactly_where_it_is_asked_for(
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "transformer"])
-def test_a_model_told_its_noise_once_and_for_all_gives_the_same_numbers(encoder: str, poses: dict[str, Tensor]) -> None:
+def test_a_model_with_a_fixed_joint_noise_gives_the_same_numbers(encoder: str, poses: dict[str, Tensor]) -> None:
     model = UniHPE(POSES_ONLY.model.override(pose_encoder=encoder, decoder="mlp", encoder_noise_token=True)).eval()
-    told = model.told(0.012)
-    assert not told.config.encoder_noise_token
+    fixed = model.with_joint_noise(0.012)
+    assert not fixed.config.encoder_noise_token
     joint_noise = torch.full((5,), 0.012)
     expected = model.lift(poses["kp2d"], poses["box_info"], joint_noise=joint_noise)
-    assert_close(told.lift(poses["kp2d"], poses["box_info"]), expected)
-    assert told.told(0.5) is told  # has nowhere to take it
+    assert_close(fixed.lift(poses["kp2d"], poses["box_info"]), expected)
+    assert fixed.with_joint_noise(0.5) is fixed  # it has no input for it
 
 
 def test_the_mean_of_hypotheses_is_honest_and_the_best_one_looks_at_the_answer() -> None:

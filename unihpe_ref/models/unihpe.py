@@ -129,13 +129,15 @@ class UniHPE(nn.Module):
             return features
         return nn.functional.normalize(features, dim=-1, eps=_NORM_EPS)
 
-    def told(self, joint_noise: float) -> UniHPE:
+    def with_joint_noise(self, joint_noise: float) -> UniHPE:
         """The same model for 2D joints that always err by ``joint_noise`` (see :meth:`encode`).
 
         The noise level becomes part of the encoder's bias, so later calls need not pass it. Without
         ``encoder_noise_token`` this returns the model itself.
         """
-        joint_noise = check_number("told", "joint_noise", joint_noise, least=0, remedy="A share of the box, as 0.01.")
+        joint_noise = check_number(
+            "with_joint_noise", "joint_noise", joint_noise, least=0, remedy="Pass a share of the box, such as 0.01."
+        )
         if not self.config.encoder_noise_token:
             return self
         with torch.device("meta"):
