@@ -47,7 +47,7 @@ draws = {count: torch.stack([draw(count) for _ in range(40)]) for count in count
 
 
 def direction(**options):
-    """The gradient by the images, flattened."""
+    """The gradient with respect to the images, flattened."""
     x = x_img.clone().requires_grad_()
     mc.triplet_infonce(x, x_2d, x_3d, TAU, **options).backward()
     return x.grad.flatten()
