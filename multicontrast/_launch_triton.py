@@ -140,7 +140,7 @@ def _cause(kernel: Any, error: Exception) -> str:
 
 
 _REMEDIES = {
-    "C compiler": "Triton needs one for its launcher: install gcc or clang, or name one in the variable CC.",
+    "C compiler": "Triton needs a C compiler for its launcher: install gcc or clang, or name one in the variable CC.",
     "Python.h": "Triton's launcher needs Python's headers: install the package `python3-dev`.",
     "active drivers": "Triton finds no driver: install that of the GPU.",
     "gpu-name": "This Triton does not know the GPU: install a newer Triton, which comes with a newer torch.",

@@ -145,7 +145,7 @@ def sign_flipped_share(embeddings: Sequence[Tensor], *, normalize: bool = True) 
 
 
 def _leading_projector(gram: Tensor) -> Tensor:
-    """``u u'`` of the leading eigenvector of each ``(B, N, N)``; for N <= 8 the mean over the space of several."""
+    """``u u'`` of the leading eigenvector of each ``(B, N, N)``; of several, for N <= 8, the mean over their space."""
     if gram.shape[-1] <= 8:  # it is the derivative of the largest eigenvalue, which needs no LAPACK
         _, projector, *_ = EIGMAX(gram)
         return projector
@@ -301,7 +301,7 @@ def _read_match(match: Tensor | None, query: Tensor, gallery: Tensor) -> Tensor:
     if match is None:
         if len(query) != len(gallery):
             came = f"{len(query)} queries and {len(gallery)} gallery rows"
-            remedy = "Name the gallery row that each query should find in `match`."
+            remedy = "Pass the gallery row that each query should find as `match`."
             raise ValueError(three_beats("`retrieval_ranks` needs one gallery row per query", came, remedy))
         return torch.arange(len(query), device=query.device)
     check_whole("retrieval_ranks", "match", match)

@@ -419,7 +419,7 @@ def _check_detections(
     check_floating("keypoint_ap", "target", target)
     if pred.dim() != 3 or target.dim() != 3 or pred.shape[1:] != target.shape[1:] or pred.shape[-1] not in (2, 3):
         came = f"`pred` {tuple(pred.shape)} and `target` {tuple(target.shape)}"
-        remedy = "Flatten images and people into one axis, and name each one's image by the image indices."
+        remedy = "Flatten images and people into one axis; pass each one's image as `pred_image` and `target_image`."
         raise ValueError(three_beats("`keypoint_ap` needs `pred` (P, J, 2) and `target` (G, J, 2)", came, remedy))
     if (pred_image is None) != (target_image is None):
         remedy = "Pass both, or neither where all poses are in one image."

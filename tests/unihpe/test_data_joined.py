@@ -65,7 +65,7 @@ def test_rows_are_the_same_whoever_builds_them(joined):
 def test_what_does_not_fit_is_said(joined):
     with pytest.raises(ValueError, match="samples of a batch source by source; got an order"):
         joined.batch(torch.tensor([len(joined) - 1, 0]), generator())
-    with pytest.raises(ValueError, match="the same numbers for actions and subjects; got 2 ways in 2 sources"):
+    with pytest.raises(ValueError, match="the same numbers for actions and subjects; got 2 numberings in 2 sources"):
         JoinedSource([PoseSource(small_motion(seconds=1.0)), joined.sources[1]])
     with pytest.raises(ValueError, match="the samples 1 s apart"):
         joined.sampler(500, generator())

@@ -108,7 +108,7 @@ def find_poses(kind: str, files: list[Path], asked: Lift, detector: Detector | N
 
 
 def _pictures_beside(path: Path, names: Iterable[str]) -> dict[str, tuple[bytes, int, int]]:
-    """The pictures that a keypoint file names and that are in its folder, or in a subfolder of a usual name."""
+    """The pictures that a keypoint file names and that are in its folder, or in `images` in or beside that folder."""
     folder = path if path.is_dir() else path.parent
     places = [place for place in (folder, folder / "images", folder.parent / "images") if place.is_dir()]
     found = {}
@@ -476,7 +476,7 @@ def write_poses(paths: tuple[Path, ...], poses: PoseSet, console: Console) -> No
 class Lift:
     """Lift people in photographs, videos or keypoint files to 3D.
 
-    The lifters that come with the package need no training and no download; photographs and videos need the extra
+    The lifter that comes with the package needs no training and no download; photographs and videos need the extra
     `detect`. Describe the camera: give its intrinsics if they are known, else the size of the image.
     """
 
@@ -499,7 +499,7 @@ class Lift:
     fps: float = 30.0
     """frames per second of keypoint files that hold a video"""
     joints_2d: Literal["detected", "annotated"] = "detected"
-    """a detector's joints, off by 1 % of the person's size or more; or exact ones, which another lifter lifts better"""
+    """a detector's joints, off by 1 % of the person's size or more; or exact ones, if yours are exact"""
     flip: bool = True
     """average with the mirrored pose"""
     hypotheses: int = 1

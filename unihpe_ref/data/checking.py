@@ -320,7 +320,7 @@ def _check_projection(report: Report, sample: Recording) -> None:
     root = torch.where(unplaced[:, None], fitted_root(solid, pixels, cameras), root)
     behind = float((root[:, 2] <= 0).double().mean())
     if behind > 0.01:
-        report.problems.append(f"{behind:.0%} of the people stand behind the camera: is z forward, the camera right?")
+        report.problems.append(f"{behind:.0%} of the people stand behind the camera: is z forward, is it their camera?")
     joints = solid + root[:, None]
     side = torch.from_numpy(np.asarray(sample.box[:, 2])).double().nanmedian()
 

@@ -28,7 +28,7 @@ class JoinedSource:
         vocabularies = {(source.action_names, source.subject_names) for source in sources}
         if len(vocabularies) != 1:
             needed = "`JoinedSource` needs sources with the same numbers for actions and subjects"
-            came = f"{len(vocabularies)} ways in {len(sources)} sources"
+            came = f"{len(vocabularies)} numberings in {len(sources)} sources"
             raise ValueError(three_beats(needed, came, "Give each the union as `action_names` and `subject_names`."))
         self.sources = tuple(sources)
         self.action_names, self.subject_names = sources[0].action_names, sources[0].subject_names
