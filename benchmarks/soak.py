@@ -30,7 +30,7 @@ import multicontrast as mc
 
 SIMILARITIES = ("eigenvalue", "singular_value", "mean_cosine", "volume", "area", "multilinear")
 SCHEMES = ("permutation", "shared", "cyclic", "tied", "all")
-# The derivative of a square root is unbounded at 0. There a rounding error of the cosines changes it by its root.
+# The derivative of a square root is unbounded at 0. There a rounding error e of the cosines changes it by sqrt(e).
 ROOTS = ("volume", "area")
 
 

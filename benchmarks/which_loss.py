@@ -17,7 +17,7 @@ Before the plan, a pilot with another seed ran five worlds at one temperature ea
 Because of the pilot two modalities are matched by the best score instead of the trained one, and the volume and the
 eigenvalue with tied negatives are added to pairs, to separate the effects of the similarity and of the candidates.
 
-The order is by importance, so that a stopped study has complete tables: first six losses with fixed temperatures in
+The order is by importance, so that a stopped study has complete tables: the first six losses with fixed temperatures in
 every world, the six main worlds before those that vary one of them; then the other losses in the main worlds; then
 learned temperatures and the exact eigenvalue; then the rest.
 
@@ -141,12 +141,12 @@ def _eigenvalue(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 def _volume(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     a, b, c = _cosines(x, y, z)
-    return a * a + b * b + c * c - 2 * a * b * c  # decreases with the volume
+    return a * a + b * b + c * c - 2 * a * b * c  # falls as the volume grows
 
 
 def _area(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     d, e, f = (1 - cosine for cosine in _cosines(x, y, z))
-    return (d + e - f) ** 2 - 4 * d * e  # decreases with the area
+    return (d + e - f) ** 2 - 4 * d * e  # falls as the area grows
 
 
 def _multilinear(x: Tensor, y: Tensor, z: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ class DataConfig(Settings):
     flip: float = option(0.5, at_least=0)  # probability; augmentation as mmpose's for Human3.6M
     scale: float = option(0.25, at_least=0)  # the box grows or shrinks by up to this share
     rotation_degrees: float = option(30.0, at_least=0)  # about the optical axis, up to this much
-    joint_noise: float = option(0.0, at_least=0)  # error of 2D joints, up to this share of the box; not in the paper
+    joint_noise: float = option(0.0, at_least=0)  # 2D noise, deviation up to this share of the box; not in the paper
     bodies: float = option(0.0, at_least=0)  # probability that a sample gets other limb lengths; not in the paper
-    limb_degrees: float = option(0.0, at_least=0)  # limbs turn about their joints by up to this; not in the paper
+    limb_degrees: float = option(0.0, at_least=0)  # turns of limbs, deviation up to this; not in the paper
     min_gap_seconds: float = option(1.0, at_least=0)  # between two frames of one sequence in one batch
     min_distance: float = option(0.0, at_least=0)  # metres between two poses of one batch of a recording; 0: no limit
     subjects: int = option(7, at_least=3)  # generated bodies; the last two are the test split

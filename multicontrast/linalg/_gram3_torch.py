@@ -148,7 +148,7 @@ def _gradient(
     # 2 (a gamma + bc) = (a + b)(gamma + c) + (a - b)(gamma - c): near a double root each product has a small factor
     # that is an exact difference, where a gamma + bc would cancel. The rest of x follows: x = gamma + 2 e.
     # Where all magnitudes are equal and abc < 0, numerators and denominator are 0. There half the projector on the
-    # double eigenvalue's plane has entries of 1/3 with the cosines' signs.
+    # double eigenvalue's plane gives derivatives of 1/3 with the cosines' signs.
     multiple = denominator == 0
     rest = torch.where(multiple, 1, 4 * e)
     share = 1 / torch.where(multiple, 3 * gamma, denominator).clamp_min(torch.finfo(gamma.dtype).smallest_normal)

@@ -38,7 +38,7 @@ _TUNING = Tuning(
 
 @triton.jit
 def _angle(app, aqq, apq):
-    """``(t, cos, sin)`` of the rotation that makes ``apq`` zero; no rotation if all three are negligible."""
+    """``(t, cos, sin)`` of the rotation that makes ``apq`` zero; none if ``apq`` and ``aqq - app`` are negligible."""
     gap = aqq - app
     twice = 2 * apq
     divisor = tl.abs(gap) + tl.sqrt(gap * gap + twice * twice)

@@ -16,7 +16,7 @@ from multicontrast.linalg._operation import Operation, Results
 
 # Eigenvalues closer than this, in eps of the largest magnitude, count as equal, because rounding separates equal ones
 # by as much. For the largest alone the limit is lower: the mean of two projectors is a subgradient only to within half
-# the distance of their eigenvalues.
+# the distance between their eigenvalues.
 _TIE, _TIE_OF_LARGEST = 4.0, 2.0
 _BLOCK = 1 << 17  # entries at a time on a CPU: they stay in the cache
 

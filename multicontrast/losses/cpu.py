@@ -1,10 +1,10 @@
 r"""Means and sums on a CPU with closed-form gradients: each Gram block is overwritten by its own gradient.
 
 The forward pass takes one matmul for each pair of modalities. It then works on blocks of rows that stay in cache: read
-the candidates' cosines, compute similarity, derivative and softmax, and write the weighted derivative back. The
-backward pass takes two matmuls for each block, and one more Gram block for each pair of modalities without the
-anchor's. For few samples, where the cost is that of the calls, one operation computes all modalities and all pairs. For
-many samples this takes 0.5 to 0.8 of the reference's time (B = 180 to 2,048, D = 1,024; rows in
+the candidates' cosines, compute similarity, derivative and softmax, and write the weighted derivative back. Writing it
+back needs one more Gram block for each pair of modalities without the anchor's. The backward pass takes two matmuls for
+each block. For few samples, where the cost is that of the calls, one operation computes all modalities and all pairs.
+For many samples this takes 0.5 to 0.8 of the reference's time (B = 180 to 2,048, D = 1,024; rows in
 ``benchmarks/results/losses.csv``). The second derivative is the reference's.
 """
 

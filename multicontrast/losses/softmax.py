@@ -1,4 +1,4 @@
-r"""Masks, log-sums, cross-entropy and averages: turns logits into losses, with each equation written once.
+r"""Turns logits into losses by masks, log-sums, cross-entropy and averages, with each equation written once.
 
 With z the logits, :math:`z_i^+` that of the positive and sums over the C_i - 1 negatives of anchor i,
 
@@ -277,7 +277,7 @@ def describe_term(
 
 
 def _floor(number: Tensor, positive: Tensor, negative: Tensor, masks: Masks) -> Tensor:
-    """The loss of anchors with these logits, if all negatives have the same."""
+    """The loss of anchors with the logit ``positive`` and ``number`` negatives of the logit ``negative`` each."""
     log = number.clamp_min(1).to(positive.dtype).log()
     log_sum = torch.where(number > 0, log + negative, -torch.inf)
     hard = Hard(negative, log_sum, log) if masks.hardness > 0 else None

@@ -111,7 +111,7 @@ class Accumulator(Metric):
                 self._join(name, rows)
 
     def _totals(self, groups: int = 1) -> Tensor | None:
-        """``(groups, ...)``: the sums, or the sum over rows with different ids; None if there was no data."""
+        """``(groups, ...)``: the sums, or the sum over the rows, with each id once; None if there was no data."""
         ids, rows, labels = self._joined("ids"), self._joined("rows"), self._joined("row_groups")
         if ids is None or rows is None or labels is None:
             return self.sums if self.sums.dim() else None
@@ -200,7 +200,7 @@ class Accumulator(Metric):
         return super()._apply(moved, *args, **kwargs)
 
     def get_extra_state(self) -> Tensor:
-        """The metric's class and options, as a checkpoint stores them beside the states."""
+        """The number of updates, the class and the options, which a checkpoint stores beside the states."""
         return torch.tensor(list(f"{self._update_count} {self._signature()}".encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:

@@ -176,7 +176,7 @@ def _check_joints(operation: str, name: str, value: object) -> None:
 
 
 def read_sigmas(operation: str, name: str, value: Any) -> Tensor | list[float]:
-    """One deviation per joint. A tensor whose values cannot be read, on a GPU or in a graph, is returned unchecked."""
+    """One deviation per joint. The values of a tensor on a GPU or in a graph cannot be read and are not checked."""
     if isinstance(value, Tensor) and not can_read_values(value):
         check_floating(operation, name, value)
         return value

@@ -58,7 +58,7 @@ def _tile(columns: int, depth: int = 16, num_warps: int = 8, num_stages: int = 2
 
 
 _TILES = [_tile(64), _tile(64, 32), _tile(64, 32, 4), _tile(64, 32, 8, 3), _tile(128, 32)]
-_SCALAR = {"cuda:75": _tile(32, num_warps=4, num_stages=1)}  # its tensor cores multiply neither type
+_SCALAR = {"cuda:75": _tile(32, num_warps=4, num_stages=1)}  # its tensor cores have neither bfloat16 nor TF32
 _AMD = {"hip": _tile(64, num_warps=4), "hip:gfx1100": _tile(16)}
 _TILE_SUMS = Tuning(
     _tile(64), {"cuda:90": _tile(64, 32), "cuda:100": _tile(64, 32), "cuda:120": _tile(32), **_SCALAR}, _TILES
