@@ -100,10 +100,10 @@ def losses_table(rows: Sequence[Row]) -> str:
 BESIDE = {
     "three pairs as CLIP computes them": "three CLIP losses, two matmuls each",
     "three pairs": "three pairs",
-    "three pairs + triplet": "trimodal",
+    "three pairs + triplet, as drawn by default": "trimodal, cyclic",
     'three pairs + triplet, `negatives="shared"`': "trimodal, shared",
     "triplet alone, Algorithm 2 of the paper": "Algorithm 2, eigvalsh",
-    "triplet alone": "triplet",
+    "triplet alone, with an index": "triplet",
     "triplet alone, all triplets": "triplet, exact",
 }
 
