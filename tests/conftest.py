@@ -1,5 +1,6 @@
 """Settings for every test: one thread, repeatable property tests, no network."""
 
+import multiprocessing
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,3 +19,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("suite")
+
+# The tests that need processes of their own fork them from one server, which imports once what takes seconds.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "multicontrast", "unihpe_ref.applications.run", "hypothesis"])

@@ -52,7 +52,6 @@ class Pool:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["multicontrast", "tests.definitions", "tests.distributed.pool"])
         self._answers = context.Queue()
         self._tasks = [context.SimpleQueue() for _ in range(RANKS)]
         store = str(Path(self._folder.name) / "store")

@@ -57,7 +57,6 @@ def _rank(rank: int, store: str, place: str, answers: Any) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_a_rank_that_is_killed_ends_the_others_within_the_timeout(place: str) -> None:
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["multicontrast"])
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")

@@ -74,7 +74,8 @@ def emulated(**options: object) -> None:
 
 @functools.cache
 def _process(kind: str) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(kind,))
+    method = "spawn" if kind in ("interpreter", "gpu") else "forkserver"  # whose server has imported Triton
+    return ProcessPoolExecutor(1, multiprocessing.get_context(method), initializer=_prepare, initargs=(kind,))
 
 
 def _prepare(kind: str) -> None:

@@ -62,7 +62,6 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     ends = []
     # Of a server without threads: torch refuses a backward pass in a fork of a process with threads of autograd.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["unihpe_ref.applications.run"])
     for lines in (12, 25, None):  # of the log when the blow falls: anywhere between two checkpoints, or within one
         child = context.Process(target=train_in_a_process_of_its_own, args=(killed,))
         child.start()
