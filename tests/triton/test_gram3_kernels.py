@@ -133,7 +133,7 @@ def test_float64_meets_the_bars():
         _assert_bars(_errors(cosines, results, expected), rounded)
 
 
-@on(*EVERYWHERE)
+@on(*EVERYWHERE, slow=("sm_90", "sm_100"))
 def test_awkward_sizes_and_strides():
     from multicontrast.linalg import _gram3_triton as kernels
 

@@ -57,7 +57,7 @@ def _deterministically() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-@on(*EVERYWHERE, slow=("sm_100",))
+@on(*EVERYWHERE, slow=("sm_80", "sm_100"))
 def test_values_and_gradients_at_ragged_sizes():
     emulated(noise=1.0)
     with _in_tiles() as rows:
@@ -117,7 +117,7 @@ def test_strided_rows_and_rows_of_any_scale():
         torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 * float(one.detach().abs().max()))
 
 
-@on("sm_80", "sm_90", "gpu")
+@on("sm_80", "sm_90", "gpu", slow=("sm_90",))
 def test_high_precision_has_six_digits_and_highest_seven():
     _check(_embeddings(64, 64, 2), 0.05, _tiled(PAIRS[:1]), slack=4.0)
     _check(_embeddings(64, 64, 2), 0.05, _tiled(PAIRS[:1], tf32=True), slack=40.0)
@@ -132,7 +132,7 @@ def _run(xs: list[Tensor], tau: float, **options: object) -> tuple[Tensor, ...]:
     return loss.detach(), *torch.autograd.grad(loss, [*xs, t])
 
 
-@on("interpreter", "sm_80", "gpu")
+@on("interpreter", "sm_80", "gpu", slow=("sm_80",))
 def test_negligible_tiles_are_left_out_and_nothing_is_missed():
     """Clusters of a tile each, far apart at this temperature."""
     with _in_tiles() as rows:
@@ -166,7 +166,7 @@ def test_deterministic_algorithms_repeat_themselves_to_the_bit():
     assert all(torch.equal(one, other) for one, other in zip(*runs))
 
 
-@on("interpreter", "sm_80", "gpu")
+@on("interpreter", "sm_80", "gpu", slow=("sm_80",))
 def test_a_tiny_temperature():
     """At tau = 1e-8 a softmax has one entry: its gradient is that of the nearest, not a multiple of it."""
     xs = _embeddings(40, 16, 2)

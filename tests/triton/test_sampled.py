@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from executors import EVERYWHERE, device, emulated, on
+from executors import COMPILED, EVERYWHERE, device, emulated, on
 from torch import Tensor
 
 
@@ -79,7 +79,7 @@ def test_strided_blocks_and_index():
     _check((a.mT.contiguous().mT, padded[::2, ::2], c[:, :], wide[:, ::2, 0::2].flip(-1)), 0.1, deterministic=True)
 
 
-@on(*EVERYWHERE)
+@on(*EVERYWHERE, slow=("sm_90", "sm_100"))
 def test_a_list_or_shifts_stand_for_an_index():
     """For some anchors of a batch, strided and of 32 bits, against the index that they mean."""
     from multicontrast.losses.triton.sampled_triton import sampled_backward, sampled_forward
@@ -210,7 +210,7 @@ def test_no_rows():
     assert all(not grad.any() for grad in sampled_backward(a, b, c, index[:0], tau, loss, loss))
 
 
-@on("sm_80", "sm_90", "sm_100", "gpu")
+@on(*COMPILED, "gpu", slow=("sm_80", "sm_100"))
 def test_offsets_beyond_32_bits():
     """46,400 squared is past 2**31; the far corner of each block is all that is touched of its 8 GiB."""
     from multicontrast.losses.triton.sampled_triton import sampled_forward

@@ -89,7 +89,7 @@ def test_float64_meets_the_bars():
     _assert_bars(_errors(matrices, *eigh3(matrices.to(device())), _definition_in_40_digits(matrices)))
 
 
-@on(*EVERYWHERE)
+@on(*EVERYWHERE, slow=("sm_90", "sm_100"))
 def test_awkward_sizes_strides_and_the_lower_triangle():
     from multicontrast.linalg._symmetric3_triton import eigh3, eigvalsh3
 

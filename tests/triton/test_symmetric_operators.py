@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from executors import device, on
+from executors import device, kind, on
 from torch import Tensor
 
 import multicontrast  # noqa: F401, which registers the operators
@@ -41,7 +41,8 @@ def test_operators_pass_their_check(name):
 def test_operators_are_differentiable_twice(name):
     matrix = _matrices(name, 1)
     assert torch.autograd.gradcheck(lambda x: _spectral(name, x), (matrix,))
-    assert torch.autograd.gradgradcheck(lambda x: _spectral(name, x), (matrix,))
+    fast = kind() == "interpreter"  # in random directions instead of all
+    assert torch.autograd.gradgradcheck(lambda x: _spectral(name, x), (matrix,), fast_mode=fast)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -123,7 +123,7 @@ def ablate(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@every_or(3)
+@every_or(5)
 def test_ablate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     names = [name for name in ablation.PRESETS if name.startswith("table4-")]
     monkeypatch.setattr(ablation, "PRESETS", names[:2])
