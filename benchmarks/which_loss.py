@@ -290,8 +290,8 @@ def judge(encoders: nn.ModuleList, world: World, samples: Samples, score: str | 
     x, y, z = _embed(encoders, samples)
     gallery = _one_of_each(samples.code)
     right = samples.code[:, None] == samples.code[gallery]
-    one = [_recalls(query @ z[gallery].T, right) for query in (x, y)]
-    two = {name: _recalls(SCORES[name](x, y, z[gallery]), right) for name in ((score,) if score else SCORES)}
+    one = [recalls(query @ z[gallery].T, right) for query in (x, y)]
+    two = {name: recalls(SCORES[name](x, y, z[gallery]), right) for name in ((score,) if score else SCORES)}
     best = max(two, key=lambda name: two[name][0])
     couples = ((x, y), (x, z), (y, z))
     measured = {
@@ -318,7 +318,7 @@ def _embed(encoders: nn.ModuleList, samples: Samples) -> list[Tensor]:
     return [nn.functional.normalize(encode(view), dim=1) for encode, view in zip(encoders, views)]
 
 
-def _recalls(score: Tensor, right: Tensor) -> tuple[float, float]:
+def recalls(score: Tensor, right: Tensor) -> tuple[float, float]:
     """Recall at 1 and at 10; a tie is a miss."""
     best = score.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
     above = ((score >= best) & ~right).sum(1)

@@ -65,7 +65,7 @@ def _signs(bits: Tensor) -> Tensor:
     return 2.0 * bits - 1.0
 
 
-def _number(bits: Tensor) -> Tensor:
+def number(bits: Tensor) -> Tensor:
     """Rows of bits as numbers."""
     return (bits.long() * 2 ** torch.arange(bits.shape[1])).sum(1)
 
@@ -73,23 +73,23 @@ def _number(bits: Tensor) -> Tensor:
 def _redundancy(count: int, generator: torch.Generator) -> tuple[list[Tensor], Tensor, Tensor]:
     """All modalities show the same cause."""
     cause = torch.randn(count, 6, generator=generator)
-    return [cause, cause, cause], torch.arange(count), _number(cause[:, :3] > 0)
+    return [cause, cause, cause], torch.arange(count), number(cause[:, :3] > 0)
 
 
 def _uniqueness(count: int, generator: torch.Generator) -> tuple[list[Tensor], Tensor, Tensor]:
     """x shows one part of the cause, y the other, z both."""
     first, second = torch.randn(2, count, 3, generator=generator)
-    label = _number(torch.stack((first[:, 0] > 0, first[:, 1] > 0, second[:, 0] > 0), 1))
+    label = number(torch.stack((first[:, 0] > 0, first[:, 1] > 0, second[:, 0] > 0), 1))
     return [first, second, torch.cat((first, second), 1)], torch.arange(count), label
 
 
-def _synergy(count: int, generator: torch.Generator, shared: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
+def synergy(count: int, generator: torch.Generator, shared: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
     """z = x XOR y in four bits, of which ``shared`` are the same in all three instead."""
     x, y = torch.randint(2, (2, count, 4), generator=generator)
     y[:, :shared] = x[:, :shared]
     z = x ^ y
     z[:, :shared] = x[:, :shared]
-    return [_signs(x), _signs(y), _signs(z)], _number(z), _number(z)
+    return [_signs(x), _signs(y), _signs(z)], number(z), number(z)
 
 
 _Cause = Callable[[int, torch.Generator], tuple[list[Tensor], Tensor, Tensor]]
@@ -229,7 +229,7 @@ def _standardised(world: World) -> World:
 
 
 def _half_synergy(count: int, generator: torch.Generator) -> tuple[list[Tensor], Tensor, Tensor]:
-    return _synergy(count, generator, shared=2)
+    return synergy(count, generator, shared=2)
 
 
 # In the order in which they are run.
@@ -237,7 +237,7 @@ WORLDS = (
     Description(
         "redundancy", "all show the same six numbers, with a third as much noise", _synthetic(_redundancy, 0.3)
     ),
-    Description("synergy", "z = x XOR y in four bits", _synthetic(_synergy, 0.3)),
+    Description("synergy", "z = x XOR y in four bits", _synthetic(synergy, 0.3)),
     Description("body halves", "2D arms and trunk, 2D legs, 3D pose", _mocap(_halves)),
     Description("digits", "Fourier coefficients, profiles, pixels", _digits),
     Description("uniqueness", "x shows three numbers, y three others, z all six", _synthetic(_uniqueness, 0.3)),
@@ -245,8 +245,8 @@ WORLDS = (
     Description("synergy, half", "two bits XOR, two shared by all", _synthetic(_half_synergy, 0.3), main=False),
     Description("redundancy, noisy", "as much noise as signal", _synthetic(_redundancy, 1.0), main=False),
     Description("redundancy, missing", "half of the samples lack one", _synthetic(_redundancy, 0.3, 0.5), main=False),
-    Description("synergy, noisy", "as much noise as signal", _synthetic(_synergy, 1.0), main=False),
-    Description("synergy, missing", "half of the samples lack one", _synthetic(_synergy, 0.3, 0.5), main=False),
+    Description("synergy, noisy", "as much noise as signal", _synthetic(synergy, 1.0), main=False),
+    Description("synergy, missing", "half of the samples lack one", _synthetic(synergy, 0.3, 0.5), main=False),
 )
 
 

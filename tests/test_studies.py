@@ -152,13 +152,13 @@ def test_a_trial_is_trained_judged_and_written_once(monkeypatch, tmp_path):
 def test_equal_time_needs_the_rows_that_it_follows(tmp_path):
     trial = Trial("exact", "sampled-equal-time", 0)
     with pytest.raises(ValueError, match="needs the result of `sampled`"):
-        trials._equal_time_stretch(trial, tmp_path)
+        trials.equal_time_stretch(trial, tmp_path)
     for row, seconds in (("sampled", 40.0), ("exact", 60.0)):
         config = Trial("exact", row, 0).config.to_dict()
         del config["precision"]  # as if it were an option that came later
         made = {"stretch": 1.0, "config": config, "cpu_seconds": {"training": seconds}}
         (tmp_path / f"exact-{row}-0.json").write_text(json.dumps(made))
-    assert trials._equal_time_stretch(trial, tmp_path) == 1.5
+    assert trials.equal_time_stretch(trial, tmp_path) == 1.5
 
 
 def test_an_empty_table_has_rows_and_no_numbers(tmp_path):

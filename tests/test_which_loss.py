@@ -35,12 +35,12 @@ def test_a_world_is_complete_and_repeats_itself(description: which_loss_data.Des
 
 
 def test_no_pair_of_modalities_knows_anything_in_the_world_of_synergy() -> None:
-    shown, code, _ = which_loss_data._synergy(200_000, torch.Generator().manual_seed(0))
+    shown, code, _ = which_loss_data.synergy(200_000, torch.Generator().manual_seed(0))
     x, y, z = ((rows > 0).long() for rows in shown)
     assert torch.equal(x ^ y, z)
     assert code.max() == 15
     for a, b in ((x, y), (x, z), (y, z)):
-        counts = torch.bincount(16 * which_loss_data._number(a) + which_loss_data._number(b), minlength=256)
+        counts = torch.bincount(16 * which_loss_data.number(a) + which_loss_data.number(b), minlength=256)
         # 256 equally likely outcomes: chi squared has the mean 255 and the standard deviation 22.6
         assert ((counts - counts.float().mean()) ** 2 / counts.float().mean()).sum() < 255 + 5 * 22.6
 
@@ -65,8 +65,8 @@ def test_tied_both_ways_is_the_transposed_logits_too(similarity: str) -> None:
 
 def test_recall_counts_codes_and_a_tie_is_a_miss() -> None:
     right = torch.tensor([[True, False, False], [False, True, True]])
-    assert which_loss._recalls(torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]), right) == (1.0, 1.0)
-    assert which_loss._recalls(torch.tensor([[2.0, 2.0, 0.0], [4.0, 0.0, 3.0]]), right)[0] == 0.0
+    assert which_loss.recalls(torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]), right) == (1.0, 1.0)
+    assert which_loss.recalls(torch.tensor([[2.0, 2.0, 0.0], [4.0, 0.0, 3.0]]), right)[0] == 0.0
 
 
 def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys) -> None:

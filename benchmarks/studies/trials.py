@@ -106,7 +106,7 @@ def run_trial(trial: Trial, motion: Motion, recording: Path, photographs: Path |
     config = trial.config
     stretch = 1.0
     if trial.name.startswith(EQUAL_TIME):
-        stretch = _equal_time_stretch(trial, folder)
+        stretch = equal_time_stretch(trial, folder)
         config = _stretched(config, stretch)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
@@ -151,7 +151,7 @@ def run_trial(trial: Trial, motion: Motion, recording: Path, photographs: Path |
     return path
 
 
-def _equal_time_stretch(trial: Trial, folder: Path) -> float:
+def equal_time_stretch(trial: Trial, folder: Path) -> float:
     """The factor on the sampled loss's steps that fills the time of the exact one; both results must exist."""
     seconds = {}
     for row in ("sampled", "exact"):

@@ -133,7 +133,7 @@ def test_pixels_of_a_recording_move_by_as_much_as_the_joints_do(recording, optio
     indices = torch.arange(len(bare))
     before, after = bare.batch(indices, generator()), other.batch(indices, generator())
     assert not torch.allclose(before.joints_3d, after.joints_3d, atol=1e-3)
-    camera = recording.cameras[torch.from_numpy(recording.camera[other._rows])]
+    camera = recording.cameras[torch.from_numpy(recording.camera[other.rows])]
     moved = [camera.project(batch.joints_3d + batch.root[:, None]) for batch in (before, after)]
     assert_close(after.joints_2d - before.joints_2d, moved[1] - moved[0], atol=1e-2, rtol=1e-4)
 

@@ -98,7 +98,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch, fatal):
     """Killed at any piece: nothing can be opened, and the same call ends as if nothing had happened."""
     formats.write_coco(tmp_path / "coco")
     prepare(tmp_path / "coco", tmp_path / "whole", crops=True)
-    written, original = [], module._Pieces.put
+    written, original = [], module.Pieces.put
 
     def put(self, name, content):
         if len(written) == fatal:
@@ -107,14 +107,14 @@ def test_an_interrupted_conversion_goes_on(tmp_path, monkeypatch, fatal):
         original(self, name, content)
         written.append(name)
 
-    monkeypatch.setattr(module._Pieces, "put", put)
+    monkeypatch.setattr(module.Pieces, "put", put)
     try:
         prepare(tmp_path / "coco", tmp_path / "out", crops=True)
     except KeyboardInterrupt:
         with pytest.raises(FileNotFoundError, match=r"an unfinished one.*Run the same .* again"):
             open_prepared(tmp_path / "out")
     monkeypatch.setattr(
-        module._Pieces, "put", lambda self, name, content: (written.append(name), original(self, name, content))
+        module.Pieces, "put", lambda self, name, content: (written.append(name), original(self, name, content))
     )
     if not (tmp_path / "out" / MANIFEST).exists():
         prepare(tmp_path / "coco", tmp_path / "out", crops=True)

@@ -58,14 +58,14 @@ def ray_cast(joints: torch.Tensor, intrinsics: torch.Tensor, size: tuple[int, in
 
     Returns the depth at which the ray meets each capsule, (capsules, H, W) metres; infinity where it passes by.
     """
-    points, scale = renderer._landmarks(joints[None].double())
+    points, scale = renderer.landmarks(joints[None].double())
     height, width = size
     v, u = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
     rays = torch.stack([u, v, torch.ones_like(u)], -1) @ torch.linalg.inv(intrinsics.double()).T
     rays = torch.nn.functional.normalize(rays, dim=-1)
     depths = []
-    for start, end, r0, r1, _ in renderer._CAPSULES:
-        a, b = (points[0, renderer._POINTS.index(name)] for name in (start, end))
+    for start, end, r0, r1, _ in renderer.CAPSULES:
+        a, b = (points[0, renderer.POINTS.index(name)] for name in (start, end))
         nearest = torch.full(size, torch.inf).double()
         for share in torch.linspace(0, 1, 24 if start != end else 1).tolist():
             centre, radius = a + share * (b - a), scale[0] * (r0 + share * (r1 - r0))
@@ -92,9 +92,9 @@ def test_the_silhouette_is_that_of_a_ray_caster(seen):
 def test_what_is_in_front_is_drawn_in_front(seen, monkeypatch):
     """One capsule after the other is marked red; what shows must be what the ray caster meets first, to 3 cm."""
     joints, intrinsics = seen
-    count = len(renderer._CAPSULES)
-    names = tuple((*capsule[:4], str(index)) for index, capsule in enumerate(renderer._CAPSULES))
-    monkeypatch.setattr(renderer, "_CAPSULES", names)
+    count = len(renderer.CAPSULES)
+    names = tuple((*capsule[:4], str(index)) for index, capsule in enumerate(renderer.CAPSULES))
+    monkeypatch.setattr(renderer, "CAPSULES", names)
     ambient = torch.zeros(1, 3)  # no lamp: what is red shows at about half of its brightness, the rest is black
     for k in range(2, 20, 5):
         depth = ray_cast(joints[k], intrinsics[k], SIZE)
@@ -103,7 +103,7 @@ def test_what_is_in_front_is_drawn_in_front(seen, monkeypatch):
         for index in range(count):
             marked = {str(other): torch.tensor([[float(other == index), 0.0, 0.0]]) for other in range(count)}
             image = torch.zeros(1, 3, *SIZE)
-            renderer._paint(image, joints[k : k + 1], intrinsics[k : k + 1], marked, ambient)
+            renderer.paint(image, joints[k : k + 1], intrinsics[k : k + 1], marked, ambient)
             wrong |= (image[0, 0] > 0.23) & (depth[index] > nearest + 0.03)
         assert (wrong & body).sum() < 0.03 * body.sum()  # rims, where the flat drawing is a pixel wider
 

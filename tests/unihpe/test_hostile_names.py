@@ -77,7 +77,7 @@ def test_a_folder_of_any_name_can_be_written_and_named(name, tmp_path, capsys, m
     assert main(["evaluate", str(folder / "model.safetensors")]) == 2
     assert printable(str(folder)) in capsys.readouterr().err
     console = PlainConsole(file=io.StringIO(), width=300)
-    commands._say_where(console, folder, (commands.MODEL,))
+    commands.say_where(console, folder, (commands.MODEL,))
     assert printable(str(folder)) in console.file.getvalue()
 
 

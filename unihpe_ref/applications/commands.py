@@ -85,7 +85,7 @@ class Train:
             return
         console.print(results_table(done[1]))
         console.print(f"Done in {clock(time.monotonic() - started)}.")
-        _say_where(console, self.out, (POSES, EVALUATION, LOG, CONFIG, MODEL))
+        say_where(console, self.out, (POSES, EVALUATION, LOG, CONFIG, MODEL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class Evaluate:
             source = open_source(motion, config, images=model.image_encoder is not None).split(self.split)
             write_json(self.out / EVALUATION, evaluation.to_dict())
             save_pose_sheet(model, source, self.out / POSES, seed=config.seed)
-            _say_where(console, self.out, (EVALUATION, POSES))
+            say_where(console, self.out, (EVALUATION, POSES))
 
 
 def choose_device(name: str) -> torch.device:
@@ -245,7 +245,7 @@ def _describe_motion(config: RunConfig) -> str:
     return "generated motion" if config.motion is None else f"motion of {config.motion}"
 
 
-def _say_where(console: Console, folder: Path, names: tuple[str, ...]) -> None:
+def say_where(console: Console, folder: Path, names: tuple[str, ...]) -> None:
     words = {
         MODEL: "model",
         LOG: "log",

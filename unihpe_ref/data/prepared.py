@@ -112,7 +112,7 @@ def _prepare(
     key = hashlib.sha256(
         _json({"sources": hashes, "fps": fps, "crops": crops, "joints": dict(joints or {}), "format": FORMAT})
     ).hexdigest()
-    pieces = _Pieces(folder, key, archive, say)
+    pieces = Pieces(folder, key, archive, say)
     held = _write_recording(data, pieces, crops) if isinstance(data, Recording) else _write_motion(data, pieces)
     manifest = {"format": FORMAT, "key": key, "sources": sources, "fps": fps, **held, "pieces": pieces.done}
     pieces.remove_others()
@@ -190,7 +190,7 @@ def _fault(folder: Path, name: str, piece: dict[str, Any], verify: bool) -> str 
 # --- writing --------------------------------------------------------------------------------------------------
 
 
-class _Pieces:
+class Pieces:
     """The files of a folder: each is written once, recorded with its hash, and kept after an interruption."""
 
     def __init__(self, folder: Path, key: str, archive: str | None, say: Say) -> None:
@@ -239,14 +239,14 @@ class _Pieces:
             (self.folder / "pictures").rmdir()
 
 
-def _write_motion(motion: Motion, pieces: _Pieces) -> dict[str, Any]:
+def _write_motion(motion: Motion, pieces: Pieces) -> dict[str, Any]:
     pieces.array("joints", motion.joints.numpy())
     pieces.array("lengths", motion.starts.diff().numpy())
     table = {name: list(getattr(motion, name)) for name in ("subject", "action", "split", "name")}
     return {"kind": "motion", "tables": table | {"fps": motion.fps}, "notes": list(motion.notes)}
 
 
-def _write_recording(recording: Recording, pieces: _Pieces, crops: bool) -> dict[str, Any]:
+def _write_recording(recording: Recording, pieces: Pieces, crops: bool) -> dict[str, Any]:
     if crops:
         recording = _pack(recording, pieces)
     for name, array in row_fields(recording).items():
@@ -276,7 +276,7 @@ def crop_map(box: Array, margin: float = CROP_MARGIN, size: tuple[int, int] = CR
     return np.concatenate([scale * np.eye(2), (middle - scale * box[:2])[:, None]], 1)
 
 
-def _pack(recording: Recording, pieces: _Pieces) -> Recording:
+def _pack(recording: Recording, pieces: Pieces) -> Recording:
     """Cuts every person who has a picture out of it; the pack has a picture for each of these samples."""
     rows = np.flatnonzero((np.asarray(recording.picture) >= 0) & all_finite(recording.box, 1))
     if not len(rows):

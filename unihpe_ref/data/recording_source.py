@@ -94,7 +94,7 @@ class RecordingSource(FrameSource):
 
     def _choose(self, rows: np.ndarray) -> None:
         """Makes these rows of the recording the samples; its arrays are not copied, memory-mapped or not."""
-        self._rows = rows
+        self.rows = rows
         sequence, views, time = (
             torch.from_numpy(np.array(column[rows]))
             for column in (self.recording.sequence, self.recording.views, self.recording.frame)
@@ -117,7 +117,7 @@ class RecordingSource(FrameSource):
 
         Raises: ValueError if the split has no such samples.
         """
-        rows = self._rows[self.recording.splits[self._rows] == name]
+        rows = self.rows[self.recording.splits[self.rows] == name]
         if not len(rows):
             needed = f"`RecordingSource.split` needs complete samples of the split {name!r}"
             came = f"none, but {', '.join(sorted(set(self.recording.split)))}"
@@ -132,15 +132,15 @@ class RecordingSource(FrameSource):
         """The protocol's samples, or all."""
         if self.protocol is None:
             return super()._covered()
-        return torch.from_numpy(np.flatnonzero(np.isin(self._rows, self.protocol.select(self.recording))))
+        return torch.from_numpy(np.flatnonzero(np.isin(self.rows, self.protocol.select(self.recording))))
 
     def _poses(self) -> Tensor | None:
         looks = self.need_3d and self.min_distance > 0
-        return torch.from_numpy(np.array(self.recording.joints_3d[self._rows])) if looks else None
+        return torch.from_numpy(np.array(self.recording.joints_3d[self.rows])) if looks else None
 
     def _look(self, indices: Tensor, view: None, change: Change) -> Seen:
         """Applies one map to the pictures of samples, and to poses and cameras."""
-        rows = self._rows[indices.numpy()]
+        rows = self.rows[indices.numpy()]
         recording = self.recording
         joints, root, pixels = (
             torch.from_numpy(np.array(array[rows])) for array in (recording.joints_3d, recording.root, self._pixels)

@@ -25,13 +25,13 @@ _PIXELS_AT_ONCE = 1 << 19  # of pictures painted together: bounds the working me
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
 _IMAGE_STD = (0.229, 0.224, 0.225)
 
-# Where a capsule ends: a joint, or one of the points that _landmarks adds.
-_POINTS = (
+# Where a capsule ends: a joint, or one of the points that landmarks adds.
+POINTS = (
     *SKELETON.joint_names, "crown", "nape", "nose", "lchest", "rchest", "lwaist", "rwaist",
     "lhand", "rhand", "lheel", "rheel", "ltoe", "rtoe",
 )  # fmt: skip
 # From, to, radii in metres at both ends for a leg of 0.88 m, and which colour.
-_CAPSULES: tuple[tuple[str, str, float, float, str], ...] = (
+CAPSULES: tuple[tuple[str, str, float, float, str], ...] = (
     ("rhip", "lhip", 0.095, 0.095, "trousers"),
     ("pelvis", "spine", 0.106, 0.110, "shirt"),
     ("spine", "thorax", 0.110, 0.094, "shirt"),
@@ -57,10 +57,10 @@ _CAPSULES: tuple[tuple[str, str, float, float, str], ...] = (
         )
     ),
 )
-_START = [_POINTS.index(capsule[0]) for capsule in _CAPSULES]
+_START = [POINTS.index(capsule[0]) for capsule in CAPSULES]
 # The capsules of the trunk are shaded as parts of one broad surface.
-_ROUNDNESS = torch.tensor([0.35 if capsule[4] == "shirt" else 1.0 for capsule in _CAPSULES])
-_END = [_POINTS.index(capsule[1]) for capsule in _CAPSULES]
+_ROUNDNESS = torch.tensor([0.35 if capsule[4] == "shirt" else 1.0 for capsule in CAPSULES])
+_END = [POINTS.index(capsule[1]) for capsule in CAPSULES]
 
 
 def render_poses(
@@ -100,7 +100,7 @@ def render_poses(
     for first in range(0, count, step):
         some = slice(first, first + step)
         colours = {name: colour[some] for name, colour in palette.items()}
-        _paint(image[some], joints_cam[some].float(), intrinsics[some].float(), colours, light[some])
+        paint(image[some], joints_cam[some].float(), intrinsics[some].float(), colours, light[some])
     return normalise_image(image) if normalise else image
 
 
@@ -122,8 +122,8 @@ def _statistics(operation: str, image: Tensor) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def _landmarks(joints: Tensor) -> tuple[Tensor, Tensor]:
-    """The points that capsules end at, ``(B, len(_POINTS), 3)``, and the body's size ``(B,)``: 1 for 0.88 m of leg."""
+def landmarks(joints: Tensor) -> tuple[Tensor, Tensor]:
+    """The points that capsules end at, ``(B, len(POINTS), 3)``, and the body's size ``(B,)``: 1 for 0.88 m of leg."""
     at = dict(zip(SKELETON.joint_names, joints.unbind(1)))
     unit = torch.nn.functional.normalize
     legs = [at[f"{s}hip"] - at[f"{s}knee"] for s in "lr"] + [at[f"{s}knee"] - at[f"{s}ankle"] for s in "lr"]
@@ -146,14 +146,14 @@ def _landmarks(joints: Tensor) -> tuple[Tensor, Tensor]:
         forward = unit(torch.linalg.cross(leftward, shin), dim=-1)
         at[f"{side}heel"] = at[f"{side}ankle"] - scale * (0.038 * shin + 0.020 * forward)
         at[f"{side}toe"] = at[f"{side}ankle"] + scale * (0.160 * forward - 0.046 * shin)
-    return torch.stack([at[name] for name in _POINTS], 1), size
+    return torch.stack([at[name] for name in POINTS], 1), size
 
 
-def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str, Tensor], light: Tensor) -> None:
+def paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str, Tensor], light: Tensor) -> None:
     """Draws the people into ``image`` (B, 3, H, W), in place."""
     count, _, height, width = image.shape
-    points, size = _landmarks(joints)
-    radius = size[:, None, None] * joints.new_tensor([capsule[2:4] for capsule in _CAPSULES])  # (B, P, 2) metres
+    points, size = landmarks(joints)
+    radius = size[:, None, None] * joints.new_tensor([capsule[2:4] for capsule in CAPSULES])  # (B, P, 2) metres
     depth = torch.stack([points[:, _START, 2], points[:, _END, 2]], -1)  # (B, P, 2) metres
     pixels = points @ intrinsics.mT
     pixels = pixels[..., :2] / pixels[..., 2:]
@@ -191,14 +191,14 @@ def _paint(image: Tensor, joints: Tensor, intrinsics: Tensor, palette: dict[str,
 
     z0, z1, thick0, thick1 = _columns(torch.cat([depth, radius], -1), owner)
     near = z0 + t * (z1 - z0) - steep * (thick0 + t * (thick1 - thick0))
-    picture = torch.div(owner, len(_CAPSULES), rounding_mode="floor")
+    picture = torch.div(owner, len(CAPSULES), rounding_mode="floor")
     # Shading uses the roundness of each part; `facing` is the cosine to the line of sight.
-    facing = 1 - _ROUNDNESS.to(steep.device)[owner % len(_CAPSULES)] * (1 - steep)
+    facing = 1 - _ROUNDNESS.to(steep.device)[owner % len(CAPSULES)] * (1 - steep)
     tilt = (1 - facing.square()).clamp(min=0).sqrt() / distance.clamp(min=1e-6)
     lamp_x, lamp_y, lamp_z = _columns(light[:, None], picture)
     lit = (lamp_x * x + lamp_y * y) * tilt - lamp_z * facing
     shade = (0.46 + 0.12 * facing + 0.5 * lit.clamp(min=0)).clamp(max=1.15)
-    colours = torch.stack([palette[capsule[4]] for capsule in _CAPSULES], 1).flatten(0, 1)  # (B P, 3)
+    colours = torch.stack([palette[capsule[4]] for capsule in CAPSULES], 1).flatten(0, 1)  # (B P, 3)
 
     # The two nearest entries of each pixel; the sort key is the depth in units of 0.1 mm, then the entry's number.
     target = picture * (height * width) + row[inside] * width + column[inside]
