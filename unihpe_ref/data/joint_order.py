@@ -31,7 +31,7 @@ _APART = {1: 0.12, 5: 0.06}  # and better by this difference: for fewer than 5 p
 
 
 def implausibility(points: Array, layout: Layout) -> Array:
-    """The deviation of the poses' proportions from people's, a mean absolute log ratio: about 0.3 for a right order.
+    """The deviation of the poses' proportions from people's, a mean absolute log ratio: 0.1 to 0.3 for a right order.
 
     Args:
         points: ``(N, K, 2)`` in the order of ``layout``, NaN where missing.
