@@ -38,7 +38,7 @@ def save_model(model: UniHPE, config: RunConfig, path: Path, *, dtype: torch.dty
         "config": json.dumps(config.to_dict()),
         "sha256": _checksum(tensors),
     }
-    write_whole(path, save(tensors, metadata))
+    write_whole(path, _with_sorted_header(save(tensors, metadata)))
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[UniHPE, RunConfig]:
@@ -85,6 +85,14 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("sha256") != _checksum(tensors):
         raise unfit(f"`{path}` needs weights that match its checksum", "altered bytes", remedy)
     return tensors, metadata
+
+
+def _with_sorted_header(file: bytes) -> bytes:
+    """The same file with its header in one order: equal models then have equal files."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + file[8 + length :]
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import lzma
 import pickle
 import struct
 import tarfile
@@ -14,11 +13,16 @@ from contextlib import contextmanager
 
 from multicontrast._checks import three_beats
 
+try:
+    from lzma import LZMAError
+except ImportError:  # Python was built without it
+    LZMAError = EOFError  # type: ignore[assignment, misc]
+
 AGAIN = "Copy or download it again."
 # Errors that parsers raise for files of other kinds and for damaged ones.
 _ERRORS = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, ImportError, MemoryError,
-    RuntimeError, SyntaxError, lzma.LZMAError, pickle.UnpicklingError, struct.error, tarfile.TarError,
+    RuntimeError, SyntaxError, LZMAError, pickle.UnpicklingError, struct.error, tarfile.TarError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 

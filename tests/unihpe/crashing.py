@@ -82,9 +82,6 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.suffix == ".jsonl":
             records = [_record(line) for line in content.decode().splitlines()]
             found[name] = [record for record in records if record.get("event") != "resume"]
-        elif path.suffix == ".safetensors" and content:  # whose header is in random order
-            length = 8 + int.from_bytes(content[:8], "little")
-            found[name] = sorted(json.loads(content[8:length]).items()), content[length:]
         elif path.name == "environment.json" and content:
             of_now = ("date", "commit", "changed")  # a commit may be made meanwhile
             found[name] = {key: value for key, value in json.loads(content).items() if key not in of_now}

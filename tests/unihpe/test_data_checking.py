@@ -129,6 +129,7 @@ def test_pictures_that_are_not_there_or_have_another_size(tmp_path):
 def test_motion_is_judged_by_its_anatomy():
     motion = generate_motion(1, actions=("walk", "squat"), num_subjects=2, num_test_subjects=1, seconds=4)
     assert check(motion).problems == []
+    assert check(motion.select("train")).facts["sequences"] == "2 of 1 subject, 2 actions"
     turned = dataclasses.replace(motion, joints=motion.joints[..., [0, 2, 1]])  # y up, and mirrored by it
     found = words(check(turned))
     assert "z is not up" in found

@@ -144,6 +144,10 @@ def test_a_model_without_images_skips_stage_2():
 def test_a_checkpoint_comes_back_whole(tmp_path):
     model = model_of()
     save_model(model, SMALL, tmp_path / "model.safetensors")
+    first = (tmp_path / "model.safetensors").read_bytes()
+    for _ in range(8):  # the same bytes each time, though safetensors orders its metadata at random
+        save_model(model, SMALL, tmp_path / "model.safetensors")
+        assert (tmp_path / "model.safetensors").read_bytes() == first
     loaded, config = load_model(tmp_path / "model.safetensors")
     assert config == SMALL
     assert not changed(weights(model), weights(loaded))

@@ -168,7 +168,8 @@ def check_recording(recording: Recording) -> Report:
 
 
 def _of(data: Motion | Recording) -> str:
-    return f"{len(set(data.subject))} subjects, {len(set(data.action))} actions"
+    counts = {"subject": len(set(data.subject)), "action": len(set(data.action))}
+    return ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
 
 
 def _splits(sizes: Mapping[str, int]) -> str:
