@@ -157,12 +157,13 @@ def test_broadcast_transposed_and_scalar_inputs():
     a = (2 * torch.rand(5, 7, device=device()) - 1).mT
     b = (2 * torch.rand(7, 1, device=device()) - 1).expand(7, 5)
     c = torch.tensor(0.25, device=device()).expand(7, 5)
-    expected = kernels.eigmax_with_gradient(*(cosine.contiguous() for cosine in (a, b, c)))
-    for result, same in zip(kernels.eigmax_with_gradient(a, b, c), expected):
-        torch.testing.assert_close(result, same, rtol=0, atol=0)
-    scalar = kernels.eigmax_excess(a[2, 3], b[2, 3], c[2, 3])
-    assert scalar.shape == ()
-    torch.testing.assert_close(scalar, expected[0][2, 3], rtol=0, atol=0)
+    for cosines in ((a, b, c), (b, c, a), (c, a, b)):  # each of them with each kind of strides
+        expected = kernels.eigmax_with_gradient(*(cosine.contiguous() for cosine in cosines))
+        for result, same in zip(kernels.eigmax_with_gradient(*cosines), expected):
+            torch.testing.assert_close(result, same, rtol=0, atol=0)
+        scalar = kernels.eigmax_excess(*(cosine[2, 3] for cosine in cosines))
+        assert scalar.shape == ()
+        torch.testing.assert_close(scalar, expected[0][2, 3], rtol=0, atol=0)
 
 
 @on(*EVERYWHERE)

@@ -138,12 +138,13 @@ def test_negligible_tiles_are_left_out_and_nothing_is_missed():
     with _in_tiles() as rows:
         centres = torch.linalg.qr(torch.randn(8, 8))[0][:2].repeat_interleave(rows, 0)
         xs = [(centres + 0.03 * torch.randn(2 * rows, 8)).to(device()) for _ in range(2)]
-        found = _run(xs, 0.01)
-        with _deterministically():
-            whole = _run(xs, 0.01)
-        for result, expected in zip(found, whole):
-            scale = float(expected.abs().max())
-            torch.testing.assert_close(result, expected, rtol=0, atol=2e-6 * scale)
+        for tau in (0.12, 0.01):  # the other cluster's weights are e^-8 of the own, and e^-100
+            found = _run(xs, tau)
+            with _deterministically():
+                whole = _run(xs, tau)
+            for result, expected in zip(found, whole):
+                scale = float(expected.abs().max())
+                torch.testing.assert_close(result, expected, rtol=0, atol=2e-6 * scale)
         # What is left out is seen where too much is: every tile that has no positive.
         with _with(_NEGLIGIBLE=float("inf")):
             wrong = _run(xs, 0.5)
