@@ -6,6 +6,7 @@ in higher precision sees the very same numbers.
 ``COSINES``     ``(count, 3)``: the cosines of three unit vectors, or of no vectors at all: the algorithms do not mind
 ``SYMMETRIC3``  ``(count, 3, 3)``: general symmetric matrices
 ``GRAMS``       ``(count, N, N)``: symmetric matrices with a unit diagonal; functions of N
+``ROTATIONS``   singular values of matrices whose nearest rotation is sought
 """
 
 from __future__ import annotations
@@ -281,3 +282,17 @@ def gram_families(n: int, dtype: torch.dtype) -> dict[str, Family]:
         "simplex": constant((1 + 1 / (n - 1)) * eye - 1 / (n - 1)),
         "ones": constant(torch.ones(n, n, dtype=torch.float64)),
     }
+
+
+# Singular values, the last with the sign of the determinant; how far apart the best and the next best rotation are is
+# the sum of the last two.
+ROTATIONS = {
+    "apart": (3.0, 2.0, 1.0),
+    "reflection": (3.0, 2.0, -1.0),
+    "long": (1.0, 1e-2, 1e-3),
+    "two equal": (2.0, 2.0, 0.5),
+    "three equal": (1.0, 1.0, 1.0),
+    "nearly equal": (1.0, 1 - 1e-6, 1 - 2e-6),
+    "rank 2": (1.0, 0.3, 0.0),
+    "about to jump": (1.0, 0.5, -0.5 + 1e-3),
+}

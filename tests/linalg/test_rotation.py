@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from families import ROTATIONS
 from hypothesis import given
 from hypothesis import strategies as st
 from pose_definitions import mp
@@ -43,15 +44,7 @@ def with_singular_values(*values: float, count: int = 200, seed: int = 0) -> Ten
     return (turns(count, generator, len(values)) * sigma) @ turns(count, generator, len(values)).mT
 
 
-FAMILIES = {
-    "apart": (3.0, 2.0, 1.0),
-    "reflection": (3.0, 2.0, -1.0),
-    "long": (1.0, 1e-2, 1e-3),
-    "two equal": (2.0, 2.0, 0.5),
-    "three equal": (1.0, 1.0, 1.0),
-    "nearly equal": (1.0, 1 - 1e-6, 1 - 2e-6),
-    "rank 2": (1.0, 0.3, 0.0),
-    "about to jump": (1.0, 0.5, -0.5 + 1e-3),
+FAMILIES = ROTATIONS | {
     "plane": (1.0, 0.25),
     "plane, reflection": (1.0, -0.25),
 }

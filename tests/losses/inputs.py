@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from multicontrast.losses.api import run
 from multicontrast.losses.options import TrimodalOptions, check_options
@@ -92,3 +94,18 @@ def trimodal_of_range(
         generator=generator,
     )  # fmt: skip
     return run("test", plan, xs, xs[0].dtype)
+
+
+def assert_transforms_agree(loss: Callable[[Tensor], Tensor], stacked: Tensor) -> None:
+    """vmap over batches, grad, and forward mode agree with ordinary autograd."""
+    one_by_one = torch.stack([loss(xs) for xs in stacked])
+    torch.testing.assert_close(torch.func.vmap(loss)(stacked), one_by_one)
+    leaf = stacked[0].clone().requires_grad_()
+    expected = torch.autograd.grad(loss(leaf), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(loss)(stacked[0]), expected)
+    tangent = torch.randn_like(leaf)
+    _, slope = torch.func.jvp(loss, (stacked[0],), (tangent,))
+    torch.testing.assert_close(slope, (expected * tangent).sum())
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(stacked[0], tangent)
+        torch.testing.assert_close(forward_ad.unpack_dual(loss(dual)).tangent, slope)

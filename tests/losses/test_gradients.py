@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 
 import multicontrast as mc
 from multicontrast.losses import cpu
-from tests.losses.inputs import SCHEMES, SIMILARITIES, assert_same, embeddings
+from tests.losses.inputs import SCHEMES, SIMILARITIES, assert_same, assert_transforms_agree, embeddings
 
 
 def index(size: int, count: int = 3) -> torch.Tensor:
@@ -173,17 +172,7 @@ def test_transforms_of_torch_func():
     def loss(xs):
         return mc.trimodal_infonce(*xs.unbind(0), 0.2, negatives=chosen)
 
-    one_by_one = torch.stack([loss(xs) for xs in stacked])
-    torch.testing.assert_close(torch.func.vmap(loss)(stacked), one_by_one)
-    leaf = stacked[0].clone().requires_grad_()
-    expected = torch.autograd.grad(loss(leaf), leaf)[0]
-    torch.testing.assert_close(torch.func.grad(loss)(stacked[0]), expected)
-    tangent = torch.randn_like(leaf)
-    _, slope = torch.func.jvp(loss, (stacked[0],), (tangent,))
-    torch.testing.assert_close(slope, (expected * tangent).sum())
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(stacked[0], tangent)
-        torch.testing.assert_close(forward_ad.unpack_dual(loss(dual)).tangent, slope)
+    assert_transforms_agree(loss, stacked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

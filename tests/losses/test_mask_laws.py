@@ -21,6 +21,7 @@ from tests.losses.inputs import (
     SIZE,
     WEIGHT,
     assert_same,
+    assert_transforms_agree,
     embeddings,
     further,
     poisoned,
@@ -114,14 +115,7 @@ def test_transforms_of_torch_func(option):
     def loss(xs):
         return mc.trimodal_infonce(*xs.unbind(0), 0.2, negatives=index, similarity="area", **options)
 
-    one_by_one = torch.stack([loss(xs) for xs in stacked])
-    torch.testing.assert_close(torch.func.vmap(loss)(stacked), one_by_one)
-    leaf = stacked[0].clone().requires_grad_()
-    expected = torch.autograd.grad(loss(leaf), leaf)[0]
-    torch.testing.assert_close(torch.func.grad(loss)(stacked[0]), expected)
-    tangent = torch.randn_like(leaf)
-    _, slope = torch.func.jvp(loss, (stacked[0],), (tangent,))
-    torch.testing.assert_close(slope, (expected * tangent).sum())
+    assert_transforms_agree(loss, stacked)
     masks = torch.rand(3, SIZE, 3, generator=torch.Generator().manual_seed(0)) < 0.8
     rest = {name: value for name, value in options.items() if name != "present"}
 

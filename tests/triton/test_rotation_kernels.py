@@ -6,20 +6,8 @@ import mpmath
 import numpy as np
 import torch
 from executors import COMPILED, device, emulated, on
+from families import ROTATIONS
 from torch import Tensor
-
-# Singular values, the last with the sign of the determinant; how far apart the best and the next best rotation are is
-# the sum of the last two.
-FAMILIES = {
-    "apart": (3.0, 2.0, 1.0),
-    "reflection": (3.0, 2.0, -1.0),
-    "long": (1.0, 1e-2, 1e-3),
-    "two equal": (2.0, 2.0, 0.5),
-    "three equal": (1.0, 1.0, 1.0),
-    "nearly equal": (1.0, 1 - 1e-6, 1 - 2e-6),
-    "rank 2": (1.0, 0.3, 0.0),
-    "about to jump": (1.0, 0.5, -0.5 + 1e-3),
-}
 
 
 def _turns(count: int) -> np.ndarray:
@@ -81,7 +69,7 @@ def _check(dtype: torch.dtype, count: int, allow_reflection: bool) -> None:
     from multicontrast.linalg._rotation_triton import rotation3, rotation3_backward
 
     # With reflections allowed a matrix of rank 2 has two nearest.
-    families = [values for values in FAMILIES.values() if values[2] != 0 or not allow_reflection]
+    families = [values for values in ROTATIONS.values() if values[2] != 0 or not allow_reflection]
     matrix = torch.cat([_family(values, count, dtype) for values in families], -1)
     gaps = np.repeat([values[1] + (abs(values[2]) if allow_reflection else values[2]) for values in families], count)
     # The matrix itself is rounded, which alone turns the rotation by an eps of this ratio.
