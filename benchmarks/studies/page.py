@@ -435,7 +435,7 @@ def _exact(folder: Path) -> str:
     head += ["img-3D", "steps", "CPU s"]
     return (
         "## Does the exact denominator train better?\n\nThe paper does not ask this. We train stage 2 with batches of "
-        "64 and measure retrieval among held-out frames. A step takes 0.19 s with the sampled and 0.21 s with the "
+        "64 and measure retrieval among held-out frames. A step takes 0.19 s with the sampled and 0.17 s with the "
         "exact loss, nearly all of it in the image encoder, so equal steps take nearly equal time. Processor time "
         "varies by a quarter between runs because other work ran beside them, and so do the steps of the last row, "
         f"which are computed from it.\n\n{_markdown(head, lines)}"
