@@ -65,8 +65,8 @@ def pa_mpjpe(
         allow_reflection: let the alignment mirror the pose.
         root: accepted so that all pose errors have the same arguments; alignment undoes any translation.
     Returns: as for `mpjpe`; NaN in a pose stays in that pose. Error at most 16 eps x size x (1 + condition), where size
-        is the target's extent and the condition that of the alignment. The page on accuracy names the one exception,
-        two nearly straight poses, whose condition is that of the 3x3 covariance. The gradient is finite everywhere.
+        is the target's extent and the condition that of the alignment. Two nearly straight poses are the one exception:
+        their condition is that of the 3x3 covariance. The gradient is finite everywhere.
     Raises: as for `mpjpe`.
 
     >>> target = torch.rand(4, 17, 3)
