@@ -211,7 +211,8 @@ def _evaluate(matrix: Tensor, solver: Solver) -> Results:
 
 
 def _lapack(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """For N > 3 on a CPU: up to 24 times as fast as Jacobi in plain PyTorch, or half as fast (N = 4, large batches).
+    """For N > 3 on a CPU. For N = 4 it is a hundred times as fast as Jacobi in plain PyTorch for four matrices, and
+    half as fast for 10,000.
 
     It would raise for NaN and infinity.
     """
