@@ -24,6 +24,7 @@ import math
 import random
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -323,14 +324,18 @@ class Fall(NamedTuple):
 
 
 def falls(function: Callable[..., Any], arguments: dict[str, Any], thorough: bool = True) -> Iterator[Fall]:
-    """Tries every odd value in every argument of a valid call."""
+    """Tries odd values in every argument of a valid call: all of them if ``thorough``, else every second one.
+
+    Which half an argument gets depends on the function, so that all values are tried in each kind of argument.
+    """
     parameters = inspect.signature(function).parameters
     valid = call(function, arguments)
     if not agree(valid, call(function, arguments)):
         yield Fall("differs", "", "the same call again", "")
-    for name, base in arguments.items():
+    for number, (name, base) in enumerate(arguments.items(), zlib.crc32(repr(list(arguments)).encode())):
         parameter = parameters.get(name) or inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
-        for label, value in odd_for(base, thorough).items():
+        odd = list(odd_for(base, thorough).items())
+        for label, value in odd if thorough else odd[number % 2 :: 2]:
             given = functools.partial(call, function)
             try:
                 result = given(arguments | {name: value})

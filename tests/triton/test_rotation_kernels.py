@@ -104,7 +104,7 @@ def test_float64():
     _check(torch.float64, 8, False)
 
 
-@on("interpreter", "sm_80", "gpu")
+@on("interpreter", "sm_80", "gpu", slow=("sm_80",))
 def test_awkward_sizes_and_strides():
     from multicontrast.linalg._rotation_triton import rotation3, rotation3_backward
 
@@ -133,7 +133,7 @@ def _degenerate(dtype: torch.dtype) -> Tensor:
     return torch.cat((*turned, special.permute(1, 2, 0)), -1)
 
 
-@on("interpreter", "sm_80", "sm_100", "gpu", slow=("sm_100",))
+@on("interpreter", "sm_80", "sm_100", "gpu", slow=("sm_80", "sm_100"))
 def test_degenerate_matrices_give_a_rotation_that_is_a_maximum_and_a_finite_gradient():
     from multicontrast.linalg._rotation_triton import rotation3, rotation3_backward
 
@@ -155,7 +155,7 @@ def test_degenerate_matrices_give_a_rotation_that_is_a_maximum_and_a_finite_grad
         assert (slope.abs().amax((0, 1)) * largest).max() <= 50 / eps**0.5
 
 
-@on("interpreter", *COMPILED, "gpu", slow=("sm_90", "sm_100"))
+@on("interpreter", *COMPILED, "gpu", slow=COMPILED)
 def test_nan_and_infinity_poison_their_matrix_and_no_other():
     from multicontrast.linalg._rotation_triton import rotation3, rotation3_backward
 
