@@ -5,7 +5,7 @@ number of sweeps is a constant of N and of the type. Derivation, sweeps and erro
 ``docs/math/symmetric-eigenproblems.md``.
 
 The work is done with the batch in the last axis, so that each operation has contiguous rows. No branch depends on a
-value. This is for devices other than the CPU where there is no Triton, and for N = 2; LAPACK is faster on a CPU.
+value. This is for devices other than the CPU where there is no Triton, and for N = 2.
 """
 
 from __future__ import annotations

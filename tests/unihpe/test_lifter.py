@@ -79,6 +79,14 @@ def test_the_size_of_a_pixel_does_not_matter(lifter, seen, power):
     torch.testing.assert_close(here.reprojection_px, there.reprojection_px * 2.0**power)
 
 
+@pytest.mark.parametrize(("distance", "clamped"), [(1.2, True), (1.9, False), (5.0, False), (9.0, False), (60.0, True)])
+def test_people_nearer_or_further_than_in_training_are_marked(lifter, seen, distance, clamped):
+    upright = seen.joints_3d[:1] + torch.tensor([0.0, 0.0, distance])
+    focal, principal = torch.full((1, 2), 1000.0), torch.full((1, 2), 500.0)
+    matrix = torch.tensor([[1000.0, 0, 500], [0, 1000, 500], [0, 0, 1]])
+    assert lifter.lift(project(upright, focal, principal), intrinsics=matrix[None]).clamped.tolist() == [clamped]
+
+
 def test_poses_do_not_see_each_other(lifter, seen):
     matrix = intrinsics_of(seen)
     together = lifter.lift(seen.joints_2d, intrinsics=matrix).joints_3d
