@@ -22,7 +22,7 @@ from multicontrast._checks import three_beats
 from unihpe_ref.data import SKELETON, generate_motion, look_at
 from unihpe_ref.data.boxes import ASPECT, INFORMATION_MEAN, INFORMATION_STD, PADDING
 from unihpe_ref.files import write_whole
-from unihpe_ref.lifter import BOX_LIMIT, Lifter, load_lifter
+from unihpe_ref.lifter import BOX_RANGE, Lifter, load_lifter
 from unihpe_ref.models import UniHPE
 from unihpe_ref.models.decoders import MLPDecoder
 from unihpe_ref.models.residual_mlp import PoseMLP, ResidualBlock
@@ -75,7 +75,7 @@ def export_browser(lifter: Lifter, path: Path, *, poses: dict[str, Tensor], came
             "aspect": ASPECT,
             "mean": INFORMATION_MEAN,
             "std": INFORMATION_STD,
-            "limit": BOX_LIMIT[lifter.config.data.cameras],
+            "range": BOX_RANGE[lifter.config.data.cameras],
         },
         "facing": lifter.config.data.view == "box",
         "camera": asdict(camera),

@@ -35,9 +35,9 @@ const Lift = (() => {
 
   // Where the box stands and how large it is, as angles, standardised, and no further out than training went.
   function boxInformation([x, y, side]) {
-    const { focal, size } = lifter.camera, centre = size / 2, { mean, std, limit } = lifter.box;
+    const { focal, size } = lifter.camera, centre = size / 2, { mean, std, range } = lifter.box;
     const raw = [(x - centre) / focal, (y - centre) / focal, side / focal];
-    return raw.map((value, i) => Math.max(-limit, Math.min(limit, (value - mean[i]) / std[i])));
+    return raw.map((value, i) => Math.max(range[0], Math.min(range[1], (value - mean[i]) / std[i])));
   }
 
   const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
