@@ -20,5 +20,5 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-# The tests that need processes of their own fork them from one server, which imports once what takes seconds.
+# Tests that need processes of their own fork them from one server, which has imported the slow modules.
 multiprocessing.set_forkserver_preload(["torch._dynamo", "multicontrast", "unihpe_ref.applications.run", "hypothesis"])

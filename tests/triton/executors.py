@@ -74,7 +74,8 @@ def emulated(**options: object) -> None:
 
 @functools.cache
 def _process(kind: str) -> ProcessPoolExecutor:
-    method = "spawn" if kind in ("interpreter", "gpu") else "forkserver"  # whose server has imported Triton
+    # Triton reads at import whether to interpret kernels, and the fork server has imported it.
+    method = "spawn" if kind in ("interpreter", "gpu") else "forkserver"
     return ProcessPoolExecutor(1, multiprocessing.get_context(method), initializer=_prepare, initargs=(kind,))
 
 

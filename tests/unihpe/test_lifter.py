@@ -18,9 +18,10 @@ from unihpe_ref.applications.poses import read_poses
 from unihpe_ref.checkpoint import load_model, save_model
 from unihpe_ref.data import JOINT_NOISE, PoseSource, project, read_mocap
 from unihpe_ref.flipping import lift_flipped
-from unihpe_ref.lifter import LEAST_NOISE, load_lifter, place
+from unihpe_ref.lifter import BOX_RANGE, LEAST_NOISE, load_lifter, place
 from unihpe_ref.models import UniHPE
 from unihpe_ref.runs import evaluate_model
+from unihpe_ref.runs.assembly import open_training_source
 
 RECORDING = Path(__file__).resolve().parents[3] / "shared" / "data" / "cmu17_60hz.npz"
 needs_whole = pytest.mark.skipif(not (weights.ASSETS / weights.WHOLE).exists(), reason="in a checkout alone")
@@ -79,12 +80,26 @@ def test_the_size_of_a_pixel_does_not_matter(lifter, seen, power):
     torch.testing.assert_close(here.reprojection_px, there.reprojection_px * 2.0**power)
 
 
-@pytest.mark.parametrize(("distance", "clamped"), [(1.2, True), (1.9, False), (5.0, False), (9.0, False), (60.0, True)])
+@pytest.mark.parametrize(
+    ("distance", "clamped"), [(1.2, True), (1.6, True), (1.9, False), (9.0, False), (17.0, False), (20.0, True)]
+)
 def test_people_nearer_or_further_than_in_training_are_marked(lifter, seen, distance, clamped):
     upright = seen.joints_3d[:1] + torch.tensor([0.0, 0.0, distance])
     focal, principal = torch.full((1, 2), 1000.0), torch.full((1, 2), 500.0)
     matrix = torch.tensor([[1000.0, 0, 500], [0, 1000, 500], [0, 0, 1]])
     assert lifter.lift(project(upright, focal, principal), intrinsics=matrix[None]).clamped.tolist() == [clamped]
+
+
+@pytest.mark.skipif(not RECORDING.exists(), reason="the recording is not beside this checkout")
+def test_nearly_all_of_the_training_is_within_the_range(lifter):
+    source = open_training_source(read_mocap(RECORDING), lifter.config, images=False)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(len(source), (1024,), generator=generator) for _ in range(6)]
+    information = torch.cat([source.batch(some, generator).box_info() for some in rows])
+    low, high = BOX_RANGE["varied"]
+    assert ((information < low) | (information > high)).any(-1).double().mean() < 1e-3
+    assert information.min() < low + 0.5
+    assert information.max() > high - 3
 
 
 def test_poses_do_not_see_each_other(lifter, seen):

@@ -1,4 +1,4 @@
-"""A placeholder for a part that a model lacks."""
+"""The module in the place of a part that a model lacks."""
 
 from __future__ import annotations
 
